@@ -1,0 +1,58 @@
+"""The clock of a pipeline: which step, which noise level, which guidance branch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from diffusers.hooks.hooks import CacheContext
+from torch import Tensor
+
+
+class Clock:
+    """One per pipeline, shared by all its transformers.
+
+    It believes the pipeline's own ``cache_context`` first. Where a pipeline tells nothing, the
+    noise level is read from the timestep argument, which waits for the device once per forward.
+
+    Args:
+        train_timesteps: The timestep of pure noise.
+        on_start: Called when a generation begins: noise has risen, or the last one has finished.
+
+    Attributes:
+        step: Denoising step, from 0; -1 before the first.
+        sigma: Noise level in [0, 1], None between generations.
+        branch: Guidance branch.
+        context: What the pipeline last said of itself.
+    """
+
+    def __init__(self, train_timesteps: int, on_start: Callable[[], None]) -> None:
+        self._train_timesteps = train_timesteps
+        self._on_start = on_start
+        self.context: CacheContext | None = None
+        self.finish()
+
+    def begin(self, timestep: Tensor | None) -> None:
+        """A transformer starts a forward call."""
+        sigma = self._read_sigma(timestep)
+        if self.sigma is None or (sigma is not None and sigma > self.sigma):
+            self.step, self._calls = 0, 0
+            self._on_start()
+        elif sigma != self.sigma:
+            self.step, self._calls = self.step + 1, 0
+        else:
+            self._calls += 1
+        self.sigma = sigma
+        if self.context is not None and self.context.step_index is not None:
+            self.step = self.context.step_index
+        self.branch = self.context.name if self.context is not None else f"call{self._calls}"
+
+    def finish(self) -> None:
+        """The generation is over."""
+        self.step, self.sigma, self.branch, self._calls = -1, None, "", 0
+
+    def _read_sigma(self, timestep: Tensor | None) -> float | None:
+        if self.context is not None and self.context.sigma is not None:
+            return float(self.context.sigma)
+        if timestep is None:
+            return None
+        return float(timestep.max()) / self._train_timesteps

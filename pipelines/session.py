@@ -1,0 +1,240 @@
+"""A session: sparse attention attached to a pipeline, and everything needed to detach it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks.hooks import BaseState, CacheContext, StateManager
+from torch import Tensor, nn
+
+from vidsparse.engine import Call, Dense, SparseAttention
+from vidsparse.errors import BadInputError
+from vidsparse.grid import TokenGrid
+from vidsparse.pipelines import taps
+from vidsparse.pipelines.clock import Clock
+from vidsparse.pipelines.models import Model, find_model
+from vidsparse.presets import Preset
+from vidsparse.stats import Stats
+
+TRANSFORMERS = ("transformer", "transformer_2")
+_PROBE = "_vidsparse_probe"
+
+
+class Session:
+    """Active from the moment it is made until ``remove()``; weights are never touched.
+
+    Use ``vidsparse.sparsify``, which takes presets by name.
+
+    Args:
+        target: A diffusers pipeline or one of its transformers.
+        preset: What to compute, and when.
+        strict: Raise where a call would fall back to dense.
+        engine: Kernel engine.
+
+    Raises:
+        BadInputError: When there is no transformer, an unknown one, or one that already has a
+            session. Nothing is patched then.
+    """
+
+    def __init__(
+        self, target: Any, preset: Preset, *, strict: bool = False, engine: str = "auto"
+    ) -> None:
+        transformers = find_transformers(target)
+        models = {name: find_model(module) for name, module in transformers.items()}
+        self.preset = preset
+        self._attention = SparseAttention(preset, engine=engine, strict=strict)
+        self._clock = Clock(_train_timesteps(target), self._attention.stats.start_generation)
+        self._undo: list[Callable[[], None]] = []
+        try:
+            for name, module in transformers.items():
+                self._attach(name, module, models[name])
+        except BaseException:
+            self.remove()
+            raise
+
+    @property
+    def stats(self) -> Stats:
+        """Density per step, layer and head, time and fallbacks; of the latest generation."""
+        return self._attention.stats
+
+    @property
+    def active(self) -> bool:
+        return bool(self._undo)
+
+    def summary(self) -> str:
+        """A few lines on what the session did."""
+        return f"{self.preset.name}: {self.stats.summary()}"
+
+    def remove(self) -> None:
+        """Restore the pipeline; does nothing the second time."""
+        taps.current.layer = None
+        while self._undo:
+            self._undo.pop()()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.remove()
+
+    def _attach(self, name: str, transformer: nn.Module, model: Model) -> None:
+        layers = [
+            module
+            for path, module in transformer.named_modules()
+            if re.fullmatch(model.self_attention, path)
+        ]
+        call_sites = {type(module.processor).__module__ for module in layers}
+        if not layers or not all(map(taps.can_tap, call_sites)):
+            raise BadInputError(
+                f"the {type(transformer).__name__} of this diffusers release keeps its "
+                f"self-attention elsewhere (looked for {model.self_attention} calling "
+                "dispatch_attention_fn): install diffusers 0.42, or report the release you use"
+            )
+        for site in call_sites:
+            taps.tap(site)
+            self._undo.append(lambda site=site: taps.untap(site))
+        forward = _Forward(name, transformer, model, self._clock)
+        for index, module in enumerate(layers):
+            self._attach_layer(module, _Layer(index, forward, self._attention))
+        hook = transformer.register_forward_pre_hook(forward.before, with_kwargs=True)
+        self._undo.append(hook.remove)
+        self._undo.append(_attach_probe(transformer, self._clock))
+
+    def _attach_layer(self, module: nn.Module, layer: _Layer) -> None:
+        def enter(module: nn.Module, args: Any) -> None:
+            taps.current.layer = layer
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            taps.current.layer = None
+
+        self._undo.append(module.register_forward_pre_hook(enter).remove)
+        self._undo.append(module.register_forward_hook(leave).remove)
+
+
+def find_transformers(target: Any) -> Mapping[str, nn.Module]:
+    """The transformers of a pipeline, or the one that was passed, free of any session.
+
+    Raises:
+        BadInputError: When there is none, or one already has a session.
+    """
+    if isinstance(target, nn.Module):
+        found = {"transformer": target}
+    else:
+        components = getattr(target, "components", {})
+        found = {name: components[name] for name in TRANSFORMERS if components.get(name)}
+    found = {name: getattr(module, "_orig_mod", module) for name, module in found.items()}
+    if not found:
+        raise BadInputError(
+            f"{type(target).__name__} has no transformer: pass a diffusers pipeline or its "
+            "transformer"
+        )
+    if any(hasattr(module, _PROBE) for module in found.values()):
+        raise BadInputError(
+            "this pipeline already has a vidsparse session: remove() it first, or leave its "
+            "with block"
+        )
+    return found
+
+
+def _train_timesteps(target: Any) -> int:
+    config = getattr(getattr(target, "scheduler", None), "config", {})
+    return config.get("num_train_timesteps", 1000)
+
+
+class _Forward:
+    """One transformer's forward call: publishes its token grid and moves the clock."""
+
+    def __init__(self, name: str, transformer: nn.Module, model: Model, clock: Clock) -> None:
+        self.name = name
+        self.clock = clock
+        self.grid: TokenGrid | None = None
+        self._model = model
+        self._signature = inspect.signature(type(transformer).forward)
+
+    def before(self, transformer: nn.Module, args: Any, kwargs: Any) -> None:
+        taps.current.layer = None  # an exception inside a layer may have left one
+        arguments = self._signature.bind_partial(transformer, *args, **kwargs).arguments
+        self.clock.begin(arguments.get(self._model.timestep))
+        self.grid = self._model.grid(transformer.config, arguments)
+
+
+class _Layer:
+    """One self-attention layer: says where a call stands and hands it to the engine."""
+
+    def __init__(self, index: int, forward: _Forward, attention: SparseAttention) -> None:
+        self._index = index
+        self._forward = forward
+        self._attention = attention
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float | None,
+        unsupported: str | None,
+        dense: Dense,
+    ) -> Tensor:
+        clock = self._forward.clock
+        call = Call(
+            grid=self._forward.grid,
+            layer=self._index,
+            step=clock.step,
+            sigma=clock.sigma,
+            branch=clock.branch,
+            expert=self._forward.name,
+            unsupported=unsupported,
+            scale=scale,
+        )
+        return self._attention(q, k, v, call, dense)
+
+
+class _Probe(ModelHook):
+    """Hears what the pipeline tells its caches: branch, step, noise level, end of a generation."""
+
+    _is_stateful = True
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self._clock = clock
+        self.listener = _Listener(clock)  # diffusers finds it among the hook's attributes
+
+    def reset_state(self, module: nn.Module) -> nn.Module:
+        self._clock.finish()
+        return module
+
+
+class _Listener(StateManager):
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(BaseState)
+        self._clock = clock
+
+    def set_context(self, context: CacheContext | None) -> None:
+        super().set_context(context)
+        self._clock.context = context
+
+
+def _attach_probe(transformer: nn.Module, clock: Clock) -> Callable[[], None]:
+    """Hang the probe on an empty child module, out of every forward chain.
+
+    On the transformer itself a ``ModelHook`` is lost when accelerate re-installs its offload hooks
+    after a generation. An empty module has no parameters: state_dict and save_pretrained are as
+    before.
+    """
+    probe = torch.nn.Module()
+    HookRegistry.check_if_exists_or_initialize(probe).register_hook(_Probe(clock), "vidsparse")
+    setattr(transformer, _PROBE, probe)
+    registry = HookRegistry.check_if_exists_or_initialize(transformer)
+    registry.invalidate_child_registries_cache()
+
+    def detach() -> None:
+        delattr(transformer, _PROBE)
+        registry.invalidate_child_registries_cache()
+
+    return detach

@@ -1,0 +1,150 @@
+"""Radial Attention: attention energy decays with distance in time and space (arXiv 2506.19852).
+
+For two frames ``d`` apart, of ``n`` tokens each, with ``L = 2**bit_length(n) / 2**bit_length(d)``:
+
+    d <= 1, or the key frame is frame 0     every pair is kept
+    L < block and d % int(block / L) != 0   no pair is kept
+    otherwise                               pairs with |row - column| <= max(decay * L, block)
+
+where row and column are positions inside their frames. Text rows and columns are kept whole.
+Everything here is computed on true token spans: a block that crosses a frame boundary, or that
+ends short, is counted exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vidsparse.errors import BadInputError
+from vidsparse.grid import TokenGrid
+from vidsparse.policies.blocks import Blocks
+from vidsparse.policies.estimator import Estimate, Inputs
+
+BISECTIONS = 24  # of a decay: an error of 2**-24 of the largest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Radial:
+    """The static mask of Radial Attention.
+
+    Attributes:
+        decay: Width of the bands, in (0, 8]; 0.2 for Wan 2.1 and 0.95 for HunyuanVideo in the
+            paper's code.
+        first_frame: Whether every query sees the whole first frame (on for Wan in that code).
+        overlap: Share of a block's pairs that the mask must hold for the block to be kept.
+    """
+
+    decay: float = 0.2
+    first_frame: bool = True
+    overlap: float = 0.33
+
+    needs_data: ClassVar[bool] = False
+    per_layer: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.decay <= 8:
+            raise BadInputError(f"decay must be in (0, 8], got {self.decay}")
+        if not 0 < self.overlap <= 1:
+            raise BadInputError(f"overlap must be in (0, 1], got {self.overlap}")
+
+    def estimate(self, inputs: Inputs) -> Estimate:
+        """Score each block by the decay at which the mask first covers it; smaller is better."""
+        blocks = inputs.blocks
+        needed = self._smallest_decay(blocks)
+        return Estimate(scores=-needed[None, None], threshold=-self.decay)
+
+    def token_density(self, grid: TokenGrid, block: int, decay: float | None = None) -> float:
+        """Pairs in the mask over all pairs, exactly, before tokens are rounded to blocks."""
+        frames = torch.arange(-1, grid.frames)  # -1 stands for text
+        size = torch.tensor([grid.prefix + grid.suffix] + [grid.frame_tokens] * grid.frames)
+        whole = size[:, None] * size
+        zero = torch.zeros_like(size)
+        rule = _FramePairs(self, grid, block, frames, frames)
+        width = rule.width(self.decay if decay is None else decay)
+        band = _pairs_in_band(zero, size, zero, size, width)
+        return float(rule.count(whole, band).sum() / grid.tokens**2)
+
+    def _smallest_decay(self, blocks: Blocks) -> Tensor:
+        """For each block ``(N, N)``, the smallest decay whose mask covers ``overlap`` of it."""
+        s, number = blocks.segments, blocks.number
+        rule = _FramePairs(self, blocks.grid, blocks.block, s.frame, s.frame)
+        size = s.stop - s.start
+        whole = size[:, None] * size
+        target = self.overlap * blocks.sizes[:, None].double() * blocks.sizes
+        into_rows = s.block[:, None].expand(-1, number)
+        into_columns = s.block.expand(len(s.block), -1)
+
+        def covered(decay: Tensor) -> Tensor:
+            per_segment = decay[s.block[:, None], s.block]
+            band = _pairs_in_band(s.start, s.stop, s.start, s.stop, rule.width(per_segment))
+            pairs = rule.count(whole, band)
+            columns = pairs.new_zeros(len(s.block), number).scatter_add_(1, into_columns, pairs)
+            return columns.new_zeros(number, number).scatter_add_(0, into_rows, columns) >= target
+
+        low = torch.zeros(number, number, dtype=torch.float64, device=blocks.device)
+        at_once = covered(low)
+        widest = float(2 ** blocks.grid.frames.bit_length())  # there, every band is a whole frame
+        high = torch.full_like(low, widest)
+        never = ~covered(high)
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            inside = covered(middle)
+            low, high = torch.where(inside, low, middle), torch.where(inside, middle, high)
+        return high.masked_fill(at_once, 0.0).masked_fill(never, 2 * widest)
+
+
+class _FramePairs:
+    """What the rule says of each pair of frames, as ``(G, G)`` tensors."""
+
+    def __init__(
+        self, radial: Radial, grid: TokenGrid, block: int, row_frame: Tensor, col_frame: Tensor
+    ) -> None:
+        row, col = row_frame[:, None], col_frame[None, :]
+        distance = (row - col).abs()
+        halvings = torch.frexp(distance.float()).exponent  # bit_length
+        self.length = 2.0 ** (grid.frame_tokens.bit_length() - halvings.double())
+        self.block = block
+        text = (row < 0) | (col < 0)
+        self.whole = text | (distance <= 1)
+        if radial.first_frame:
+            self.whole = self.whole | (col == 0)
+        every = (block / self.length).floor().long().clamp(min=1)
+        self.dropped = ~self.whole & (self.length < block) & (distance % every != 0)
+
+    def width(self, decay: Tensor | float) -> Tensor:
+        """Half-width of the band, in tokens."""
+        return (self.length * decay).floor().clamp(min=self.block).long()
+
+    def count(self, whole: Tensor, band: Tensor) -> Tensor:
+        """Kept pairs of tokens, float64, given those of the whole pair of runs and of the band."""
+        return torch.where(self.whole, whole, band).masked_fill(self.dropped, 0).double()
+
+
+def _pairs_in_band(
+    row_start: Tensor, row_stop: Tensor, col_start: Tensor, col_stop: Tensor, width: Tensor
+) -> Tensor:
+    """Count the pairs with ``|row - col| <= width`` in each rectangle of rows x columns, exactly.
+
+    The runs are ``(G,)``, ``width`` and the result ``(G, G)``, int64.
+    """
+    r0, r1, c0, c1 = row_start[:, None], row_stop[:, None], col_start, col_stop
+
+    def at_most(shift: Tensor) -> Tensor:
+        """Pairs with ``col - row <= shift``: four triangles, by inclusion and exclusion."""
+        return (
+            _triangle(r1 - c0 + shift)
+            - _triangle(r0 - c0 + shift)
+            - _triangle(r1 - c1 + shift)
+            + _triangle(r0 - c1 + shift)
+        )
+
+    return at_most(width) - at_most(-width - 1)
+
+
+def _triangle(side: Tensor) -> Tensor:
+    side = side.clamp(min=0)
+    return side * (side + 1) // 2

@@ -1,0 +1,31 @@
+"""Random blocks: the control that every method must beat at the same density."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from vidsparse.policies.estimator import Estimate, Inputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Random:
+    """Scores drawn once for each layer and head, the same at every step.
+
+    Attributes:
+        seed: Of the draw.
+    """
+
+    seed: int = 0
+
+    needs_data: ClassVar[bool] = False
+    per_layer: ClassVar[bool] = True
+
+    def estimate(self, inputs: Inputs) -> Estimate:
+        """Score blocks at random, ``(1, heads, M, N)``."""
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + inputs.layer)
+        number = inputs.blocks.number
+        scores = torch.rand(1, inputs.heads, number, number, generator=generator)
+        return Estimate(scores=scores.to(inputs.blocks.device))

@@ -1,0 +1,54 @@
+"""The schedule: how much is computed at each noise level and in each layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vidsparse.errors import BadInputError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """Dense while noise is high, then a ramp down to the policy's density.
+
+    Progress is measured in noise level sigma, 1 for pure noise and 0 for the finished video, never
+    by counting calls, so runs of 4 and of 50 steps share a schedule. Between the two levels below,
+    the density falls in a straight line of sigma: most of a run whose timesteps are shifted, as
+    video models shift them, is spent at a high sigma.
+
+    Attributes:
+        dense_above: Steps with a sigma above this are dense, in [0, 1].
+        full_below: Steps with a sigma of at most this run at the policy's density; must not exceed
+            ``dense_above``. Equal to it, the ramp is a switch.
+        dense_layers: The first so many layers are always dense.
+    """
+
+    dense_above: float = 0.93
+    full_below: float = 0.7
+    dense_layers: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("dense_above", "full_below"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise BadInputError(f"{name} is a noise level in [0, 1], got {getattr(self, name)}")
+        if self.full_below > self.dense_above:
+            raise BadInputError(
+                f"full_below ({self.full_below}) must not exceed dense_above ({self.dense_above})"
+            )
+        if self.dense_layers < 0:
+            raise BadInputError(f"dense_layers must be at least 0, got {self.dense_layers}")
+
+    def density(self, sigma: float, layer: int, target: float) -> float:
+        """Share of query-key pairs to compute.
+
+        Args:
+            sigma: Noise level of the step.
+            layer: Index of the layer, from 0.
+            target: Density of the policy at full sparsity.
+        """
+        if layer < self.dense_layers or sigma > self.dense_above:
+            return 1.0
+        if sigma <= self.full_below:
+            return target
+        way = (self.dense_above - sigma) / (self.dense_above - self.full_below)
+        return 1.0 - way * (1.0 - target)

@@ -1,0 +1,134 @@
+"""What a session did: realised density per step, layer and head, time, and every fallback."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class CallKey:
+    """Which attention call: a step of the run, a layer of a transformer, a guidance branch."""
+
+    step: int
+    layer: int
+    branch: str
+
+
+@dataclass(eq=False)
+class Stats:
+    """Counters of the latest generation; ``fallbacks`` and ``notes`` are of the whole session.
+
+    Attributes:
+        calls: Realised density of each head, ``(heads,)`` or ``(1,)``, of each attention call.
+        sigmas: Noise level of each step.
+        fallbacks: How many calls ran dense although the schedule wanted them sparse, by reason.
+        notes: Sentences the user should read, each said once.
+        generations: How many generations the session has seen.
+        attention_seconds: Time in sparse attention calls, planning included. Measured on CPUs only:
+            on a GPU a host clock times launches, so there it stays 0.
+        plan_seconds: The part of that time spent on deciding what to compute.
+        memory_bytes: What the session remembers now.
+    """
+
+    calls: dict[CallKey, Tensor] = field(default_factory=dict)
+    sigmas: dict[int, float] = field(default_factory=dict)
+    fallbacks: Counter[str] = field(default_factory=Counter)
+    notes: dict[str, None] = field(default_factory=dict)
+    generations: int = 0
+    attention_seconds: float = 0.0
+    plan_seconds: float = 0.0
+    memory_bytes: int = 0
+
+    def start_generation(self) -> None:
+        """Forget the calls of the generation before."""
+        self.calls.clear()
+        self.sigmas.clear()
+        self.generations += 1
+        self.attention_seconds = self.plan_seconds = 0.0
+
+    def record(self, key: CallKey, sigma: float | None, head_density: Tensor) -> None:
+        """Note one attention call; ``head_density`` stays on its device until it is read."""
+        self.calls[key] = head_density
+        if sigma is not None:
+            self.sigmas[key.step] = sigma
+
+    def note(self, sentence: str) -> None:
+        """Say something once."""
+        self.notes.setdefault(sentence)
+
+    @property
+    def mean_density(self) -> float:
+        """Mean over all self-attention calls of the generation, dense ones included.
+
+        Raises:
+            RuntimeError: Before the first generation.
+        """
+        if not self.calls:
+            raise RuntimeError("nothing was generated in this session yet")
+        return float(torch.stack([d.mean().float().cpu() for d in self.calls.values()]).mean())
+
+    @property
+    def step_density(self) -> dict[int, float]:
+        """Mean density of each step."""
+        return self._mean_by(lambda key: key.step)
+
+    @property
+    def layer_density(self) -> dict[int, float]:
+        """Mean density of each layer."""
+        return self._mean_by(lambda key: key.layer)
+
+    @property
+    def dense_steps_share(self) -> float:
+        """Share of the steps in which every call was dense: the warm-up, as it really was."""
+        steps = self.step_density
+        return sum(density >= 1.0 for density in steps.values()) / max(1, len(steps))
+
+    def _mean_by(self, group: Callable[[CallKey], int]) -> dict[int, float]:
+        parts: dict[int, list[float]] = {}
+        for key, density in self.calls.items():
+            parts.setdefault(group(key), []).append(float(density.mean()))
+        return {name: sum(values) / len(values) for name, values in sorted(parts.items())}
+
+    def describe_fallbacks(self) -> str:
+        """One clause: what fell back to dense, and why."""
+        if not self.fallbacks:
+            return "nothing fell back to dense"
+        reasons = "; ".join(f"{count} x {reason}" for reason, count in self.fallbacks.items())
+        return f"{self.fallbacks.total()} calls fell back to dense: {reasons}"
+
+    def summary(self) -> str:
+        """A few lines for a person."""
+        if not self.calls:
+            return "vidsparse: nothing was generated in this session yet"
+        lines = [
+            f"mean density {self.mean_density:.3f} over {len(self.step_density)} steps x "
+            f"{len(self.layer_density)} layers, {self.dense_steps_share:.0%} of the steps dense",
+            self.describe_fallbacks(),
+            *self.notes,
+        ]
+        if self.attention_seconds:
+            share = self.plan_seconds / self.attention_seconds
+            lines.insert(
+                1, f"sparse attention {self.attention_seconds:.1f} s, {share:.0%} of it planning"
+            )
+        return "\n".join(lines)
+
+
+class Stopwatch:
+    """Adds up host time spent in its ``with`` blocks."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __enter__(self) -> Stopwatch:
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.seconds += time.perf_counter() - self._start
