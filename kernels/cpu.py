@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vidsparse.kernels.plan import BlockPlan
 
-TOKENS_IN_CACHE = 16_384  # gathered keys at a time: 4 MiB at head_dim 64 in float32
+TOKENS_AT_ONCE = 8_192  # keys gathered for one batch: 2 MiB at head_dim 64 in float32
 
 
 class _Group(NamedTuple):
@@ -25,6 +25,15 @@ class _Group(NamedTuple):
     q_size: int  # tokens in each of these query blocks
     has_tail: bool  # whether they also read the short last key block
     skipped: Tensor | None  # (R, N - count) key blocks that take part through their means
+
+    def part(self, rows: slice) -> "_Group":
+        """Some of the rows."""
+        skipped = None if self.skipped is None else self.skipped[rows]
+        return self._replace(rows=self.rows[rows], blocks=self.blocks[rows], skipped=skipped)
+
+    def tokens(self, plan: BlockPlan) -> int:
+        """About how many tokens a row reads."""
+        return (self.blocks.shape[1] + self.has_tail) * plan.kv_block
 
 
 def cpu_attention(
@@ -46,19 +55,21 @@ def cpu_attention(
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
     batch, heads, _, head_dim = q.shape
     queries = _rows_of_blocks(q, plan.q_block)
-    keys, values = (_rows_of_blocks(x, plan.kv_block) for x in (k, v))
+    sides = [_Side.of(x, plan, mean) for x, mean in ((k, "key"), (v, "value"))]
     out = torch.empty_like(queries)
     for group in _groups(plan, batch, heads):
-        tokens = group.blocks.shape[1] * plan.kv_block + group.q_size
-        step = max(1, TOKENS_IN_CACHE // tokens)
+        step = max(2, TOKENS_AT_ONCE // group.tokens(plan))
         for start in range(0, len(group.rows), step):
-            part = slice(start, start + step)
-            rows = group.rows[part]
-            key, value, bias = _gather(group, part, keys, values, plan)
+            part = group.part(slice(start, start + step))
+            key, value = (side.gather(part, plan) for side in sides)
             result = F.scaled_dot_product_attention(
-                queries[rows, None, : group.q_size], key, value, attn_mask=bias, scale=scale
+                queries[part.rows, None, : part.q_size],
+                key[:, None],
+                value[:, None],
+                attn_mask=_bias(part, plan, key),
+                scale=scale,
             )
-            out[rows, : group.q_size] = result[:, 0]
+            out[part.rows, : part.q_size] = result[:, 0]
     out = out.view(batch, heads, -1, head_dim)
     return out[:, :, : plan.q_len]
 
@@ -74,8 +85,7 @@ def _groups(plan: BlockPlan, batch: int, heads: int) -> Iterator[_Group]:
     """Sort the query blocks by how many tokens they read, and how many they have."""
     num_q, num_kv = plan.num_q_blocks, plan.num_kv_blocks
     mask = plan.to_block_mask().expand(batch, heads, num_q, num_kv).reshape(-1, num_kv)
-    tail_size = plan.kv_len - (num_kv - 1) * plan.kv_block
-    tail = mask[:, -1] if tail_size < plan.kv_block else torch.zeros_like(mask[:, -1])
+    tail = mask[:, -1] & (_tail_size(plan) < plan.kv_block)
     count = mask.sum(dim=-1) - tail.long()
     short_q = torch.arange(num_q, device=mask.device).eq(num_q - 1).repeat(batch * heads)
     label = (count * 2 + tail.long()) * 2 + short_q.long()
@@ -95,29 +105,58 @@ def _groups(plan: BlockPlan, batch: int, heads: int) -> Iterator[_Group]:
         )
 
 
-def _gather(
-    group: _Group, part: slice, keys: Tensor, values: Tensor, plan: BlockPlan
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Keys, values ``(rows, 1, tokens, head_dim)`` and, when pooled, the bias of each token."""
-    head = group.rows[part, None] // plan.num_q_blocks  # which (batch, head) a row belongs to
-    index = head * plan.num_kv_blocks + group.blocks[part]
-    sides = [x[index].flatten(1, 2) for x in (keys, values)]
-    if group.has_tail:
-        tail = slice(0, plan.kv_len - (plan.num_kv_blocks - 1) * plan.kv_block)
-        last = head[:, 0] * plan.num_kv_blocks + plan.num_kv_blocks - 1
-        sides = [
-            torch.cat([side, x[last, tail]], dim=1)
-            for side, x in zip(sides, (keys, values), strict=True)
-        ]
-    bias = None
-    if plan.pooled is not None and group.skipped is not None:
-        exact = sides[0].shape[1]
-        skipped = group.skipped[part]
-        index = head * plan.num_kv_blocks + skipped
-        means = (plan.pooled.key, plan.pooled.value)
-        sides = [
-            torch.cat([side, mean.flatten(0, 2)[index].to(side.dtype)], dim=1)
-            for side, mean in zip(sides, means, strict=True)
-        ]
-        bias = F.pad(plan.pooled.size.log()[skipped], (exact, 0)).to(keys.dtype)[:, None, None]
-    return sides[0][:, None], sides[1][:, None], bias
+class _Side:
+    """The keys or the values, cut into blocks, with scratch memory to gather them into.
+
+    Fresh memory for every batch would cost more than the copy itself.
+    """
+
+    def __init__(self, blocks: Tensor, means: Tensor | None) -> None:
+        self._blocks = blocks  # (batch * heads * N, kv_block * head_dim)
+        self._means = means  # (batch * heads * N, head_dim)
+        self._scratch = blocks.new_empty(0)
+
+    @classmethod
+    def of(cls, x: Tensor, plan: BlockPlan, mean: str) -> "_Side":
+        means = None if plan.pooled is None else getattr(plan.pooled, mean).to(x.dtype)
+        return cls(
+            _rows_of_blocks(x, plan.kv_block).flatten(1),
+            None if means is None else means.flatten(0, 2),
+        )
+
+    def gather(self, group: _Group, plan: BlockPlan) -> Tensor:
+        """What a group reads, ``(rows, tokens, head_dim)``; valid until the next call."""
+        first = group.rows[:, None] // plan.num_q_blocks * plan.num_kv_blocks
+        index = (first + group.blocks).flatten()
+        whole = self._blocks.index_select(0, index) if self._needs_grad else self._select(index)
+        head_dim = self._blocks.shape[1] // plan.kv_block
+        parts = [whole.view(len(group.rows), group.blocks.shape[1] * plan.kv_block, head_dim)]
+        if group.has_tail:
+            last = self._blocks[first[:, 0] + plan.num_kv_blocks - 1]
+            parts.append(last.unflatten(1, (-1, head_dim))[:, : _tail_size(plan)])
+        if self._means is not None and group.skipped is not None:
+            parts.append(self._means[first + group.skipped])
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    @property
+    def _needs_grad(self) -> bool:
+        return torch.is_grad_enabled() and self._blocks.requires_grad
+
+    def _select(self, index: Tensor) -> Tensor:
+        needed = len(index) * self._blocks.shape[1]
+        if self._scratch.numel() < needed:
+            self._scratch = self._blocks.new_empty(needed)
+        out = self._scratch[:needed].view(len(index), self._blocks.shape[1])
+        return torch.index_select(self._blocks, 0, index, out=out)
+
+
+def _bias(group: _Group, plan: BlockPlan, key: Tensor) -> Tensor | None:
+    """``ln(size)`` on the columns that stand for skipped blocks, ``(rows, 1, 1, tokens)``."""
+    if plan.pooled is None or group.skipped is None:
+        return None
+    weight = plan.pooled.size.log()[group.skipped].to(key.dtype)
+    return F.pad(weight, (key.shape[1] - weight.shape[1], 0))[:, None, None]
+
+
+def _tail_size(plan: BlockPlan) -> int:
+    return plan.kv_len - (plan.num_kv_blocks - 1) * plan.kv_block
