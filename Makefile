@@ -1,0 +1,47 @@
+# Everything runs in .venv, which the first target creates with the interpreter PYTHON.
+PYTHON ?= python3
+PROMPT = a red circle moving right over a striped blue background
+TOO_OLD = vidsparse needs Python 3.11 or newer (make PYTHON=python3.12 takes another)
+PIP = .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint type bench clean
+.NOTPARALLEL:
+
+demo: .venv/core.stamp
+	.venv/bin/vidsparse compare "$(PROMPT)" --preset balanced --seed 0 -o demo
+
+test: .venv/dev.stamp
+	.venv/bin/python -m pytest -q $(ARGS)
+
+lint: .venv/dev.stamp
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/codespell
+
+type: .venv/dev.stamp
+	.venv/bin/pyright --pythonpath .venv/bin/python
+
+bench: .venv/core.stamp
+	.venv/bin/python benchmarks/cpu_engine.py $(ARGS)
+
+clean:
+	rm -rf .venv build dist demo *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps are as new as the last install: an edit of a file they depend on installs again.
+.venv/core.stamp: .venv/made.stamp pyproject.toml constraints.txt
+	@echo "Installing vidsparse into .venv (minutes the first time)"
+	@$(PIP) -e .
+	@touch $@
+
+.venv/dev.stamp: .venv/made.stamp pyproject.toml constraints.txt
+	@echo "Installing vidsparse and its development tools into .venv (minutes the first time)"
+	@$(PIP) -e ".[dev]"
+	@touch .venv/core.stamp $@
+
+.venv/made.stamp:
+	@command -v $(PYTHON) >/dev/null || { echo "$(TOO_OLD), and there is no $(PYTHON)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(TOO_OLD), and $(PYTHON) is no such Python" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv
+	@touch $@
