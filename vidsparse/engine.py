@@ -154,3 +154,4 @@ class SparseAttention:
     def _record(self, call: Call, head_density: Tensor) -> None:
         self.stats.record(call.key, call.sigma, head_density)
         self.stats.memory_bytes = self._planner.nbytes()
+        self.stats.notes |= self._planner.notes

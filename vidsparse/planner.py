@@ -19,6 +19,9 @@ class Planner:
 
     Args:
         policy: What to compute at full sparsity.
+
+    Attributes:
+        notes: Sentences the user should read, such as a density that could not be met.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -26,6 +29,7 @@ class Planner:
         self._plans = Memory(REMEMBERED, BlockPlan.nbytes)
         self._estimates = Memory(2, lambda estimate: estimate.scores.nbytes)
         self._densities = Memory(REMEMBERED, lambda density: 0)
+        self.notes: dict[str, None] = {}
 
     def target(self, inputs: Inputs) -> float:
         """Density at full sparsity: the policy's own, or that of its estimator's mask."""
@@ -63,6 +67,12 @@ class Planner:
 
         def plan() -> BlockPlan:
             keep = self.policy.keep(self._estimates.get(geometry, estimate), inputs, density)
-            return self.policy.plan(keep, inputs)
+            made = self.policy.plan(keep, inputs)
+            if density is not None and made.density > 1.05 * density:
+                self.notes.setdefault(
+                    f"density {made.density:.2f} is the least that this mask allows on the grid "
+                    f"{blocks.grid} with blocks of {blocks.block}; {density:.2f} was asked for"
+                )
+            return made
 
         return self._plans.get((geometry, density), plan)

@@ -58,10 +58,6 @@ class Stats:
         if sigma is not None:
             self.sigmas[key.step] = sigma
 
-    def note(self, sentence: str) -> None:
-        """Say something once."""
-        self.notes.setdefault(sentence)
-
     @property
     def mean_density(self) -> float:
         """Mean over all self-attention calls of the generation, dense ones included.

@@ -24,7 +24,8 @@ from vidsparse.grid import TokenGrid
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.estimator import Estimate, Inputs
 
-BISECTIONS = 24  # of a decay: an error of 2**-24 of the largest
+BISECTIONS = 24  # exact for every decay at which a band widens by a token
+BISECTIONS_BELOW_FLOOR = 10  # there, only the order of blocks matters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,10 +53,16 @@ class Radial:
             raise BadInputError(f"overlap must be in (0, 1], got {self.overlap}")
 
     def estimate(self, inputs: Inputs) -> Estimate:
-        """Score each block by the decay at which the mask first covers it; smaller is better."""
+        """Score each block by the decay at which the mask first covers it; smaller is better.
+
+        Blocks that every decay covers, because no band is narrower than a block, are ranked below
+        zero by the decay they would need without that floor, so that a density may ask for less.
+        """
         blocks = inputs.blocks
-        needed = self._smallest_decay(blocks)
-        return Estimate(scores=-needed[None, None], threshold=-self.decay)
+        needed = self._smallest_decay(blocks, blocks.block, BISECTIONS)
+        unfloored = self._smallest_decay(blocks, 0, BISECTIONS_BELOW_FLOOR)
+        rank = torch.where(needed > 0, needed, unfloored / unfloored.amax().clamp(min=1) - 1)
+        return Estimate(scores=-rank[None, None], threshold=-self.decay)
 
     def token_density(self, grid: TokenGrid, block: int, decay: float | None = None) -> float:
         """Pairs in the mask over all pairs, exactly, before tokens are rounded to blocks."""
@@ -64,12 +71,15 @@ class Radial:
         whole = size[:, None] * size
         zero = torch.zeros_like(size)
         rule = _FramePairs(self, grid, block, frames, frames)
-        width = rule.width(self.decay if decay is None else decay)
+        width = rule.width(self.decay if decay is None else decay, floor=block)
         band = _pairs_in_band(zero, size, zero, size, width)
         return float(rule.count(whole, band).sum() / grid.tokens**2)
 
-    def _smallest_decay(self, blocks: Blocks) -> Tensor:
-        """For each block ``(N, N)``, the smallest decay whose mask covers ``overlap`` of it."""
+    def _smallest_decay(self, blocks: Blocks, floor: int, bisections: int) -> Tensor:
+        """For each block ``(N, N)``, the smallest decay whose mask covers ``overlap`` of it.
+
+        No band is narrower than ``floor`` tokens to each side.
+        """
         s, number = blocks.segments, blocks.number
         rule = _FramePairs(self, blocks.grid, blocks.block, s.frame, s.frame)
         size = s.stop - s.start
@@ -80,7 +90,7 @@ class Radial:
 
         def covered(decay: Tensor) -> Tensor:
             per_segment = decay[s.block[:, None], s.block]
-            band = _pairs_in_band(s.start, s.stop, s.start, s.stop, rule.width(per_segment))
+            band = _pairs_in_band(s.start, s.stop, s.start, s.stop, rule.width(per_segment, floor))
             pairs = rule.count(whole, band)
             columns = pairs.new_zeros(len(s.block), number).scatter_add_(1, into_columns, pairs)
             return columns.new_zeros(number, number).scatter_add_(0, into_rows, columns) >= target
@@ -90,7 +100,7 @@ class Radial:
         widest = float(2 ** blocks.grid.frames.bit_length())  # there, every band is a whole frame
         high = torch.full_like(low, widest)
         never = ~covered(high)
-        for _ in range(BISECTIONS):
+        for _ in range(bisections):
             middle = (low + high) / 2
             inside = covered(middle)
             low, high = torch.where(inside, low, middle), torch.where(inside, middle, high)
@@ -107,7 +117,6 @@ class _FramePairs:
         distance = (row - col).abs()
         halvings = torch.frexp(distance.float()).exponent  # bit_length
         self.length = 2.0 ** (grid.frame_tokens.bit_length() - halvings.double())
-        self.block = block
         text = (row < 0) | (col < 0)
         self.whole = text | (distance <= 1)
         if radial.first_frame:
@@ -115,13 +124,13 @@ class _FramePairs:
         every = (block / self.length).floor().long().clamp(min=1)
         self.dropped = ~self.whole & (self.length < block) & (distance % every != 0)
 
-    def width(self, decay: Tensor | float) -> Tensor:
+    def width(self, decay: Tensor | float, floor: int) -> Tensor:
         """Half-width of the band, in tokens."""
-        return (self.length * decay).floor().clamp(min=self.block).long()
+        return (self.length * decay).floor().clamp(min=floor)
 
     def count(self, whole: Tensor, band: Tensor) -> Tensor:
         """Kept pairs of tokens, float64, given those of the whole pair of runs and of the band."""
-        return torch.where(self.whole, whole, band).masked_fill(self.dropped, 0).double()
+        return torch.where(self.whole, whole.double(), band).masked_fill(self.dropped, 0)
 
 
 def _pairs_in_band(
@@ -129,9 +138,10 @@ def _pairs_in_band(
 ) -> Tensor:
     """Count the pairs with ``|row - col| <= width`` in each rectangle of rows x columns, exactly.
 
-    The runs are ``(G,)``, ``width`` and the result ``(G, G)``, int64.
+    The runs are ``(G,)``, ``width`` and the result ``(G, G)``; float64, exact to 2**53.
     """
-    r0, r1, c0, c1 = row_start[:, None], row_stop[:, None], col_start, col_stop
+    r0, r1 = row_start[:, None].double(), row_stop[:, None].double()
+    c0, c1 = col_start.double(), col_stop.double()
 
     def at_most(shift: Tensor) -> Tensor:
         """Pairs with ``col - row <= shift``: four triangles, by inclusion and exclusion."""
@@ -147,4 +157,4 @@ def _pairs_in_band(
 
 def _triangle(side: Tensor) -> Tensor:
     side = side.clamp(min=0)
-    return side * (side + 1) // 2
+    return side * (side + 1) / 2

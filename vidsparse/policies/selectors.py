@@ -47,7 +47,9 @@ def budget(scores: Tensor, always: Tensor, sizes: Tensor, density: float) -> Ten
     last = ranked.gather(-1, (affordable - 1).clamp(min=0))
     beyond = ranked.gather(-1, affordable.clamp(max=flat.shape[-1] - 1))
     # a tie that the budget cuts through is dropped whole, unless it is the best one
-    split = (affordable < flat.shape[-1]) & (beyond == last) & (last < ranked[..., :1])
+    best = flat.masked_fill(flat.isinf(), -math.inf).amax(dim=-1, keepdim=True)
+    split = (affordable < flat.shape[-1]) & (beyond == last) & (last < best)
+    last = last.minimum(best)
     keep = torch.where(split, flat > last, flat >= last)
     return keep.unflatten(-1, scores.shape[-2:]) | always
 
