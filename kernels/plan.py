@@ -112,7 +112,8 @@ class BlockPlan:
         counts = torch.zeros(
             *self.kv_count.shape, self.num_kv_blocks, dtype=torch.int32, device=used.device
         )
-        return counts.scatter_add_(-1, self.kv_index.long(), used.int()) > 0
+        listed = self.kv_index.where(used, 0).long()  # entries after the count may hold anything
+        return counts.scatter_add_(-1, listed, used.int()) > 0
 
     def to_dense_mask(self) -> Tensor:
         """The plan as a boolean token mask ``(B|1, H|1, q_len, kv_len)``: for tests, it is large."""
