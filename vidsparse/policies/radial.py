@@ -45,6 +45,7 @@ class Radial:
 
     needs_data: ClassVar[bool] = False
     per_layer: ClassVar[bool] = False
+    has_mask: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.decay <= 8:
@@ -104,7 +105,8 @@ class Radial:
             middle = (low + high) / 2
             inside = covered(middle)
             low, high = torch.where(inside, low, middle), torch.where(inside, middle, high)
-        return high.masked_fill(at_once, 0.0).masked_fill(never, 2 * widest)
+        beyond_every_decay = 4 * widest  # frames are dropped from 3 on, where widest is 4
+        return high.masked_fill(at_once, 0.0).masked_fill(never, beyond_every_decay)
 
 
 class _FramePairs:
