@@ -116,7 +116,7 @@ class BlockPlan:
         return counts.scatter_add_(-1, listed, used.int()) > 0
 
     def to_dense_mask(self) -> Tensor:
-        """The plan as a boolean token mask ``(B|1, H|1, q_len, kv_len)``: for tests, it is large."""
+        """The plan as a boolean token mask ``(B|1, H|1, q_len, kv_len)``; large, for tests."""
         mask = self.to_block_mask()
         mask = mask.repeat_interleave(self.q_block, -2).repeat_interleave(self.kv_block, -1)
         return mask[..., : self.q_len, : self.kv_len]
@@ -163,7 +163,7 @@ class BlockPlan:
 
 
 def block_sizes(length: int, block: int, device: torch.device | str | None = None) -> Tensor:
-    """Tokens in each block of a sequence, float32 ``(ceil(length / block),)``; the last may be short.
+    """Tokens in each block, float32 ``(ceil(length / block),)``; the last may be short.
 
     Example:
         >>> block_sizes(10, 4)

@@ -52,5 +52,7 @@ class Estimator(Protocol):
     """Whether it looks at q and k; if not, its scores are made once for each geometry."""
     per_layer: ClassVar[bool]
     """Whether its scores differ between layers that see the same q and k."""
+    has_mask: ClassVar[bool]
+    """Whether its estimate has a threshold, so that it needs no density."""
 
     def estimate(self, inputs: Inputs) -> Estimate: ...

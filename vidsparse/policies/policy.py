@@ -62,7 +62,8 @@ class Policy:
             raise BadInputError(f"density must be in (0, 1], got {self.density:g}")
         if self.block % 16 or not 16 <= self.block <= 256:
             raise BadInputError(f"block must be a multiple of 16 from 16 to 256, got {self.block}")
-        if self.density is None and self.selector is Selector.TOP_K:
+        ranks_only = self.selector is Selector.TOP_K or not self.estimator.has_mask
+        if self.density is None and ranks_only:
             raise BadInputError("this preset only ranks blocks: give it a density in (0, 1]")
 
     def keep(self, estimate: Estimate, inputs: Inputs, density: float | None) -> Tensor:
@@ -94,5 +95,5 @@ class Policy:
         """
         if self.compensation is Compensation.NONE:
             return plan
-        means = (pool_blocks(x, self.block) for x in (k, v))
-        return dataclasses.replace(plan, pooled=Pooled(key=next(means), value=next(means), size=sizes))
+        key, value = (pool_blocks(x, self.block) for x in (k, v))
+        return dataclasses.replace(plan, pooled=Pooled(key=key, value=value, size=sizes))

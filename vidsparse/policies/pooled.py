@@ -18,10 +18,12 @@ class Pooled:
 
     needs_data: ClassVar[bool] = True
     per_layer: ClassVar[bool] = False
+    has_mask: ClassVar[bool] = False
 
     def estimate(self, inputs: Inputs) -> Estimate:
         """Score each block by its low-resolution attention, ``(batch, heads, M, N)``."""
-        assert inputs.q is not None and inputs.k is not None
+        assert inputs.q is not None
+        assert inputs.k is not None
         block = inputs.blocks.block
         query, key = pool_blocks(inputs.q, block), pool_blocks(inputs.k, block)
         return Estimate(scores=query @ key.mT * inputs.scale + inputs.blocks.sizes.log())

@@ -22,6 +22,7 @@ class Random:
 
     needs_data: ClassVar[bool] = False
     per_layer: ClassVar[bool] = True
+    has_mask: ClassVar[bool] = False
 
     def estimate(self, inputs: Inputs) -> Estimate:
         """Score blocks at random, ``(1, heads, M, N)``."""
