@@ -1,0 +1,203 @@
+"""The engine: dense when told, sparse when asked, and every fallback counted."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vidsparse.engine import Call, SparseAttention
+from vidsparse.errors import BadInputError, DenseFallbackError
+from vidsparse.grid import TokenGrid
+from vidsparse.kernels.plan import pool_blocks
+from vidsparse.presets import PRESETS
+
+GRID = TokenGrid(4, 5, 6)  # 120 tokens: eight blocks of 16, the last one short
+CALL = Call(grid=GRID, layer=0, step=3, sigma=0.5)
+
+
+def preset(name="draft", **changes):
+    settings = {"block": 16, "min_tokens": 0, "dense_above": 0.9, "full_below": 0.9}
+    return PRESETS[name].override(settings | changes)
+
+
+def qkv(batch=1, heads=2, seq=GRID.tokens, head_dim=8):
+    return [torch.randn(batch, seq, heads, head_dim) for _ in range(3)]
+
+
+class Dense:
+    """The model's own attention; counts its calls."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, q, k, v):
+        self.calls += 1
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+@pytest.fixture
+def dense():
+    return Dense()
+
+
+def test_a_sparse_call_differs_from_dense_and_is_recorded(dense):
+    engine = SparseAttention(preset(density=0.25))
+    q, k, v = qkv()
+    out = engine(q, k, v, CALL, dense)
+    assert dense.calls == 0
+    assert not torch.allclose(out, dense(q, k, v), atol=1e-3)
+    assert engine.stats.mean_density == pytest.approx(0.25, abs=0.02)
+    assert not engine.stats.fallbacks
+    assert [(key.step, key.layer, key.branch) for key in engine.stats.calls] == [
+        (3, 0, "transformer/cond")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "call"),
+    [
+        ({"density": 1.0}, {}),
+        ({}, {"sigma": 0.95}),
+        ({"dense_layers": 1}, {}),
+    ],
+    ids=["density 1", "above dense_above", "a dense layer"],
+)
+def test_what_the_schedule_wants_dense_is_the_models_own_attention(dense, changes, call):
+    engine = SparseAttention(preset(**changes), strict=True)
+    q, k, v = qkv()
+    out = engine(q, k, v, dataclasses.replace(CALL, **call), dense)
+    assert dense.calls == 1
+    assert torch.equal(out, dense(q, k, v))
+    assert engine.stats.mean_density == 1
+    assert not engine.stats.fallbacks
+
+
+FALLBACKS = [
+    ({}, {"unsupported": "the model sings"}, "the model sings"),
+    ({}, {"grid": None}, "the token grid of this call is unknown"),
+    ({}, {"grid": TokenGrid(4, 5, 7)}, "120 queries and 120 keys do not fit the grid 4x5x7"),
+    ({}, {"sigma": None}, "the noise level of this step is unknown"),
+    ({"min_tokens": 1121}, {}, "120 tokens are too few to gain (min_tokens is 1,121)"),
+]
+FALLBACK_IDS = ["plug-in", "no grid", "wrong grid", "no noise level", "too short"]
+
+
+@pytest.mark.parametrize(("changes", "call", "reason"), FALLBACKS, ids=FALLBACK_IDS)
+def test_each_fallback_is_dense_and_counted_by_its_reason(dense, changes, call, reason):
+    engine = SparseAttention(preset(**changes))
+    q, k, v = qkv()
+    for _ in range(2):
+        out = engine(q, k, v, dataclasses.replace(CALL, **call), dense)
+    assert engine.stats.fallbacks == {reason: 2}
+    assert engine.stats.mean_density == 1
+    assert torch.equal(out, dense(q, k, v))
+
+
+@pytest.mark.parametrize(("changes", "call", "reason"), FALLBACKS, ids=FALLBACK_IDS)
+def test_strict_raises_where_it_would_fall_back(dense, changes, call, reason):
+    engine = SparseAttention(preset(**changes), strict=True)
+    with pytest.raises(DenseFallbackError) as error:
+        engine(*qkv(), dataclasses.replace(CALL, **call), dense)
+    assert f"layer 0 at step 3 cannot be sparse: {reason}; run without strict" in str(error.value)
+    assert dense.calls == 0
+
+
+def test_cross_attention_does_not_fit_the_grid(dense):
+    engine = SparseAttention(preset())
+    q, (k, v, _) = qkv()[0], qkv(seq=77)
+    engine(q, k, v, CALL, dense)
+    assert engine.stats.fallbacks == {"120 queries and 77 keys do not fit the grid 4x5x6": 1}
+
+
+def test_an_unknown_engine_is_refused_at_once():
+    with pytest.raises(BadInputError, match="unknown engine 'fast'"):
+        SparseAttention(preset(), engine="fast")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_batch_of_two_equals_its_halves(dense, name):
+    engine = SparseAttention(preset(name, density=0.4))
+    q, k, v = qkv(batch=2)
+    whole = engine(q, k, v, CALL, dense)
+    halves = [engine(q[i : i + 1], k[i : i + 1], v[i : i + 1], CALL, dense) for i in (0, 1)]
+    torch.testing.assert_close(whole, torch.cat(halves))
+    assert dense.calls == 0
+
+
+@pytest.mark.parametrize("name", ["draft", "radial"])
+def test_centroids_make_up_for_skipped_blocks_of_equal_tokens_exactly(dense, name):
+    # where all keys and values of a block are its mean, nothing is lost by the mean
+    q, k, v = qkv()
+    k, v = (
+        pool_blocks(x.transpose(1, 2), 16).repeat_interleave(16, 2)[:, :, :120].transpose(1, 2)
+        for x in (k, v)
+    )
+    exact = dense(q, k, v)
+    without = SparseAttention(preset(name, density=0.4))
+    assert not torch.allclose(without(q, k, v, CALL, dense), exact, atol=1e-3)
+    engine = SparseAttention(preset(name, density=0.4, compensation="centroid"))
+    torch.testing.assert_close(engine(q, k, v, CALL, dense), exact)
+    assert engine.stats.mean_density == without.stats.mean_density < 0.8
+
+
+def test_both_engines_and_a_scale_of_the_models_give_the_same(dense):
+    q, k, v = qkv()
+    call = dataclasses.replace(CALL, scale=0.11)
+    by_cpu, by_reference = (
+        SparseAttention(preset(), engine=name)(q, k, v, call, dense)
+        for name in ("cpu", "reference")
+    )
+    torch.testing.assert_close(by_cpu, by_reference)
+    default = SparseAttention(preset())(q, k, v, CALL, dense)
+    assert not torch.allclose(by_cpu, default, atol=1e-3)
+
+
+def test_the_random_control_is_the_same_at_every_step_and_not_in_every_layer(dense):
+    engine = SparseAttention(preset("random", density=0.3))
+    q, k, v = qkv()
+
+    def run(**changes):
+        return engine(q, k, v, dataclasses.replace(CALL, **changes), dense)
+
+    assert torch.equal(run(step=0), run(step=7, sigma=0.2))
+    assert not torch.equal(run(), run(layer=1))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_hundred_calls_with_as_many_densities_do_not_grow_the_memory(dense, name):
+    engine = SparseAttention(preset(name, density=0.1, full_below=0.1))
+    q, k, v = qkv()
+    sizes = []
+    for i in range(100):
+        call = Call(grid=GRID, layer=i % 5, step=i, sigma=0.89 - i / 200)
+        engine(q, k, v, call, dense)
+        sizes.append(engine.stats.memory_bytes)
+    assert dense.calls == 0
+    assert max(sizes[40:]) <= max(sizes[:40])
+    assert (max(sizes) > 0) == (name in ("radial", "random"))
+
+
+def test_the_ramp_is_followed_by_the_realised_density(dense):
+    engine = SparseAttention(preset(density=0.2, full_below=0.1))
+    grid = TokenGrid(8, 8, 8)  # 32 blocks
+    q, k, v = qkv(seq=grid.tokens)
+    for step, sigma in enumerate([0.95, 0.7, 0.5, 0.3, 0.05]):
+        engine(q, k, v, Call(grid=grid, layer=0, step=step, sigma=sigma), dense)
+    realised = list(engine.stats.step_density.values())
+    assert realised == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2], abs=0.5 / 32)
+
+
+def test_a_density_that_the_grid_cannot_reach_is_noted_once(dense):
+    engine = SparseAttention(preset("radial", density=0.02))
+    for step in range(3):
+        engine(*qkv(), dataclasses.replace(CALL, step=step), dense)
+    (note,) = engine.stats.notes
+    assert "the least that this mask allows on the grid 4x5x6 with blocks of 16; 0.02" in note
+
+
+def test_time_is_measured_and_planning_is_part_of_it(dense):
+    engine = SparseAttention(preset())
+    engine(*qkv(), CALL, dense)
+    assert 0 < engine.stats.plan_seconds < engine.stats.attention_seconds

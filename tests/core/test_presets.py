@@ -1,0 +1,87 @@
+"""Presets and how their parameters are changed by name."""
+
+import pytest
+
+from vidsparse.errors import BadInputError
+from vidsparse.policies.policy import Compensation, Selector
+from vidsparse.presets import PRESETS, find_preset, suggest
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_found_by_its_name_and_says_what_it_is(name):
+    preset = find_preset(name)
+    assert preset.name == name
+    assert preset.summary
+    assert preset.source
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_parameter_can_be_given_back_as_text(name):
+    preset = PRESETS[name]
+    for key, value in preset.parameters().items():
+        assert preset.override({key: str(value)}).parameters() == preset.parameters(), key
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("decay", "0.4", 0.4),
+        ("first_frame", "off", False),
+        ("first_frame", "True", True),
+        ("density", "0.5", 0.5),
+        ("density", "none", None),
+        ("block", "128", 128),
+        ("selector", "top_k", Selector.TOP_K),
+        ("compensation", " Centroid ", Compensation.CENTROID),
+        ("dense_above", "0.95", 0.95),
+        ("dense_layers", "3", 3),
+        ("min_tokens", "0", 0),
+    ],
+)
+def test_text_is_read_as_the_type_of_its_parameter(name, text, value):
+    start = PRESETS["radial"].override({"density": 0.6})
+    read = start.override({name: text}).parameters()[name]
+    assert read == value
+    assert type(read) is type(value)
+
+
+def test_an_override_changes_that_parameter_and_no_other_and_leaves_the_preset_alone():
+    radial = PRESETS["radial"]
+    before = radial.parameters()
+    assert radial.override({"overlap": 0.5}).parameters() == before | {"overlap": 0.5}
+    assert radial.parameters() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dekay": 1}, "preset 'radial' has no parameter 'dekay': did you mean decay"),
+        ({"seed": 1}, "preset 'radial' has no parameter 'seed': .*there is .*density"),
+        ({"decay": "wide"}, "decay takes a number, got 'wide'"),
+        ({"block": "64.5"}, "block takes a whole number, got '64.5'"),
+        ({"first_frame": "maybe"}, "first_frame takes true or false, got 'maybe'"),
+        ({"compensation": "some"}, "compensation takes none or centroid, got 'some'"),
+        ({"density": "1.5"}, r"density must be in \(0, 1\], got 1.5"),
+        ({"density": 0}, r"density must be in \(0, 1\], got 0"),
+        ({"decay": 0.3, "density": 0.3}, "give decay or density, not both"),
+        ({"min_tokens": -1}, "min_tokens must be at least 0"),
+        ({"dense_above": 2}, "dense_above is a noise level"),
+        ({"selector": "top_k", "density": "none"}, "only ranks blocks"),
+    ],
+)
+def test_a_wrong_parameter_is_named_with_a_way_out(changes, message):
+    with pytest.raises(BadInputError, match=message):
+        PRESETS["radial"].override(changes)
+
+
+@pytest.mark.parametrize(("name", "near"), [("radail", "radial"), ("balance", "balanced")])
+def test_an_unknown_preset_is_answered_with_near_matches_and_the_list(name, near):
+    with pytest.raises(
+        BadInputError, match=f"unknown preset '{name}': did you mean {near}"
+    ) as error:
+        find_preset(name)
+    assert all(known in str(error.value) for known in PRESETS)
+
+
+def test_nothing_near_means_no_guess():
+    assert suggest("zzz", ["radial", "draft"]) == "there is radial, draft"
