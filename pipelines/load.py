@@ -1,0 +1,202 @@
+"""Loading a diffusers pipeline: checked first, safetensors only, no code of others unless asked."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+
+from vidsparse.errors import BadInputError, VidsparseError
+from vidsparse.pipelines.checkpoints import TINY, find_checkpoint, read_json
+
+__all__ = ["TINY", "Dtype", "check_folder", "load_pipeline", "resolve_device", "resolve_dtype"]
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def load_pipeline(
+    source: str | Path = TINY,
+    *,
+    device: str = "cpu",
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> Any:
+    """Load a diffusers pipeline from a folder, a hub id, or a name in ``CHECKPOINTS``.
+
+    Args:
+        source: Where from.
+        device: "cpu", "cuda", "cuda:1"; "auto" takes CUDA where there is a GPU.
+        dtype: "float32", "bfloat16" or "float16"; by default float32 on a CPU, else bfloat16.
+        trust_remote_code: Run Python code that comes with the model.
+        allow_pickle: Also read pickle files (.bin, .pt), which can run any code.
+
+    Raises:
+        BadInputError: When the model is missing or incomplete, or there is no such device.
+        VidsparseError: When diffusers cannot load it.
+    """
+    device = resolve_device(device)
+    dtype = resolve_dtype(dtype, device)
+    found = find_checkpoint(source).source
+    if isinstance(found, Path):
+        check_folder(found, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    try:
+        with _no_loading_bars():
+            pipe = DiffusionPipeline.from_pretrained(
+                found,
+                dtype=getattr(torch, dtype),
+                use_safetensors=None if allow_pickle else True,
+                trust_remote_code=trust_remote_code,
+            )
+    except (OSError, ValueError, KeyError, AttributeError, RuntimeError, ImportError) as error:
+        raise _explain(found, error) from error
+    return pipe.to(device)
+
+
+def resolve_device(device: str) -> str:
+    """Turn "auto" into a device, and make sure that the device is there.
+
+    Raises:
+        BadInputError: When it is not.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        raise BadInputError(f"unknown device {device!r}: use auto, cpu, cuda or cuda:N") from None
+    if wanted.type == "cuda" and not torch.cuda.is_available():
+        raise BadInputError(
+            f"{device} was asked for but torch sees no GPU (torch {torch.__version__}): "
+            "use --device cpu or install a CUDA build of torch"
+        )
+    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+        raise BadInputError(
+            f"{device} was asked for but there are {torch.cuda.device_count()} GPUs: "
+            f"use cuda:0 to cuda:{torch.cuda.device_count() - 1}"
+        )
+    return device
+
+
+def resolve_dtype(dtype: str | None, device: str) -> Dtype:
+    """Make sure that the dtype is one; None is float32 on a CPU and bfloat16 elsewhere.
+
+    Raises:
+        BadInputError: For an unknown one.
+    """
+    for known in get_args(Dtype):
+        if known == (dtype or ("float32" if device.startswith("cpu") else "bfloat16")):
+            return known
+    raise BadInputError(f"unknown dtype {dtype!r}: choose {', '.join(get_args(Dtype))}")
+
+
+def check_folder(
+    folder: Path, *, allow_pickle: bool = False, trust_remote_code: bool = False
+) -> None:
+    """Make sure, before anything is loaded, that a pipeline's folder is whole and safe.
+
+    Raises:
+        BadInputError: Naming the first thing that is wrong, and what to do.
+    """
+    index = read_json(folder / "model_index.json")
+    if not trust_remote_code and any(folder.glob("*.py")):
+        script = next(folder.glob("*.py"))
+        raise BadInputError(
+            f"{folder} comes with Python code of its own ({script.name}): read it, then pass "
+            "--trust-remote-code (trust_remote_code=True)"
+        )
+    for name, entry in index.items():
+        if isinstance(entry, list) and len(entry) == 2 and all(entry):
+            _check_component(folder / name, str(entry[1]), allow_pickle)
+
+
+def _check_component(folder: Path, kind: str, allow_pickle: bool) -> None:
+    if not folder.is_dir():
+        raise BadInputError(
+            f"the model folder is incomplete, {folder} ({kind}) is missing: download the model "
+            "again"
+        )
+    for config in folder.glob("*config.json"):
+        read_json(config)
+    if "Scheduler" in kind:
+        read_json(folder / "scheduler_config.json")
+    elif not any(word in kind for word in ("Tokenizer", "Processor", "Extractor")):
+        read_json(folder / "config.json")
+        _check_weights(folder, allow_pickle)
+
+
+def _check_weights(folder: Path, allow_pickle: bool) -> None:
+    for index in folder.glob("*.safetensors.index.json"):
+        shards = set(read_json(index).get("weight_map", {}).values())
+        if missing := sorted(name for name in shards if not (folder / name).is_file()):
+            raise BadInputError(
+                f"{folder} lacks {len(missing)} of its {len(shards)} weight files, the first is "
+                f"{missing[0]}: download the model again"
+            )
+    weights = sorted(folder.glob("*.safetensors"))
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+    if not weights and not pickles:
+        raise BadInputError(f"{folder} holds no weights (*.safetensors): download the model again")
+    if not weights and not allow_pickle:
+        raise BadInputError(
+            f"{folder} holds pickle files only ({pickles[0]}), which can run any code and are "
+            "refused: get safetensors files, or pass --allow-pickle (allow_pickle=True) if you "
+            "trust them"
+        )
+    for path in weights:
+        _check_safetensors(path)
+
+
+def _check_safetensors(path: Path) -> None:
+    """Compare the length of a file with what its header promises, without reading the tensors."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            size = path.stat().st_size
+            header = json.loads(file.read(min(length, size)))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name[:2] != "__"]
+        whole = size == 8 + length + max(ends, default=0)
+    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise BadInputError(
+            f"{path} is cut off or is not a safetensors file ({path.stat().st_size:,} bytes): "
+            "download it again (with git, run git lfs pull)"
+        )
+
+
+@contextlib.contextmanager
+def _no_loading_bars() -> Iterator[None]:
+    """Bars of a few seconds' loading are noise; bars of a download stay."""
+    from diffusers.utils import logging as diffusers_log
+    from transformers.utils import logging as transformers_log
+
+    shown = [log for log in (diffusers_log, transformers_log) if log.is_progress_bar_enabled()]
+    for log in shown:
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log in shown:
+            log.enable_progress_bar()
+
+
+def _explain(source: str | Path, error: Exception) -> VidsparseError:
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    if isinstance(source, Path):
+        return VidsparseError(f"diffusers could not load {source}: {reason}")
+    if isinstance(error, OSError):
+        return BadInputError(
+            f"the model {source} is not on this machine and could not be had from the hub: check "
+            "its name and the network, give a local folder, or log in with `hf auth login` if it "
+            "is gated"
+        )
+    return VidsparseError(f"diffusers could not load {source} from the hub: {reason}")

@@ -1,0 +1,171 @@
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from vidsparse.cli.generate import make_many, read_prompts
+from vidsparse.cli.job import RunOptions
+from vidsparse.errors import BadInputError
+from vidsparse.pipelines.video import read_video
+
+PROMPT = "a red circle moving right"
+
+
+def test_a_video_of_the_asked_size_is_written_and_described(cli, small, tmp_path):
+    path = tmp_path / "new" / "clip.mp4"
+    code, out, err = cli("generate", *small, "--seed", 3, "-o", path)
+    assert code == 0
+    assert read_video(path).shape == (9, 96, 96, 3)
+    assert [file.name for file in path.parent.iterdir()] == ["clip.mp4"]
+    assert "drawn with seed 3: " in err
+    pattern = r"clip\.mp4 in \d+\.\d s, mean density 0\.\d{3}, 50% of the steps dense, nothing fell"
+    assert re.search(pattern, out)
+
+
+def test_a_sequence_too_short_to_gain_runs_dense_and_says_so(cli, small, tmp_path):
+    code, out, _ = cli("generate", PROMPT, *small[:-2], "-o", tmp_path / "a.mp4")
+    assert code == 0
+    assert "mean density 1.000" in out
+    assert "432 tokens are too few to gain" in out
+
+
+def test_strict_fails_in_one_line_where_a_call_would_be_dense(cli, small, tmp_path):
+    path = tmp_path / "a.mp4"
+    code, out, err = cli("generate", PROMPT, *small[:-2], "--strict", "-o", path)
+    assert (code, out, path.exists()) == (1, "", False)
+    assert "vidsparse: layer 0 at step 0 cannot be sparse: 432 tokens are too few" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--height 170", "height 170 is not possible: the model takes multiples of 16; nearest "
+         "are 160 and 176"),
+        ("--width 0", "width 0 is not possible: the model takes multiples of 16; nearest is 16"),
+        ("--frames 24", "frames 24 is not possible: the model takes 4k+1; nearest are 21 and 25"),
+        ("--frames -3", "nearest is 1"),
+        ("--steps 0", "steps must be at least 1"),
+        ("--seed -1", "seed must be"),
+        ("--guidance nan", "guidance must be at least 0"),
+        ("--fps 0", "fps must be above 0"),
+        ("--preset radail", "unknown preset 'radail': did you mean radial"),
+        ("--density 0", "density must be in (0, 1], got 0"),
+        ("--density 1.5", "density must be in (0, 1], got 1.5"),
+        ("--set density", "must be KEY=VALUE"),
+        ("--set decoy=1", "has no parameter 'decoy'"),
+        ("--device tpu9", "unknown device 'tpu9'"),
+        ("--dtype int4", "unknown dtype 'int4': choose float32, bfloat16, float16"),
+        ("--model no/such/folder", "there is no model folder no/such/folder"),
+        ("--prompts p.txt", "give a prompt or --prompts FILE, not both"),
+        ("-o clip.gif", "suffix must be one of .mp4"),
+    ],
+)  # fmt: skip
+def test_what_is_not_possible_is_refused_in_one_line(
+    cli, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = cli("generate", PROMPT, *arguments.split())
+    assert (code, out) == (2, "")
+    assert err.startswith("vidsparse: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_loading(cli, tmp_path):
+    (tmp_path / "file").touch()
+    code, _, err = cli("generate", PROMPT, "-o", tmp_path / "file" / "a.mp4")
+    assert code == 2
+    assert err.startswith("vidsparse: folder")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_without_a_gpu_is_refused(cli):
+    code, _, err = cli("generate", PROMPT, "--device", "cuda")
+    assert code == 2
+    assert f"cuda was asked for but torch sees no GPU (torch {torch.__version__})" in err
+
+
+def test_another_model_needs_a_prompt(cli, other_model):
+    code, _, err = cli("generate", "--model", other_model)
+    assert code == 2
+    assert "a prompt is needed" in err
+
+
+def test_unknown_words_are_named(cli, tmp_path):
+    _, _, err = cli("generate", "a red zebra", "-o", tmp_path / "x.gif")
+    assert "ignored: zebra" in err
+
+
+def test_a_file_of_prompts_makes_a_folder_of_videos(cli, small, tmp_path):
+    (tmp_path / "prompts.txt").write_text("# two\n\na red circle\n  a blue square \n")
+    folder = tmp_path / "out"
+    code, out, _ = cli("generate", "--prompts", tmp_path / "prompts.txt", *small, "-o", folder)
+    assert code == 0
+    assert sorted(file.name for file in folder.iterdir()) == ["000.mp4", "001.mp4"]
+    assert len(out.splitlines()) == 2
+
+
+def test_prompts_that_cannot_be_read_are_refused(tmp_path):
+    with pytest.raises(BadInputError, match="cannot read"):
+        read_prompts(tmp_path / "none.txt")
+    (tmp_path / "empty.txt").write_text("# nothing\n")
+    with pytest.raises(BadInputError, match="holds no prompt"):
+        read_prompts(tmp_path / "empty.txt")
+
+
+def test_one_failing_prompt_does_not_stop_the_others(tmp_path, capsys):
+    class Pipe:
+        vae = SimpleNamespace(config={})
+        transformer = SimpleNamespace(config={})
+
+        def set_progress_bar_config(self, **config):
+            pass
+
+        def __call__(self, *, prompt, num_frames, height, width, **rest):
+            if "square" in prompt:
+                raise RuntimeError("boom")
+            return SimpleNamespace(frames=np.zeros((1, num_frames, height, width, 3)))
+
+    options = RunOptions(frames=5, height=32, width=32)
+    job = options.job(["a red square", "a red circle"])
+    paths = [tmp_path / "000.mp4", tmp_path / "001.mp4"]
+    assert make_many(Pipe(), job, None, paths) == 1
+    assert [path.exists() for path in paths] == [False, True]
+    assert "vidsparse: 000.mp4 failed ('a red square'): boom" in capsys.readouterr().err
+
+
+def test_ctrl_c_in_the_middle_leaves_no_file(small, tmp_path):
+    """SIGINT is sent when the first step shows on the terminal."""
+    ours, theirs = pty.openpty()
+    arguments = [PROMPT, *small, "--steps", "500", "-o", str(tmp_path / "a.mp4")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vidsparse", "generate", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "100"},
+    )
+    os.close(theirs)
+    seen = b""
+    while not re.search(rb"[1-9]\d*/500", seen):
+        seen += os.read(ours, 4096)
+    process.send_signal(signal.SIGINT)
+    out, tail = process.communicate(timeout=60)[0], b""
+    try:
+        while chunk := os.read(ours, 4096):
+            tail += chunk
+    except OSError:  # how Linux says that the other end is closed
+        pass
+    os.close(ours)
+    assert process.returncode == 130
+    assert out == b""
+    assert tail.rstrip().endswith(b"vidsparse: interrupted; files already finished are whole")
+    assert b"Traceback" not in tail
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,105 @@
+import json
+
+import pytest
+
+KEYS = (
+    "tokens token_density block_density mean_density dense_steps_share grid preset parameters "
+    "steps sigmas"
+)
+
+
+def read(outcome):
+    assert outcome.code == 0, outcome.err
+    return json.loads(outcome.out)
+
+
+def test_the_density_of_the_radial_mask_is_that_of_the_paper(cli):
+    outcome = cli("plan --grid 21x45x80 --preset radial --set block=128 --json")
+    found = read(outcome)
+    assert set(KEYS.split()) <= found.keys()
+    assert (found["tokens"], found["blocks"], found["steps"]) == (75_600, 591, 50)
+    assert round(found["token_density"], 3) == 0.245
+    assert found["token_density"] < found["block_density"] < 0.3
+    assert found["block_density"] < found["mean_density"] < 1
+
+
+@pytest.mark.parametrize("preset", ["draft", "balanced", "random"])
+def test_methods_that_rank_blocks_keep_the_density_they_are_given(cli, preset):
+    found = read(cli("plan", "--grid", "7x20x20", "--preset", preset, "--density", 0.4, "--json"))
+    assert found["token_density"] == found["block_density"] == pytest.approx(0.4, abs=0.02)
+
+
+def test_a_density_below_what_the_mask_allows_is_noted(cli):
+    outcome = cli("plan --grid 21x30x52 --preset radial --density 0.01")
+    assert outcome.code == 0
+    assert "is the least that this mask allows" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "grid", "steps"),
+    [
+        ("wan2.1-14b", "21x45x80", 50),
+        ("wan2.1-14b --size 832x480 --frames 41 --steps 8", "11x30x52", 8),
+        ("wan2.1-1.3b", "21x30x52", 50),
+        ("wan2.2-a14b", "21x45x80", 40),
+        ("wan2.2-ti2v-5b", "31x22x40", 50),
+        ("tiny", "7x20x20", 20),
+    ],
+)
+def test_named_models_have_their_grid(cli, arguments, grid, steps):
+    found = read(cli("plan", "--model", *arguments.split(), "--json"))
+    assert (found["grid"], found["steps"]) == (grid, steps)
+
+
+def test_a_model_folder_is_planned_from_its_configs(cli, other_model):
+    found = read(
+        cli(
+            "plan",
+            "--model",
+            other_model,
+            "--size",
+            "160x160",
+            "--frames",
+            25,
+            "--steps",
+            20,
+            "--json",
+        )
+    )
+    assert found["grid"] == "7x20x20"
+    assert found["sigmas"][:3] == pytest.approx([1.0, 0.9828, 0.9643], abs=1e-4)
+
+
+def test_short_sequences_are_planned_dense_and_said_so(cli):
+    outcome = cli("plan", "--grid", "3x12x12")
+    assert outcome.code == 0
+    assert "432 tokens are too few to gain" in outcome.err
+    assert read(cli("plan", "--grid", "3x12x12", "--json"))["mean_density"] == 1.0
+
+
+def test_dense_layers_count_when_the_model_says_how_many_there_are(cli):
+    more = "--preset draft --set dense_layers=4 --json"
+    plain = read(cli("plan --model tiny --preset draft --json"))["mean_density"]
+    found = read(cli(f"plan --model tiny {more}"))["mean_density"]
+    assert found == pytest.approx((1 + plain) / 2)
+    assert "left out" in read(cli(f"plan --grid 7x20x20 {more}"))["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "give --grid"),
+        ("--grid 7x20x20 --model tiny", "give --grid"),
+        ("--grid 7x20", "cannot read the grid"),
+        ("--grid 7x20x20 --frames 9", "belong to --model"),
+        ("--grid 7x20x20 --steps 0", "steps must be at least 1"),
+        ("--model tiny --size 170x160", "width 170 is not possible"),
+        ("--model tiny --size 160", "cannot read the size"),
+        ("--model wan3", "there is no model folder wan3"),
+        ("--model some/model", "are not on this machine"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(cli, arguments, message):
+    code, out, err = cli("plan", *arguments.split())
+    assert (code, out) == (2, "")
+    assert message in err

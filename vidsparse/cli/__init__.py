@@ -1,0 +1,80 @@
+"""The command line: one file for each command; what may be slow is imported when it is needed.
+
+Exit codes: 0 done, 1 the run failed, 2 what was asked for cannot be done, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+import typer.core
+
+import vidsparse
+from vidsparse.cli.compare import compare
+from vidsparse.cli.doctor import doctor
+from vidsparse.cli.generate import generate
+from vidsparse.cli.options import flatten
+from vidsparse.cli.plan import plan
+from vidsparse.cli.presets import presets
+from vidsparse.cli.screen import complain, quiet_libraries
+from vidsparse.errors import BadInputError, VidsparseError
+
+
+class _InterruptedError(Exception):
+    """Ctrl-C, in a form that no version of typer turns into something else."""
+
+
+class _Group(typer.core.TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _InterruptedError from error
+
+
+app = typer.Typer(
+    cls=_Group,
+    help="Sparse attention for video diffusion: generate, compare with dense, plan.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _command in (generate, compare, plan, presets, doctor):
+    app.command()(flatten(_command))
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(f"vidsparse {vidsparse.__version__}")
+        raise typer.Exit
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; return its exit code."""
+    try:
+        with quiet_libraries():
+            app(list(arguments), prog_name="vidsparse", obj=list(arguments))
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except (KeyboardInterrupt, _InterruptedError):
+        complain("interrupted; files already finished are whole")
+        return 130
+    except BadInputError as error:
+        complain(error)
+        return 2
+    except (VidsparseError, OSError) as error:
+        complain(error)
+        return 1
+    return 0
+
+
+def main() -> None:
+    """Entry point of the command ``vidsparse``."""
+    sys.exit(run(sys.argv[1:]))

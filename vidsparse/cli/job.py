@@ -1,0 +1,203 @@
+"""What ``generate`` and ``compare`` share: the options of a run, checked before weights load."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import vidsparse
+from vidsparse.cli.options import option
+from vidsparse.cli.screen import busy, note, step_bar
+from vidsparse.errors import BadInputError
+from vidsparse.pipelines.checkpoints import TINY, Checkpoint, find_checkpoint
+from vidsparse.presets import Preset
+from vidsparse.stats import Stats
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from vidsparse.pipelines.generate import Request
+
+Prompt = Annotated[
+    str | None,
+    typer.Argument(help="What the video shows; the shipped pipeline can draw a prompt itself."),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """Which model makes which video; what is left out is as the model's authors recommend."""
+
+    model: Annotated[
+        str,
+        option(
+            "Folder or hub id of a diffusers pipeline, or a name: tiny (the pipeline that ships), "
+            "wan2.1-1.3b, wan2.1-14b, wan2.2-a14b, wan2.2-ti2v-5b.",
+            panel="Model",
+        ),
+    ] = "tiny"
+    device: Annotated[str, option("auto, cpu, cuda or cuda:N.", panel="Model")] = "auto"
+    dtype: Annotated[
+        str | None,
+        option("float32, bfloat16 or float16; by default float32 on a CPU.", panel="Model"),
+    ] = None
+    trust_remote_code: Annotated[
+        bool, option("Run Python code that comes with the model.", "--trust-remote-code",
+                     panel="Model"),
+    ] = False  # fmt: skip
+    allow_pickle: Annotated[
+        bool, option("Also read pickle weights, which can run any code.", "--allow-pickle",
+                     panel="Model"),
+    ] = False  # fmt: skip
+    frames: Annotated[int | None, option("Frames of the video.", panel="Video")] = None
+    height: Annotated[int | None, option("In pixels.", panel="Video")] = None
+    width: Annotated[int | None, option("In pixels.", panel="Video")] = None
+    steps: Annotated[int | None, option("Denoising steps.", panel="Video")] = None
+    guidance: Annotated[float | None, option("Guidance scale.", panel="Video")] = None
+    seed: Annotated[int, option("Of the noise.", panel="Video")] = 0
+    fps: Annotated[float | None, option("Frames per second of the file.", panel="Video")] = None
+    strict: Annotated[
+        bool,
+        option("Fail where a call would fall back to dense.", "--strict", panel="Sparsity"),
+    ] = False
+
+    def job(self, prompts: Sequence[str | None]) -> Job:
+        """Check everything that can be checked without weights.
+
+        Raises:
+            BadInputError: For a model, device, size or prompt that is not possible.
+        """
+        from vidsparse.pipelines import load
+
+        checkpoint = find_checkpoint(self.model)
+        if isinstance(checkpoint.source, Path):
+            load.check_folder(
+                checkpoint.source,
+                allow_pickle=self.allow_pickle,
+                trust_remote_code=self.trust_remote_code,
+            )
+        device = load.resolve_device(self.device)
+        dtype = load.resolve_dtype(self.dtype, device)
+        fps = checkpoint.fps if self.fps is None else self.fps
+        if not 0 < fps < 1000:
+            raise BadInputError(f"fps must be above 0 and below 1000, got {fps:g}")
+        requests = [self._request(checkpoint, prompt) for prompt in prompts]
+        return Job(self, checkpoint, device, dtype, fps, requests)
+
+    def _request(self, checkpoint: Checkpoint, prompt: str | None) -> Request:
+        from vidsparse.pipelines.generate import Request
+
+        def default(name: str) -> Any:
+            value = getattr(self, name)
+            return getattr(checkpoint, name) if value is None else value
+
+        size = {name: default(name) for name in ("frames", "height", "width")}
+        if checkpoint.geometry is not None:
+            checkpoint.geometry.check_size(**size)
+        return Request(
+            prompt=self._prompt(checkpoint, prompt),
+            steps=default("steps"),
+            guidance=default("guidance"),
+            seed=self.seed,
+            **size,
+        )
+
+    def _prompt(self, checkpoint: Checkpoint, prompt: str | None) -> str:
+        """The prompt, drawn or looked over by the shipped pipeline's own grammar."""
+        if checkpoint.source != TINY:
+            if prompt is None:
+                raise BadInputError(
+                    "a prompt is needed: only the shipped pipeline can draw one itself"
+                )
+            return prompt
+        from vidsparse.pipelines.tiny_prompts import explain_unknown_words, random_prompt
+
+        if prompt is None:
+            prompt = random_prompt(self.seed)
+            note(f"drawn with seed {self.seed}: {prompt}")
+        if unknown := explain_unknown_words(prompt):
+            note(f"not in the shipped pipeline's vocabulary, ignored: {', '.join(unknown)}")
+        return prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Runs that were found possible.
+
+    Attributes:
+        options: As given.
+        checkpoint: The model.
+        device: Where it will run.
+        dtype: Of its weights.
+        fps: Frames per second of the files.
+        requests: One for each video.
+    """
+
+    options: RunOptions
+    checkpoint: Checkpoint
+    device: str
+    dtype: str
+    fps: float
+    requests: list[Request]
+
+    def load(self) -> Any:
+        """Load the pipeline."""
+        from vidsparse.pipelines.generate import geometry_of
+        from vidsparse.pipelines.load import load_pipeline
+
+        with busy(f"loading {self.checkpoint.source}"):
+            pipe = load_pipeline(
+                self.checkpoint.source,
+                device=self.device,
+                dtype=self.dtype,
+                trust_remote_code=self.options.trust_remote_code,
+                allow_pickle=self.options.allow_pickle,
+            )
+        for request in self.requests:
+            geometry_of(pipe).check_size(request.frames, request.height, request.width)
+        return pipe
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One video.
+
+    Attributes:
+        frames: uint8 ``(frames, height, width, 3)``.
+        seconds: From prompt to frames, on the clock of this process.
+        stats: What the session did; None for a dense run.
+    """
+
+    frames: np.ndarray
+    seconds: float
+    stats: Stats | None
+
+
+def run_request(
+    pipe: Any, request: Request, preset: Preset | None, label: str, *, strict: bool = False
+) -> Result:
+    """Generate one video with progress, dense without a preset; leaves the pipeline clean."""
+    from vidsparse.pipelines.generate import generate
+
+    attached = vidsparse.sparsify(pipe, preset, strict=strict) if preset else nullcontext()
+    with attached as session:
+        stats = session.stats if session else None
+        with step_bar(label, request.steps, lambda: latest_density(stats)) as on_step:
+            started = perf_counter()
+            frames = generate(pipe, request, on_step)
+            return Result(frames, perf_counter() - started, stats)
+
+
+def latest_density(stats: Stats | None) -> float | None:
+    """Mean density of the step just done; None for a dense run."""
+    if stats is None or not stats.calls:
+        return None
+    latest = max(key.step for key in stats.calls)
+    parts = [density.mean() for key, density in stats.calls.items() if key.step == latest]
+    return sum(map(float, parts)) / len(parts)

@@ -1,0 +1,97 @@
+"""Options that commands share, and how a command takes them as one object."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from vidsparse.errors import BadInputError
+from vidsparse.presets import Preset, find_preset
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for a program.")]
+
+
+def option(help: str, *names: str, panel: str | None = None) -> Any:
+    """An option with its help; names are made of the parameter's unless given."""
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PresetChanges:
+    """What a command changes in its presets."""
+
+    density: Annotated[
+        float | None,
+        option("Share of query-key pairs at full sparsity, in (0, 1].", panel="Sparsity"),
+    ] = None
+    set: Annotated[
+        list[str] | None,
+        option(
+            "KEY=VALUE: change a parameter that `vidsparse presets NAME` lists; repeatable.",
+            panel="Sparsity",
+        ),
+    ] = None
+
+    def preset(self, name: str) -> Preset:
+        """Find a preset and change it.
+
+        Raises:
+            BadInputError: For an unknown preset, parameter or value.
+        """
+        changes: dict[str, Any] = {}
+        for text in self.set or []:
+            key, equals, value = text.partition("=")
+            if not equals:
+                raise BadInputError(f"--set {text!r} must be KEY=VALUE, such as --set density=0.3")
+            changes[key.strip()] = value
+        if self.density is not None:
+            changes["density"] = self.density
+        return find_preset(name).override(changes)
+
+
+def flatten(command: Callable[..., None]) -> Callable[..., None]:
+    """Let typer see the fields of a command's dataclass parameters as options of their own.
+
+    Args:
+        command: Its parameters are typer's, or dataclasses whose fields are.
+    """
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, type] = {}
+    hints = get_type_hints(command, include_extras=True)
+    for parameter in inspect.signature(command).parameters.values():
+        kind = hints[parameter.name]
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            groups[parameter.name] = kind
+            parameters += _parameters_of(kind)
+        else:
+            only = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(parameter.replace(kind=only, annotation=kind))
+
+    def call(**values: Any) -> None:
+        for name, kind in groups.items():
+            fields = {field.name: values.pop(field.name) for field in dataclasses.fields(kind)}
+            values[name] = kind(**fields)
+        command(**values)
+
+    call.__name__, call.__doc__ = command.__name__, command.__doc__
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    vars(call)["__signature__"] = inspect.Signature(parameters)
+    return call
+
+
+def _parameters_of(kind: type) -> list[inspect.Parameter]:
+    hints = get_type_hints(kind, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=hints[field.name],
+        )
+        for field in dataclasses.fields(kind)
+    ]
