@@ -16,7 +16,8 @@ class Clock:
 
     Args:
         train_timesteps: The timestep of pure noise.
-        on_start: Called when a generation begins: noise has risen, or the last one has finished.
+        on_start: Called when a generation begins: noise has risen, the last one has finished, or
+            the pipeline is where it has been before, since the last one was cut short.
 
     Attributes:
         step: Denoising step, from 0; -1 before the first.
@@ -34,8 +35,10 @@ class Clock:
     def begin(self, timestep: Tensor | None) -> None:
         """A transformer starts a forward call."""
         sigma = self._read_sigma(timestep)
-        if self.sigma is None or (sigma is not None and sigma > self.sigma):
+        has_risen = self.sigma is not None and sigma is not None and sigma > self.sigma
+        if self.sigma is None or has_risen or self._has_been_here():
             self.step, self._calls = 0, 0
+            self._seen.clear()
             self._on_start()
         elif sigma != self.sigma:
             self.step, self._calls = self.step + 1, 0
@@ -44,11 +47,19 @@ class Clock:
         self.sigma = sigma
         if self.context is not None and self.context.step_index is not None:
             self.step = self.context.step_index
+            self._seen.add((self.step, self.context.name))
         self.branch = self.context.name if self.context is not None else f"call{self._calls}"
 
     def finish(self) -> None:
         """The generation is over."""
+        self._seen: set[tuple[int, str]] = set()
         self.step, self.sigma, self.branch, self._calls = -1, None, "", 0
+
+    def _has_been_here(self) -> bool:
+        """Whether the pipeline names a step and branch again: the run before was cut short."""
+        return (
+            self.context is not None and (self.context.step_index, self.context.name) in self._seen
+        )
 
     def _read_sigma(self, timestep: Tensor | None) -> float | None:
         if self.context is not None and self.context.sigma is not None:
