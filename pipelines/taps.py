@@ -49,7 +49,7 @@ current = _Current()
 
 
 def tap(module: str) -> None:
-    """Put the tap into a Python module that calls attention; counted, so that sessions can share."""
+    """Put the tap into a Python module that calls attention; counted, so sessions can share it."""
     with _lock:
         _taps[module] += 1
         setattr(sys.modules[module], _NAME, _tapped)
@@ -111,7 +111,7 @@ def _tapped(
     return _attend(layer, query, key, value, scale, unsupported, dense)
 
 
-@torch.compiler.disable
+@torch.compiler.disable()
 def _attend(
     layer: Layer,
     query: Tensor,
@@ -121,4 +121,8 @@ def _attend(
     unsupported: str | None,
     dense: Dense,
 ) -> Tensor:
-    return layer.attend(query, key, value, scale=scale, unsupported=unsupported, dense=dense)
+    try:
+        return layer.attend(query, key, value, scale=scale, unsupported=unsupported, dense=dense)
+    except BaseException:  # the hook that clears the layer will not run
+        current.layer = None
+        raise
