@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from statistics import mean
+from typing import Any, NamedTuple
 
 import diffusers
 import torch
@@ -24,87 +24,130 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import vidsparse
 from vidsparse.metrics.fidelity import fidelity
-from vidsparse.pipelines.video import to_uint8
 
 TINY = Path(vidsparse.__file__).parent / "pipelines" / "tiny"
+GUIDANCE = 4.0
 PROMPTS = [
     "a red circle moving right over a light blue striped background",
     "a yellow star moving up over a dark purple dotted background",
     "a large green triangle bouncing over a checkered gray background",
     "a pink square circling over a plain dark blue background",
 ]
-Case = tuple[str, str, dict[str, Any]]  # label, preset, parameters
+
+
+class Clip(NamedTuple):
+    frames: Any
+    seconds: float
+
+
+class Runner:
+    """Generates the clips of one benchmark."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.backends.cuda.matmul.allow_tf32 = False
+        pipe = diffusers.WanPipeline.from_pretrained(TINY, use_safetensors=True)
+        self.pipe = pipe.to(self.device)
+        self.pipe.set_progress_bar_config(disable=True)
+        frames, height, width = (int(n) for n in args.size.split("x"))
+        self.size: dict[str, Any] = dict(num_frames=frames, height=height, width=width)
+        self.steps, self.seed = args.steps, args.seed
+
+    def generate(self, prompt: str) -> Clip:
+        start = time.perf_counter()
+        frames = self.pipe(
+            prompt,
+            **self.size,
+            num_inference_steps=self.steps,
+            guidance_scale=GUIDANCE,
+            generator=torch.Generator().manual_seed(self.seed),
+        ).frames[0]
+        return Clip((frames * 255).round().astype("uint8"), time.perf_counter() - start)
 
 
 def main() -> None:
     args = parse()
-    cases = json.loads(args.cases.read_text())
-    frames, height, width = (int(n) for n in args.size.split("x"))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.backends.cuda.matmul.allow_tf32 = False
-    pipe = diffusers.WanPipeline.from_pretrained(TINY, use_safetensors=True).to(device)
-    pipe.set_progress_bar_config(disable=True)
-
-    def generate(prompt: str) -> tuple[Any, float]:
-        start = time.perf_counter()
-        video = pipe(
-            prompt, height=height, width=width, num_frames=frames, num_inference_steps=args.steps,
-            guidance_scale=4.0, generator=torch.Generator().manual_seed(args.seed),
-        ).frames[0]  # fmt: skip
-        return to_uint8(video), time.perf_counter() - start
-
-    prompts = PROMPTS[: args.prompts]
-    generate(prompts[0])
-    dense = {prompt: generate(prompt) for prompt in prompts}
-    rows = []
+    runner, prompts = Runner(args), PROMPTS[: args.prompts]
+    runner.generate(prompts[0])  # pays for lazy initialisation
+    dense = {prompt: runner.generate(prompt) for prompt in prompts}
     with sdpa_kernel(SDPBackend.MATH):
-        floor = [fidelity(generate(p)[0], dense[p][0]).psnr for p in prompts[: args.floor]]
-    print("noise floor", floor, "dense seconds", [round(s, 1) for _, s in dense.values()], flush=True)
-    for label, preset, parameters in cases:
-        scores, densities, shares, seconds = [], [], [], []
-        for prompt in prompts:
-            with vidsparse.sparsify(pipe, preset, strict=True, **parameters) as session:
-                video, spent = generate(prompt)
-            scores.append(fidelity(video, dense[prompt][0]))
-            densities.append(session.stats.mean_density)
-            shares.append(session.stats.dense_steps_share)
-            seconds.append(spent)
-        rows.append({
-            "case": label, "preset": preset, "parameters": parameters,
-            "psnr": statistics.mean(s.psnr for s in scores),
-            "psnr_each": [s.psnr for s in scores],
-            "ssim": statistics.mean(s.ssim for s in scores),
-            "mean_density": statistics.mean(densities),
-            "dense_steps_share": statistics.mean(shares),
-            "seconds": statistics.mean(seconds),
-        })  # fmt: skip
-        print(
-            f"{label:42s} psnr {rows[-1]['psnr']:6.2f}  ssim {rows[-1]['ssim']:.3f}  "
-            f"density {rows[-1]['mean_density']:.3f}  dense steps {rows[-1]['dense_steps_share']:.2f}"
-            f"  {rows[-1]['seconds']:.1f} s  {[round(s.psnr, 1) for s in scores]}",
-            flush=True,
-        )
-    record = {
-        "command": " ".join(sys.argv), "seed": args.seed, "steps": args.steps, "guidance": 4.0,
-        "size": args.size, "prompts": prompts, "dtype": "float32",
-        "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor(),
-        "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__,
-                     "vidsparse": vidsparse.__version__, "python": platform.python_version()},
+        floor = [
+            fidelity(runner.generate(p).frames, dense[p].frames).psnr for p in prompts[: args.floor]
+        ]
+    print("noise floor", floor, "dense seconds", [round(c.seconds, 1) for c in dense.values()])
+    rows = []
+    for label, preset, parameters in json.loads(args.cases.read_text()):
+        rows.append({"case": label, **run_case(runner, dense, preset, parameters)})
+        show(rows[-1])
+    record = describe(runner, args) | {
+        "prompts": prompts,
         "noise_floor_psnr": [None if p == float("inf") else p for p in floor],
-        "dense_seconds": [s for _, s in dense.values()], "cases": rows,
-    }  # fmt: skip
+        "dense_seconds": [c.seconds for c in dense.values()],
+        "cases": rows,
+    }
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(record, indent=1) + "\n")
 
 
+def run_case(
+    runner: Runner, dense: dict[str, Clip], preset: str, parameters: dict[str, Any]
+) -> dict[str, Any]:
+    scores, stats, seconds = [], [], []
+    for prompt, reference in dense.items():
+        with vidsparse.sparsify(runner.pipe, preset, strict=True, **parameters) as session:
+            clip = runner.generate(prompt)
+        scores.append(fidelity(clip.frames, reference.frames))
+        stats.append((session.stats.mean_density, session.stats.dense_steps_share))
+        seconds.append(clip.seconds)
+    return {
+        "preset": preset,
+        "parameters": parameters,
+        "psnr": mean(s.psnr for s in scores),
+        "psnr_each": [s.psnr for s in scores],
+        "ssim": mean(s.ssim for s in scores),
+        "mean_density": mean(density for density, _ in stats),
+        "dense_steps_share": mean(share for _, share in stats),
+        "seconds": mean(seconds),
+    }
+
+
+def show(row: dict[str, Any]) -> None:
+    print(
+        f"{row['case']:42s} psnr {row['psnr']:6.2f}  ssim {row['ssim']:.3f}  "
+        f"density {row['mean_density']:.3f}  dense steps {row['dense_steps_share']:.2f}  "
+        f"{row['seconds']:.1f} s  {[round(p, 1) for p in row['psnr_each']]}",
+        flush=True,
+    )
+
+
+def describe(runner: Runner, args: argparse.Namespace) -> dict[str, Any]:
+    cuda = runner.device == "cuda"
+    return {
+        "command": " ".join(sys.argv),
+        "size": args.size,
+        "seed": args.seed,
+        "steps": args.steps,
+        "guidance": GUIDANCE,
+        "dtype": "float32",
+        "device": torch.cuda.get_device_name() if cuda else platform.processor(),
+        "versions": {
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+            "vidsparse": vidsparse.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    cases = Path(__file__).with_name("quality_cases.json")
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", default="49x256x256", help="FRAMESxHEIGHTxWIDTH in pixels")
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--floor", type=int, default=1, help="prompts for the noise floor")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cases", type=Path, default=Path(__file__).with_name("quality_cases.json"))
+    parser.add_argument("--cases", type=Path, default=cases, help="JSON: [label, preset, changes]")
     parser.add_argument("-o", "--output", type=Path, required=True)
     return parser.parse_args()
 

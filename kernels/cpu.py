@@ -77,7 +77,7 @@ def cpu_attention(
 
 
 def _rows_of_blocks(x: Tensor, block: int) -> Tensor:
-    """``(batch, heads, seq, head_dim)`` to zero-padded ``(batch * heads * blocks, block, head_dim)``."""
+    """Cut ``(batch, heads, seq, head_dim)`` into zero-padded ``(rows, block, head_dim)``."""
     padding = -x.shape[2] % block
     x = F.pad(x, (0, 0, 0, padding)) if padding else x
     return x.reshape(-1, block, x.shape[-1])

@@ -28,7 +28,7 @@ def reference_attention(
         ``(batch, heads, q_len, head_dim)`` in q's dtype; computed in float32, or in float64 when
         q is float64.
     """
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = float(q.shape[-1] ** -0.5 if scale is None else scale)
     dtype = torch.promote_types(q.dtype, torch.float32)
     query, key, value = (x.to(dtype) for x in (q, k, v))
     scores = (query @ key.mT * scale).masked_fill_(~plan.to_dense_mask(), float("-inf"))

@@ -8,8 +8,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.hooks.hooks import BaseState, CacheContext, StateManager
+from diffusers.hooks.hooks import (
+    BaseState,
+    CacheContext,
+    HookRegistry,
+    ModelHook,
+    StateManager,
+)
 from torch import Tensor, nn
 
 from vidsparse.engine import Call, Dense, SparseAttention
@@ -212,7 +217,7 @@ class _Probe(ModelHook):
 
 class _Listener(StateManager):
     def __init__(self, clock: Clock) -> None:
-        super().__init__(BaseState)
+        super().__init__(BaseState())
         self._clock = clock
 
     def set_context(self, context: CacheContext | None) -> None:

@@ -1,8 +1,8 @@
 """vidsparse: sparse attention for diffusers pipelines, unmodified, reversible and measured.
 
-    with vidsparse.sparsify(pipe, "balanced") as session:
-        video = pipe(prompt).frames[0]
-    print(session.summary())
+with vidsparse.sparsify(pipe, "balanced") as session:
+video = pipe(prompt).frames[0]
+print(session.summary())
 """
 
 from __future__ import annotations

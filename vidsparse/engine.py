@@ -12,9 +12,9 @@ from vidsparse.errors import DenseFallbackError
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.attention import attention, check_engine
 from vidsparse.kernels.plan import BlockPlan
+from vidsparse.planner import Planner
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.estimator import Inputs
-from vidsparse.planner import Planner
 from vidsparse.presets import Preset
 from vidsparse.stats import CallKey, Stats, Stopwatch
 

@@ -10,8 +10,9 @@ from vidsparse.errors import BadInputError
 
 @dataclass(frozen=True, slots=True)
 class TokenGrid:
-    """``prefix`` text tokens, then frames x height x width video tokens in raster order, then
-    ``suffix`` text tokens. An image is one frame.
+    """Text tokens, then frames x height x width video tokens in raster order, then text tokens.
+
+    An image is one frame.
 
     Attributes:
         frames: Latent frames.

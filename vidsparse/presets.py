@@ -159,15 +159,15 @@ def _table(*presets: Preset) -> dict[str, Preset]:
 PRESETS: Mapping[str, Preset] = _table(
     Preset(
         name="balanced",
-        summary="The default: low-resolution attention finds the blocks, density ramps down to 0.3",
+        summary="The default: the estimator of draft, with a density a little on the safe side",
         source="DraftAttention's estimator, arXiv 2505.14708, with our ramp",
-        policy=Policy(estimator=Pooled(), density=0.3),
+        policy=Policy(estimator=Pooled(), density=0.25),
     ),
     Preset(
         name="draft",
         summary="Attention between block means picks the same number of key blocks in every row",
         source="DraftAttention, arXiv 2505.14708",
-        policy=Policy(estimator=Pooled(), density=0.25),
+        policy=Policy(estimator=Pooled(), density=0.18),
     ),
     Preset(
         name="radial",
@@ -179,6 +179,6 @@ PRESETS: Mapping[str, Preset] = _table(
         name="random",
         summary="The control: random blocks, the same at every step",
         source="none; every method must beat it at the same density",
-        policy=Policy(estimator=Random(), density=0.25),
+        policy=Policy(estimator=Random(), density=0.18),
     ),
 )

@@ -23,8 +23,8 @@ class Schedule:
         dense_layers: The first so many layers are always dense.
     """
 
-    dense_above: float = 0.93
-    full_below: float = 0.7
+    dense_above: float = 0.95
+    full_below: float = 0.8
     dense_layers: int = 0
 
     def __post_init__(self) -> None:

@@ -80,9 +80,7 @@ class Policy:
     def plan(self, keep: Tensor, inputs: Inputs) -> BlockPlan:
         """The lists of a block mask."""
         tokens, block = inputs.blocks.grid.tokens, self.block
-        return BlockPlan.from_mask(
-            keep, q_len=tokens, kv_len=tokens, q_block=block, kv_block=block
-        )
+        return BlockPlan.from_mask(keep, q_len=tokens, kv_len=tokens, q_block=block, kv_block=block)
 
     def compensate(self, plan: BlockPlan, k: Tensor, v: Tensor, sizes: Tensor) -> BlockPlan:
         """Attach what stands in for skipped blocks.
