@@ -88,8 +88,9 @@ FALLBACK_IDS = ["plug-in", "no grid", "wrong grid", "no noise level", "too short
 def test_each_fallback_is_dense_and_counted_by_its_reason(dense, changes, call, reason):
     engine = SparseAttention(preset(**changes))
     q, k, v = qkv()
-    for _ in range(2):
-        out = engine(q, k, v, dataclasses.replace(CALL, **call), dense)
+    call = dataclasses.replace(CALL, **call)
+    engine(q, k, v, call, dense)
+    out = engine(q, k, v, call, dense)
     assert engine.stats.fallbacks == {reason: 2}
     assert engine.stats.mean_density == 1
     assert torch.equal(out, dense(q, k, v))
@@ -98,8 +99,9 @@ def test_each_fallback_is_dense_and_counted_by_its_reason(dense, changes, call, 
 @pytest.mark.parametrize(("changes", "call", "reason"), FALLBACKS, ids=FALLBACK_IDS)
 def test_strict_raises_where_it_would_fall_back(dense, changes, call, reason):
     engine = SparseAttention(preset(**changes), strict=True)
+    q, k, v = qkv()
     with pytest.raises(DenseFallbackError) as error:
-        engine(*qkv(), dataclasses.replace(CALL, **call), dense)
+        engine(q, k, v, dataclasses.replace(CALL, **call), dense)
     assert f"layer 0 at step 3 cannot be sparse: {reason}; run without strict" in str(error.value)
     assert dense.calls == 0
 
@@ -191,13 +193,15 @@ def test_the_ramp_is_followed_by_the_realised_density(dense):
 
 def test_a_density_that_the_grid_cannot_reach_is_noted_once(dense):
     engine = SparseAttention(preset("radial", density=0.02))
+    q, k, v = qkv()
     for step in range(3):
-        engine(*qkv(), dataclasses.replace(CALL, step=step), dense)
+        engine(q, k, v, dataclasses.replace(CALL, step=step), dense)
     (note,) = engine.stats.notes
     assert "the least that this mask allows on the grid 4x5x6 with blocks of 16; 0.02" in note
 
 
 def test_time_is_measured_and_planning_is_part_of_it(dense):
     engine = SparseAttention(preset())
-    engine(*qkv(), CALL, dense)
+    q, k, v = qkv()
+    engine(q, k, v, CALL, dense)
     assert 0 < engine.stats.plan_seconds < engine.stats.attention_seconds
