@@ -7,7 +7,7 @@ import pytest
 from vidsparse.cli import run
 from vidsparse.pipelines.checkpoints import TINY
 
-SMALL = "--frames 9 --height 96 --width 96 --steps 2 --set min_tokens=0"
+SMALL = "--frames 9 --height 96 --width 96 --steps 2 --guidance 1 --set min_tokens=0"
 
 
 class Outcome(NamedTuple):

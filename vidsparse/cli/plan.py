@@ -16,6 +16,7 @@ from vidsparse.pipelines.checkpoints import Checkpoint, find_checkpoint
 from vidsparse.planner import Planner
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.estimator import Inputs
+from vidsparse.policies.policy import Policy
 from vidsparse.policies.radial import Radial
 from vidsparse.policies.random import Random
 from vidsparse.presets import Preset
@@ -111,53 +112,72 @@ class Forecast:
 def forecast(preset: Preset, grid: TokenGrid, sigmas: list[float], layers: int | None) -> Forecast:
     """Make the plans of a run from its geometry alone.
 
-    Methods that look at the data keep as many blocks whatever they see, so random scores stand in
-    for theirs.
-
     Args:
         preset: What to compute, and when.
         grid: The tokens.
         sigmas: Noise level of each step.
         layers: How many self-attention layers there are; None leaves ``dense_layers`` out.
     """
-    policy, notes = preset.policy, []
-    if policy.estimator.needs_data:
-        policy = dataclasses.replace(policy, estimator=Random())
-    planner = Planner(policy)
-    inputs = Inputs(blocks=Blocks(grid, policy.block, torch.device("cpu")))
-    target = planner.target(inputs)
-    realised = {1.0: 1.0}
-
-    def at(density: float) -> float:
-        density = min(1.0, density)
-        if density not in realised:
-            realised[density] = planner.plan(inputs, density).density
-        return realised[density]
-
-    dense_layers = preset.schedule.dense_layers
-    if dense_layers and layers is None:
-        notes.append(f"the {dense_layers} dense layers are left out: --grid does not say how many")
-    dense_share = min(1.0, dense_layers / layers) if layers else 0.0
-    steps = [at(preset.schedule.density(sigma, dense_layers, target)) for sigma in sigmas]
-    if grid.tokens < preset.min_tokens:
-        notes.append(
-            f"{grid.tokens:,} tokens are too few to gain (min_tokens is {preset.min_tokens:,}): "
-            "every step would run dense"
-        )
-        dense_share = 1.0
-    block_density = at(target)
-    own_mask = isinstance(policy.estimator, Radial) and policy.density is None
+    mask = _Mask(preset.policy, grid)
+    always_dense, notes = _always_dense(preset, grid, layers)
+    schedule = preset.schedule
+    block_density = mask.at(mask.target)
+    notes += mask.planner.notes  # of the mask; the ramp above it would only say the same again
+    steps = [
+        mask.at(schedule.density(sigma, schedule.dense_layers, mask.target)) for sigma in sigmas
+    ]
     return Forecast(
         preset=preset,
         grid=grid,
-        token_density=policy.estimator.token_density(grid, policy.block)
-        if own_mask and isinstance(policy.estimator, Radial)
-        else block_density,
+        token_density=mask.token_density(block_density),
         block_density=block_density,
         sigmas=sigmas,
-        step_density=[dense_share + (1 - dense_share) * density for density in steps],
-        notes=[*notes, *planner.notes],
+        step_density=[always_dense + (1 - always_dense) * density for density in steps],
+        notes=notes,
     )
+
+
+class _Mask:
+    """The plans of a policy on a grid.
+
+    Methods that look at the data keep as many blocks whatever they see, so random scores stand in
+    for theirs.
+    """
+
+    def __init__(self, policy: Policy, grid: TokenGrid) -> None:
+        if policy.estimator.needs_data:
+            policy = dataclasses.replace(policy, estimator=Random())
+        self.policy = policy
+        self.planner = Planner(policy)
+        self._inputs = Inputs(blocks=Blocks(grid, policy.block, torch.device("cpu")))
+        self.target = self.planner.target(self._inputs)
+        self._known = {1.0: 1.0}
+
+    def at(self, density: float) -> float:
+        """The density of the plan that is made when this one is asked for."""
+        if density not in self._known:
+            self._known[density] = self.planner.plan(self._inputs, density).density
+        return self._known[density]
+
+    def token_density(self, block_density: float) -> float:
+        """That of the rule itself, where there is one; else masks are made of whole blocks."""
+        if isinstance(self.policy.estimator, Radial) and self.policy.density is None:
+            blocks = self._inputs.blocks
+            return self.policy.estimator.token_density(blocks.grid, blocks.block)
+        return block_density
+
+
+def _always_dense(preset: Preset, grid: TokenGrid, layers: int | None) -> tuple[float, list[str]]:
+    """The share of the layers that never is sparse, and what to say of it."""
+    if grid.tokens < preset.min_tokens:
+        return 1.0, [
+            f"{grid.tokens:,} tokens are too few to gain (min_tokens is {preset.min_tokens:,}): "
+            "every step would run dense"
+        ]
+    dense = preset.schedule.dense_layers
+    if dense and layers is None:
+        return 0.0, [f"the {dense} dense layers are left out: a grid does not say of how many"]
+    return (min(1.0, dense / layers) if layers else 0.0), []
 
 
 def _grid_checkpoint() -> Checkpoint:
