@@ -1,0 +1,229 @@
+"""Frames in and out of files: ``.mp4`` and ``.webm`` to look at, ``.npy`` to measure.
+
+Inside vidsparse a clip is "raw frames": a uint8 array ``(frames, height, width, 3)``, RGB. The
+video formats are lossy, so metrics read raw frames or ``.npy``, never a decoded preview.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import tempfile
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import imageio.v3 as iio
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from vidsparse.errors import BadInputError, VidsparseError
+
+# The colours are tagged as what the conversion from RGB makes of them, so that players agree.
+_BT601 = {"colorspace": "smpte170m", "color_primaries": "smpte170m", "color_trc": "smpte170m"}
+_CODECS = {
+    ".mp4": ("libx264", {"crf": "17", "color_range": "tv", **_BT601}),
+    ".webm": ("libvpx-vp9", {"crf": "20", "b": "0", "color_range": "tv", **_BT601}),
+}
+SUFFIXES = (*_CODECS, ".npy")
+
+
+def to_uint8(frames: np.ndarray | Tensor | Sequence[Image.Image]) -> np.ndarray:
+    """Turn one clip of a diffusers pipeline into raw frames, by rounding.
+
+    Args:
+        frames: ``pipe(...).frames[0]`` of any ``output_type``: float ``(frames, height, width,
+            3)`` arrays or ``(frames, 3, height, width)`` tensors in [0, 1], or PIL images. What
+            is uint8 already keeps its values.
+
+    Returns:
+        uint8 ``(frames, height, width, 3)``, the same for each output type.
+
+    Raises:
+        BadInputError: When the shape or the range of values is not as above.
+        VidsparseError: When the frames hold NaN.
+
+    Example:
+        >>> to_uint8(np.full((1, 1, 1, 3), 0.999)).tolist()
+        [[[[255, 255, 255]]]]
+    """
+    if isinstance(frames, Tensor):
+        clip = frames.movedim(1, -1) if frames.ndim == 4 else frames
+    elif isinstance(frames, np.ndarray):
+        clip = frames
+    else:
+        clip = _stack_images(frames)
+    if clip.ndim != 4 or clip.shape[-1] != 3 or 0 in clip.shape:
+        raise BadInputError(
+            "a clip must be an array (frames, height, width, 3), a tensor (frames, 3, height, "
+            f"width) or PIL images, got shape {tuple(clip.shape)}: pass one clip, not a batch"
+        )
+    return np.stack([_frame_to_uint8(clip[index], index) for index in range(len(clip))])
+
+
+def _stack_images(images: Sequence[Image.Image]) -> np.ndarray:
+    kinds = {type(image).__name__ for image in images if not isinstance(image, Image.Image)}
+    sizes = {image.size for image in images if not kinds}
+    if kinds or len(sizes) != 1:
+        raise BadInputError(
+            "a list of frames must hold PIL images of one size, got "
+            f"{sorted(kinds) or sorted(sizes) or 'no images'}: pass pipe(...).frames[0]"
+        )
+    return np.stack([np.asarray(image.convert("RGB")) for image in images])
+
+
+def _frame_to_uint8(frame: np.ndarray | Tensor, index: int) -> np.ndarray:
+    """Round one ``(height, width, 3)`` frame."""
+    if isinstance(frame, Tensor):
+        frame = (frame.float() if frame.is_floating_point() else frame).cpu().numpy()
+    if frame.dtype == np.uint8:
+        return frame
+    low, high = float(frame.min()), float(frame.max())
+    if np.isnan(low) or np.isnan(high):
+        raise VidsparseError(
+            f"frame {index} of the video holds NaN: the pipeline overflowed, load it with "
+            "torch_dtype=torch.bfloat16 or torch.float32"
+        )
+    if low < -0.01 or high > 1.01:
+        raise BadInputError(
+            f"frame values must lie in [0, 1], frame {index} spans [{low:.3g}, {high:.3g}]: pass "
+            "the pipeline's output, not latents, and divide 0 to 255 floats by 255"
+        )
+    return np.rint(np.clip(frame, 0, 1) * 255).astype(np.uint8)
+
+
+def check_writable(path: str | Path) -> None:
+    """Make sure, before a long generation, that its video can be written; create its folder.
+
+    Raises:
+        BadInputError: When the suffix is unknown, the path is a folder, or no file can be created
+            there.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise BadInputError(f"{path} is a folder: name a file in it, such as {path / 'video.mp4'}")
+    _check_suffix(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInputError(
+            f"folder {path.parent} does not exist and cannot be created ({error.strerror}): "
+            "choose another folder"
+        ) from error
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise BadInputError(
+            f"folder {path.parent} cannot be written to ({error.strerror}): choose another folder"
+        ) from error
+
+
+def write_video(path: str | Path, frames: np.ndarray, fps: float) -> None:
+    """Write raw frames so that the file is either complete or not there.
+
+    ``.mp4`` is H.264 and ``.webm`` VP9, both yuv420p, which needs even sides: the last column or
+    row of an odd one is doubled. ``.npy`` keeps every pixel (and no fps).
+
+    Args:
+        path: Where to; the suffix decides the format. A file already there is replaced.
+        frames: uint8 ``(frames, height, width, 3)``.
+        fps: Frames per second.
+
+    Raises:
+        BadInputError: When the suffix, the frames or the fps make no sense.
+        VidsparseError: When writing fails (disk full, folder gone). The frames are then kept in
+            the system's temporary folder, and the message says where.
+    """
+    path = Path(path)
+    _check_suffix(path)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
+        raise BadInputError(
+            "a video is written from uint8 frames (frames, height, width, 3), got "
+            f"{frames.dtype} {frames.shape}: convert them with to_uint8"
+        )
+    if not 0 < fps < 1000:
+        raise BadInputError(f"fps must be above 0 and below 1000, got {fps}: 16 is usual")
+    try:
+        _write_then_move(path, frames, fps)
+    except Exception as error:
+        raise _keep_elsewhere(path, frames, error) from error
+
+
+def read_video(path: str | Path) -> np.ndarray:
+    """Read a video or ``.npy`` file as raw frames, uint8 ``(frames, height, width, 3)``.
+
+    Raises:
+        BadInputError: When there is no such file, or it holds no video.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BadInputError(f"there is no file {path}: check the path")
+    try:
+        frames = np.load(path) if path.suffix.lower() == ".npy" else iio.imread(path, plugin="pyav")
+    except Exception as error:
+        raise BadInputError(f"{path} cannot be read as a video ({error}): is it whole?") from error
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
+        raise BadInputError(
+            f"{path} holds {frames.dtype} {frames.shape}, not raw frames: uint8 (frames, height, "
+            "width, 3) is needed"
+        )
+    return frames
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix.lower() not in SUFFIXES:
+        raise BadInputError(
+            f"cannot write {path.name!r}: its suffix must be one of {', '.join(SUFFIXES)}"
+        )
+
+
+def _write_then_move(path: Path, frames: np.ndarray, fps: float) -> None:
+    part = path.with_name(f".vidsparse-{secrets.token_hex(4)}{path.suffix.lower()}")
+    try:
+        if part.suffix == ".npy":
+            np.save(part, frames)
+        else:
+            _encode(part, frames, fps)
+        part.replace(path)
+    finally:  # also on Ctrl-C; after the move there is nothing left to remove
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
+def _encode(path: Path, frames: np.ndarray, fps: float) -> None:
+    # PyAV itself: imageio's plugin, which wraps it, has no way to set the quality.
+    codec, options = _CODECS[path.suffix]
+    rate = Fraction(fps).limit_denominator(65535)
+    _, height, width, _ = frames.shape
+    even = ((0, height % 2), (0, width % 2), (0, 0))
+    with av.open(path, "w") as container:
+        stream = container.add_stream(codec, rate=rate, options=options)
+        assert isinstance(stream, av.VideoStream)
+        stream.height, stream.width, stream.pix_fmt = (
+            height + height % 2,
+            width + width % 2,
+            "yuv420p",
+        )
+        for frame in frames:
+            pixels = np.ascontiguousarray(np.pad(frame, even, mode="edge"))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def _keep_elsewhere(path: Path, frames: np.ndarray, error: Exception) -> VidsparseError:
+    """Save the frames where they are safe; return the error that says so."""
+    kept = Path(tempfile.gettempdir()) / f"vidsparse-{secrets.token_hex(4)}.npy"
+    try:
+        np.save(kept, frames)
+    except OSError as second:
+        kept.unlink(missing_ok=True)
+        return VidsparseError(
+            f"could not write {path} ({error}), nor keep its frames in {kept.parent} ({second}): "
+            "free some disk space and generate again"
+        )
+    return VidsparseError(
+        f"could not write {path} ({error}); its frames are kept in {kept}: free some space or "
+        "choose another folder, then write_video(path, read_video(kept), fps)"
+    )
