@@ -66,6 +66,16 @@ def test_random_scores_differ_between_heads(make_inputs):
     assert not torch.equal(scores[:, 0], scores[:, 1])
 
 
+def test_the_diagonal_and_all_rows_and_columns_with_text_are_always_kept(make_inputs):
+    # 20 tokens of text, 80 of video, 5 of text: blocks 0, 1 and 6 hold some
+    inputs = make_inputs(TokenGrid(2, 4, 10, prefix=20, suffix=5), 16)
+    text = {0, 1, 6}
+    by_hand = [[bool(text & {i, j}) or i == j for j in range(7)] for i in range(7)]
+    assert inputs.blocks.always_kept.tolist() == by_hand
+    only_video = make_inputs(TokenGrid(2, 4, 5), 16).blocks.always_kept
+    assert torch.equal(only_video, torch.eye(3).bool())
+
+
 @pytest.mark.parametrize("density", [0, -0.1, 1.01, float("nan")])
 def test_a_density_outside_0_to_1_is_refused(density):
     with pytest.raises(BadInputError, match=r"density must be in \(0, 1\]"):

@@ -128,7 +128,7 @@ def generate(pipe: Any, seed=0, **changes):
         for name in ("prompt", "negative_prompt"):
             request |= {name: None, f"{name}_embeds": torch.randn(1, 16, 32, generator=draw)}
     if isinstance(pipe, WanVideoToVideoPipeline):
-        request |= {"video": [picture] * request.pop("num_frames"), "strength": 0.75}
+        request = {"strength": 0.75, "video": [picture] * request.pop("num_frames")} | request
     if isinstance(pipe, WanImageToVideoPipeline):
         request |= {"image": picture}
     made: Any = pipe(**request, generator=torch.Generator().manual_seed(seed))

@@ -264,6 +264,16 @@ def test_a_second_generation_starts_the_statistics_anew(wan):
         assert len(session.stats.sigmas) == 3
 
 
+def test_a_generation_that_starts_at_less_noise_than_the_last_one_ended_is_a_new_one(wan):
+    pipe = wan.build["video_to_video"]()
+    with sparsify(pipe) as session:
+        wan.generate(pipe, strength=1.0, num_inference_steps=1)
+        wan.generate(pipe, strength=0.34)
+        assert session.stats.generations == 2
+        assert list(session.stats.step_density) == [0]
+        assert session.stats.sigmas[0] < 0.9
+
+
 @pytest.mark.parametrize("offload_first", [True, False])
 def test_model_offload_stays_sparse_through_three_generations(wan, untouched, offload_first):
     pipe = wan.build["two_experts"]()
