@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import diffusers
 import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import vidsparse
@@ -46,11 +47,11 @@ class Runner:
     def __init__(self, args: argparse.Namespace) -> None:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.backends.cuda.matmul.allow_tf32 = False
-        pipe = diffusers.WanPipeline.from_pretrained(TINY, use_safetensors=True)
+        pipe: Any = DiffusionPipeline.from_pretrained(TINY, use_safetensors=True)
         self.pipe = pipe.to(self.device)
         self.pipe.set_progress_bar_config(disable=True)
         frames, height, width = (int(n) for n in args.size.split("x"))
-        self.size: dict[str, Any] = dict(num_frames=frames, height=height, width=width)
+        self.size = {"num_frames": frames, "height": height, "width": width}
         self.steps, self.seed = args.steps, args.seed
 
     def generate(self, prompt: str) -> Clip:

@@ -56,10 +56,11 @@ def attention(
         BadInputError: For an unknown engine, or a plan made for other lengths.
     """
     check_engine(engine)
-    if (q.shape[2], k.shape[2]) != (plan.q_len, plan.kv_len):
+    lengths = (q.shape[2], k.shape[2], v.shape[2])
+    if lengths != (plan.q_len, plan.kv_len, plan.kv_len):
         raise BadInputError(
-            f"the plan is for {plan.q_len} queries and {plan.kv_len} keys, "
-            f"got {q.shape[2]} and {k.shape[2]}: make a plan for these tensors"
+            f"the plan is for {plan.q_len} queries and {plan.kv_len} keys and values, got "
+            f"{lengths[0]}, {lengths[1]} and {lengths[2]}: make a plan for these tensors"
         )
     name = choose_engine(q.device.type).engine if engine == "auto" else engine
     return ENGINES[name](q, k, v, plan, scale=scale)

@@ -82,6 +82,8 @@ class Session:
             self._undo.pop()()
 
     def __enter__(self) -> Session:
+        if not self.active:
+            raise BadInputError("this session was removed: call vidsparse.sparsify again")
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -133,6 +135,8 @@ def find_transformers(target: Any) -> Mapping[str, nn.Module]:
         components = getattr(target, "components", {})
         found = {name: components[name] for name in TRANSFORMERS if components.get(name)}
     found = {name: getattr(module, "_orig_mod", module) for name, module in found.items()}
+    if len({id(module) for module in found.values()}) < len(found):  # one module in both places
+        found.popitem()
     if not found:
         raise BadInputError(
             f"{type(target).__name__} has no transformer: pass a diffusers pipeline or its "

@@ -1,8 +1,10 @@
 """vidsparse: sparse attention for diffusers pipelines, unmodified, reversible and measured.
 
-with vidsparse.sparsify(pipe, "balanced") as session:
-video = pipe(prompt).frames[0]
-print(session.summary())
+Wrap a pipeline in one line; leaving the block restores it::
+
+    with vidsparse.sparsify(pipe, "balanced") as session:
+        video = pipe(prompt).frames[0]
+    print(session.summary())
 """
 
 from __future__ import annotations

@@ -86,6 +86,9 @@ class SparseAttention:
         Raises:
             DenseFallbackError: When the session is strict and this call cannot be sparse.
         """
+        if self._scheduled_dense(call):
+            self._record(call, torch.ones(1))
+            return dense(q, k, v)
         reason = self._why_dense(q, k, call)
         if reason is not None:
             return self._fall_back(reason, q, k, v, call, dense)
@@ -102,6 +105,13 @@ class SparseAttention:
             self.stats.attention_seconds += total.seconds
             self.stats.plan_seconds += planning.seconds
         return out.transpose(1, 2)
+
+    def _scheduled_dense(self, call: Call) -> bool:
+        """Whether this call is dense whatever the policy would do: not a fallback."""
+        if call.sigma is None:
+            return False
+        least = self.preset.policy.density or 0.0
+        return self.preset.schedule.density(call.sigma, call.layer, least) >= 1.0
 
     def _why_dense(self, q: Tensor, k: Tensor, call: Call) -> str | None:
         """The reason this call cannot be sparse, in the user's words."""

@@ -68,10 +68,11 @@ class Planner:
         def plan() -> BlockPlan:
             keep = self.policy.keep(self._estimates.get(geometry, estimate), inputs, density)
             made = self.policy.plan(keep, inputs)
-            if density is not None and made.density > 1.05 * density:
+            asked = self.policy.density  # on a ramp, other densities only pass by
+            if asked is not None and density == asked and made.density > 1.05 * asked:
                 self.notes.setdefault(
                     f"density {made.density:.2f} is the least that this mask allows on the grid "
-                    f"{blocks.grid} with blocks of {blocks.block}; {density:.2f} was asked for"
+                    f"{blocks.grid} with blocks of {blocks.block}; {asked:.2f} was asked for"
                 )
             return made
 

@@ -75,6 +75,12 @@ class Stats:
         return self._mean_by(lambda key: key.step)
 
     @property
+    def latest_density(self) -> float | None:
+        """Mean density so far of the step that runs now; None before the first."""
+        steps = self.step_density
+        return steps[max(steps)] if steps else None
+
+    @property
     def layer_density(self) -> dict[int, float]:
         """Mean density of each layer."""
         return self._mean_by(lambda key: key.layer)

@@ -40,7 +40,7 @@ def test_strict_fails_in_one_line_where_a_call_would_be_dense(cli, small, tmp_pa
     path = tmp_path / "a.mp4"
     code, out, err = cli("generate", PROMPT, *small[:-2], "--strict", "-o", path)
     assert (code, out, path.exists()) == (1, "", False)
-    assert "vidsparse: layer 0 at step 0 cannot be sparse: 432 tokens are too few" in err
+    assert "vidsparse: layer 0 at step 1 cannot be sparse: 432 tokens are too few" in err
 
 
 @pytest.mark.parametrize(

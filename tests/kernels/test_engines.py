@@ -156,8 +156,14 @@ def test_an_unknown_engine_is_refused_with_the_names_there_are(oracle):
 @pytest.mark.parametrize("lengths", [(33, 32), (32, 33)])
 def test_a_plan_for_other_lengths_is_refused(oracle, lengths):
     q, k, v = qkv((1, 1, 32, 32, 8))
-    with pytest.raises(BadInputError, match="got 32 and 32: make a plan for these tensors"):
+    with pytest.raises(BadInputError, match="got 32, 32 and 32: make a plan for these tensors"):
         attention(q, k, v, oracle.plan(1, 1, *lengths, 16, 16))
+
+
+def test_keys_and_values_of_two_lengths_are_refused(oracle):
+    q, k, v = qkv((1, 1, 32, 32, 8))
+    with pytest.raises(BadInputError, match="got 32, 32 and 31"):
+        attention(q, k, v[:, :, :31], oracle.plan(1, 1, 32, 32, 16, 16))
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

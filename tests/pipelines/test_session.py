@@ -186,6 +186,24 @@ def test_a_second_session_on_a_pipeline_is_refused_and_the_first_goes_on(wan):
     assert_clean(pipe)
 
 
+def test_one_transformer_in_both_places_is_attached_once(wan):
+    pipe = wan.build["one_expert"]()
+    before = traces(pipe)
+    both = SimpleNamespace(components=pipe.components | {"transformer_2": pipe.transformer})
+    with sparsify(both) as session:
+        wan.generate(pipe)
+        assert session.stats.mean_density < 1
+    assert traces(pipe) == before
+    assert_clean(pipe)
+
+
+def test_a_removed_session_cannot_be_entered(wan):
+    session = sparsify(wan.build["one_expert"]())
+    session.remove()
+    with pytest.raises(vidsparse.BadInputError, match="was removed"), session:
+        pass
+
+
 class Rotary(nn.Module):
     """A transformer that no row of the table knows."""
 

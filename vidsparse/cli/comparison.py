@@ -106,8 +106,8 @@ def write_record(
     clips = {f"dense  {dense.seconds:.1f} s": dense.frames}
     for row, run in zip(rows, record["runs"], strict=True):
         label = (
-            f"{row.preset.name}  {row.result.seconds:.1f} s  density {run['mean_density']:.2f}  "
-            f"{_decibels(run)}"
+            f"{row.preset.name}  {row.result.seconds:.1f} s  density {run['mean_density']:.2f}, "
+            f"{run['dense_steps_share']:.0%} of the steps dense  {_decibels(run)}"
         )
         clips[label] = row.result.frames
     sheet = contact_sheet(clips, title=job.requests[0].prompt)

@@ -188,16 +188,7 @@ def run_request(
     attached = vidsparse.sparsify(pipe, preset, strict=strict) if preset else nullcontext()
     with attached as session:
         stats = session.stats if session else None
-        with step_bar(label, request.steps, lambda: latest_density(stats)) as on_step:
+        with step_bar(label, request.steps, lambda: stats and stats.latest_density) as on_step:
             started = perf_counter()
             frames = generate(pipe, request, on_step)
             return Result(frames, perf_counter() - started, stats)
-
-
-def latest_density(stats: Stats | None) -> float | None:
-    """Mean density of the step just done; None for a dense run."""
-    if stats is None or not stats.calls:
-        return None
-    latest = max(key.step for key in stats.calls)
-    parts = [density.mean() for key, density in stats.calls.items() if key.step == latest]
-    return sum(map(float, parts)) / len(parts)

@@ -46,10 +46,8 @@ def presets(
 
 def describe(preset: Preset) -> dict[str, dict[str, Any]]:
     """Say of every parameter its value, the part it belongs to and what it means."""
-    policy = preset.policy
     meanings: dict[str, tuple[str, str]] = {}
-    parts: tuple[Any, ...] = (preset, preset.schedule, policy, policy.estimator)
-    for part in parts:
+    for part in preset.parts():
         sentences = read_attributes(type(part))
         for field in dataclasses.fields(part):
             meaning = sentences.get(field.name, "") + _choices(getattr(part, field.name))

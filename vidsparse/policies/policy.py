@@ -44,8 +44,8 @@ class Policy:
 
     Attributes:
         estimator: Scores the blocks.
-        selector: Keeps some of them.
-        compensation: What is done for the others.
+        selector: How blocks are kept under a density.
+        compensation: What is done for the blocks that are skipped.
         density: Share of query-key pairs that are computed once the schedule has left the dense
             steps, in (0, 1]. None leaves it to the estimator's own mask.
         block: Tokens in a block of queries and of keys: a multiple of 16, from 16 to 256.
