@@ -1,6 +1,6 @@
 # Everything runs in .venv, which the first target creates with the interpreter PYTHON.
 PYTHON ?= python3
-PROMPT = a red circle moving right over a striped blue background
+PROMPT = a blue circle swaying over a light yellow dotted background
 TOO_OLD = vidsparse needs Python 3.11 or newer (make PYTHON=python3.12 takes another)
 PIP = .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
