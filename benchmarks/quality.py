@@ -25,6 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import vidsparse
 from vidsparse.metrics.fidelity import fidelity
+from vidsparse.metrics.report.contact_sheet import contact_sheet
 
 TINY = Path(vidsparse.__file__).parent / "pipelines" / "tiny"
 GUIDANCE = 4.0
@@ -76,10 +77,14 @@ def main() -> None:
             fidelity(runner.generate(p).frames, dense[p].frames).psnr for p in prompts[: args.floor]
         ]
     print("noise floor", floor, "dense seconds", [round(c.seconds, 1) for c in dense.values()])
-    rows = []
+    rows, clips = [], {"dense": dense[prompts[0]].frames}
     for label, preset, parameters in json.loads(args.cases.read_text()):
-        rows.append({"case": label, **run_case(runner, dense, preset, parameters)})
+        row, first = run_case(runner, dense, preset, parameters)
+        rows.append({"case": label, **row})
+        clips[f"{label}  density {row['mean_density']:.2f}  {row['psnr_each'][0]:.1f} dB"] = first
         show(rows[-1])
+    if args.sheet:
+        contact_sheet(clips, title=prompts[0]).save(args.sheet)
     record = describe(runner, args) | {
         "prompts": prompts,
         "noise_floor_psnr": [None if p == float("inf") else p for p in floor],
@@ -92,15 +97,16 @@ def main() -> None:
 
 def run_case(
     runner: Runner, dense: dict[str, Clip], preset: str, parameters: dict[str, Any]
-) -> dict[str, Any]:
-    scores, stats, seconds = [], [], []
+) -> tuple[dict[str, Any], Any]:
+    """The measurements of one case, and the frames of its first prompt."""
+    scores, stats, clips = [], [], []
     for prompt, reference in dense.items():
         with vidsparse.sparsify(runner.pipe, preset, strict=True, **parameters) as session:
             clip = runner.generate(prompt)
         scores.append(fidelity(clip.frames, reference.frames))
         stats.append((session.stats.mean_density, session.stats.dense_steps_share))
-        seconds.append(clip.seconds)
-    return {
+        clips.append(clip)
+    measured = {
         "preset": preset,
         "parameters": parameters,
         "psnr": mean(s.psnr for s in scores),
@@ -108,8 +114,9 @@ def run_case(
         "ssim": mean(s.ssim for s in scores),
         "mean_density": mean(density for density, _ in stats),
         "dense_steps_share": mean(share for _, share in stats),
-        "seconds": mean(seconds),
+        "seconds": mean(clip.seconds for clip in clips),
     }
+    return measured, clips[0].frames
 
 
 def show(row: dict[str, Any]) -> None:
@@ -149,6 +156,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", type=Path, default=cases, help="JSON: [label, preset, changes]")
+    parser.add_argument("--sheet", type=Path, help="PNG with the clips of the first prompt")
     parser.add_argument("-o", "--output", type=Path, required=True)
     return parser.parse_args()
 

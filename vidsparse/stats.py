@@ -101,8 +101,11 @@ class Stats:
         """One clause: what fell back to dense, and why."""
         if not self.fallbacks:
             return "nothing fell back to dense"
-        reasons = "; ".join(f"{count} x {reason}" for reason, count in self.fallbacks.items())
-        return f"{self.fallbacks.total()} calls fell back to dense: {reasons}"
+        reasons = [
+            f"{reason} ({count} call{'s' * (count != 1)})"
+            for reason, count in self.fallbacks.items()
+        ]
+        return f"fell back to dense: {'; '.join(reasons)}"
 
     def summary(self) -> str:
         """A few lines for a person."""

@@ -92,6 +92,6 @@ def test_the_summary_names_density_warm_up_fallbacks_time_and_notes(stats):
     stats.notes["a note"] = None
     assert stats.summary().splitlines()[1:] == [
         "sparse attention 4.0 s, 25% of it planning",
-        "4 calls fell back to dense: 3 x too short; 1 x a mask",
+        "fell back to dense: too short (3 calls); a mask (1 call)",
         "a note",
     ]

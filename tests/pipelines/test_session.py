@@ -267,7 +267,7 @@ def test_a_sequence_too_short_to_gain_is_dense_and_counted(wan, untouched):
         assert torch.equal(wan.generate(pipe), untouched("one_expert"))
     assert list(session.stats.fallbacks) == ["48 tokens are too few to gain (min_tokens is 49)"]
     assert session.stats.mean_density == 1
-    assert "calls fell back to dense" in session.summary()
+    assert "fell back to dense: 48 tokens" in session.summary()
 
 
 def test_a_second_generation_starts_the_statistics_anew(wan):
