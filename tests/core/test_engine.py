@@ -99,7 +99,8 @@ def test_each_fallback_is_dense_and_counted_by_its_reason(dense, changes, call, 
 @pytest.mark.parametrize("changes", [{"min_tokens": 1121}, {"min_tokens": 1121, "density": 1.0}])
 def test_a_call_that_is_dense_anyway_is_no_fallback(dense, changes):
     engine = SparseAttention(preset(**changes), strict=True)
-    engine(*qkv(), dataclasses.replace(CALL, sigma=0.99), dense)
+    q, k, v = qkv()
+    engine(q, k, v, dataclasses.replace(CALL, sigma=0.99), dense)
     assert not engine.stats.fallbacks
     assert engine.stats.mean_density == 1
 
