@@ -27,8 +27,8 @@ class Preset:
         source: Where the method comes from.
         policy: What to compute at full sparsity.
         schedule: When to compute how much.
-        min_tokens: Shorter sequences run dense: from about 1,000 tokens on, the ``cpu`` engine gains
-            at density 0.25 (benchmarks/results/cpu_engine.json).
+        min_tokens: Shorter sequences run dense: from about 1,000 tokens on, the ``cpu`` engine
+            gains at density 0.25 (benchmarks/results/cpu_engine.json).
     """
 
     name: str
