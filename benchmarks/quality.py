@@ -26,8 +26,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import vidsparse
 from vidsparse.metrics.fidelity import fidelity
 from vidsparse.metrics.report.contact_sheet import contact_sheet
+from vidsparse.pipelines.checkpoints import TINY
 
-TINY = Path(vidsparse.__file__).parent / "pipelines" / "tiny"
 GUIDANCE = 4.0
 PROMPTS = [
     "a red circle moving right over a light blue striped background",

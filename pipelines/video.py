@@ -6,7 +6,6 @@ video formats are lossy, so metrics read raw frames or ``.npy``, never a decoded
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 import tempfile
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from vidsparse.errors import BadInputError, VidsparseError
+from vidsparse.files import replace_file
 
 # The colours are tagged as what the conversion from RGB makes of them, so that players agree.
 _BT601 = {"colorspace": "smpte170m", "color_primaries": "smpte170m", "color_trc": "smpte170m"}
@@ -146,7 +146,7 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float) -> None:
     if not 0 < fps < 1000:
         raise BadInputError(f"fps must be above 0 and below 1000, got {fps}: 16 is usual")
     try:
-        _write_then_move(path, frames, fps)
+        replace_file(path, lambda part: _write(part, frames, fps))
     except Exception as error:
         raise _keep_elsewhere(path, frames, error) from error
 
@@ -179,17 +179,11 @@ def _check_suffix(path: Path) -> None:
         )
 
 
-def _write_then_move(path: Path, frames: np.ndarray, fps: float) -> None:
-    part = path.with_name(f".vidsparse-{secrets.token_hex(4)}{path.suffix.lower()}")
-    try:
-        if part.suffix == ".npy":
-            np.save(part, frames)
-        else:
-            _encode(part, frames, fps)
-        part.replace(path)
-    finally:  # also on Ctrl-C; after the move there is nothing left to remove
-        with contextlib.suppress(OSError):
-            part.unlink()
+def _write(path: Path, frames: np.ndarray, fps: float) -> None:
+    if path.suffix == ".npy":
+        np.save(path, frames)
+    else:
+        _encode(path, frames, fps)
 
 
 def _encode(path: Path, frames: np.ndarray, fps: float) -> None:

@@ -159,7 +159,7 @@ class SparseAttention:
         if density >= 1.0:
             return None
         plan = self._planner.plan(inputs, density)
-        return self._planner.compensate(plan, inputs, k, v)
+        return self.preset.policy.compensate(plan, k, v, inputs.blocks.sizes)
 
     def _record(self, call: Call, head_density: Tensor) -> None:
         self.stats.record(call.key, call.sigma, head_density)

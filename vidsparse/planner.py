@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from torch import Tensor
-
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.policies.estimator import Estimate, Inputs
 from vidsparse.policies.policy import Policy
@@ -47,10 +45,6 @@ class Planner:
             return self._static_plan(inputs, None if own_mask else density)
         estimate = policy.estimator.estimate(inputs)
         return policy.plan(policy.keep(estimate, inputs, density), inputs)
-
-    def compensate(self, plan: BlockPlan, inputs: Inputs, k: Tensor, v: Tensor) -> BlockPlan:
-        """Attach the policy's compensation for this call's keys and values."""
-        return self.policy.compensate(plan, k, v, inputs.blocks.sizes)
 
     def nbytes(self) -> int:
         """Bytes remembered."""

@@ -77,8 +77,11 @@ class Stats:
     @property
     def latest_density(self) -> float | None:
         """Mean density so far of the step that runs now; None before the first."""
-        steps = self.step_density
-        return steps[max(steps)] if steps else None
+        if not self.calls:
+            return None
+        latest = max(key.step for key in self.calls)
+        parts = [float(d.mean()) for key, d in self.calls.items() if key.step == latest]
+        return sum(parts) / len(parts)
 
     @property
     def layer_density(self) -> dict[int, float]:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from vidsparse.cli.files import replace_file
 from vidsparse.cli.job import Job, Result
 from vidsparse.cli.screen import plain_table
+from vidsparse.files import replace_file
 from vidsparse.presets import Preset
 
 if TYPE_CHECKING:

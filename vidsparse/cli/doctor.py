@@ -40,17 +40,19 @@ def versions() -> dict[str, str | None]:
 
 def examine() -> dict[str, Any]:
     """Collect every fact."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    from vidsparse.pipelines.load import resolve_device
+
+    device, installed = resolve_device("auto"), versions()
     choice = choose_engine(device)
     pipeline, encoder = _shipped_pipeline(), _has_encoder()
     missing = [
-        *(f"{name} is not installed" for name, version in versions().items()
+        *(f"{name} is not installed" for name, version in installed.items()
           if version is None and name != "triton"),
         *([] if pipeline["problem"] is None else [pipeline["problem"]]),
         *([] if encoder else ["PyAV has no libx264 encoder: reinstall av from PyPI"]),
     ]  # fmt: skip
     return {
-        "versions": versions(),
+        "versions": installed,
         "devices": _devices(),
         "default_device": device,
         "engines": sorted(ENGINES),

@@ -65,14 +65,14 @@ class Radial:
         rank = torch.where(needed > 0, needed, unfloored / unfloored.amax().clamp(min=1) - 1)
         return Estimate(scores=-rank[None, None], threshold=-self.decay)
 
-    def token_density(self, grid: TokenGrid, block: int, decay: float | None = None) -> float:
+    def token_density(self, grid: TokenGrid, block: int) -> float:
         """Pairs in the mask over all pairs, exactly, before tokens are rounded to blocks."""
         frames = torch.arange(-1, grid.frames)  # -1 stands for text
         size = torch.tensor([grid.prefix + grid.suffix] + [grid.frame_tokens] * grid.frames)
         whole = size[:, None] * size
         zero = torch.zeros_like(size)
         rule = _FramePairs(self, grid, block, frames, frames)
-        width = rule.width(self.decay if decay is None else decay, floor=block)
+        width = rule.width(self.decay, floor=block)
         band = _pairs_in_band(zero, size, zero, size, width)
         return float(rule.count(whole, band).sum() / grid.tokens**2)
 
