@@ -1,35 +1,20 @@
 """One door to every engine: ``attention(q, k, v, plan)``."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from __future__ import annotations
 
+from typing import Literal, overload
+
+import torch
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
-from vidsparse.kernels.cpu import cpu_attention
+from vidsparse.kernels.case import Case
+from vidsparse.kernels.engines import choose_engine, require_engine
+from vidsparse.kernels.op import attend
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.kernels.reference import reference_attention
-
-ENGINES: dict[str, Callable[..., Tensor]] = {
-    "cpu": cpu_attention,
-    "reference": reference_attention,
-}
 
 
-class Choice(NamedTuple):
-    """An engine and the reason it was taken."""
-
-    engine: str
-    why: str
-
-
-def choose_engine(device_type: str) -> Choice:
-    """Name the engine that ``engine="auto"`` takes for tensors on a device, and say why."""
-    if device_type == "cpu":
-        return Choice("cpu", "grouped gather, the fastest engine on a CPU")
-    return Choice("cpu", f"grouped gather runs on {device_type} too; it is not tuned for it")
-
-
+@overload
 def attention(
     q: Tensor,
     k: Tensor,
@@ -37,36 +22,134 @@ def attention(
     plan: BlockPlan,
     *,
     scale: float | None = None,
+    key_length: Tensor | None = None,
+    return_lse: Literal[False] = False,
     engine: str = "auto",
-) -> Tensor:
+    validate: bool = False,
+) -> Tensor: ...
+@overload
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    *,
+    scale: float | None = None,
+    key_length: Tensor | None = None,
+    return_lse: Literal[True],
+    engine: str = "auto",
+    validate: bool = False,
+) -> tuple[Tensor, Tensor]: ...
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    *,
+    scale: float | None = None,
+    key_length: Tensor | None = None,
+    return_lse: bool = False,
+    engine: str = "auto",
+    validate: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Attend as ``plan`` says.
+
+    A custom op: torch.compile sees no graph break, gradients flow to q, k, v and to pooled means,
+    and under autocast q, k and v are cast as torch's own attention casts them.
 
     Args:
         q: ``(batch, heads, q_len, head_dim)``, any strides.
         k: ``(batch, heads, kv_len, head_dim)``.
         v: ``(batch, heads, kv_len, head_dim)``.
         plan: What to compute.
-        scale: Score scale, ``head_dim ** -0.5`` when None.
-        engine: "auto", or a name in ``ENGINES``.
+        scale: Score scale, positive; ``head_dim ** -0.5`` when None.
+        key_length: Keys that exist in each batch entry, int32 ``(batch,)``: text padding at the
+            end of the sequence. With a ``kv_order``, positions of the ordered sequence.
+        return_lse: Also return the natural log-sum-exp of each row, float32
+            ``(batch, heads, q_len)``; it carries no gradient.
+        engine: "auto", or a name in ``engines.ENGINES``.
+        validate: Check the whole plan first, which waits for the device.
 
     Returns:
-        ``(batch, heads, q_len, head_dim)`` in q's dtype.
+        ``(batch, heads, q_len, head_dim)`` in q's dtype, with the strides of ``empty_like(q)``;
+        with ``return_lse`` a pair. A row left without any key is zero.
 
     Raises:
-        BadInputError: For an unknown engine, or a plan made for other lengths.
+        BadInputError: For an unknown engine or one that cannot run this case, tensors that do not
+            fit the plan or one another, or, with ``validate``, a plan that is wrong.
     """
-    check_engine(engine)
+    if torch.is_autocast_enabled(q.device.type):
+        dtype = torch.get_autocast_dtype(q.device.type)
+        q, k, v = (x.to(dtype) for x in (q, k, v))
+    scale = float(q.shape[-1] ** -0.5 if scale is None else scale)
+    _check_tensors(q, k, v, plan, scale, key_length)
+    if validate:
+        _validate(plan)
+    case = Case.of(q, k, v, plan, key_length, return_lse)
+    if engine == "auto":
+        engine = choose_engine(case).engine
+    else:
+        require_engine(engine, case)
+    out, lse = attend(
+        q, k, v, plan,
+        scale=scale, key_length=key_length, need_lse=return_lse or case.needs_grad, engine=engine,
+    )  # fmt: skip
+    return (out, lse) if return_lse else out
+
+
+def _check_tensors(
+    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, key_length: Tensor | None
+) -> None:
+    """Everything that shapes and dtypes can tell, so that no kernel reads out of bounds."""
+    if any(x.dim() != 4 for x in (q, k, v)):
+        shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
+        raise BadInputError(f"q, k and v must be (batch, heads, seq, head_dim), got {shapes}")
     lengths = (q.shape[2], k.shape[2], v.shape[2])
     if lengths != (plan.q_len, plan.kv_len, plan.kv_len):
         raise BadInputError(
             f"the plan is for {plan.q_len} queries and {plan.kv_len} keys and values, got "
             f"{lengths[0]}, {lengths[1]} and {lengths[2]}: make a plan for these tensors"
         )
-    name = choose_engine(q.device.type).engine if engine == "auto" else engine
-    return ENGINES[name](q, k, v, plan, scale=scale)
+    if k.shape != v.shape or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
+        raise BadInputError(
+            f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} must agree in batch, "
+            "heads and head_dim"
+        )
+    if not q.dtype == k.dtype == v.dtype:
+        raise BadInputError(f"q, k and v must have one dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
+    if not scale > 0:
+        raise BadInputError(f"scale must be positive, got {scale:g}")
+    if key_length is not None and tuple(key_length.shape) != (q.shape[0],):
+        raise BadInputError(
+            f"key_length must have one entry for each of the {q.shape[0]} batch entries, got "
+            f"shape {tuple(key_length.shape)}"
+        )
+    _check_plan(q, plan)
 
 
-def check_engine(engine: str) -> None:
-    """Raise BadInputError, naming the engines there are, for an unknown one."""
-    if engine != "auto" and engine not in ENGINES:
-        raise BadInputError(f"unknown engine {engine!r}: choose auto, {', '.join(sorted(ENGINES))}")
+def _check_plan(q: Tensor, plan: BlockPlan) -> None:
+    """What can be seen of a plan without waiting for the device."""
+    if plan.kv_count.dtype != torch.int32 or plan.kv_index.dtype != torch.int32:
+        raise BadInputError(
+            f"kv_count and kv_index must be int32, got {plan.kv_count.dtype} and "
+            f"{plan.kv_index.dtype}"
+        )
+    for name, have, lists in zip(
+        ("batch", "heads"), q.shape[:2], plan.kv_index.shape[:2], strict=True
+    ):
+        if lists not in (1, have):
+            raise BadInputError(f"the plan is for {name} {lists}, q has {name} {have}")
+    rows = plan.kv_count.shape[-1], plan.kv_index.shape[-2]
+    if rows != (plan.num_q_blocks, plan.num_q_blocks):
+        raise BadInputError(
+            f"the plan has {plan.num_q_blocks} query blocks, its lists have {rows[0]} and {rows[1]}"
+        )
+    if plan.kv_count.device != q.device:
+        raise BadInputError(f"the plan is on {plan.kv_count.device}, q is on {q.device}")
+
+
+def _validate(plan: BlockPlan) -> None:
+    try:
+        plan.validate()
+    except ValueError as error:
+        raise BadInputError(f"the plan is wrong: {error}") from None

@@ -5,6 +5,7 @@ and runs through torch's own scaled-dot-product attention as one batch, a few bl
 that the gathered keys stay in cache. Runs on any device; made for CPUs.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -12,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vidsparse.kernels.plan import BlockPlan
+from vidsparse.kernels.case import Case
+from vidsparse.kernels.plan import BlockPlan, Pooled
 
 CPU_TOKENS = 8_192  # keys gathered for one batch: 2 MiB at head_dim 64 in float32
 ACCELERATOR_TOKENS = 524_288  # there, launches cost more than cache misses
@@ -33,47 +35,126 @@ class _Group(NamedTuple):
         return self._replace(rows=self.rows[rows], blocks=self.blocks[rows], skipped=skipped)
 
     def tokens(self, plan: BlockPlan) -> int:
-        """About how many tokens a row reads."""
-        return (self.blocks.shape[1] + self.has_tail) * plan.kv_block
+        """About how many tokens a row reads, pooled stand-ins among them."""
+        means = 0 if self.skipped is None else self.skipped.shape[1]
+        return (self.blocks.shape[1] + self.has_tail) * plan.kv_block + means
+
+
+def cpu_unsupported(case: Case) -> list[str]:
+    """Why the ``cpu`` engine cannot run a case; empty when it can."""
+    return ["the cpu engine cannot run blocks of unequal size"] if case.offsets else []
 
 
 def cpu_attention(
-    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, scale: float | None = None
-) -> Tensor:
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    *,
+    scale: float,
+    key_length: Tensor | None = None,
+    return_lse: bool = False,
+) -> tuple[Tensor, Tensor | None]:
     """Attend as ``plan`` says, computing nothing else.
 
-    Args:
-        q: ``(batch, heads, q_len, head_dim)``, any strides, as are k and v.
-        k: ``(batch, heads, kv_len, head_dim)``.
-        v: ``(batch, heads, kv_len, head_dim)``.
-        plan: What to compute.
-        scale: Score scale, ``head_dim ** -0.5`` when None.
-
-    Returns:
-        ``(batch, heads, q_len, head_dim)`` in q's dtype.
+    Arguments and result as in ``reference_attention``. Reads list lengths (and ``key_length``)
+    back from the device.
     """
-    if int(plan.kv_count.min()) == plan.num_kv_blocks:  # nothing is skipped
-        return F.scaled_dot_product_attention(q, k, v, scale=scale)
+    if key_length is not None:
+        return _each_entry(q, k, v, plan, scale, key_length, return_lse)
+    if not return_lse and int(plan.kv_count.min()) == plan.num_kv_blocks:  # nothing is skipped
+        return F.scaled_dot_product_attention(q, k, v, scale=scale), None
     batch, heads, _, head_dim = q.shape
     queries = _rows_of_blocks(q, plan.q_block)
     sides = [_Side.of(x, plan, mean) for x, mean in ((k, "key"), (v, "value"))]
-    out = torch.empty_like(queries)
+    out = torch.zeros_like(queries)
+    lse = queries.new_full(queries.shape[:2], -torch.inf, dtype=_wide(q.dtype))
     at_once = CPU_TOKENS if q.device.type == "cpu" else ACCELERATOR_TOKENS
     for group in _groups(plan, batch, heads):
+        if not group.tokens(plan):  # every key of these rows is padding
+            continue
         step = max(2, at_once // group.tokens(plan))
         for start in range(0, len(group.rows), step):
             part = group.part(slice(start, start + step))
             key, value = (side.gather(part, plan) for side in sides)
-            result = F.scaled_dot_product_attention(
-                queries[part.rows, None, : part.q_size],
-                key[:, None],
-                value[:, None],
-                attn_mask=_bias(part, plan, key),
-                scale=scale,
-            )
+            query = queries[part.rows, None, : part.q_size]
+            bias = _bias(part, plan, key)
+            attend = _with_lse if return_lse else _without_lse
+            result, rows = attend(query, key[:, None], value[:, None], bias, scale)
             out[part.rows, : part.q_size] = result[:, 0]
-    out = out.view(batch, heads, -1, head_dim)
-    return out[:, :, : plan.q_len]
+            if rows is not None:
+                lse[part.rows, : part.q_size] = rows[:, 0]
+    out = out.view(batch, heads, -1, head_dim)[:, :, : plan.q_len]
+    lse = lse.view(batch, heads, -1)[:, :, : plan.q_len]
+    return out, lse if return_lse else None
+
+
+def _without_lse(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Tensor, None]:
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale), None
+
+
+def _with_lse(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The same in plain products, which also give the log-sum-exp."""
+    wide = _wide(q.dtype)
+    scores = q.to(wide) @ k.to(wide).mT * scale
+    scores = scores if bias is None else scores + bias
+    lse = scores.logsumexp(dim=-1)
+    return ((scores - lse[..., None]).exp() @ v.to(wide)).to(q.dtype), lse
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _each_entry(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    scale: float,
+    key_length: Tensor,
+    return_lse: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """One batch entry at a time, each with its own number of keys."""
+    outs, lses = [], []
+    for entry, length in enumerate(key_length.clamp(max=plan.kv_len).tolist()):
+        query = q[entry : entry + 1]
+        key, value = (x[entry : entry + 1, :, :length] for x in (k, v))
+        if length == 0:
+            outs.append(torch.zeros_like(query))
+            lses.append(query.new_full(query.shape[:3], -torch.inf, dtype=_wide(q.dtype)))
+            continue
+        part = _first_keys(plan, entry, length)
+        out, lse = cpu_attention(query, key, value, part, scale=scale, return_lse=return_lse)
+        outs.append(out)
+        lses.append(lse)
+    return torch.cat(outs), torch.cat(lses) if return_lse else None
+
+
+def _first_keys(plan: BlockPlan, entry: int, length: int) -> BlockPlan:
+    """The plan of one batch entry, cut off after ``length`` keys."""
+    at = entry % plan.kv_count.shape[0]
+    index = plan.kv_index[at : at + 1]
+    used = (
+        torch.arange(index.shape[-1], device=index.device) < plan.kv_count[at : at + 1, ..., None]
+    )
+    exists = used & (index * plan.kv_block < length)  # lists ascend, so these come first
+    pooled = plan.pooled and Pooled(
+        key=plan.pooled.key[entry : entry + 1, :, : -(-length // plan.kv_block)],
+        value=plan.pooled.value[entry : entry + 1, :, : -(-length // plan.kv_block)],
+        size=plan.pooled.size[..., : -(-length // plan.kv_block)],
+    )
+    return dataclasses.replace(
+        plan,
+        kv_count=exists.sum(-1, dtype=torch.int32),
+        kv_index=index,
+        kv_len=length,
+        pooled=pooled,
+    )
 
 
 def _rows_of_blocks(x: Tensor, block: int) -> Tensor:
@@ -156,6 +237,7 @@ def _bias(group: _Group, plan: BlockPlan, key: Tensor) -> Tensor | None:
     """``ln(size)`` on the columns that stand for skipped blocks, ``(rows, 1, 1, tokens)``."""
     if plan.pooled is None or group.skipped is None:
         return None
+    # in bf16 or fp16, torch's attention wants the bias in that dtype too
     weight = plan.pooled.size.log()[group.skipped].to(key.dtype)
     return F.pad(weight, (key.shape[1] - weight.shape[1], 0))[:, None, None]
 

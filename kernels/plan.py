@@ -3,7 +3,7 @@
 A plan is data, not code: every method ends in one, every engine starts from one.
 
 Shapes used in this folder: ``B`` batch, ``H`` heads, ``M`` query blocks, ``N`` key blocks,
-``K`` the widest list of key blocks, ``D`` head_dim.
+``K`` the widest list of key blocks, ``D`` head_dim. ``B|1`` may be one: all share the plan.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Pooled:
     Attributes:
         key: Mean key of each block, shape ``(batch, heads, N, head_dim)``.
         value: Mean value of each block, shape ``(batch, heads, N, head_dim)``.
-        size: Tokens in each block, shape ``(N,)``; a skipped block scores
-            ``q . key * scale + ln(size)``.
+        size: Tokens in each block, shape ``(N,)`` or ``(B|1, H|1, N)``; a skipped block scores
+            ``q . key * scale + ln(size)``. An empty block takes no part.
     """
 
     key: Tensor
@@ -35,8 +35,7 @@ class BlockPlan:
     """For each (batch, head, query block), the list of key blocks that are computed.
 
     The lists have the layout of FlexAttention's ``BlockMask`` and of flash-attn-4's block-sparse
-    tensors. A batch or head dimension of one means that all share the plan. The last block of
-    queries and of keys may be short.
+    tensors. The last block of queries and of keys may be short.
 
     Attributes:
         kv_count: How many key blocks each query block reads, int32 ``(B|1, H|1, M)``.
@@ -44,8 +43,14 @@ class BlockPlan:
             entries; the rest is not read.
         q_len: Query tokens.
         kv_len: Key tokens.
-        q_block: Tokens in a query block.
-        kv_block: Tokens in a key block.
+        q_block: Tokens in a query block; with ``q_offsets``, what an engine may tile blocks by.
+        kv_block: Tokens in a key block; with ``kv_offsets``, likewise.
+        q_order: Where queries are taken from before blocks are cut, int32 ``(B|1, H|1, q_len)``:
+            position ``p`` holds token ``q_order[p]``. None is the order they come in.
+        kv_order: The same for keys and values, int32 ``(B|1, H|1, kv_len)``.
+        q_offsets: Position where each query block starts, int32 ``(B|1, H|1, M + 1)``, for blocks
+            of unequal size (clusters; some may be empty). None cuts every ``q_block``.
+        kv_offsets: The same for key blocks, int32 ``(B|1, H|1, N + 1)``.
         pooled: Block means through which skipped blocks take part, or None to drop them.
     """
 
@@ -55,20 +60,38 @@ class BlockPlan:
     kv_len: int
     q_block: int
     kv_block: int
+    q_order: Tensor | None = None
+    kv_order: Tensor | None = None
+    q_offsets: Tensor | None = None
+    kv_offsets: Tensor | None = None
     pooled: Pooled | None = None
 
     @classmethod
     def from_mask(
-        cls, keep: Tensor, *, q_len: int, kv_len: int, q_block: int, kv_block: int
+        cls,
+        keep: Tensor,
+        *,
+        q_len: int,
+        kv_len: int,
+        q_block: int,
+        kv_block: int,
+        q_order: Tensor | None = None,
+        kv_order: Tensor | None = None,
+        q_offsets: Tensor | None = None,
+        kv_offsets: Tensor | None = None,
     ) -> BlockPlan:
         """Make lists of a block mask, on its device and without a host sync.
 
         Args:
             keep: Boolean, ``(B|1, H|1, M, N)``, True where a block is computed.
-            q_len: Query tokens.
+            q_len: Query tokens; this and the others as in the attributes.
             kv_len: Key tokens.
             q_block: Tokens in a query block.
             kv_block: Tokens in a key block.
+            q_order: Order of the queries.
+            kv_order: Order of the keys.
+            q_offsets: Starts of query blocks of unequal size.
+            kv_offsets: Starts of key blocks of unequal size.
         """
         # a stable sort of "dropped" puts the kept blocks first and keeps them ascending
         index = (~keep).to(torch.uint8).argsort(dim=-1, stable=True)
@@ -79,19 +102,41 @@ class BlockPlan:
             kv_len=kv_len,
             q_block=q_block,
             kv_block=kv_block,
+            q_order=q_order,
+            kv_order=kv_order,
+            q_offsets=q_offsets,
+            kv_offsets=kv_offsets,
         )
 
     @property
     def num_q_blocks(self) -> int:
+        if self.q_offsets is not None:
+            return self.q_offsets.shape[-1] - 1
         return -(-self.q_len // self.q_block)
 
     @property
     def num_kv_blocks(self) -> int:
+        if self.kv_offsets is not None:
+            return self.kv_offsets.shape[-1] - 1
         return -(-self.kv_len // self.kv_block)
 
     @property
+    def q_sizes(self) -> Tensor:
+        """Tokens in each query block, float32 ``(M,)``, or ``(B|1, H|1, M)`` with offsets."""
+        if self.q_offsets is not None:
+            return self.q_offsets.diff(dim=-1).float()
+        return block_sizes(self.q_len, self.q_block, self.kv_count.device)
+
+    @property
+    def kv_sizes(self) -> Tensor:
+        """Tokens in each key block, float32 ``(N,)``, or ``(B|1, H|1, N)`` with offsets."""
+        if self.kv_offsets is not None:
+            return self.kv_offsets.diff(dim=-1).float()
+        return block_sizes(self.kv_len, self.kv_block, self.kv_count.device)
+
+    @property
     def density(self) -> float:
-        """Computed query-key pairs over all pairs, exact with short last blocks.
+        """Computed query-key pairs over all pairs, exact with blocks of any size.
 
         Pooled stand-ins are not counted; they add at most ``1 / kv_block``. Reads one number
         back from the device.
@@ -100,10 +145,8 @@ class BlockPlan:
 
     def head_density(self) -> Tensor:
         """Density of each head, float32 ``(B|1, H|1)``, without a host sync."""
-        q_size = block_sizes(self.q_len, self.q_block, self.kv_count.device)
-        kv_size = block_sizes(self.kv_len, self.kv_block, self.kv_count.device)
-        kept_keys = (self.to_block_mask() * kv_size).sum(dim=-1)
-        return ((kept_keys * q_size).sum(dim=-1) / (self.q_len * self.kv_len)).float()
+        kept_keys = (self.to_block_mask() * self.kv_sizes.unsqueeze(-2)).sum(dim=-1)
+        return ((kept_keys * self.q_sizes).sum(dim=-1) / (self.q_len * self.kv_len)).float()
 
     def to_block_mask(self) -> Tensor:
         """The plan as a boolean ``(B|1, H|1, M, N)``."""
@@ -116,49 +159,38 @@ class BlockPlan:
         return counts.scatter_add_(-1, listed, used.int()) > 0
 
     def to_dense_mask(self) -> Tensor:
-        """The plan as a boolean token mask ``(B|1, H|1, q_len, kv_len)``; large, for tests."""
-        mask = self.to_block_mask()
-        mask = mask.repeat_interleave(self.q_block, -2).repeat_interleave(self.kv_block, -1)
-        return mask[..., : self.q_len, : self.kv_len]
+        """The plan as a boolean token mask ``(B|1, H|1, q_len, kv_len)``; large, for tests.
+
+        Rows and columns stand in the order the tokens come in, whatever ``q_order`` says.
+        """
+        rows = block_of_token(self.q_len, self.q_block, self.q_offsets, self.q_order)
+        columns = block_of_token(self.kv_len, self.kv_block, self.kv_offsets, self.kv_order)
+        mask, device = self.to_block_mask(), self.kv_count.device
+        rows, columns = rows.to(device)[..., None], columns.to(device)[..., None, :]
+        batch, heads = torch.broadcast_shapes(mask.shape[:2], rows.shape[:2], columns.shape[:2])
+        mask = mask.expand(batch, heads, -1, -1)
+        mask = mask.gather(2, rows.expand(batch, heads, -1, mask.shape[-1]))
+        return mask.gather(3, columns.expand(batch, heads, mask.shape[2], -1))
 
     def nbytes(self) -> int:
         """Bytes held by the plan's tensors."""
         tensors = [self.kv_count, self.kv_index]
+        tensors += [self.q_order, self.kv_order, self.q_offsets, self.kv_offsets]
         if self.pooled is not None:
             tensors += [self.pooled.key, self.pooled.value, self.pooled.size]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
     def validate(self) -> BlockPlan:
         """Check the whole plan, reading it back from the device; for tests and for new policies.
 
         Raises:
             ValueError: Naming what is wrong: a dtype, a shape, an empty row, an index that no
-                block has, or a block listed twice.
+                block has, a block listed twice, an order that is no permutation, or offsets that
+                do not cover the sequence.
         """
-        for name, tensor in (("kv_count", self.kv_count), ("kv_index", self.kv_index)):
-            if tensor.dtype != torch.int32:
-                raise ValueError(f"{name} must be int32, got {tensor.dtype}")
-        expected = (*self.kv_index.shape[:2], self.num_q_blocks)
-        if tuple(self.kv_count.shape) != expected or self.kv_index.shape[:3] != expected:
-            raise ValueError(
-                f"a plan of {self.num_q_blocks} query blocks needs kv_count (B, H, M) and kv_index "
-                f"(B, H, M, K), got {tuple(self.kv_count.shape)} and {tuple(self.kv_index.shape)}"
-            )
-        width = self.kv_index.shape[-1]
-        if bool((self.kv_count < 1).any()) or bool((self.kv_count > width).any()):
-            raise ValueError(
-                f"every query block must list between 1 and {width} key blocks, got counts from "
-                f"{int(self.kv_count.min())} to {int(self.kv_count.max())}"
-            )
-        used = torch.arange(width, device=self.kv_index.device) < self.kv_count[..., None]
-        listed = self.kv_index[used]
-        if bool((listed < 0).any()) or bool((listed >= self.num_kv_blocks).any()):
-            raise ValueError(
-                f"key block indices must be in [0, {self.num_kv_blocks}), got "
-                f"{int(listed.min())} to {int(listed.max())}"
-            )
-        if int(self.to_block_mask().sum()) != int(self.kv_count.sum()):
-            raise ValueError("a query block lists the same key block twice")
+        from vidsparse.kernels.validate import validate_plan
+
+        validate_plan(self)
         return self
 
 
@@ -173,19 +205,19 @@ def block_sizes(length: int, block: int, device: torch.device | str | None = Non
     return (length - starts).clamp(max=block).float()
 
 
-def pool_blocks(x: Tensor, block: int) -> Tensor:
-    """Mean of each block of tokens; a short last block averages only its own tokens.
-
-    Args:
-        x: ``(batch, heads, seq, head_dim)``, any strides.
-        block: Tokens in a block.
-
-    Returns:
-        ``(batch, heads, ceil(seq / block), head_dim)`` in float32 (float64 for float64 input).
-    """
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    whole = x.shape[2] // block * block
-    means = x[:, :, :whole].unflatten(2, (-1, block)).mean(dim=3, dtype=dtype)
-    if whole == x.shape[2]:
-        return means
-    return torch.cat([means, x[:, :, whole:].mean(dim=2, keepdim=True, dtype=dtype)], dim=2)
+def block_of_token(length: int, block: int, offsets: Tensor | None, order: Tensor | None) -> Tensor:
+    """The block that holds each token, int64 ``(B|1, H|1, length)``."""
+    device = next((x.device for x in (offsets, order) if x is not None), None)
+    position = torch.arange(length, device=device)
+    if order is not None:
+        position = torch.empty_like(order).scatter_(
+            -1, order.long(), position.to(order.dtype).expand_as(order).contiguous()
+        )
+    else:
+        position = position.expand(1, 1, -1)
+    if offsets is None:
+        return position.long() // block
+    batch, heads = torch.broadcast_shapes(offsets.shape[:2], position.shape[:2])
+    ends = offsets[..., 1:].expand(batch, heads, -1).contiguous()
+    position = position.expand(batch, heads, -1).contiguous().to(ends.dtype)
+    return torch.searchsorted(ends, position, right=True)

@@ -9,12 +9,19 @@ With ``plan.pooled``, each skipped block adds one more column: its mean key, sco
 import torch
 from torch import Tensor
 
-from vidsparse.kernels.plan import BlockPlan
+from vidsparse.kernels.plan import BlockPlan, block_of_token
 
 
 def reference_attention(
-    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, scale: float | None = None
-) -> Tensor:
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    *,
+    scale: float | None = None,
+    key_length: Tensor | None = None,
+    return_lse: bool = False,
+) -> tuple[Tensor, Tensor | None]:
     """Attend as ``plan`` says, through the full score matrix.
 
     Args:
@@ -23,19 +30,62 @@ def reference_attention(
         v: ``(batch, heads, kv_len, head_dim)``.
         plan: What to compute.
         scale: Score scale, ``head_dim ** -0.5`` when None.
+        key_length: Keys that exist in each batch entry, int32 ``(batch,)``; those from there on
+            are padding. With a ``kv_order``, this counts positions of the ordered sequence.
+        return_lse: Whether to return the log-sum-exp.
 
     Returns:
-        ``(batch, heads, q_len, head_dim)`` in q's dtype; computed in float32, or in float64 when
-        q is float64.
+        ``(batch, heads, q_len, head_dim)`` in q's dtype, computed in float32, or in float64 when
+        q is float64; and the natural log of the sum of ``exp(score)``, ``(batch, heads, q_len)``
+        in the dtype of the computation, or None. A row without any key is zero, its log-sum-exp
+        ``-inf``.
     """
     scale = float(q.shape[-1] ** -0.5 if scale is None else scale)
+    scores, value = scores_and_values(q, k, v, plan, scale, key_length)
+    lse = scores.logsumexp(dim=-1)
+    weight = (scores - lse.where(lse.isfinite(), 0)[..., None]).exp()
+    out = torch.empty_like(q).copy_(weight @ value) if not q.requires_grad else weight @ value
+    return out.to(q.dtype), lse if return_lse else None
+
+
+def scores_and_values(
+    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, key_length: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Scores ``(batch, heads, q_len, columns)``, -inf where skipped, and the columns' values."""
     dtype = torch.promote_types(q.dtype, torch.float32)
     query, key, value = (x.to(dtype) for x in (q, k, v))
-    scores = (query @ key.mT * scale).masked_fill_(~plan.to_dense_mask(), float("-inf"))
-    if plan.pooled is not None:
-        pooled_key, pooled_value = (x.to(dtype) for x in (plan.pooled.key, plan.pooled.value))
-        skipped = ~plan.to_block_mask().repeat_interleave(plan.q_block, -2)[:, :, : plan.q_len]
-        extra = query @ pooled_key.mT * scale + plan.pooled.size.to(dtype).log()
-        scores = torch.cat([scores, extra.masked_fill(~skipped, float("-inf"))], dim=-1)
-        value = torch.cat([value, pooled_value], dim=2)
-    return (scores.softmax(dim=-1) @ value).to(q.dtype)
+    mask = plan.to_dense_mask()
+    if key_length is not None:
+        mask = mask & _exists(plan, key_length)[:, :, None]
+    scores = (query @ key.mT * scale).masked_fill(~mask, float("-inf"))
+    if plan.pooled is None:
+        return scores, value
+    pooled_key, pooled_value = (x.to(dtype) for x in (plan.pooled.key, plan.pooled.value))
+    size = plan.pooled.size.to(dtype)
+    extra = query @ pooled_key.mT * scale + size.log().unsqueeze(-2)
+    extra = extra.masked_fill(~skipped_blocks(plan), float("-inf"))
+    scores = torch.cat([scores, extra], dim=-1)
+    return scores, torch.cat([value, pooled_value], dim=2)
+
+
+def skipped_blocks(plan: BlockPlan) -> Tensor:
+    """Which key blocks each query token skips, boolean ``(B|1, H|1, q_len, N)``."""
+    rows = block_of_token(plan.q_len, plan.q_block, plan.q_offsets, plan.q_order)
+    skipped = ~plan.to_block_mask()
+    rows = rows.to(skipped.device)[..., None]
+    batch, heads = torch.broadcast_shapes(skipped.shape[:2], rows.shape[:2])
+    skipped = skipped.expand(batch, heads, -1, -1)
+    return skipped.gather(2, rows.expand(batch, heads, -1, skipped.shape[-1]))
+
+
+def _exists(plan: BlockPlan, key_length: Tensor) -> Tensor:
+    """Which keys are no padding, boolean ``(batch, H|1, kv_len)``."""
+    position = torch.arange(plan.kv_len, device=key_length.device)
+    exists = (position < key_length[:, None])[:, None]  # by position in the ordered sequence
+    if plan.kv_order is None:
+        return exists
+    batch, heads = torch.broadcast_shapes(exists.shape[:2], plan.kv_order.shape[:2])
+    order = plan.kv_order.long().expand(batch, heads, -1)
+    return torch.zeros_like(order, dtype=torch.bool).scatter_(
+        -1, order, exists.expand(batch, heads, -1)
+    )

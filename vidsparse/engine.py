@@ -10,7 +10,9 @@ from torch import Tensor
 
 from vidsparse.errors import DenseFallbackError
 from vidsparse.grid import TokenGrid
-from vidsparse.kernels.attention import attention, check_engine
+from vidsparse.kernels.attention import attention
+from vidsparse.kernels.case import Case
+from vidsparse.kernels.engines import check_engine, choose_engine
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.planner import Planner
 from vidsparse.policies.blocks import Blocks
@@ -55,7 +57,7 @@ class SparseAttention:
 
     Args:
         preset: What to compute, and when.
-        engine: Kernel engine, "auto" or a name in ``kernels.attention.ENGINES``.
+        engine: Kernel engine, "auto" or a name in ``kernels.engines.ENGINES``.
         strict: Raise instead of falling back to dense.
 
     Raises:
@@ -99,7 +101,7 @@ class SparseAttention:
             self._record(call, torch.ones(1))
             return dense(*(x.transpose(1, 2) for x in (q, k, v)))
         with total:
-            out = attention(q, k, v, plan, scale=call.scale, engine=self.engine)
+            out = self._attend(q, k, v, plan, call)
         self._record(call, plan.head_density().mean(dim=0))
         if q.device.type == "cpu":  # elsewhere a host clock only times the launches
             self.stats.attention_seconds += total.seconds
@@ -160,6 +162,13 @@ class SparseAttention:
             return None
         plan = self._planner.plan(inputs, density)
         return self.preset.policy.compensate(plan, k, v, inputs.blocks.sizes)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, call: Call) -> Tensor:
+        engine = self.engine
+        if engine == "auto":
+            engine = choose_engine(Case.of(q, k, v, plan, None, False)).engine
+        self.stats.engines[engine] += 1
+        return attention(q, k, v, plan, scale=call.scale, engine=engine)
 
     def _record(self, call: Call, head_density: Tensor) -> None:
         self.stats.record(call.key, call.sigma, head_density)

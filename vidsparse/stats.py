@@ -22,12 +22,13 @@ class CallKey:
 
 @dataclass(eq=False)
 class Stats:
-    """Counters of the latest generation; ``fallbacks`` and ``notes`` are of the whole session.
+    """Counters of the latest generation; fallbacks, engines and notes are of the whole session.
 
     Attributes:
         calls: Realised density of each head, ``(heads,)`` or ``(1,)``, of each attention call.
         sigmas: Noise level of each step.
         fallbacks: How many calls ran dense although the schedule wanted them sparse, by reason.
+        engines: How many calls each kernel engine ran.
         notes: Sentences the user should read, each said once.
         generations: How many generations the session has seen.
         attention_seconds: Time in sparse attention calls, planning included. Measured on CPUs only:
@@ -39,6 +40,7 @@ class Stats:
     calls: dict[CallKey, Tensor] = field(default_factory=dict)
     sigmas: dict[int, float] = field(default_factory=dict)
     fallbacks: Counter[str] = field(default_factory=Counter)
+    engines: Counter[str] = field(default_factory=Counter)
     notes: dict[str, None] = field(default_factory=dict)
     generations: int = 0
     attention_seconds: float = 0.0

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from vidsparse.engine import Call, SparseAttention
 from vidsparse.errors import BadInputError, DenseFallbackError
 from vidsparse.grid import TokenGrid
-from vidsparse.kernels.plan import pool_blocks
+from vidsparse.kernels.pooling import pool_blocks
 from vidsparse.presets import PRESETS
 
 GRID = TokenGrid(4, 5, 6)  # 120 tokens: eight blocks of 16, the last one short

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from vidsparse.kernels.plan import BlockPlan, block_sizes, pool_blocks
+from vidsparse.kernels.plan import BlockPlan, block_sizes
+from vidsparse.kernels.pooling import pool_blocks
 
 SIZES = {"q_len": 10, "kv_len": 7, "q_block": 4, "kv_block": 3}  # 3 x 3 blocks, both ends short
 KEEP = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 1, 1]]).bool()[None, None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,7 +73,6 @@ def make_record(
 ) -> dict[str, Any]:
     """Everything a program may want, with its provenance."""
     from vidsparse.cli.doctor import versions
-    from vidsparse.kernels.attention import choose_engine
     from vidsparse.pipelines.generate import geometry_of
 
     request = job.requests[0]
@@ -86,7 +86,7 @@ def make_record(
         "tokens": grid.tokens,
         "device": job.device,
         "dtype": job.dtype,
-        "engine": choose_engine(job.device.partition(":")[0]).engine,
+        "engine": _engines(rows),
         "versions": versions(),
         "command": command,
         "dense": {"seconds": dense.seconds},
@@ -95,6 +95,15 @@ def make_record(
         **({name: runs[0][name] for name in COPIED} if len(runs) == 1 else {}),
         "runs": runs,
     }
+
+
+def _engines(rows: list[Row]) -> str:
+    """The kernel engines that ran, the busiest first."""
+    ran: Counter[str] = Counter()
+    for row in rows:
+        if row.result.stats is not None:
+            ran += row.result.stats.engines
+    return ", ".join(name for name, _ in ran.most_common()) or "none"
 
 
 def write_record(

@@ -8,14 +8,17 @@ from typing import Any
 
 import torch
 import typer
+from rich.markup import escape
 
 from vidsparse.cli.options import Json
 from vidsparse.cli.screen import answer, answer_json, complain, plain_table
 from vidsparse.errors import BadInputError
-from vidsparse.kernels.attention import ENGINES, choose_engine
+from vidsparse.kernels.case import Case
+from vidsparse.kernels.engines import ENGINES, choose_engine
 from vidsparse.pipelines.checkpoints import TINY
 
 PACKAGES = ("vidsparse", "torch", "diffusers", "transformers", "triton", "imageio", "av")
+OPTIONAL = ("flash-attn-4", "xformers")
 
 
 def doctor(json: Json = False) -> None:
@@ -35,7 +38,9 @@ def doctor(json: Json = False) -> None:
 
 def versions() -> dict[str, str | None]:
     """Version of Python and of the packages we use; None for what is not installed."""
-    return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+    return {"python": platform.python_version()} | {
+        name: _version(name) for name in (*PACKAGES, *OPTIONAL)
+    }
 
 
 def examine() -> dict[str, Any]:
@@ -43,11 +48,13 @@ def examine() -> dict[str, Any]:
     from vidsparse.pipelines.load import resolve_device
 
     device, installed = resolve_device("auto"), versions()
-    choice = choose_engine(device)
+    case = _typical_case(device)
+    choice = choose_engine(case)
+    refusals = {name: engine.unsupported(case) for name, engine in ENGINES.items()}
     pipeline, encoder = _shipped_pipeline(), _has_encoder()
     missing = [
         *(f"{name} is not installed" for name, version in installed.items()
-          if version is None and name != "triton"),
+          if version is None and name not in ("triton", *OPTIONAL)),
         *([] if pipeline["problem"] is None else [pipeline["problem"]]),
         *([] if encoder else ["PyAV has no libx264 encoder: reinstall av from PyPI"]),
     ]  # fmt: skip
@@ -55,13 +62,21 @@ def examine() -> dict[str, Any]:
         "versions": installed,
         "devices": _devices(),
         "default_device": device,
-        "engines": sorted(ENGINES),
+        "engines": dict(sorted(refusals.items())),
         "engine": choice.engine,
         "engine_why": choice.why,
         "pipeline": pipeline,
         "libx264": encoder,
         "missing": missing,
     }
+
+
+def _typical_case(device: str) -> Case:
+    """A video model's self-attention on this machine: what the choice of an engine is shown for."""
+    kind = device.partition(":")[0]
+    arch = torch.cuda.get_device_capability(device) if kind == "cuda" else None
+    dtype = torch.float32 if kind == "cpu" else torch.bfloat16
+    return Case(device_type=kind, arch=arch, dtype=dtype)
 
 
 def _version(package: str) -> str | None:
@@ -107,7 +122,10 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         *((name, version or "[dim]not installed") for name, version in found["versions"].items()),
         *(("device", device) for device in found["devices"]),
         ("engine", f"{found['engine']}: {found['engine_why']}"),
-        ("engines", ", ".join(found["engines"])),
+        *(
+            (f"  {name}", "[dim]" + escape("; ".join(reasons)) if reasons else "can run here")
+            for name, reasons in found["engines"].items()
+        ),
         ("shipped model", f"{pipeline['folder']}, {pipeline['bytes'] / 1e6:.0f} MB"),
         ("mp4 encoder", "libx264" if found["libx264"] else "[red]missing"),
         ("missing", "; ".join(found["missing"]) or "nothing"),

@@ -9,7 +9,8 @@ from enum import StrEnum
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
-from vidsparse.kernels.plan import BlockPlan, Pooled, pool_blocks
+from vidsparse.kernels.plan import BlockPlan, Pooled
+from vidsparse.kernels.pooling import pool_blocks
 from vidsparse.policies import selectors
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vidsparse.kernels.plan import pool_blocks
+from vidsparse.kernels.pooling import pool_blocks
 from vidsparse.policies.estimator import Estimate, Inputs
 
 

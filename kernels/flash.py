@@ -1,0 +1,127 @@
+"""flash-attn-4 (package ``flash-attn-4``): its block-sparse kernels, straight from the plan.
+
+Its CuTe kernels mask the end of the sequence in the first block that they take of a list, and they
+take lists from the end. Our lists ascend, so a short last block needs no mask function.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidsparse.errors import BadInputError
+from vidsparse.kernels.case import Case
+from vidsparse.kernels.plan import BlockPlan
+
+HEAD_DIMS = (64, 96, 128)
+
+
+def flash_unsupported(case: Case) -> list[str]:
+    """Why the ``flash`` engine cannot run a case; empty when it can."""
+    reasons = []
+    if not _installed():
+        reasons.append("flash-attn-4 is not installed (pip install 'vidsparse[flash]')")
+    if case.device_type != "cuda" or case.arch is None or case.arch[0] not in (9, 10):
+        reasons.append(
+            "flash-attn-4 block sparsity needs a Hopper or Blackwell GPU (sm_90, sm_100)"
+        )
+    if case.dtype not in (torch.float16, torch.bfloat16):
+        reasons.append(f"flash-attn-4 takes fp16 and bf16, not {case.dtype}")
+    if case.head_dim not in HEAD_DIMS:
+        reasons.append(f"flash-attn-4 runs head_dim 64, 96 and 128 here, not {case.head_dim}")
+    if case.offsets:
+        reasons.append("flash-attn-4 cannot run blocks of unequal size")
+    if case.key_length:
+        reasons.append("flash-attn-4 is given no key lengths here")
+    reasons += _refused_blocks(case)
+    return reasons
+
+
+def _refused_blocks(case: Case) -> list[str]:
+    """Blocks that do not fit its tiles, which its code fixes for each GPU and head_dim."""
+    q_step, kv_steps = (
+        (256, "a multiple of 128") if case.arch and case.arch[0] == 10 else (128, "128")
+    )
+    fits = case.kv_block % 128 == 0 if q_step == 256 else case.kv_block == 128
+    reasons = []
+    if case.q_block % q_step or (case.head_dim <= 96 and case.q_block % 192 == 0):
+        reasons.append(
+            f"flash-attn-4 needs query blocks of a multiple of {q_step}, not {case.q_block}"
+        )
+    if not fits:
+        reasons.append(f"flash-attn-4 needs key blocks of {kv_steps}, not {case.kv_block}")
+    return reasons
+
+
+def flash_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    *,
+    scale: float,
+    key_length: Tensor | None = None,
+    return_lse: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Attend as ``plan`` says; arguments and result as in ``reference_attention``.
+
+    Raises:
+        BadInputError: With every reason, when it cannot.
+    """
+    if reasons := flash_unsupported(Case.of(q, k, v, plan, key_length, return_lse)):
+        raise BadInputError(f"engine 'flash' cannot run this: {'; '.join(reasons)}")
+    return _call(q, k, v, scale, return_lse, block_sparse_tensors=_block_sparse_tensors(plan))
+
+
+def flash_dense(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float, return_lse: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Dense attention: the baseline of every speed claim.
+
+    Raises:
+        BadInputError: When flash-attn-4 is not installed.
+    """
+    if not _installed():
+        raise BadInputError("flash-attn-4 is not installed (pip install 'vidsparse[flash]')")
+    return _call(q, k, v, scale, return_lse)
+
+
+def _call(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, return_lse: bool, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    from flash_attn.cute.interface import flash_attn_func  # pyright: ignore[reportMissingImports]
+
+    rows = (x.detach().transpose(1, 2) for x in (q, k, v))  # our own backward differentiates
+    out, lse = flash_attn_func(*rows, softmax_scale=scale, return_lse=return_lse, **kwargs)
+    return out.transpose(1, 2), lse if return_lse else None
+
+
+def _block_sparse_tensors(plan: BlockPlan) -> Any:
+    from flash_attn.cute.block_sparsity import (  # pyright: ignore[reportMissingImports]
+        BlockSparseTensorsTorch,
+    )
+
+    none, nothing = masked_lists(plan)
+    return BlockSparseTensorsTorch(
+        mask_block_cnt=none,
+        mask_block_idx=nothing,
+        full_block_cnt=plan.kv_count,
+        full_block_idx=plan.kv_index,
+        block_size=(plan.q_block, plan.kv_block),
+    )
+
+
+def masked_lists(plan: BlockPlan) -> tuple[Tensor, Tensor]:
+    """Lists of blocks that need a mask: none, int32 ``(B|1, H|1, M)`` and ``(B|1, H|1, M, 1)``."""
+    none = torch.zeros_like(plan.kv_count)
+    return none, none[..., None]
+
+
+def _installed() -> bool:
+    try:
+        return importlib.util.find_spec("flash_attn.cute") is not None
+    except ModuleNotFoundError:
+        return False

@@ -1,0 +1,89 @@
+"""FlexAttention, part of torch: any GPU, compiled by inductor, no mask function needed."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidsparse.errors import BadInputError
+from vidsparse.kernels.case import Case
+from vidsparse.kernels.flash import masked_lists
+from vidsparse.kernels.plan import BlockPlan
+
+
+def flex_unsupported(case: Case) -> list[str]:
+    """Why the ``flex`` engine cannot run a case; empty when it can."""
+    reasons = []
+    if case.device_type != "cuda":
+        reasons.append("FlexAttention honours block lists only when compiled for a CUDA device")
+    if case.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        reasons.append(f"FlexAttention takes fp16, bf16 and fp32, not {case.dtype}")
+    if case.head_dim < 16 or case.head_dim > 256:
+        reasons.append(f"FlexAttention runs a head_dim from 16 to 256, not {case.head_dim}")
+    if case.offsets:
+        reasons.append("FlexAttention cannot run blocks of unequal size")
+    if case.key_length:
+        reasons.append("FlexAttention would need a mask function for key lengths")
+    for name, block in (("query", case.q_block), ("key", case.kv_block)):
+        if block % 64:
+            reasons.append(f"FlexAttention needs {name} blocks of a multiple of 64, not {block}")
+    return reasons
+
+
+def flex_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    *,
+    scale: float,
+    key_length: Tensor | None = None,
+    return_lse: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Attend as ``plan`` says; arguments and result as in ``reference_attention``.
+
+    Compiled at the first call of a shape, which takes seconds.
+
+    Raises:
+        BadInputError: With every reason, when it cannot.
+    """
+    if reasons := flex_unsupported(Case.of(q, k, v, plan, key_length, return_lse)):
+        raise BadInputError(f"engine 'flex' cannot run this: {'; '.join(reasons)}")
+    from torch.nn.attention.flex_attention import AuxRequest
+
+    out, aux = _compiled()(
+        *(x.detach() for x in (q, k, v)),  # our own backward differentiates
+        block_mask=block_mask(plan),
+        scale=scale,
+        return_aux=AuxRequest(lse=return_lse),
+    )
+    return out, aux.lse if return_lse else None
+
+
+def block_mask(plan: BlockPlan) -> Any:
+    """The plan as FlexAttention's ``BlockMask``: all blocks are full, none needs a mask function.
+
+    Where the last block is short the compiled kernel stops at the end of the sequence itself.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    none, nothing = masked_lists(plan)
+    return BlockMask.from_kv_blocks(
+        none,
+        nothing,
+        plan.kv_count,
+        plan.kv_index,
+        BLOCK_SIZE=(plan.q_block, plan.kv_block),
+        seq_lengths=(plan.q_len, plan.kv_len),
+        compute_q_blocks=False,
+    )
+
+
+@functools.cache
+def _compiled() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)

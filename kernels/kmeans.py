@@ -1,0 +1,93 @@
+"""k-means over tokens (SVG2, arXiv 2505.18875): a fixed number of iterations, warm-started.
+
+One iteration assigns each token to the nearest centroid (Euclidean, ties to the lower index) and
+moves each centroid to the mean of its tokens; one without tokens stays. Nothing waits for the
+device, so there is no test for convergence: from the centroids of the step before, two iterations
+are enough.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vidsparse.errors import BadInputError
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Clusters:
+    """A clustering of tokens.
+
+    Attributes:
+        labels: Cluster of each token, int32 ``(batch, heads, seq)``: of the last assignment.
+        centroids: Mean of each cluster's tokens under these labels, float32
+            ``(batch, heads, clusters, head_dim)``.
+        sizes: Tokens in each cluster, int32 ``(batch, heads, clusters)``.
+    """
+
+    labels: Tensor
+    centroids: Tensor
+    sizes: Tensor
+
+
+def kmeans(
+    x: Tensor,
+    clusters: int,
+    *,
+    iterations: int,
+    centroids: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    impl: str = "auto",
+) -> Clusters:
+    """Cluster the tokens of each head.
+
+    Args:
+        x: ``(batch, heads, seq, head_dim)``, any strides.
+        clusters: How many, from 1 to 4096.
+        iterations: How often tokens are assigned and centroids moved, at least once.
+        centroids: Where to start, ``(batch, heads, clusters, head_dim)``; tokens drawn at random,
+            the same positions in every head, when None.
+        generator: Draws them, on the CPU.
+        impl: "triton", "reference", or "auto": Triton on CUDA.
+
+    Raises:
+        BadInputError: For numbers out of range, or centroids of another shape.
+    """
+    if impl not in ("auto", "triton", "reference"):
+        raise BadInputError(f"unknown impl {impl!r}: choose auto, triton or reference")
+    if not 1 <= clusters <= 4096:
+        raise BadInputError(f"clusters must be from 1 to 4096, got {clusters}")
+    if iterations < 1:
+        raise BadInputError(f"iterations must be at least 1, got {iterations}")
+    shape = (*x.shape[:2], clusters, x.shape[3])
+    if centroids is None:
+        centroids = _draw(x, clusters, generator)
+    elif tuple(centroids.shape) != shape:
+        raise BadInputError(f"centroids must be {shape}, got {tuple(centroids.shape)}")
+    step = _step_reference
+    if impl == "triton" or (impl == "auto" and x.is_cuda):
+        from vidsparse.kernels.triton.kmeans import step
+    centroids = centroids.float()
+    for _ in range(iterations):
+        labels, sums, sizes = step(x, centroids)
+        means = sums / sizes.clamp(min=1)[..., None]
+        centroids = torch.where((sizes > 0)[..., None], means, centroids)
+    return Clusters(labels=labels, centroids=centroids, sizes=sizes)  # pyright: ignore
+
+
+def _draw(x: Tensor, clusters: int, generator: torch.Generator | None) -> Tensor:
+    """Tokens to start from, distinct as long as there are enough."""
+    positions = torch.randperm(x.shape[2], generator=generator)
+    positions = positions[torch.arange(clusters) % x.shape[2]]
+    return x[:, :, positions.to(x.device, non_blocking=True)]
+
+
+def _step_reference(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels under the centroids, and the sum and number of each cluster's tokens."""
+    rounded = centroids.to(x.dtype).float()  # as the kernel has them
+    score = x.float() @ rounded.mT - rounded.square().sum(dim=-1)[..., None, :] / 2
+    labels = score.argmax(dim=-1)
+    member = torch.nn.functional.one_hot(labels, centroids.shape[2]).float()
+    return labels.int(), member.mT @ x.float(), member.sum(dim=2).int()

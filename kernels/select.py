@@ -1,0 +1,169 @@
+"""Selection: from block scores to the compact lists of a plan, on the device.
+
+Every rule comes down to how many blocks a row keeps; which ones is then the same for all: the
+always-kept ones, then those with the highest scores, ties by lower index, listed in ascending
+order. A row never ends empty. NaN scores rank last.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vidsparse.errors import BadInputError
+
+Lists = tuple[Tensor, Tensor]
+
+
+def select_top_k(
+    scores: Tensor,
+    k: int,
+    *,
+    always: Tensor | None = None,
+    max_always: int | None = None,
+    impl: str = "auto",
+) -> Lists:
+    """Keep the k best blocks of each row, always-kept ones among them.
+
+    Args:
+        scores: ``(B|1, H|1, M, N)``, higher is better.
+        k: Blocks per row; a row whose always-kept blocks are more keeps them all.
+        always: Boolean, broadcastable to ``scores``.
+        max_always: The most always-kept blocks of any row, if known: it makes the lists as
+            narrow as they can be. Unknown, they are N wide.
+        impl: "triton", "reference", or "auto": Triton on CUDA.
+
+    Returns:
+        ``kv_count`` int32 ``(B|1, H|1, M)`` and ``kv_index`` int32 ``(B|1, H|1, M, K)``.
+    """
+    number = scores.shape[-1]
+    k = min(max(1, k), number)
+    if always is None:
+        max_always = 0
+    width = number if max_always is None else min(number, max(k, max_always))
+    counts = torch.full(scores.shape[:-1], k, dtype=torch.int32, device=scores.device)
+    return _best(scores, always, _at_least_always(counts, always), width, impl)
+
+
+def select_top_p(
+    mass: Tensor, p: float, *, min_count: int = 1, always: Tensor | None = None, impl: str = "auto"
+) -> Lists:
+    """Keep the fewest best blocks of each row whose mass reaches a share of the row's total.
+
+    The block that crosses the share is kept.
+
+    Args:
+        mass: Non-negative, ``(B|1, H|1, M, N)``.
+        p: Share of the total of a row, in (0, 1].
+        min_count: Blocks per row at least.
+        always: Boolean, broadcastable to ``mass``; they count with their mass.
+        impl: "triton", "reference", or "auto": Triton on CUDA.
+
+    Raises:
+        BadInputError: For p outside (0, 1].
+    """
+    if not 0 < p <= 1:
+        raise BadInputError(f"p must be in (0, 1], got {p:g}")
+    mass = mass.float().nan_to_num(0.0)
+    keys = sort_keys(mass, always)
+    order = keys.argsort(dim=-1, descending=True, stable=True)
+    reached = mass.gather(-1, order).cumsum(dim=-1)
+    # rounding must not ask for a block beyond the last that has any mass
+    needed = (reached < p * reached[..., -1:] * (1 - 1e-6)).sum(dim=-1, dtype=torch.int32) + 1
+    counts = needed.clamp(min=min_count, max=mass.shape[-1])
+    return _best(mass, always, _at_least_always(counts, always), mass.shape[-1], impl)
+
+
+def select_threshold(
+    scores: Tensor,
+    threshold: float | Tensor,
+    *,
+    min_count: int = 1,
+    always: Tensor | None = None,
+    impl: str = "auto",
+) -> Lists:
+    """Keep blocks that score at least a threshold, a number or a tensor that broadcasts."""
+    kept = scores >= threshold
+    kept = kept if always is None else kept | always
+    counts = kept.sum(dim=-1, dtype=torch.int32).clamp(min=min_count, max=scores.shape[-1])
+    return _best(scores, always, counts, scores.shape[-1], impl)
+
+
+def select_budget(
+    scores: Tensor,
+    q_sizes: Tensor,
+    kv_sizes: Tensor,
+    density: float,
+    *,
+    min_count: int = 1,
+    always: Tensor | None = None,
+    impl: str = "auto",
+) -> Lists:
+    """Keep the best blocks of a whole layer under one density, shared among heads by need.
+
+    Args:
+        scores: ``(B|1, H, M, N)``, comparable between heads.
+        q_sizes: Tokens in each query block, ``(M,)``.
+        kv_sizes: Tokens in each key block, ``(N,)``.
+        density: Share of all query-key pairs of a batch entry that may be computed, in (0, 1].
+        min_count: Blocks per row at least, whatever the budget says.
+        always: Boolean, broadcastable to ``scores``; they are paid from the budget.
+        impl: "triton", "reference", or "auto": Triton on CUDA.
+
+    Raises:
+        BadInputError: For a density outside (0, 1].
+    """
+    if not 0 < density <= 1:
+        raise BadInputError(f"density must be in (0, 1], got {density:g}")
+    keys = sort_keys(scores, always)
+    cost = (q_sizes[:, None] * kv_sizes).float()
+    budget = density * cost.sum() * scores.shape[1] * (1 + 1e-6)
+    cutoff = _cutoff(keys, cost, budget)
+    counts = (keys >= cutoff).sum(dim=-1, dtype=torch.int32)
+    counts = counts.clamp(min=min_count, max=scores.shape[-1])
+    return _best(scores, always, _at_least_always(counts, always), scores.shape[-1], impl)
+
+
+def sort_keys(scores: Tensor, always: Tensor | None = None) -> Tensor:
+    """Integers in the order of the scores, int32; always-kept blocks above all, NaN below all."""
+    bits = scores.float().nan_to_num(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
+    bits = (bits + 0.0).view(torch.int32)  # -0.0 + 0.0 is 0.0
+    keys = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    if always is None:
+        return keys
+    return keys.masked_fill(always, torch.iinfo(torch.int32).max)
+
+
+def _cutoff(keys: Tensor, cost: Tensor, budget: Tensor) -> Tensor:
+    """The lowest key such that all blocks from it up are paid for, by halving: 32 passes."""
+    shape = (keys.shape[0], 1, 1, 1)
+    low = torch.full(shape, torch.iinfo(torch.int32).min, dtype=torch.int64, device=keys.device)
+    high = torch.full(shape, torch.iinfo(torch.int32).max, dtype=torch.int64, device=keys.device)
+    for _ in range(32):
+        middle = (low + high) // 2
+        spent = torch.where(keys >= middle, cost, 0.0).sum(dim=(1, 2, 3), keepdim=True)
+        paid = spent <= budget
+        high = torch.where(paid, middle, high)
+        low = torch.where(paid, low, middle + 1)
+    return high
+
+
+def _at_least_always(counts: Tensor, always: Tensor | None) -> Tensor:
+    if always is None:
+        return counts
+    return counts.maximum(always.sum(dim=-1, dtype=torch.int32))
+
+
+def _best(scores: Tensor, always: Tensor | None, counts: Tensor, width: int, impl: str) -> Lists:
+    """The ``counts`` best blocks of each row, as ascending lists of at most ``width``."""
+    if impl not in ("auto", "triton", "reference"):
+        raise BadInputError(f"unknown impl {impl!r}: choose auto, triton or reference")
+    counts = counts.clamp(max=width).expand(scores.shape[:-1]).contiguous()
+    if impl == "triton" or (impl == "auto" and scores.is_cuda):
+        from vidsparse.kernels.triton.select import launch
+
+        return counts, launch(scores, always, counts, width)
+    rank = sort_keys(scores, always).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    kept = rank < counts[..., None]
+    index = (~kept).to(torch.uint8).argsort(dim=-1, stable=True)[..., :width]
+    return counts, index.to(torch.int32)

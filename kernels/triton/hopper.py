@@ -1,0 +1,339 @@
+"""Block-sparse forward for Hopper (sm_90) in Gluon: one producer warp, one or two consumers.
+
+A program stays on its multiprocessor and walks over query tiles. The producer copies the listed
+keys and values into a ring of shared-memory stages through TMA; each consumer is a warpgroup with
+64 query rows, and issues the scores of the next tile and the output of this one together, so that
+the tensor cores have work while the other consumer is at its softmax.
+
+The keys a query tile reads are laid end to end: ``width`` columns in tiles of ``BN``, so that key
+blocks of any multiple of 16 fill whole tiles. Only the last tile can be ragged; it goes first,
+masked, and the loop over the others has no mask.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from vidsparse.kernels.plan import BlockPlan
+
+LOG2E = 1.4426950408889634
+INTEGERS = (
+    "count_b", "count_h", "index_b", "index_h", "index_m",
+    "tiles", "tiles_per_head", "heads", "q_len",
+)  # fmt: skip
+
+
+@gluon.jit
+def _work(
+    t, lists, heads, tiles_per_head, ROW_TILES: gl.constexpr, KV: gl.constexpr, BN: gl.constexpr
+):
+    """Where query tile ``t`` lies, its list, and how many key columns that makes."""
+    count_ptr, index_ptr, kv_end_ptr, count_b, count_h, index_b, index_h, index_m = lists
+    i = t % tiles_per_head
+    bh = t // tiles_per_head
+    b = bh // heads
+    h = bh % heads
+    row = i // ROW_TILES
+    count = gl.load(count_ptr + b * count_b + h * count_h + row)
+    start = b.to(gl.int64) * index_b + h.to(gl.int64) * index_h + row.to(gl.int64) * index_m
+    last = gl.load(index_ptr + start + gl.maximum(count - 1, 0))
+    width = (count - 1) * KV + gl.minimum(KV, gl.load(kv_end_ptr + b) - last * KV)
+    width = gl.maximum(width, 0)
+    num_tiles = gl.maximum((width + BN - 1) // BN, 1)  # a row without keys reads one, masked
+    return i, b, h, index_ptr + start, count, width, num_tiles
+
+
+@gluon.jit
+def _produce(
+    qd, kd, vd, lists, sizes, qs, ks, vs, bars,
+    BN: gl.constexpr, SLOT: gl.constexpr, KV: gl.constexpr, ROW_TILES: gl.constexpr,
+    STAGES: gl.constexpr, CONSUMERS: gl.constexpr,
+):  # fmt: skip
+    """Copy what the consumers will read, a few stages ahead of them."""
+    q_full, q_empty, k_full, k_empty, v_full, v_empty = bars
+    tiles, tiles_per_head, heads, _q_len = sizes
+    SLOTS: gl.constexpr = BN // SLOT
+    SUBS: gl.constexpr = KV // SLOT
+    step = 0
+    done = 0
+    for t in range(gl.program_id(0), tiles, gl.num_programs(0)):
+        i, b, h, listed, count, _width, num_tiles = _work(
+            t, lists, heads, tiles_per_head, ROW_TILES, KV, BN
+        )
+        for w in gl.static_range(CONSUMERS):
+            mbarrier.wait(q_empty.index(w), (done & 1) ^ 1)
+            mbarrier.expect(q_full.index(w), qd.block_type.nbytes)
+            row = (i * CONSUMERS + w) * 64
+            tma.async_copy_global_to_shared(qd, [b, h, row, 0], q_full.index(w), qs.index(w))
+        last_slot = gl.maximum(count * SUBS - 1, 0)
+        for n in range(num_tiles):
+            tile = num_tiles - 1 - n
+            stage = step % STAGES
+            phase = (step // STAGES) & 1
+            mbarrier.wait(k_empty.index(stage), phase ^ 1)
+            mbarrier.expect(k_full.index(stage), SLOTS * kd.block_type.nbytes)
+            for x in gl.static_range(SLOTS):
+                slot = gl.minimum(tile * SLOTS + x, last_slot)
+                key = gl.load(listed + slot // SUBS) * KV + (slot % SUBS) * SLOT
+                to = ks.index(stage).slice(x * SLOT, SLOT, dim=2)
+                tma.async_copy_global_to_shared(kd, [b, h, key, 0], k_full.index(stage), to)
+            mbarrier.wait(v_empty.index(stage), phase ^ 1)
+            mbarrier.expect(v_full.index(stage), SLOTS * vd.block_type.nbytes)
+            for x in gl.static_range(SLOTS):
+                slot = gl.minimum(tile * SLOTS + x, last_slot)
+                key = gl.load(listed + slot // SUBS) * KV + (slot % SUBS) * SLOT
+                to = vs.index(stage).slice(x * SLOT, SLOT, dim=2)
+                tma.async_copy_global_to_shared(vd, [b, h, key, 0], v_full.index(stage), to)
+            step += 1
+        done += 1
+
+
+@gluon.jit
+def _consume(
+    od, lse_ptr, lists, sizes, scale_log2, qs, ks, vs, os, bars,
+    BN: gl.constexpr, KV: gl.constexpr, ROW_TILES: gl.constexpr, D: gl.constexpr,
+    STAGES: gl.constexpr, CONSUMERS: gl.constexpr, W: gl.constexpr, HAS_LSE: gl.constexpr,
+):  # fmt: skip
+    """Attend for the 64 rows of consumer ``W``; scores are in base 2."""
+    q_full, q_empty, k_full, k_empty, v_full, v_empty = bars
+    tiles, tiles_per_head, heads, q_len = sizes
+    dtype: gl.constexpr = od.dtype
+    SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
+    OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, OUT, 2)
+    ROWS: gl.constexpr = gl.SliceLayout(1, OUT)
+    step = 0
+    done = 0
+    q = qs.index(W).reshape([64, D])
+    blank = gl.zeros([64, BN], gl.float32, SCORES)
+    for t in range(gl.program_id(0), tiles, gl.num_programs(0)):
+        i, b, h, _listed, _count, width, num_tiles = _work(
+            t, lists, heads, tiles_per_head, ROW_TILES, KV, BN
+        )
+        mbarrier.wait(q_full.index(W), done & 1)
+        mbarrier.wait(k_full.index(step % STAGES), (step // STAGES) & 1)
+        k = ks.index(step % STAGES).reshape([BN, D]).permute((1, 0))
+        s = warpgroup_mma(q, k, blank, use_acc=False, is_async=True)
+        s = warpgroup_mma_wait(0, deps=(s,))
+        mbarrier.arrive(k_empty.index(step % STAGES), count=1)
+
+        column = (num_tiles - 1) * BN + gl.arange(0, BN, gl.SliceLayout(0, SCORES))
+        s = gl.where(gl.expand_dims(column, 0) < width, s, float("-inf"))
+        m = gl.max(s, 1) * scale_log2
+        m = gl.where(m == float("-inf"), 0.0, m)
+        p = gl.exp2(s * scale_log2 - gl.expand_dims(m, 1))
+        l = gl.sum(p, 1)
+        weights = gl.convert_layout(p.to(dtype), WEIGHTS)
+        acc = gl.zeros([64, D], gl.float32, OUT)
+        for _ in range(1, num_tiles):
+            now = step % STAGES
+            after = (step + 1) % STAGES
+            mbarrier.wait(k_full.index(after), ((step + 1) // STAGES) & 1)
+            k = ks.index(after).reshape([BN, D]).permute((1, 0))
+            s = warpgroup_mma(q, k, blank, use_acc=False, is_async=True)
+            mbarrier.wait(v_full.index(now), (step // STAGES) & 1)
+            v = vs.index(now).reshape([BN, D])
+            acc = warpgroup_mma(weights, v, acc, is_async=True)
+            s = warpgroup_mma_wait(1, deps=(s,))
+            mbarrier.arrive(k_empty.index(after), count=1)
+
+            m_new = gl.maximum(m, gl.max(s, 1) * scale_log2)
+            alpha = gl.exp2(m - m_new)
+            p = gl.exp2(s * scale_log2 - gl.expand_dims(m_new, 1))
+            l = l * alpha + gl.sum(p, 1)
+            m = m_new
+
+            acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))
+            mbarrier.arrive(v_empty.index(now), count=1)
+            weights = gl.convert_layout(p.to(dtype), WEIGHTS)
+            acc = acc * gl.expand_dims(gl.convert_layout(alpha, ROWS), 1)
+            step += 1
+        mbarrier.arrive(q_empty.index(W), count=1)
+        mbarrier.wait(v_full.index(step % STAGES), (step // STAGES) & 1)
+        v = vs.index(step % STAGES).reshape([BN, D])
+        acc = warpgroup_mma(weights, v, acc, is_async=True)
+        acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))
+        mbarrier.arrive(v_empty.index(step % STAGES), count=1)
+        step += 1
+
+        row = (i * CONSUMERS + W) * 64
+        if HAS_LSE:
+            rows = row + gl.arange(0, 64, gl.SliceLayout(1, SCORES))
+            lse = (m + gl.log2(l)) * 0.6931471805599453
+            at = lse_ptr + (b.to(gl.int64) * heads + h) * q_len + rows
+            gl.store(at, lse, mask=rows < q_len)
+        l = gl.convert_layout(l, ROWS)
+        share = gl.where(l > 0, 1.0 / l, 0.0)
+        acc = gl.where(gl.expand_dims(l, 1) > 0, acc * gl.expand_dims(share, 1), 0.0)
+        tma.store_wait(0)
+        os.index(W).reshape([64, D]).store(acc.to(dtype))
+        fence_async_shared()
+        tma.async_copy_shared_to_global(od, [b, h, row, 0], os.index(W))
+        done += 1
+    tma.store_wait(0)
+
+
+# a size of one must stay a number: a partition cannot be handed a constant inside a tuple
+@gluon.jit(do_not_specialize=INTEGERS)
+def forward(
+    qd, kd, vd, od, lse_ptr, count_ptr, index_ptr, kv_end_ptr,
+    count_b, count_h, index_b, index_h, index_m,
+    tiles, tiles_per_head, heads, q_len, scale_log2,
+    BN: gl.constexpr, SLOT: gl.constexpr, KV: gl.constexpr, ROW_TILES: gl.constexpr,
+    D: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr, HAS_LSE: gl.constexpr,
+    CONSUMER_REGISTERS: gl.constexpr,
+):  # fmt: skip
+    """Attention under lists of key blocks; every CTA takes each ``num_programs``-th query tile."""
+    dtype: gl.constexpr = od.dtype
+    rows: gl.constexpr = gl.NVMMASharedLayout(qd.layout.swizzle_byte_width, 16, 4)
+    qs = gl.allocate_shared_memory(dtype, [CONSUMERS, 1, 1, 64, D], rows)
+    ks = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BN, D], rows)
+    vs = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BN, D], rows)
+    os = gl.allocate_shared_memory(dtype, [CONSUMERS, 1, 1, 64, D], rows)
+    q_full = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], mbarrier.MBarrierLayout())
+    q_empty = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], mbarrier.MBarrierLayout())
+    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for w in gl.static_range(CONSUMERS):
+        mbarrier.init(q_full.index(w), count=1)
+        mbarrier.init(q_empty.index(w), count=1)
+    for s in gl.static_range(STAGES):
+        mbarrier.init(k_full.index(s), count=1)
+        mbarrier.init(k_empty.index(s), count=CONSUMERS)
+        mbarrier.init(v_full.index(s), count=1)
+        mbarrier.init(v_empty.index(s), count=CONSUMERS)
+    fence_async_shared()
+    bars = (q_full, q_empty, k_full, k_empty, v_full, v_empty)
+    lists = (count_ptr, index_ptr, kv_end_ptr, count_b, count_h, index_b, index_h, index_m)
+    sizes = (tiles, tiles_per_head, heads, q_len)
+    if CONSUMERS == 2:
+        gl.warp_specialize(
+            [
+                (_consume, (od, lse_ptr, lists, sizes, scale_log2, qs, ks, vs, os, bars,
+                            BN, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE)),
+                (_consume, (od, lse_ptr, lists, sizes, scale_log2, qs, ks, vs, os, bars,
+                            BN, KV, ROW_TILES, D, STAGES, CONSUMERS, 1, HAS_LSE)),
+                (_produce, (qd, kd, vd, lists, sizes, qs, ks, vs, bars,
+                            BN, SLOT, KV, ROW_TILES, STAGES, CONSUMERS)),
+            ],
+            [4, 1],
+            [CONSUMER_REGISTERS, 24],
+        )  # fmt: skip
+    else:
+        gl.warp_specialize(
+            [
+                (_consume, (od, lse_ptr, lists, sizes, scale_log2, qs, ks, vs, os, bars,
+                            BN, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE)),
+                (_produce, (qd, kd, vd, lists, sizes, qs, ks, vs, bars,
+                            BN, SLOT, KV, ROW_TILES, STAGES, CONSUMERS)),
+            ],
+            [1],
+            [24],
+        )  # fmt: skip
+
+
+def refuses(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None:
+    """Why this kernel cannot run a call, or None; needs no device sync."""
+    reasons = {
+        "it is for Hopper GPUs": q.is_cuda and torch.cuda.get_device_capability(q.device)[0] == 9,
+        "it needs fp16 or bf16": q.dtype in (torch.float16, torch.bfloat16),
+        "head_dim is above 128": q.shape[-1] <= 128,
+        "blocks are of unequal size": plan.q_offsets is None and plan.kv_offsets is None,
+        "the query block is no multiple of 64": plan.q_block % 64 == 0,
+        "the key block is no multiple of 16": plan.kv_block % 16 == 0,
+        "memory is not laid out for TMA": all(_suits_tma(x) for x in (q, k, v)),
+    }
+    return next((reason for reason, holds in reasons.items() if not holds), None)
+
+
+def launch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    *,
+    scale: float,
+    key_length: Tensor | None,
+    return_lse: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Run the kernel; see ``block_sparse.py`` for the arguments. The plan has no orders."""
+    batch, heads, q_len, head_dim = q.shape
+    head_dim_tile = 64 if head_dim <= 64 else 128
+    consumers = 2 if plan.q_block % 128 == 0 else 1
+    # with one consumer two programs share a multiprocessor, so each has half its memory
+    keys = 64 if consumers == 1 and head_dim_tile == 128 else 128
+    slot = math.gcd(plan.kv_block, keys)
+    out = torch.empty_like(q)
+    lse = q.new_empty((batch, heads, q_len), dtype=torch.float32) if return_lse else None
+    count, index, kv_end = _lists(plan, key_length, batch, q.device)
+    per_head = -(-q_len // (64 * consumers))
+    programs = torch.cuda.get_device_properties(q.device).multi_processor_count * (3 - consumers)
+    forward[(min(programs, per_head * batch * heads),)](
+        _descriptor(q, 64, head_dim_tile),
+        _descriptor(k, slot, head_dim_tile),
+        _descriptor(v, slot, head_dim_tile),
+        _descriptor(out, 64, head_dim_tile),
+        out if lse is None else lse,
+        count,
+        index,
+        kv_end,
+        *(0 if count.shape[i] == 1 else count.stride(i) for i in (0, 1)),
+        *(0 if index.shape[i] == 1 else index.stride(i) for i in (0, 1)),
+        index.stride(2),
+        per_head * batch * heads,
+        per_head,
+        heads,
+        q_len,
+        scale * LOG2E,
+        BN=keys,
+        SLOT=slot,
+        KV=plan.kv_block,
+        ROW_TILES=plan.q_block // (64 * consumers),
+        D=head_dim_tile,
+        STAGES=2 if head_dim_tile == 128 or consumers == 1 else 4,
+        CONSUMERS=consumers,
+        HAS_LSE=return_lse,
+        CONSUMER_REGISTERS=240,
+        num_warps=4,
+        maxnreg=168 if consumers == 2 else 128,
+    )
+    return out, lse
+
+
+def _lists(
+    plan: BlockPlan, key_length: Tensor | None, batch: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The lists without the blocks that are all padding, and where the keys of each entry end."""
+    index = plan.kv_index if plan.kv_index.stride(-1) == 1 else plan.kv_index.contiguous()
+    count = plan.kv_count if plan.kv_count.stride(-1) == 1 else plan.kv_count.contiguous()
+    if key_length is None:
+        return count, index, torch.full((batch,), plan.kv_len, dtype=torch.int32, device=device)
+    kv_end = key_length.to(torch.int32).clamp(max=plan.kv_len)
+    used = torch.arange(index.shape[-1], device=device) < count[..., None]
+    exists = index * plan.kv_block < kv_end[:, None, None, None]
+    return (used & exists).sum(dim=-1, dtype=torch.int32), index, kv_end
+
+
+def _descriptor(x: Tensor, rows: int, head_dim: int) -> TensorDescriptor:
+    layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows, head_dim], layout)
+
+
+def _suits_tma(x: Tensor) -> bool:
+    aligned = all(stride > 0 and stride * x.element_size() % 16 == 0 for stride in x.stride()[:-1])
+    return x.stride(-1) == 1 and aligned and x.data_ptr() % 16 == 0

@@ -1,0 +1,295 @@
+"""Block-sparse forward in plain Triton: any GPU, any block plan, and Triton's interpreter.
+
+One program attends for one tile of queries: an online softmax, in base 2, over the key tiles of
+its list. Pointers and masks only; ``hopper.py`` has the fast path for the GPUs that it knows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vidsparse.kernels.plan import BlockPlan
+
+LOG2E = 1.4426950408889634
+LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def _load_rows(ptr, positions, valid, stride_s, stride_d, D: tl.constexpr, BD: tl.constexpr):
+    """Rows of a ``(seq, head_dim)`` view, zero where not valid: ``[rows, BD]``."""
+    dims = tl.arange(0, BD)
+    at = ptr + positions.to(tl.int64)[:, None] * stride_s + dims[None, :].to(tl.int64) * stride_d
+    return tl.load(at, mask=valid[:, None] & (dims < D)[None, :], other=0.0)
+
+
+@triton.jit
+def _attend_tile(
+    q, acc, m, l, k_ptr, v_ptr, kv_order_ptr, start, end, row_valid,
+    k_s, k_d, v_s, v_d, scale_log2,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, HAS_ORDER: tl.constexpr,
+    WITH_STATS: tl.constexpr,
+):  # fmt: skip
+    """Take the keys at positions ``start`` to ``end`` (at most BN of them) into the softmax."""
+    position = start + tl.arange(0, BN)
+    valid = position < end
+    token = position
+    if HAS_ORDER:
+        token = tl.load(kv_order_ptr + position, mask=valid, other=0)
+    k = _load_rows(k_ptr, token, valid, k_s, k_d, D, BD)
+    s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2  # [BM, BN]
+    s = tl.where(valid[None, :], s, float("-inf"))
+    tile_max = tl.max(s, 1)
+    m_new = tl.maximum(m, tile_max)
+    m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
+    p = tl.exp2(s - m_safe[:, None])
+    alpha = tl.exp2(m - m_safe)
+    tile_sum = tl.sum(p, 1)
+    v = _load_rows(v_ptr, token, valid, v_s, v_d, D, BD)
+    acc = acc * alpha[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
+    l = l * alpha + tile_sum
+    margin = 0.0
+    mass = 0.0
+    if WITH_STATS:
+        # -inf - -inf would be NaN: a tile without keys is below every maximum
+        above = tl.where(tile_max == float("-inf"), float("-inf"), tile_max - m)
+        margin = tl.max(tl.where(row_valid, above, float("-inf")), 0) * LN2
+        top = tl.max(tl.where(row_valid, m_safe, float("-inf")), 0)
+        total = tl.sum(tl.where(row_valid, tile_sum * tl.exp2(m_safe - top), 0.0), 0)
+        mass = (top + tl.log2(total)) * LN2
+    return acc, m_new, l, margin, mass
+
+
+@triton.jit
+def forward(
+    q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, margin_ptr, mass_ptr,
+    count_ptr, index_ptr, kv_end_ptr,
+    tile_row_ptr, tile_start_ptr, tile_end_ptr, kv_offset_ptr, q_order_ptr, kv_order_ptr,
+    q_b, q_h, q_s, q_d, k_b, k_h, k_s, k_d, v_b, v_h, v_s, v_d, o_b, o_h, o_s, o_d,
+    count_b, count_h, index_b, index_h, index_m,
+    tile_b, tile_h, kv_offset_b, kv_offset_h, q_order_b, q_order_h, kv_order_b, kv_order_h,
+    heads, rows, width, q_len, scale_log2,
+    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    Q_BLOCK: tl.constexpr, KV_BLOCK: tl.constexpr,
+    HAS_Q_TILES: tl.constexpr, HAS_KV_OFFSETS: tl.constexpr,
+    HAS_Q_ORDER: tl.constexpr, HAS_KV_ORDER: tl.constexpr,
+    HAS_LSE: tl.constexpr, WITH_STATS: tl.constexpr,
+):  # fmt: skip
+    """Attend for one tile of queries of one (batch, head)."""
+    tile = tl.program_id(0)
+    b = (tl.program_id(1) // heads).to(tl.int64)
+    h = (tl.program_id(1) % heads).to(tl.int64)
+    if HAS_Q_TILES:
+        at = b * tile_b + h * tile_h + tile
+        row = tl.load(tile_row_ptr + at)
+        start = tl.load(tile_start_ptr + at)
+        end = tl.load(tile_end_ptr + at)
+        if row >= rows:
+            return
+    else:
+        PER_ROW: tl.constexpr = (Q_BLOCK + BM - 1) // BM
+        row = tile // PER_ROW
+        start = row * Q_BLOCK + (tile % PER_ROW) * BM
+        end = tl.minimum((row + 1) * Q_BLOCK, q_len)
+
+    position = start + tl.arange(0, BM)
+    row_valid = position < end
+    token = position
+    if HAS_Q_ORDER:
+        order = q_order_ptr + b * q_order_b + h * q_order_h
+        token = tl.load(order + position, mask=row_valid, other=0)
+    q = _load_rows(q_ptr + b * q_b + h * q_h, token, row_valid, q_s, q_d, D, BD)
+
+    kv_end = tl.load(kv_end_ptr + b)
+    count = tl.load(count_ptr + b * count_b + h * count_h + row)
+    listed = index_ptr + b * index_b + h * index_h + row.to(tl.int64) * index_m
+    stats_at = ((b * heads + h) * rows + row) * width
+    k_ptr += b * k_b + h * k_h
+    v_ptr += b * v_b + h * v_h
+    kv_order_ptr += b * kv_order_b + h * kv_order_h
+    kv_offset_ptr += b * kv_offset_b + h * kv_offset_h
+    m = tl.full([BM], float("-inf"), tl.float32)
+    l = tl.zeros([BM], tl.float32)
+    acc = tl.zeros([BM, BD], tl.float32)
+    if HAS_KV_OFFSETS:
+        for n in tl.range(0, count):
+            block = tl.load(listed + n)
+            first = tl.load(kv_offset_ptr + block)
+            last = tl.minimum(tl.load(kv_offset_ptr + block + 1), kv_end)
+            for tile_start in tl.range(first, last, BN):
+                acc, m, l, margin, mass = _attend_tile(
+                    q, acc, m, l, k_ptr, v_ptr, kv_order_ptr, tile_start, last, row_valid,
+                    k_s, k_d, v_s, v_d, scale_log2, D, BD, BN, HAS_KV_ORDER, False,
+                )  # fmt: skip
+    else:
+        SUBS: tl.constexpr = (KV_BLOCK + BN - 1) // BN
+        for n in tl.range(0, count * SUBS):
+            first = tl.load(listed + n // SUBS) * KV_BLOCK
+            last = tl.minimum(first + KV_BLOCK, kv_end)
+            acc, m, l, margin, mass = _attend_tile(
+                q, acc, m, l, k_ptr, v_ptr, kv_order_ptr, first + (n % SUBS) * BN, last, row_valid,
+                k_s, k_d, v_s, v_d, scale_log2, D, BD, BN, HAS_KV_ORDER, WITH_STATS,
+            )  # fmt: skip
+            if WITH_STATS:
+                tl.store(margin_ptr + stats_at + n, margin)
+                tl.store(mass_ptr + stats_at + n, mass)
+
+    safe = tl.where(l > 0, l, 1.0)
+    share = tl.where(l > 0, 1.0 / safe, 0.0)  # a row without keys is zero
+    out = acc * share[:, None]
+    dims = tl.arange(0, BD)
+    o_at = o_ptr + b * o_b + h * o_h + token.to(tl.int64)[:, None] * o_s + dims[None, :] * o_d
+    tl.store(o_at, out.to(o_ptr.dtype.element_ty), mask=row_valid[:, None] & (dims < D)[None, :])
+    if HAS_LSE:
+        lse = tl.where(l > 0, (m + tl.log2(safe)) * LN2, float("-inf"))
+        tl.store(lse_ptr + (b * heads + h) * q_len + token, lse, mask=row_valid)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tiles:
+    """What the kernel is launched with.
+
+    Attributes:
+        keys: Keys in a tile.
+        num_warps: Warps of a program.
+        num_stages: Key tiles in flight.
+    """
+
+    keys: int
+    num_warps: int
+    num_stages: int
+
+    def config(self) -> triton.Config:
+        return triton.Config(
+            {"BN": self.keys}, num_warps=self.num_warps, num_stages=self.num_stages
+        )
+
+
+# found on sm_80 and sm_90 papers' and our own runs to hold the best of each head_dim; which one
+# wins depends on the GPU, so they are timed there once and the answer is kept on disk
+CANDIDATES = tuple(
+    Tiles(keys=keys, num_warps=warps, num_stages=stages)
+    for keys, warps, stages in (
+        (128, 8, 2), (64, 8, 3), (64, 4, 3), (64, 4, 2), (32, 4, 2), (16, 4, 2),
+    )
+)  # fmt: skip
+
+
+def _that_fit(configs: list[triton.Config], arguments: dict, **constants) -> list[triton.Config]:
+    """Candidates whose key tile is no wider than a key block needs."""
+    widest = max(16, triton.next_power_of_2(constants["KV_BLOCK"]))
+    fit = [config for config in configs if config.kwargs["BN"] <= widest]
+    if constants["WITH_STATS"]:  # a block must be one tile
+        fit = [config for config in fit if config.kwargs["BN"] >= constants["KV_BLOCK"]]
+    if constants["BD"] > 128 or arguments["q_ptr"].dtype == torch.float32:
+        small = [config for config in fit if config.kwargs["BN"] <= 64]
+        fit = small or fit
+    return fit
+
+
+_tuned = triton.autotune(
+    configs=[tiles.config() for tiles in CANDIDATES],
+    key=["D", "Q_BLOCK", "KV_BLOCK", "HAS_KV_OFFSETS", "HAS_KV_ORDER", "WITH_STATS"],
+    prune_configs_by={"early_config_prune": _that_fit},
+    cache_results=True,
+)(forward)
+
+
+class Result(NamedTuple):
+    """What a launch wrote; margin and mass ``(batch, heads, M, K)`` when they were asked for."""
+
+    out: Tensor
+    lse: Tensor | None
+    margin: Tensor | None
+    mass: Tensor | None
+
+
+def launch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    scale: float,
+    key_length: Tensor | None,
+    return_lse: bool,
+    with_stats: bool = False,
+    tiles: Tiles | None = None,
+) -> Result:
+    """Run the kernel, with the given tiles or the best for this GPU; see ``block_sparse.py``."""
+    batch, heads, q_len, head_dim = q.shape
+    index = plan.kv_index.contiguous()
+    rows, width = index.shape[2:]
+    out = torch.empty_like(q)
+    lse = q.new_empty((batch, heads, q_len), dtype=torch.float32) if return_lse else None
+    shape = (batch, heads, rows, width) if with_stats else (0,)
+    margin, mass = (q.new_zeros(shape, dtype=torch.float32) for _ in range(2))
+    queries = min(64 if head_dim > 128 else 128, max(16, triton.next_power_of_2(plan.q_block)))
+    q_tiles, num_tiles = _query_tiles(plan, queries)
+    if key_length is None:
+        key_length = torch.full((batch,), plan.kv_len, dtype=torch.int32, device=q.device)
+    optional = [plan.kv_offsets, plan.q_order, plan.kv_order]
+    optional = [None if x is None else x.contiguous() for x in optional]
+    lists = [plan.kv_count.contiguous(), index]
+    arguments = [
+        q, k, v, out, *(out if x is None else x for x in (lse, margin, mass)),
+        *lists, key_length.to(torch.int32).clamp(max=plan.kv_len),
+        *(lists[0] if x is None else x for x in (*q_tiles, *optional)),
+        *(stride for x in (q, k, v, out) for stride in x.stride()),
+        *_shared_strides(lists[0]), *_shared_strides(index), index.stride(2),
+        *(stride for x in (q_tiles[0], *optional) for stride in _shared_strides(x)),
+        heads, rows, width, q_len, scale * LOG2E,
+    ]  # fmt: skip
+    constants = {
+        "D": head_dim,
+        "BD": max(16, triton.next_power_of_2(head_dim)),
+        "BM": queries,
+        "Q_BLOCK": plan.q_block,
+        "KV_BLOCK": plan.kv_block,
+        "HAS_Q_TILES": plan.q_offsets is not None,
+        "HAS_KV_OFFSETS": plan.kv_offsets is not None,
+        "HAS_Q_ORDER": plan.q_order is not None,
+        "HAS_KV_ORDER": plan.kv_order is not None,
+        "HAS_LSE": return_lse,
+        "WITH_STATS": with_stats,
+    }
+    grid = (num_tiles, batch * heads)
+    if tiles is None and q.is_cuda:
+        _tuned[grid](*arguments, **constants)
+        return Result(out, lse, margin, mass)
+    if tiles is None:
+        keys = max(16, triton.next_power_of_2(plan.kv_block))
+        tiles = Tiles(keys=keys if with_stats else min(64, keys), num_warps=4, num_stages=2)
+    forward[grid](*arguments, **constants, **tiles.config().all_kwargs())
+    return Result(out, lse, margin, mass)
+
+
+def _query_tiles(plan: BlockPlan, queries: int) -> tuple[tuple[Tensor | None, ...], int]:
+    """Row, start and end of each tile of queries, for blocks of unequal size; how many there are.
+
+    How many tiles the blocks need is not known here, only that it is no more than
+    ``q_len // queries + M``; those not needed have row M.
+    """
+    if plan.q_offsets is None:
+        return (None, None, None), plan.num_q_blocks * -(-plan.q_block // queries)
+    starts, sizes = plan.q_offsets[..., :-1], plan.q_offsets.diff(dim=-1)
+    ends = ((sizes + queries - 1) // queries).cumsum(dim=-1, dtype=torch.int32)
+    number = plan.q_len // queries + sizes.shape[-1]
+    tile = torch.arange(number, dtype=torch.int32, device=ends.device).expand(*ends.shape[:2], -1)
+    row = torch.searchsorted(ends, tile.contiguous(), right=True, out_int32=True)
+    inside = row.clamp(max=sizes.shape[-1] - 1).long()
+    first = (ends - (sizes + queries - 1) // queries).gather(-1, inside)
+    start = starts.gather(-1, inside) + (tile - first) * queries
+    end = plan.q_offsets[..., 1:].gather(-1, inside)
+    return (row, start.to(torch.int32).contiguous(), end.to(torch.int32).contiguous()), number
+
+
+def _shared_strides(x: Tensor | None) -> tuple[int, int]:
+    """Strides of the batch and the head dimension, 0 where one entry serves all."""
+    if x is None:
+        return 0, 0
+    return tuple(0 if x.shape[i] == 1 else x.stride(i) for i in (0, 1))  # pyright: ignore

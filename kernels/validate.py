@@ -1,0 +1,109 @@
+"""The checks of a block plan: slow, complete, in the user's words."""
+
+import torch
+from torch import Tensor
+
+from vidsparse.kernels.plan import BlockPlan
+
+
+def validate_plan(plan: BlockPlan) -> None:
+    """Raise ValueError for the first thing that is wrong with a plan; reads it back."""
+    _check_lists(plan)
+    for side, length, blocks in (
+        ("q", plan.q_len, plan.num_q_blocks),
+        ("kv", plan.kv_len, plan.num_kv_blocks),
+    ):
+        order, offsets = getattr(plan, f"{side}_order"), getattr(plan, f"{side}_offsets")
+        if order is not None:
+            _check_order(f"{side}_order", order, length, plan)
+        if offsets is not None:
+            _check_offsets(f"{side}_offsets", offsets, length, blocks, plan)
+    if plan.pooled is not None:
+        _check_pooled(plan)
+
+
+def _check_lists(plan: BlockPlan) -> None:
+    count, index, blocks = plan.kv_count, plan.kv_index, plan.num_kv_blocks
+    _check_int32("kv_count", count)
+    _check_int32("kv_index", index)
+    expected = (*index.shape[:2], plan.num_q_blocks)
+    if tuple(count.shape) != expected or index.dim() != 4 or index.shape[:3] != expected:
+        raise ValueError(
+            f"a plan of {plan.num_q_blocks} query blocks needs kv_count (B, H, M) and kv_index "
+            f"(B, H, M, K), got {tuple(count.shape)} and {tuple(index.shape)}"
+        )
+    width = index.shape[-1]
+    if bool((count < 1).any()) or bool((count > width).any()):
+        raise ValueError(
+            f"every query block must list between 1 and {width} key blocks, got counts from "
+            f"{int(count.min())} to {int(count.max())}"
+        )
+    used = torch.arange(width, device=index.device) < count[..., None]
+    listed = index[used]
+    if bool((listed < 0).any()) or bool((listed >= blocks).any()):
+        raise ValueError(
+            f"key block indices must be in [0, {blocks}), got "
+            f"{int(listed.min())} to {int(listed.max())}"
+        )
+    if int(plan.to_block_mask().sum()) != int(count.sum()):
+        raise ValueError("a query block lists the same key block twice")
+    if bool(((index.diff(dim=-1) <= 0) & used[..., 1:]).any()):
+        raise ValueError("key blocks must be listed in ascending order")
+
+
+def _check_order(name: str, order: Tensor, length: int, plan: BlockPlan) -> None:
+    _check_int32(name, order)
+    _check_leading(name, order, length, plan)
+    if not torch.equal(order.sort(dim=-1).values, _range_like(order)):
+        raise ValueError(f"{name} must hold every token from 0 to {length - 1} once in each row")
+
+
+def _check_offsets(name: str, offsets: Tensor, length: int, blocks: int, plan: BlockPlan) -> None:
+    _check_int32(name, offsets)
+    _check_leading(name, offsets, blocks + 1, plan)
+    starts, ends = offsets[..., 0], offsets[..., -1]
+    if bool((starts != 0).any()) or bool((ends != length).any()):
+        raise ValueError(
+            f"{name} must cover the sequence from 0 to {length}, got "
+            f"{int(starts.min())} to {int(ends.min())}"
+        )
+    if bool((offsets.diff(dim=-1) < 0).any()):
+        raise ValueError(f"{name} must not decrease")
+
+
+def _check_pooled(plan: BlockPlan) -> None:
+    assert plan.pooled is not None
+    for name in ("key", "value"):
+        mean = getattr(plan.pooled, name)
+        if mean.dim() != 4 or mean.shape[2] != plan.num_kv_blocks:
+            raise ValueError(
+                f"pooled.{name} must be (batch, heads, {plan.num_kv_blocks}, head_dim), got "
+                f"{tuple(mean.shape)}"
+            )
+    if plan.pooled.size.shape[-1] != plan.num_kv_blocks:
+        raise ValueError(
+            f"pooled.size must have {plan.num_kv_blocks} entries in its last dimension, got "
+            f"{tuple(plan.pooled.size.shape)}"
+        )
+
+
+def _check_int32(name: str, tensor: Tensor) -> None:
+    if tensor.dtype != torch.int32:
+        raise ValueError(f"{name} must be int32, got {tensor.dtype}")
+
+
+def _check_leading(name: str, tensor: Tensor, last: int, plan: BlockPlan) -> None:
+    if tensor.dim() != 3 or tensor.shape[-1] != last:
+        raise ValueError(f"{name} must be (B, H, {last}), got {tuple(tensor.shape)}")
+    lists = plan.kv_index.shape[:2]
+    for mine, theirs in zip(tensor.shape[:2], lists, strict=True):
+        if mine != theirs and 1 not in (mine, theirs):
+            raise ValueError(
+                f"{name} is for {tuple(tensor.shape[:2])} (batch, heads), the lists for "
+                f"{tuple(lists)}"
+            )
+
+
+def _range_like(order: Tensor) -> Tensor:
+    length = order.shape[-1]
+    return torch.arange(length, dtype=order.dtype, device=order.device).expand_as(order)

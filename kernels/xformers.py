@@ -1,0 +1,101 @@
+"""xformers: dense attention, and plans that are block-diagonal, as per-frame attention is.
+
+Never taken by ``auto``: whether a plan is block-diagonal is in its lists, and looking there waits
+for the device.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from vidsparse.errors import BadInputError
+from vidsparse.kernels.case import Case
+from vidsparse.kernels.plan import BlockPlan
+
+
+def xformers_unsupported(case: Case) -> list[str]:
+    """Why the ``xformers`` engine cannot run a case; empty when it can, if the plan suits it."""
+    reasons = []
+    if importlib.util.find_spec("xformers") is None:
+        reasons.append("xformers is not installed (pip install 'vidsparse[xformers]')")
+    if case.device_type != "cuda":
+        reasons.append(f"xformers needs a CUDA device, the tensors are on {case.device_type}")
+    if case.dtype not in (torch.float16, torch.bfloat16):
+        reasons.append(f"xformers takes fp16 and bf16, not {case.dtype}")
+    if case.offsets:
+        reasons.append("xformers cannot run blocks of unequal size")
+    if case.key_length:
+        reasons.append("xformers is given no key lengths here")
+    return reasons
+
+
+def xformers_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    *,
+    scale: float,
+    key_length: Tensor | None = None,
+    return_lse: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Attend as ``plan`` says; arguments and result as in ``reference_attention``.
+
+    Raises:
+        BadInputError: With every reason, when it cannot; among them a plan that is not dense and
+            not block-diagonal.
+    """
+    if reasons := xformers_unsupported(Case.of(q, k, v, plan, key_length, return_lse)):
+        raise BadInputError(f"engine 'xformers' cannot run this: {'; '.join(reasons)}")
+    segments = diagonal_segments(plan)
+    if segments is None:
+        raise BadInputError(
+            "engine 'xformers' runs only dense and block-diagonal plans shared by all heads; "
+            "choose another engine for this plan"
+        )
+    from xformers.ops import fmha  # pyright: ignore[reportMissingImports]
+
+    batch, heads, _, head_dim = q.shape
+    queries, keys = ([end - start for start, end in side] for side in segments)
+    bias = fmha.attn_bias.BlockDiagonalMask.from_seqlens(queries * batch, keys * batch)
+    rows = (x.detach().transpose(1, 2).reshape(1, -1, heads, head_dim) for x in (q, k, v))
+    out, lse = fmha.memory_efficient_attention_forward_requires_grad(
+        *rows, attn_bias=bias, scale=scale
+    )
+    out = out.view(batch, -1, heads, head_dim).transpose(1, 2)
+    if not return_lse:
+        return out, None
+    lse = lse.reshape(heads, -1)[:, : batch * plan.q_len]
+    return out, lse.view(heads, batch, plan.q_len).transpose(0, 1)
+
+
+def diagonal_segments(
+    plan: BlockPlan,
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]] | None:
+    """The query and the key spans of a block-diagonal plan; None when it is not one.
+
+    A dense plan is one span. Reads the plan back from the device.
+    """
+    mask = plan.to_block_mask()
+    if mask.shape[:2] != (1, 1):
+        if not bool((mask == mask[:1, :1]).all()):
+            return None
+        mask = mask[:1, :1]
+    rows = mask[0, 0].cpu()
+    changes = (rows[1:] != rows[:-1]).any(dim=-1).nonzero()[:, 0].add(1).tolist()
+    q_edges = [0, *changes, rows.shape[0]]
+    spans: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
+    next_key = 0
+    for first, last in pairwise(q_edges):
+        listed = rows[first].nonzero()[:, 0].tolist()
+        if listed != list(range(next_key, next_key + len(listed))):
+            return None
+        next_key += len(listed)
+        spans[0].append((first * plan.q_block, min(last * plan.q_block, plan.q_len)))
+        start = listed[0] * plan.kv_block
+        spans[1].append((start, min(next_key * plan.kv_block, plan.kv_len)))
+    return spans if next_key == rows.shape[1] else None
