@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from vidsparse.kernels.plan import BlockPlan, block_sizes
-from vidsparse.kernels.pooling import pool_blocks
 
 SIZES = {"q_len": 10, "kv_len": 7, "q_block": 4, "kv_block": 3}  # 3 x 3 blocks, both ends short
 KEEP = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 1, 1]]).bool()[None, None]
@@ -106,14 +105,66 @@ def test_the_last_block_has_the_tokens_that_are_left(length, block, sizes):
     assert block_sizes(length, block).tolist() == sizes
 
 
-@pytest.mark.parametrize("seq", [3, 16, 17, 31, 48])
-def test_a_short_tail_averages_only_its_own_tokens(oracle, seq):
-    x = torch.randn(2, seq, 3, 5).transpose(1, 2)
-    torch.testing.assert_close(pool_blocks(x, 16), oracle.block_means(x, 16))
+def offsets(*edges):
+    return torch.tensor([[edges]], dtype=torch.int32)
 
 
-def test_block_means_are_taken_in_float32_and_stay_float64_in_float64():
-    x = torch.full((1, 1, 16, 1), 1 / 3)
-    assert pool_blocks(x.bfloat16(), 16).dtype == torch.float32
-    assert pool_blocks(x.half() * 60_000, 16).isfinite().all()  # a float16 sum would overflow
-    assert pool_blocks(x.double(), 16).dtype == torch.float64
+def unequal(**changes):
+    made = BlockPlan.from_mask(
+        KEEP, **SIZES, q_offsets=offsets(0, 1, 9, 10), kv_offsets=offsets(0, 5, 5, 7)
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def test_unequal_blocks_count_at_their_own_size():
+    made = unequal().validate()
+    assert made.q_sizes.tolist() == [[[1, 8, 1]]]
+    assert made.kv_sizes.tolist() == [[[5, 0, 2]]]
+    assert made.density == pytest.approx((1 * 7 + 8 * 0 + 1 * 7) / 70)
+    assert made.to_dense_mask().float().mean() == pytest.approx(made.density)
+
+
+def test_the_token_mask_stands_in_the_order_tokens_come_in():
+    order = torch.tensor([[[3, 0, 1, 2]]], dtype=torch.int32)
+    keep = torch.tensor([[[[True, False], [False, True]]]])
+    made = BlockPlan.from_mask(
+        keep, q_len=4, kv_len=4, q_block=2, kv_block=2, q_order=order, kv_order=order
+    )
+    # the first blocks hold tokens 3 and 0, the others 1 and 2
+    rows = [[1, 0, 0, 1], [0, 1, 1, 0], [0, 1, 1, 0], [1, 0, 0, 1]]
+    assert made.validate().to_dense_mask().int().tolist() == [[rows]]
+
+
+@pytest.mark.parametrize("share", [(1, 1), (2, 1), (1, 3), (2, 3)])
+def test_density_with_orders_and_unequal_blocks_equals_the_token_masks(oracle, share):
+    made = oracle.plan(*share, 40, 50, 16, 16, q_blocks=5, kv_blocks=7, orders=True)
+    assert made.density == pytest.approx(float(made.to_dense_mask().float().mean()), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"q_offsets": offsets(0, 1, 9, 11)}, "q_offsets must cover the sequence from 0 to 10"),
+        ({"kv_offsets": offsets(1, 5, 5, 7)}, "kv_offsets must cover the sequence from 0 to 7"),
+        ({"q_offsets": offsets(0, 9, 1, 10)}, "q_offsets must not decrease"),
+        ({"q_offsets": offsets(0, 1, 9, 10).long()}, "q_offsets must be int32, got torch.int64"),
+        ({"q_offsets": offsets(0, 10)}, "a plan of 1 query blocks needs"),
+        ({"q_order": offsets(*range(9))}, r"q_order must be \(B, H, 10\), got \(1, 1, 9\)"),
+        ({"kv_order": offsets(0, 1, 2, 3, 4, 5, 5)}, "every token from 0 to 6 once"),
+        (
+            {"kv_order": offsets(*range(7)).expand(1, 2, -1), "kv_index": plan().kv_index.expand(
+                1, 3, 3, 3), "kv_count": plan().kv_count.expand(1, 3, 3)},
+            r"kv_order is for \(1, 2\) \(batch, heads\), the lists for \(1, 3\)",
+        ),
+        ({"kv_index": int32([[2, 0, 1], [1, 0, 0], [0, 1, 2]])}, "in ascending order"),
+    ],
+)  # fmt: skip
+def test_a_broken_plan_of_unequal_blocks_is_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        unequal(**changes).validate()
+
+
+def test_pooled_means_must_be_one_for_each_key_block(oracle):
+    k = torch.randn(1, 1, 10, 5)
+    with pytest.raises(ValueError, match="pooled.key must be"):
+        plan(pooled=oracle.pooled(k, k, 3)).validate()
