@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
-from vidsparse.kernels.case import Case
-from vidsparse.kernels.engines import choose_engine, require_engine
+from vidsparse.kernels.engines import check_engine
 from vidsparse.kernels.op import attend
 from vidsparse.kernels.plan import BlockPlan
 
@@ -85,15 +84,10 @@ def attention(
     _check_tensors(q, k, v, plan, scale, key_length)
     if validate:
         _validate(plan)
-    case = Case.of(q, k, v, plan, key_length, return_lse)
-    if engine == "auto":
-        engine = choose_engine(case).engine
-    else:
-        require_engine(engine, case)
+    check_engine(engine)
     out, lse = attend(
-        q, k, v, plan,
-        scale=scale, key_length=key_length, need_lse=return_lse or case.needs_grad, engine=engine,
-    )  # fmt: skip
+        q, k, v, plan, scale=scale, key_length=key_length, return_lse=return_lse, engine=engine
+    )
     return (out, lse) if return_lse else out
 
 

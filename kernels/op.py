@@ -5,15 +5,16 @@ backward. A plan travels as its tensors, since an op takes nothing else.
 """
 
 import dataclasses
-from functools import partial
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vidsparse.kernels.backward import attention_backward, pooled_backward
+from vidsparse.kernels.case import Case
 from vidsparse.kernels.compensate import add_skipped
-from vidsparse.kernels.engines import ENGINES
+from vidsparse.kernels.engines import ENGINES, choose_engine, require_engine
 from vidsparse.kernels.order import attend_in_order
 from vidsparse.kernels.permute import permute_tokens, unpermute_tokens
 from vidsparse.kernels.plan import BlockPlan, Pooled
@@ -27,18 +28,20 @@ def attend(
     *,
     scale: float,
     key_length: Tensor | None,
-    need_lse: bool,
+    return_lse: bool,
     engine: str,
 ) -> tuple[Tensor, Tensor]:
-    """Call the op; the log-sum-exp is empty unless it is needed."""
+    """Call the op; the log-sum-exp is empty unless it is wanted, or the backward will want it."""
     pooled = plan.pooled
+    inputs = (q, k, v) if pooled is None else (q, k, v, pooled.key, pooled.value)
+    needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     return torch.ops.vidsparse.attend(
         q, k, v, plan.kv_count, plan.kv_index,
         plan.q_order, plan.kv_order, plan.q_offsets, plan.kv_offsets,
         None if pooled is None else pooled.key,
         None if pooled is None else pooled.value,
         None if pooled is None else pooled.size,
-        key_length, plan.q_block, plan.kv_block, scale, need_lse, engine,
+        key_length, plan.q_block, plan.kv_block, scale, return_lse or needs_grad, engine,
     )  # fmt: skip
 
 
@@ -92,10 +95,10 @@ def _run(
     engine: str,
 ) -> tuple[Tensor, Tensor | None]:
     """Run the engine in the plan's orders, then add what it skipped."""
-    chosen = ENGINES[engine]
+    chosen = ENGINES[_resolve(engine, Case.of(q, k, v, plan, key_length, need_lse))]
     apart = plan.pooled is not None and not chosen.takes_pooled
     exact = dataclasses.replace(plan, pooled=None) if apart else plan
-    attend = chosen.run if chosen.takes_orders else partial(attend_in_order, chosen.run)
+    attend = chosen.run if chosen.takes_orders else functools.partial(attend_in_order, chosen.run)
     out, lse = attend(
         q, k, v, exact, scale=scale, key_length=key_length, return_lse=need_lse or apart
     )
@@ -103,6 +106,15 @@ def _run(
         assert lse is not None
         out, lse = add_skipped(q, out, lse, plan, scale=scale)
     return out, lse if need_lse else None
+
+
+@functools.lru_cache(maxsize=256)
+def _resolve(engine: str, case: Case) -> str:
+    """The engine to run; here, inside the op, so that torch.compile need not trace the choice."""
+    if engine == "auto":
+        return choose_engine(case).engine
+    require_engine(engine, case)
+    return engine
 
 
 def _pooled(key: Tensor | None, value: Tensor | None, size: Tensor | None) -> Pooled | None:

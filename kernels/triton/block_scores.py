@@ -70,6 +70,7 @@ def _load_tile(mass_ptr, v_ptr, row_at, j, dims, row_valid, columns, D: tl.const
 def _value_error(
     mass_ptr, v_ptr, out_ptr, rows, columns,
     D: tl.constexpr, BD: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """BI rows of the map: a first pass for the estimated output, a second for the distances."""
     head = tl.program_id(1).to(tl.int64)
@@ -87,8 +88,7 @@ def _value_error(
         m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
         p = tl.exp2(s - m_safe[:, None])
         alpha = tl.exp2(m - m_safe)
-        # three TF32 products are as good as float32, and on tensor cores
-        o = o * alpha[:, None] + tl.dot(p, v, input_precision="tf32x3")
+        o = o * alpha[:, None] + tl.dot(p, v, input_precision=PRECISION)
         l = l * alpha + tl.sum(p, 1)
         m = m_new
     inverse = 1.0 / tl.where(l > 0, l, 1.0)
@@ -99,7 +99,7 @@ def _value_error(
         j = start + tl.arange(0, BJ)
         s, v = _load_tile(mass_ptr, v_ptr, row_at, j, dims, i < rows, columns, D)
         square = o_square[:, None] + tl.sum(v * v, 1)[None, :]
-        square -= 2 * tl.dot(o, tl.trans(v), input_precision="tf32x3")
+        square -= 2 * tl.dot(o, tl.trans(v), input_precision=PRECISION)
         share = tl.exp2(s - m[:, None]) * inverse[:, None]
         error = share * tl.sqrt(tl.maximum(square, 0.0))
         mask = (i < rows)[:, None] & (j < columns)[None, :]
@@ -114,14 +114,15 @@ def mass(
     batch, heads, rows, a, head_dim = query.shape
     columns, b = key.shape[2:4]
     wide = max(16, triton.next_power_of_2(head_dim))
-    big = wide * query.element_size() > 256  # bytes in a row: two stages must fit 99 KiB
-    bi, bj = (32, 64) if big else (64, 128)
+    half = query.element_size() == 2
+    # what fits registers without spilling, and 99 KiB of shared memory
+    bi, bj, warps, stages = (64, 64, 4, 3) if half and wide <= 128 else (32, 64, 8, 2)
     out = torch.empty((batch, heads, rows, columns), dtype=dtype, device=query.device)
     _mass[(triton.cdiv(columns, bj), triton.cdiv(rows, bi), batch * heads)](
         query.contiguous(), key.to(query.dtype).contiguous(),
         weights.float().log2().contiguous(), sizes.float().log2().contiguous(), out,
         rows, columns, scale * LOG2E.value,
-        D=head_dim, BD=wide, A=a, B=b, BI=bi, BJ=bj, num_warps=4, num_stages=2,
+        D=head_dim, BD=wide, A=a, B=b, BI=bi, BJ=bj, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return out
 
@@ -130,12 +131,15 @@ def value_error(mass: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:
     """Run the kernel; see ``block_value_error``."""
     batch, heads, rows, columns = mass.shape
     head_dim = value.shape[-1]
+    # three TF32 products are as good as one in float32, and run on tensor cores
+    half = value.element_size() == 2
+    precision, bi = ("tf32", 32) if half else ("tf32x3", 16)
     # distances do not feel a shift, and |v|^2 + |o|^2 - 2 v . o cancels less around the mean
-    value = value.float() - value.float().mean(dim=2, keepdim=True)
+    value = value.float() - value.mean(dim=2, keepdim=True, dtype=torch.float32)
     wide = max(16, triton.next_power_of_2(head_dim))
     out = torch.empty((batch, heads, rows, columns), dtype=dtype, device=mass.device)
-    _value_error[(triton.cdiv(rows, 32), batch * heads)](
+    _value_error[(triton.cdiv(rows, bi), batch * heads)](
         mass.contiguous(), value.expand(batch, heads, -1, -1).contiguous(), out, rows, columns,
-        D=head_dim, BD=wide, BI=32, BJ=32, num_warps=4, num_stages=2,
+        D=head_dim, BD=wide, BI=bi, BJ=32, PRECISION=precision, num_warps=4, num_stages=2,
     )  # fmt: skip
     return out

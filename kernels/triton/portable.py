@@ -57,11 +57,13 @@ def _attend_tile(
     mass = 0.0
     if WITH_STATS:
         # -inf - -inf would be NaN: a tile without keys is below every maximum
-        above = tl.where(tile_max == float("-inf"), float("-inf"), tile_max - m)
+        above = tl.where(tile_max == float("-inf"), 0.0, tile_max) - m
+        above = tl.where(tile_max == float("-inf"), float("-inf"), above)
         margin = tl.max(tl.where(row_valid, above, float("-inf")), 0) * LN2
         top = tl.max(tl.where(row_valid, m_safe, float("-inf")), 0)
         total = tl.sum(tl.where(row_valid, tile_sum * tl.exp2(m_safe - top), 0.0), 0)
-        mass = (top + tl.log2(total)) * LN2
+        seen = total > 0
+        mass = tl.where(seen, (top + tl.log2(tl.where(seen, total, 1.0))) * LN2, float("-inf"))
     return acc, m_new, l, margin, mass
 
 

@@ -1,0 +1,48 @@
+"""What the kernel reports of each block it visits."""
+
+import math
+
+import pytest
+import torch
+
+from vidsparse.errors import BadInputError
+from vidsparse.kernels.observe import observe_attention
+
+IMPLS = ["triton", "reference"]
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("orders", [False, True])
+def test_margin_and_mass_equal_a_walk_over_the_lists(oracle, device, impl, orders):
+    q, k, v = oracle.qkv(2, 2, 70, 90, 16, device=device)
+    plan = oracle.plan(1, 2, 70, 90, 32, 16, orders=orders, device=device)
+    length = torch.tensor([90, 40], dtype=torch.int32, device=device)
+    seen = observe_attention(q, k, v, plan, scale=0.4, key_length=length, impl=impl)
+    out, lse = oracle.attention(q, k, v, plan, scale=0.4, key_length=length)
+    oracle.assert_as_exact(seen.out, out, torch.float32, times=30)
+    for b in range(2):
+        for h in range(2):
+            rows = oracle.block_tokens(70, 32, None, plan.q_order, b, h)
+            columns = oracle.block_tokens(90, 16, None, plan.kv_order, b, h)
+            for m, block in enumerate(rows):
+                running = torch.full((len(block),), -math.inf, dtype=torch.float64, device=device)
+                for n, j in enumerate(oracle.key_blocks(plan, b, h, m)):
+                    keys = [token for p, token in columns[j] if p < int(length[b])]
+                    margin, mass = float(seen.margin[b, h, m, n]), float(seen.mass[b, h, m, n])
+                    if not keys:
+                        assert margin == mass == -math.inf
+                        continue
+                    query = q[b, h, [token for _, token in block]].double()
+                    scores = query @ k[b, h, keys].double().T * 0.4
+                    lead = float((scores.amax(dim=-1) - running).max())
+                    assert margin == pytest.approx(lead, abs=1e-5)
+                    assert mass == pytest.approx(float(scores.flatten().logsumexp(0)), abs=1e-5)
+                    running = running.maximum(scores.amax(dim=-1))
+
+
+def test_larger_or_unequal_blocks_are_refused(oracle):
+    q, k, v = oracle.qkv(1, 1, 300, 300, 16)
+    with pytest.raises(BadInputError, match="at most 128 tokens, got 256 x 16"):
+        observe_attention(q, k, v, oracle.plan(1, 1, 300, 300, 256, 16))
+    with pytest.raises(BadInputError, match="observing needs equal blocks"):
+        observe_attention(q, k, v, oracle.plan(1, 1, 300, 300, 16, 16, q_blocks=4))
