@@ -6,11 +6,11 @@ w_a of its tokens, and k_b, n_b the mean and the tokens of part b of key block j
     L(i, j) = ln sum_a w_a sum_b n_b exp(scale * q_a . k_b)
 
 estimates the log of the un-normalised attention mass that a query of block i gives to block j. One
-part each is the draft's pooled attention with sizes, or clusters weighted by size. Means of parts
-keep what a block mean averages away.
+part each is the draft's pooled attention with sizes. Means of parts keep what a block mean averages
+away.
 
 Value error (value-aware): with P = softmax over j of L and o_i = sum_j P(i, j) v_j the estimated
-output from block mean values v_j, skipping block j would cost about P(i, j) |v_j - o_i|.
+output from block mean values v_j, skipping block j alone would cost P(i, j) |v_j - o_i|.
 """
 
 from __future__ import annotations
@@ -28,67 +28,59 @@ def block_mass(
     key_sizes: Tensor,
     *,
     scale: float,
-    dtype: torch.dtype = torch.float32,
     impl: str = "auto",
 ) -> Tensor:
-    """Estimated log-mass of each pair of blocks; the map of their parts is never written.
+    """Estimated log-mass of each pair of blocks; no map of parts is ever written.
 
     Args:
-        query: Means of parts, ``(batch, heads, M, a, head_dim)``, or ``(batch, heads, M,
-            head_dim)`` for one part, as ``pool_blocks`` gives them. Products are taken in their
-            dtype and summed in float32, so bfloat16 means are several times faster.
-        key: ``(batch, heads, N, b, head_dim)`` or ``(batch, heads, N, head_dim)``.
-        query_sizes: Tokens in each part, ``(M, a)`` as ``part_sizes`` gives them, or
-            broadcastable to ``(batch, heads, M, a)``. A part without tokens takes no part.
-        key_sizes: The same for keys.
+        query: Means of parts, ``(batch, heads, M, a, head_dim)``, as ``pool_blocks`` gives them.
+        key: ``(batch, heads, N, b, head_dim)``; a and b must be powers of two.
+        query_sizes: Tokens in each part, ``(M, a)``, as ``part_sizes`` gives them.
+        key_sizes: ``(N, b)``.
         scale: Score scale.
-        dtype: Of the result.
         impl: "triton", "reference", or "auto": Triton on CUDA.
 
     Returns:
-        ``(batch, heads, M, N)``; ``-inf`` where a block has no token.
+        Float32 ``(batch, heads, M, N)``.
     """
-    query, key = (x.unsqueeze(3) if x.ndim == 4 else x for x in (query, key))
-    weights = query_sizes / query_sizes.sum(dim=-1, keepdim=True).clamp(min=1)
-    weights = weights.expand(query.shape[:4])
-    key_sizes = key_sizes.expand(key.shape[:4])
-    if _use_triton(impl, query):
+    _check(impl, query, key)
+    weights = query_sizes / query_sizes.sum(dim=-1, keepdim=True)
+    if impl == "triton" or (impl == "auto" and query.is_cuda):
         from vidsparse.kernels.triton.block_scores import mass
 
-        return mass(query, key, weights, key_sizes, scale, dtype)
-    wide = torch.promote_types(query.dtype, torch.float32)
-    scores = query.to(wide).flatten(2, 3) @ key.to(wide).flatten(2, 3).mT * scale
+        return mass(query, key, weights, key_sizes, scale)
+    scores = query.float().flatten(2, 3) @ key.float().flatten(2, 3).mT * scale
     scores = scores.unflatten(3, key.shape[2:4]).unflatten(2, query.shape[2:4])
-    scores = scores + weights.log()[..., None, None] + key_sizes.log()[:, :, None, None]
-    return scores.transpose(3, 4).flatten(4).logsumexp(dim=-1).to(dtype)
+    scores = scores + weights.log()[:, :, None, None] + key_sizes.log()  # (B, H, M, a, N, b)
+    return scores.transpose(3, 4).flatten(4).logsumexp(dim=-1)
 
 
-def block_value_error(
-    mass: Tensor, value: Tensor, *, dtype: torch.dtype = torch.float32, impl: str = "auto"
-) -> Tensor:
-    """What skipping each block alone would cost, from its log-mass and its mean value.
+def block_value_error(mass: Tensor, value: Tensor, *, impl: str = "auto") -> Tensor:
+    """What skipping each block alone would cost, from its mass and its mean value.
 
     Args:
-        mass: Log-mass, ``(batch, heads, M, N)``, as ``block_mass`` gives it in float32.
+        mass: Log-mass, float32 ``(batch, heads, M, N)``.
         value: Mean value of each key block, ``(batch, heads, N, head_dim)``.
-        dtype: Of the result.
         impl: "triton", "reference", or "auto": Triton on CUDA.
 
     Returns:
-        ``P(i, j) |v_j - o_i|``, ``(batch, heads, M, N)``; a row without mass is zero.
+        ``P(i, j) |v_j - o_i|``, float32 ``(batch, heads, M, N)``.
     """
-    if _use_triton(impl, mass):
-        from vidsparse.kernels.triton.block_scores import value_error
-
-        return value_error(mass, value, dtype)
-    wide = torch.promote_types(mass.dtype, torch.float32)
-    mass, value = mass.to(wide), value.to(wide)
-    lse = mass.logsumexp(dim=-1, keepdim=True)
-    share = (mass - lse.where(lse.isfinite(), 0)).exp()
-    return (share * torch.cdist(share @ value, value)).to(dtype)
-
-
-def _use_triton(impl: str, x: Tensor) -> bool:
     if impl not in ("auto", "triton", "reference"):
         raise BadInputError(f"unknown impl {impl!r}: choose auto, triton or reference")
-    return impl == "triton" or (impl == "auto" and x.is_cuda and x.dtype != torch.float64)
+    value = value.float()
+    value = value - value.mean(dim=2, keepdim=True)  # distances stay, cancellation goes
+    if impl == "triton" or (impl == "auto" and mass.is_cuda):
+        from vidsparse.kernels.triton.block_scores import value_error
+
+        return value_error(mass, value)
+    share = mass.softmax(dim=-1)
+    return share * torch.cdist(share @ value, value)
+
+
+def _check(impl: str, query: Tensor, key: Tensor) -> None:
+    if impl not in ("auto", "triton", "reference"):
+        raise BadInputError(f"unknown impl {impl!r}: choose auto, triton or reference")
+    for name, parts in (("query", query.shape[3]), ("key", key.shape[3])):
+        if parts & (parts - 1) or parts > 16:
+            raise BadInputError(f"{name} parts must be 1, 2, 4, 8 or 16, got {parts}")

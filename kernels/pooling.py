@@ -13,14 +13,11 @@ def pool_blocks(
 ) -> Tensor:
     """Mean of each block of tokens, or of each of its equal parts; one pass over memory.
 
-    Sums are taken in float32 (in float64 for float64 input, which plain torch computes).
-
     Args:
         x: ``(batch, heads, seq, head_dim)``, any strides.
         block: Tokens in a block; a short last block averages only its own tokens.
         parts: Into how many parts a block is cut; a part without tokens has mean zero.
-        dtype: Of the result; float32 (float64 for float64 input) when None. Tensor cores take
-            bfloat16 means.
+        dtype: Of the result; float32 (float64 for float64 input) when None.
         impl: "triton", "reference" (plain torch, differentiable), or "auto": Triton on CUDA.
 
     Returns:
@@ -32,12 +29,12 @@ def pool_blocks(
     """
     if impl not in ("auto", "triton", "reference"):
         raise BadInputError(f"unknown impl {impl!r}: choose auto, triton or reference")
-    if parts < 1 or block < 1 or block % parts:
+    if parts < 1 or block % parts:
         raise BadInputError(f"parts must divide the block of {block} tokens, got {parts}")
     wide = torch.promote_types(x.dtype, torch.float32)
     dtype = wide if dtype is None else dtype
-    plain = x.dtype == torch.float64 or (torch.is_grad_enabled() and x.requires_grad)
-    if impl == "triton" or (impl == "auto" and x.is_cuda and not plain):
+    needs_grad = torch.is_grad_enabled() and x.requires_grad
+    if impl == "triton" or (impl == "auto" and x.is_cuda and not needs_grad):
         from vidsparse.kernels.triton.pooling import launch
 
         return launch(x, block, parts, dtype)

@@ -20,7 +20,7 @@ from vidsparse.kernels.plan import BlockPlan
 def xformers_unsupported(case: Case) -> list[str]:
     """Why the ``xformers`` engine cannot run a case; empty when it can, if the plan suits it."""
     reasons = []
-    if importlib.util.find_spec("xformers") is None:
+    if not _installed():
         reasons.append("xformers is not installed (pip install 'vidsparse[xformers]')")
     if case.device_type != "cuda":
         reasons.append(f"xformers needs a CUDA device, the tensors are on {case.device_type}")
@@ -99,3 +99,7 @@ def diagonal_segments(
         start = listed[0] * plan.kv_block
         spans[1].append((start, min(next_key * plan.kv_block, plan.kv_len)))
     return spans if next_key == rows.shape[1] else None
+
+
+def _installed() -> bool:
+    return importlib.util.find_spec("xformers") is not None

@@ -1,6 +1,7 @@
 """An oracle of its own for attention under a plan, and random plans with awkward shapes."""
 
 import math
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -30,10 +31,7 @@ def block_tokens(length, block, offsets, order, batch, head):
     else:
         edges = _of(offsets, batch, head).tolist()
     tokens = list(range(length)) if order is None else _of(order, batch, head).tolist()
-    return [
-        [(p, tokens[p]) for p in range(start, end)]
-        for start, end in zip(edges[:-1], edges[1:], strict=True)
-    ]
+    return [[(p, tokens[p]) for p in range(start, end)] for start, end in pairwise(edges)]
 
 
 def softmax_attention(q, k, v, plan, scale=None, key_length=None):
@@ -53,8 +51,10 @@ def softmax_attention(q, k, v, plan, scale=None, key_length=None):
                 keys, values = k[b, h, tokens], v[b, h, tokens]
                 bias = torch.zeros(len(tokens), dtype=torch.float64, device=q.device)
                 if plan.pooled is not None:
-                    size = plan.pooled.size.expand(1, 1, -1) if plan.pooled.size.dim() == 1 else (
-                        plan.pooled.size
+                    size = (
+                        plan.pooled.size.expand(1, 1, -1)
+                        if plan.pooled.size.dim() == 1
+                        else (plan.pooled.size)
                     )
                     skipped = [j for j in range(plan.num_kv_blocks) if j not in listed]
                     keys = torch.cat([keys, plan.pooled.key[b, h, skipped].double()])

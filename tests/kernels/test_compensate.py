@@ -13,9 +13,7 @@ from vidsparse.kernels.reference import reference_attention
 
 @pytest.mark.parametrize("impl", ["triton", "reference"])
 @pytest.mark.parametrize("unequal", [False, True])
-def test_continuing_the_softmax_equals_one_softmax_over_everything(
-    oracle, device, impl, unequal
-):
+def test_continuing_the_softmax_equals_one_softmax_over_everything(oracle, device, impl, unequal):
     q, k, v = oracle.qkv(2, 2, 75, 90, 24, device=device)
     blocks = {"q_blocks": 5, "kv_blocks": 70} if unequal else {}
     plan = oracle.plan(1, 2, 75, 90, 32, 16, orders=unequal, device=device, **blocks)

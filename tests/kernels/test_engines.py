@@ -104,7 +104,9 @@ def test_any_plan_equals_the_oracle(oracle, device, engine, data):
     exact, exact_lse = oracle.attention(q, k, v, plan, key_length=length)
     oracle.assert_as_exact(out, exact, torch.float32, times=30)
     assert torch.equal(lse.isinf(), exact_lse.isinf())
-    oracle.assert_as_exact(lse.nan_to_num(0, 0, 0), exact_lse.nan_to_num(0, 0, 0), torch.float32, 30)
+    oracle.assert_as_exact(
+        lse.nan_to_num(0, 0, 0), exact_lse.nan_to_num(0, 0, 0), torch.float32, 30
+    )
 
 
 @pytest.mark.parametrize("plan_batch", [1, 2])

@@ -35,7 +35,9 @@ def test_gradients_equal_those_of_the_reference_in_float64(oracle, device, engin
     elif draw(st.booleans()):
         lengths = [draw(st.integers(0, kv_len)) for _ in range(batch)]
         length = torch.tensor(lengths, dtype=torch.int32, device=device)
-    leaves = [x.requires_grad_() for x in oracle.qkv(batch, heads, q_len, kv_len, head_dim, device=device)]
+    leaves = [
+        x.requires_grad_() for x in oracle.qkv(batch, heads, q_len, kv_len, head_dim, device=device)
+    ]
     means = [] if plan.pooled is None else [plan.pooled.key, plan.pooled.value]
     ours = attention(*leaves, plan, scale=0.3, key_length=length, engine=engine)
     exact_leaves = [x.detach().double().requires_grad_() for x in (*leaves, *means)]

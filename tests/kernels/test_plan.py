@@ -166,5 +166,5 @@ def test_a_broken_plan_of_unequal_blocks_is_named(changes, message):
 
 def test_pooled_means_must_be_one_for_each_key_block(oracle):
     k = torch.randn(1, 1, 10, 5)
-    with pytest.raises(ValueError, match="pooled.key must be"):
+    with pytest.raises(ValueError, match=r"pooled\.key must be"):
         plan(pooled=oracle.pooled(k, k, 3)).validate()

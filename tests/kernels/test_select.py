@@ -1,0 +1,121 @@
+"""Selection to compact lists: what each rule keeps, by hand and by sorting."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vidsparse.errors import BadInputError
+from vidsparse.kernels.select import (
+    select_budget,
+    select_threshold,
+    select_top_k,
+    select_top_p,
+)
+
+IMPLS = ["triton", "reference"]
+
+
+def lists(selected):
+    count, index = selected
+    assert count.dtype == index.dtype == torch.int32
+    rows = zip(count.flatten().tolist(), index.flatten(0, -2).tolist(), strict=True)
+    return [row[:number] for number, row in rows]
+
+
+def row(*values, device="cpu"):
+    return torch.tensor([[[values]]], device=device)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_top_k_keeps_the_best_in_ascending_order_ties_by_lower_index(device, impl):
+    scores = row(0.0, 3.0, 1.0, 3.0, 1.0, -2.0, device=device)
+    assert lists(select_top_k(scores, 3, impl=impl)) == [[1, 2, 3]]
+    count, index = select_top_k(scores, 3, impl=impl)
+    assert index.shape == (1, 1, 1, 3)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_always_kept_blocks_count_and_come_first(device, impl):
+    scores = row(9.0, 3.0, 1.0, 5.0, device=device)
+    always = torch.tensor([[False, False, True, False]], device=device)
+    assert lists(select_top_k(scores, 2, always=always, impl=impl)) == [[0, 2]]
+    assert lists(select_top_k(scores, 1, always=always, impl=impl)) == [[2]]
+    many = torch.tensor([[True, True, True, False]], device=device)
+    assert lists(select_top_k(scores, 2, always=many, impl=impl)) == [[0, 1, 2]]
+    narrow = select_top_k(scores, 2, always=many, max_always=3, impl=impl)
+    assert narrow[1].shape[-1] == 3
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_top_p_keeps_the_block_that_crosses_the_share(device, impl):
+    mass = row(0.1, 0.5, 0.15, 0.25, device=device)
+    assert lists(select_top_p(mass, 0.6, impl=impl)) == [[1, 3]]
+    assert lists(select_top_p(mass, 0.5, impl=impl)) == [[1]]
+    assert lists(select_top_p(mass, 1.0, impl=impl)) == [[0, 1, 2, 3]]
+    assert lists(select_top_p(mass, 0.1, min_count=3, impl=impl)) == [[1, 2, 3]]
+    assert lists(select_top_p(10 * mass, 0.6, impl=impl)) == [[1, 3]]
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_threshold_keeps_what_reaches_it_and_never_nothing(device, impl):
+    scores = row(0.0, 3.0, 1.0, 3.0, device=device)
+    assert lists(select_threshold(scores, 1.0, impl=impl)) == [[1, 2, 3]]
+    assert lists(select_threshold(scores, 99.0, impl=impl)) == [[1]]
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_budget_is_shared_by_need_and_rows_keep_their_floor(device, impl):
+    scores = torch.tensor([[[[9.0, 8.0], [7.0, 1.0]], [[0.5, 0.2], [0.3, 0.1]]]], device=device)
+    sizes = torch.tensor([4.0, 4.0], device=device)
+    got = lists(select_budget(scores, sizes, sizes, 0.5, impl=impl))
+    assert got == [[0, 1], [0, 1], [0], [0]]  # the second head gets nothing but its floor
+    got = lists(select_budget(scores, sizes, sizes, 1.0, impl=impl))
+    assert got == [[0, 1]] * 4
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("density", [0.1, 0.3, 0.77])
+def test_a_budget_is_spent_but_not_exceeded(device, impl, density):
+    scores = torch.randn(2, 3, 9, 11, device=device)
+    q_sizes = torch.tensor([16.0] * 8 + [5.0], device=device)
+    kv_sizes = torch.tensor([16.0] * 10 + [3.0], device=device)
+    count, index = select_budget(scores, q_sizes, kv_sizes, density, min_count=0, impl=impl)
+    used = torch.arange(11, device=device) < count[..., None]
+    cost = kv_sizes[index.long()] * used * q_sizes[:, None]
+    spent = cost.sum(dim=(1, 2, 3)) / (3 * q_sizes.sum() * kv_sizes.sum())
+    assert (spent <= density + 1e-6).all()
+    assert (spent >= density - 16 * 16 / float(3 * q_sizes.sum() * kv_sizes.sum())).all()
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_triton_equals_the_reference_with_ties_nans_infinities_and_always(device, data):
+    draw = data.draw
+    rows, columns = draw(st.integers(1, 5)), draw(st.integers(1, 40))
+    values = st.sampled_from([-3.5, -0.0, 0.0, 1.0, 1.5, float("nan"), float("inf"), -float("inf")])
+    scores = torch.tensor(
+        [[draw(values) for _ in range(columns)] for _ in range(2 * rows)], device=device
+    ).view(1, 2, rows, columns)
+    always = None
+    if draw(st.booleans()):
+        always = (torch.rand(rows, columns) < 0.2).to(device)
+    k = draw(st.integers(1, columns + 2))
+    both = [lists(select_top_k(scores, k, always=always, impl=impl)) for impl in IMPLS]
+    assert both[0] == both[1]
+    assert all(both[0])
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_row_of_nans_still_keeps_a_block(device, impl):
+    scores = row(*[float("nan")] * 5, device=device)
+    assert lists(select_top_k(scores, 1, impl=impl)) == [[0]]
+    assert lists(select_threshold(scores, 0.0, impl=impl)) == [[0]]
+    assert len(lists(select_top_p(scores, 0.5, impl=impl))[0]) >= 1
+
+
+def test_shares_out_of_range_are_refused():
+    with pytest.raises(BadInputError, match=r"p must be in \(0, 1\], got 0"):
+        select_top_p(row(1.0), 0.0)
+    with pytest.raises(BadInputError, match=r"density must be in \(0, 1\], got 2"):
+        select_budget(row(1.0), torch.ones(1), torch.ones(1), 2.0)
