@@ -13,6 +13,7 @@ import typer
 import typer.core
 
 import vidsparse
+from vidsparse.cli.bench import bench
 from vidsparse.cli.compare import compare
 from vidsparse.cli.doctor import doctor
 from vidsparse.cli.generate import generate
@@ -37,13 +38,13 @@ class _Group(typer.core.TyperGroup):
 
 app = typer.Typer(
     cls=_Group,
-    help="Sparse attention for video diffusion: generate, compare with dense, plan.",
+    help="Sparse attention for video diffusion: generate, compare with dense, plan, measure.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (generate, compare, plan, presets, doctor):
+for _command in (generate, compare, plan, bench, presets, doctor):
     app.command()(flatten(_command))
 
 

@@ -1,0 +1,159 @@
+"""What planning costs on a GPU, as a share of the dense attention it saves.
+
+    python benchmarks/planning.py -o benchmarks/results/planning_h200.json
+
+At the Wan-14B shape (40 heads x 75,600 tokens x 128, bf16, random data): pooled scores and
+selection, value-aware scores, antidiagonal scores, a warm k-means step with both permutations, and
+the two ways to run a plan with token orders. Dense attention and every candidate take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from vidsparse.cli import kernel_bench
+from vidsparse.errors import BadInputError
+from vidsparse.kernels.antidiagonal import antidiagonal_scores
+from vidsparse.kernels.attention import attention
+from vidsparse.kernels.block_scores import block_mass, block_value_error
+from vidsparse.kernels.flash import flash_dense
+from vidsparse.kernels.kmeans import kmeans
+from vidsparse.kernels.permute import order_by_label, permute_tokens, unpermute_tokens
+from vidsparse.kernels.pooling import part_sizes, pool_blocks
+from vidsparse.kernels.select import select_top_k
+from vidsparse.kernels.triton import portable
+from vidsparse.metrics.latency import take_turns
+
+HEADS, TOKENS, HEAD_DIM, BLOCK = 40, 75_600, 128, 128
+SCALE = HEAD_DIM**-0.5
+
+
+def main() -> None:
+    args = parse()
+    torch.manual_seed(0)
+    made = [torch.randn(1, TOKENS, HEADS, HEAD_DIM, device="cuda").bfloat16() for _ in range(3)]
+    q, k, v = (x.transpose(1, 2) for x in made)
+    candidates = {"dense": dense(q, k, v), **planning(q, k, v), **clustering(q, k, v)}
+    candidates |= orders(q, k, v)
+    times = take_turns(candidates, rounds=args.rounds, device="cuda", at_least_ms=20.0)
+    rows = []
+    for name, timing in times.items():
+        share = timing.median / times["dense"].median
+        rows.append({"what": name, "ms": timing.median, "ms_iqr": timing.spread, "share": share})
+        print(f"{name:44s} {timing.median:9.3f} ms  {share:7.2%} of dense", flush=True)
+    for name in candidates:
+        extra = extra_memory(candidates[name])
+        rows.append({"what": name, "peak_bytes": extra})
+        print(f"{name:44s} {extra / 2**20:9.1f} MiB at its peak", flush=True)
+    if args.output:
+        kernel_bench.write(args.output, kernel_bench.record(rows, " ".join(sys.argv)))
+
+
+def dense(q, k, v) -> Callable[[], object]:
+    try:
+        flash_dense(q, k, v, scale=SCALE)
+    except BadInputError:
+
+        def cudnn() -> object:
+            with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+                return F.scaled_dot_product_attention(q, k, v)
+
+        return cudnn
+    return lambda: flash_dense(q, k, v, scale=SCALE)
+
+
+def planning(q, k, v) -> dict[str, Callable[[], object]]:
+    sizes = {n: part_sizes(TOKENS, BLOCK, n, "cuda") for n in (1, 4)}
+    kept = round(0.25 * len(sizes[1]))
+
+    def mass(parts: int):
+        query, key = (pool_blocks(x, BLOCK, parts=parts, dtype=x.dtype) for x in (q, k))
+        if parts == 1:
+            query, key = query[:, :, :, None], key[:, :, :, None]
+        return block_mass(query, key, sizes[parts], sizes[parts], scale=SCALE)
+
+    def value_error():
+        return block_value_error(mass(4), pool_blocks(v, BLOCK))
+
+    scores = mass(1)
+    return {
+        "pool one tensor": lambda: pool_blocks(q, BLOCK),
+        "pooled scores": lambda: mass(1),
+        "top-k to lists": lambda: select_top_k(scores, kept),
+        "pooled scores + top-k": lambda: select_top_k(mass(1), kept),
+        "4x4 sub-block mass + top-k": lambda: select_top_k(mass(4), kept),
+        "4x4 value error + top-k": lambda: select_top_k(value_error(), kept),
+        "antidiagonal, stride 8": lambda: antidiagonal_scores(
+            q, k, block=BLOCK, stride=8, scale=SCALE
+        ),
+    }
+
+
+def clustering(q, k, v) -> dict[str, Callable[[], object]]:
+    start = {name: kmeans(x, n, iterations=2) for name, x, n in (("q", q, 100), ("k", k, 500))}
+
+    def cluster(name: str, x, number: int):
+        return kmeans(x, number, iterations=2, centroids=start[name].centroids)
+
+    q_order, _ = order_by_label(start["q"].labels, 100)
+
+    def everything() -> None:
+        for name, x, number, copied in (("q", q, 100, (q,)), ("k", k, 500, (k, v))):
+            order, _ = order_by_label(cluster(name, x, number).labels, number)
+            copies = [permute_tokens(tensor, order) for tensor in copied]
+            if name == "q":  # the output goes the way back
+                unpermute_tokens(copies[0], order, like=q)
+
+    return {
+        "k-means, 100 clusters of q, 2 iterations": lambda: cluster("q", q, 100),
+        "k-means, 500 clusters of k, 2 iterations": lambda: cluster("k", k, 500),
+        "order by label, 500 clusters": lambda: order_by_label(start["k"].labels, 500),
+        "permute one tensor": lambda: permute_tokens(q, q_order),
+        "un-permute one tensor": lambda: unpermute_tokens(v, q_order, like=q),
+        "k-means warm step + all permutations": everything,
+    }
+
+
+def orders(q, k, v) -> dict[str, Callable[[], object]]:
+    """A plan in an order of its own: copies and the fast kernel, or reading out of order."""
+    shape = kernel_bench.GPU_SHAPES[1]
+    plan = kernel_bench.random_plan(shape, 0.25, BLOCK, BLOCK, q.device)
+    order = torch.rand(1, HEADS, TOKENS, device="cuda").argsort(dim=-1).int()
+    ordered = dataclasses.replace(plan, q_order=order, kv_order=order)
+    return {
+        "density 0.25, no order": lambda: attention(q, k, v, plan, engine="triton"),
+        "density 0.25, orders by copies": lambda: attention(q, k, v, ordered, engine="triton"),
+        "density 0.25, orders folded in": lambda: portable.launch(
+            q, k, v, ordered, SCALE, None, False
+        ),
+    }
+
+
+def extra_memory(function: Callable[[], object]) -> int:
+    """Bytes a call takes at its peak, results included."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    result = function()
+    torch.cuda.synchronize()
+    del result
+    return torch.cuda.max_memory_allocated() - before
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("-o", "--output", type=Path)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Planning kernels at video sizes, against plain torch on the same GPU."""
+
+import pytest
+import torch
+
+from vidsparse.kernels.antidiagonal import antidiagonal_scores
+from vidsparse.kernels.block_scores import block_mass, block_value_error
+from vidsparse.kernels.kmeans import kmeans
+from vidsparse.kernels.permute import order_by_label, permute_tokens, unpermute_tokens
+from vidsparse.kernels.pooling import part_sizes, pool_blocks
+from vidsparse.kernels.select import select_budget, select_top_k, select_top_p
+
+pytestmark = pytest.mark.gpu
+IMPLS = ("triton", "reference")
+
+
+def tokens(seq, heads=4, head_dim=128):
+    x = torch.randn(1, seq, heads, head_dim, device="cuda", dtype=torch.bfloat16)
+    return x.transpose(1, 2)
+
+
+def test_pooling_and_scores():
+    q, k, v = (tokens(9_001) for _ in range(3))
+    sizes = part_sizes(9_001, 128, 4, "cuda")
+    means = [[pool_blocks(x, 128, parts=4, impl=impl) for x in (q, k)] for impl in IMPLS]
+    torch.testing.assert_close(means[0], means[1], atol=1e-5, rtol=1e-4)
+    query, key = (x.bfloat16() for x in means[0])
+    mass = [block_mass(query, key, sizes, sizes, scale=0.09, impl=impl) for impl in IMPLS]
+    torch.testing.assert_close(mass[0], mass[1], atol=2e-3, rtol=1e-3)
+    error = [block_value_error(mass[0], pool_blocks(v, 128), impl=impl) for impl in IMPLS]
+    torch.testing.assert_close(error[0], error[1], atol=1e-5, rtol=1e-2)
+
+
+def test_antidiagonal():
+    q, k = tokens(4_000), tokens(4_100)
+    got = [antidiagonal_scores(q, k, block=128, stride=8, scale=0.09, impl=i) for i in IMPLS]
+    torch.testing.assert_close(got[0], got[1], atol=1e-4, rtol=1e-2)
+
+
+@pytest.mark.parametrize("columns", [591, 1182, 4725])
+def test_selection_of_long_rows_equals_sorting(columns):
+    scores = torch.randn(1, 3, 70, columns, device="cuda").round(decimals=2)
+    always = torch.rand(70, columns, device="cuda") < 0.02
+    sizes = torch.full((columns,), 128.0, device="cuda")
+    rules = (
+        lambda impl: select_top_k(scores, columns // 4, always=always, impl=impl),
+        lambda impl: select_top_p(scores.softmax(-1), 0.7, always=always, impl=impl),
+        lambda impl: select_budget(scores, sizes[:70], sizes, 0.3, always=always, impl=impl),
+    )
+    for rule in rules:
+        (count, index), (true_count, true_index) = (rule(impl) for impl in IMPLS)
+        assert torch.equal(count, true_count)
+        used = torch.arange(index.shape[-1], device="cuda") < count[..., None]
+        assert torch.equal(index[used], true_index[used])
+
+
+@pytest.mark.parametrize("clusters", [100, 500, 1000])
+def test_kmeans(clusters):
+    x = tokens(20_000, heads=2)
+    start = x[:, :, :clusters].float()
+    got, truth = (kmeans(x, clusters, iterations=1, centroids=start, impl=i) for i in IMPLS)
+    # sums in another order can tip a token between two centroids that are equally near
+    assert float((got.labels != truth.labels).float().mean()) < 1e-3
+    torch.testing.assert_close(got.centroids, truth.centroids, atol=5e-2, rtol=5e-2)
+    assert int(got.sizes.sum()) == 2 * 20_000
+    again = kmeans(x, clusters, iterations=1, centroids=start)
+    assert torch.equal(again.labels, got.labels)
+    assert torch.equal(again.centroids, got.centroids)
+
+
+def test_sorting_and_permuting():
+    labels = torch.randint(0, 500, (1, 4, 75_600), device="cuda", dtype=torch.int32)
+    got, truth = (order_by_label(labels, 500, impl=impl) for impl in IMPLS)
+    assert torch.equal(got[0], truth[0])
+    assert torch.equal(got[1], truth[1])
+    x = tokens(75_600)
+    y = permute_tokens(x, got[0])
+    assert torch.equal(y, permute_tokens(x, got[0], impl="reference"))
+    assert torch.equal(unpermute_tokens(y, got[0], like=x), x)

@@ -1,0 +1,83 @@
+"""``vidsparse bench``: speed, measured here, as ratios."""
+
+from __future__ import annotations
+
+import shlex
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vidsparse.cli.options import Json
+from vidsparse.cli.screen import answer, answer_json, note, plain_table
+
+
+class Part(StrEnum):
+    """What can be measured.
+
+    Attributes:
+        KERNELS: Every kernel engine at real shapes, beside dense attention.
+    """
+
+    KERNELS = "kernels"
+
+
+def bench(
+    ctx: typer.Context,
+    part: Annotated[Part, typer.Argument(help="What to measure.")] = Part.KERNELS,
+    shape: Annotated[list[str] | None, typer.Option(help="A shape; repeat for more.")] = None,
+    density: Annotated[list[float] | None, typer.Option(help="A density; repeat for more.")] = None,
+    engine: Annotated[list[str] | None, typer.Option(help="An engine; repeat for more.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = 7,
+    q_block: Annotated[int, typer.Option(help="Tokens in a query block.")] = 128,
+    kv_block: Annotated[int, typer.Option(help="Tokens in a key block.")] = 128,
+    radial: Annotated[bool, typer.Option(help="Run radial lists too.")] = True,
+    json: Json = False,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write JSON here.")] = None,
+) -> None:
+    """Measure how fast sparse attention is here, against the best dense attention."""
+    from vidsparse.cli import kernel_bench
+    from vidsparse.kernels.engines import check_engine
+
+    for name in engine or ():
+        check_engine(name)
+    settings = kernel_bench.Settings(
+        shapes=tuple(shape or ()),
+        densities=tuple(density or kernel_bench.DENSITIES),
+        engines=tuple(engine or ()),
+        rounds=rounds,
+        radial=radial,
+        q_block=q_block,
+        kv_block=kv_block,
+    )
+    rows = kernel_bench.run(settings, lambda row: note(_line(row)))
+    found = kernel_bench.record(rows, shlex.join(["vidsparse", *ctx.obj]))
+    if output is not None:
+        kernel_bench.write(output, found)
+    if json:
+        answer_json(found)
+    else:
+        answer(_table(rows))
+
+
+def _line(row: dict[str, Any]) -> str:
+    return (
+        f"{row['shape']} {row['pattern']} density {row['density']:.3f} {row['engine']}: "
+        f"{row['ms']:.2f} ms, {row['tflops']:.0f} TFLOP/s, efficiency {row['efficiency']:.3f}"
+    )
+
+
+def _table(rows: list[dict[str, Any]]) -> Any:
+    table = plain_table(
+        shape="left", lists="left", density="right", engine="left", ms="right",
+        **{"TFLOP/s": "right", "efficiency": "right", "speed-up": "right", "error": "right"},
+    )  # fmt: skip
+    for row in rows:
+        error = "" if row["error"] is None else f"{row['error']:.1e}"
+        table.add_row(
+            row["shape"], row["pattern"], f"{row['density']:.3f}", row["engine"],
+            f"{row['ms']:.2f}", f"{row['tflops']:.2f}" if row["tflops"] < 10 else
+            f"{row['tflops']:.0f}", f"{row['efficiency']:.3f}", f"{row['speedup']:.2f}x", error,
+        )  # fmt: skip
+    return table
