@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
@@ -71,11 +72,13 @@ def block_mask(plan: BlockPlan) -> Any:
     from torch.nn.attention.flex_attention import BlockMask
 
     none, nothing = masked_lists(plan)
+    # of one width whatever the density, or every density would be compiled anew
+    index = F.pad(plan.kv_index, (0, plan.num_kv_blocks - plan.kv_index.shape[-1]))
     return BlockMask.from_kv_blocks(
         none,
         nothing,
         plan.kv_count,
-        plan.kv_index,
+        index,
         BLOCK_SIZE=(plan.q_block, plan.kv_block),
         seq_lengths=(plan.q_len, plan.kv_len),
         compute_q_blocks=False,

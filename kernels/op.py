@@ -73,7 +73,7 @@ def _attend(
         pooled=_pooled(pooled_key, pooled_value, pooled_size),
     )  # fmt: skip
     out, lse = _run(q, k, v, plan, scale, key_length, need_lse, engine)
-    lse = q.new_empty(0, dtype=torch.float32) if lse is None else lse.float()
+    lse = q.new_empty(0, dtype=torch.float32) if lse is None else lse.float().contiguous()
     return _laid_out_like(out, q), lse
 
 
@@ -189,7 +189,9 @@ def _attend_backward(
         dk = unpermute_tokens(dk, kv_order, like=like_k)
         dv = unpermute_tokens(dv, kv_order, like=like_v)
     return (
-        *(_laid_out_like(x, like) for x, like in ((dq, like_q), (dk, like_k), (dv, like_v))),
+        _laid_out_like(dq, like_q),
+        _laid_out_like(dk, like_k),
+        _laid_out_like(dv, like_v),
         dkey if pooled_key is None else _laid_out_like(dkey, pooled_key),
         dvalue if pooled_value is None else _laid_out_like(dvalue, pooled_value),
     )
@@ -203,10 +205,10 @@ def _(grad_out: Tensor, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tenso
 
 def _laid_out_like(x: Tensor, like: Tensor) -> Tensor:
     """``x`` with the strides and dtype that the fake implementation promised."""
-    made = torch.empty_like(like)
-    if x.stride() == made.stride() and x.dtype == made.dtype:
+    strides = torch.empty_like(like, device="meta").stride()
+    if x.stride() == strides and x.dtype == like.dtype:
         return x
-    return made.copy_(x)
+    return torch.empty_like(like).copy_(x)
 
 
 _attend.register_autograd(_differentiate, setup_context=_remember)

@@ -74,11 +74,22 @@ def test_lists_of_masked_blocks_are_empty(oracle):
 def test_flex_gets_the_plans_own_lists_as_full_blocks(oracle):
     plan = oracle.plan(1, 2, 300, 400, 128, 64)
     mask = block_mask(plan)
-    assert mask.full_kv_indices is plan.kv_index
+    assert torch.equal(mask.full_kv_indices, plan.kv_index)
     assert mask.full_kv_num_blocks is plan.kv_count
     assert int(mask.kv_num_blocks.sum()) == 0
     assert mask.BLOCK_SIZE == (128, 64)
     assert mask.seq_lengths == (300, 400)
+
+
+def test_flex_masks_have_one_shape_whatever_the_density():
+    narrow = torch.zeros(1, 1, 3, 2, dtype=torch.int32)
+    plan = BlockPlan(
+        kv_count=narrow[..., 0] + 2, kv_index=narrow + torch.arange(2, dtype=torch.int32),
+        q_len=300, kv_len=400, q_block=128, kv_block=64,
+    )  # fmt: skip
+    indices = block_mask(plan).full_kv_indices
+    assert indices.shape == (1, 1, 3, 7)
+    assert indices[0, 0, 0].tolist() == [0, 1, 0, 0, 0, 0, 0]
 
 
 def diagonal(*groups, q_len=90, kv_len=90):

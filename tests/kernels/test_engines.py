@@ -206,8 +206,8 @@ def test_any_order_at_density_one_equals_dense(oracle, device, engine):
         kv_block=16, q_order=order, kv_order=order.flip(-1),
     )  # fmt: skip
     ours = attention(q, k, v, plan, engine=engine)
-    oracle.assert_as_exact(ours, F.scaled_dot_product_attention(q.double(), k.double(), v.double()),
-                           q.dtype)  # fmt: skip
+    dense = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    oracle.assert_as_exact(ours, dense, q.dtype, times=30)
 
 
 def test_an_unknown_engine_is_refused_with_the_names_there_are(oracle):
