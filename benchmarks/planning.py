@@ -103,11 +103,11 @@ def clustering(q, k, v) -> dict[str, Callable[[], object]]:
     def cluster(name: str, x, number: int):
         return kmeans(x, number, iterations=2, centroids=start[name].centroids)
 
-    q_order, _ = order_by_label(start["q"].labels, 100)
+    q_order = start["q"].order
 
     def everything() -> None:
         for name, x, number, copied in (("q", q, 100, (q,)), ("k", k, 500, (k, v))):
-            order, _ = order_by_label(cluster(name, x, number).labels, number)
+            order = cluster(name, x, number).order
             copies = [permute_tokens(tensor, order) for tensor in copied]
             if name == "q":  # the output goes the way back
                 unpermute_tokens(copies[0], order, like=q)

@@ -7,7 +7,7 @@ between two groups only the antidiagonal is computed, which touches every token 
 
 P = softmax over v of A, and the score of a pair of blocks is the attention that the groups of the
 query block give to the groups of the key block, averaged over the query groups. Rows sum to one.
-Products with a token past the end count as zero. This costs 1 / stride of q . k, done twice.
+Products with a token past the end count as zero. This costs 1 / stride of q . k.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vidsparse.errors import BadInputError
 def antidiagonal_scores(
     q: Tensor, k: Tensor, *, block: int, stride: int = 8, scale: float, impl: str = "auto"
 ) -> Tensor:
-    """Score every pair of blocks; the map of groups is never written.
+    """Score every pair of blocks; the map of groups is never written, on a GPU.
 
     Args:
         q: ``(batch, heads, q_len, head_dim)``, any strides.

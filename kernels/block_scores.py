@@ -74,7 +74,7 @@ def block_value_error(mass: Tensor, value: Tensor, *, impl: str = "auto") -> Ten
         from vidsparse.kernels.triton.block_scores import value_error
 
         return value_error(mass, value)
-    share = mass.softmax(dim=-1)
+    share = mass.softmax(dim=-1).nan_to_num(0.0)  # a row without any mass costs nothing
     return share * torch.cdist(share @ value, value)
 
 

@@ -71,12 +71,12 @@ def block_mask(plan: BlockPlan) -> Any:
     """
     from torch.nn.attention.flex_attention import BlockMask
 
-    none, nothing = masked_lists(plan)
+    none, _ = masked_lists(plan)
     # of one width whatever the density, or every density would be compiled anew
     index = F.pad(plan.kv_index, (0, plan.num_kv_blocks - plan.kv_index.shape[-1]))
     return BlockMask.from_kv_blocks(
         none,
-        nothing,
+        torch.zeros_like(index),  # read with the strides of the full list, so of its shape
         plan.kv_count,
         index,
         BLOCK_SIZE=(plan.q_block, plan.kv_block),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
+from vidsparse.kernels.permute import order_by_label
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -24,12 +25,21 @@ class Clusters:
         labels: Cluster of each token, int32 ``(batch, heads, seq)``: of the last assignment.
         centroids: Mean of each cluster's tokens under these labels, float32
             ``(batch, heads, clusters, head_dim)``.
-        sizes: Tokens in each cluster, int32 ``(batch, heads, clusters)``.
+        order: Tokens sorted by label, stably, int32 ``(batch, heads, seq)``; a plan's ``q_order``
+            or ``kv_order``.
+        offsets: Where each cluster starts in that order, int32 ``(batch, heads, clusters + 1)``; a
+            plan's ``q_offsets`` or ``kv_offsets``.
     """
 
     labels: Tensor
     centroids: Tensor
-    sizes: Tensor
+    order: Tensor
+    offsets: Tensor
+
+    @property
+    def sizes(self) -> Tensor:
+        """Tokens in each cluster, int32 ``(batch, heads, clusters)``."""
+        return self.offsets.diff(dim=-1)
 
 
 def kmeans(
@@ -70,11 +80,10 @@ def kmeans(
     if impl == "triton" or (impl == "auto" and x.is_cuda):
         from vidsparse.kernels.triton.kmeans import step
     centroids = centroids.float()
-    for _ in range(iterations):
-        labels, sums, sizes = step(x, centroids)
-        means = sums / sizes.clamp(min=1)[..., None]
-        centroids = torch.where((sizes > 0)[..., None], means, centroids)
-    return Clusters(labels=labels, centroids=centroids, sizes=sizes)  # pyright: ignore
+    labels, order, offsets, centroids = step(x, centroids)
+    for _ in range(iterations - 1):
+        labels, order, offsets, centroids = step(x, centroids)
+    return Clusters(labels=labels, centroids=centroids, order=order, offsets=offsets)
 
 
 def _draw(x: Tensor, clusters: int, generator: torch.Generator | None) -> Tensor:
@@ -84,10 +93,13 @@ def _draw(x: Tensor, clusters: int, generator: torch.Generator | None) -> Tensor
     return x[:, :, positions.to(x.device, non_blocking=True)]
 
 
-def _step_reference(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Labels under the centroids, and the sum and number of each cluster's tokens."""
+def _step_reference(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Labels under the centroids, the tokens' order and offsets by label, and new centroids."""
     rounded = centroids.to(x.dtype).float()  # as the kernel has them
     score = x.float() @ rounded.mT - rounded.square().sum(dim=-1)[..., None, :] / 2
     labels = score.argmax(dim=-1)
     member = torch.nn.functional.one_hot(labels, centroids.shape[2]).float()
-    return labels.int(), member.mT @ x.float(), member.sum(dim=2).int()
+    sizes = member.sum(dim=2)[..., None]
+    means = member.mT @ x.float() / sizes.clamp(min=1)
+    order, offsets = order_by_label(labels.int(), centroids.shape[2], impl="reference")
+    return labels.int(), order, offsets, torch.where(sizes > 0, means, centroids)

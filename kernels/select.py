@@ -14,6 +14,8 @@ from vidsparse.errors import BadInputError
 
 Lists = tuple[Tensor, Tensor]
 
+ROUNDING = 1e-6  # must not ask for a block beyond the last with any mass, nor refuse the last paid
+
 
 def select_top_k(
     scores: Tensor,
@@ -41,8 +43,12 @@ def select_top_k(
     if always is None:
         max_always = 0
     width = number if max_always is None else min(number, max(k, max_always))
+    if _use_triton(impl, scores):
+        from vidsparse.kernels.triton.select import rows
+
+        return rows(scores, always, width, least=k)
     counts = torch.full(scores.shape[:-1], k, dtype=torch.int32, device=scores.device)
-    return _best(scores, always, _at_least_always(counts, always), width, impl)
+    return _best(scores, always, _at_least_always(counts, always), width)
 
 
 def select_top_p(
@@ -64,14 +70,18 @@ def select_top_p(
     """
     if not 0 < p <= 1:
         raise BadInputError(f"p must be in (0, 1], got {p:g}")
+    if _use_triton(impl, mass):
+        from vidsparse.kernels.triton.select import rows
+
+        share = p * (1 - ROUNDING)
+        return rows(mass, always, mass.shape[-1], least=max(1, min_count), share=share)
     mass = mass.float().nan_to_num(0.0)
     keys = sort_keys(mass, always)
     order = keys.argsort(dim=-1, descending=True, stable=True)
     reached = mass.gather(-1, order).cumsum(dim=-1)
-    # rounding must not ask for a block beyond the last that has any mass
-    needed = (reached < p * reached[..., -1:] * (1 - 1e-6)).sum(dim=-1, dtype=torch.int32) + 1
+    needed = (reached < p * (1 - ROUNDING) * reached[..., -1:]).sum(dim=-1, dtype=torch.int32) + 1
     counts = needed.clamp(min=min_count, max=mass.shape[-1])
-    return _best(mass, always, _at_least_always(counts, always), mass.shape[-1], impl)
+    return _best(mass, always, _at_least_always(counts, always), mass.shape[-1])
 
 
 def select_threshold(
@@ -83,10 +93,17 @@ def select_threshold(
     impl: str = "auto",
 ) -> Lists:
     """Keep blocks that score at least a threshold, a number or a tensor that broadcasts."""
+    if _use_triton(impl, scores):
+        from vidsparse.kernels.triton.select import rows
+
+        threshold = torch.as_tensor(threshold, dtype=torch.float32, device=scores.device)
+        cutoff = sort_keys(threshold.nan_to_num(float("inf"), float("inf"), float("-inf")))
+        cutoff = cutoff[..., 0] if cutoff.ndim else cutoff
+        return rows(scores, always, scores.shape[-1], least=min_count, cutoff=cutoff)
     kept = scores >= threshold
     kept = kept if always is None else kept | always
     counts = kept.sum(dim=-1, dtype=torch.int32).clamp(min=min_count, max=scores.shape[-1])
-    return _best(scores, always, counts, scores.shape[-1], impl)
+    return _best(scores, always, counts, scores.shape[-1])
 
 
 def select_budget(
@@ -115,13 +132,20 @@ def select_budget(
     """
     if not 0 < density <= 1:
         raise BadInputError(f"density must be in (0, 1], got {density:g}")
+    if _use_triton(impl, scores):
+        from vidsparse.kernels.triton.select import budget_cutoff, rows
+
+        pairs = q_sizes.double().sum() * kv_sizes.double().sum() * scores.shape[1]
+        affordable = (density * (1 + ROUNDING) * pairs).long().expand(scores.shape[0]).contiguous()
+        cutoff = budget_cutoff(scores, always, q_sizes, kv_sizes, affordable)
+        return rows(scores, always, scores.shape[-1], least=min_count, cutoff=cutoff)
     keys = sort_keys(scores, always)
     cost = (q_sizes[:, None] * kv_sizes).float()
-    budget = density * cost.sum() * scores.shape[1] * (1 + 1e-6)
+    budget = density * cost.sum() * scores.shape[1] * (1 + ROUNDING)
     cutoff = _cutoff(keys, cost, budget)
     counts = (keys >= cutoff).sum(dim=-1, dtype=torch.int32)
     counts = counts.clamp(min=min_count, max=scores.shape[-1])
-    return _best(scores, always, _at_least_always(counts, always), scores.shape[-1], impl)
+    return _best(scores, always, _at_least_always(counts, always), scores.shape[-1])
 
 
 def sort_keys(scores: Tensor, always: Tensor | None = None) -> Tensor:
@@ -154,16 +178,16 @@ def _at_least_always(counts: Tensor, always: Tensor | None) -> Tensor:
     return counts.maximum(always.sum(dim=-1, dtype=torch.int32))
 
 
-def _best(scores: Tensor, always: Tensor | None, counts: Tensor, width: int, impl: str) -> Lists:
+def _best(scores: Tensor, always: Tensor | None, counts: Tensor, width: int) -> Lists:
     """The ``counts`` best blocks of each row, as ascending lists of at most ``width``."""
-    if impl not in ("auto", "triton", "reference"):
-        raise BadInputError(f"unknown impl {impl!r}: choose auto, triton or reference")
     counts = counts.clamp(max=width).expand(scores.shape[:-1]).contiguous()
-    if impl == "triton" or (impl == "auto" and scores.is_cuda):
-        from vidsparse.kernels.triton.select import launch
-
-        return counts, launch(scores, always, counts, width)
     rank = sort_keys(scores, always).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
     kept = rank < counts[..., None]
     index = (~kept).to(torch.uint8).argsort(dim=-1, stable=True)[..., :width]
     return counts, index.to(torch.int32)
+
+
+def _use_triton(impl: str, scores: Tensor) -> bool:
+    if impl not in ("auto", "triton", "reference"):
+        raise BadInputError(f"unknown impl {impl!r}: choose auto, triton or reference")
+    return impl == "triton" or (impl == "auto" and scores.is_cuda)

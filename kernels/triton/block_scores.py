@@ -66,7 +66,7 @@ def _value_error(
         safe = tl.where(m_new == float("-inf"), 0.0, m_new)
         p = tl.exp(s - safe[:, None])
         alpha = tl.exp(m - safe)
-        o = o * alpha[:, None] + tl.dot(p, v, input_precision="ieee")
+        o = o * alpha[:, None] + tl.dot(p, v, input_precision="tf32x3")
         l = l * alpha + tl.sum(p, 1)
         m = m_new
     l = tl.where(l > 0, l, 1.0)
@@ -80,7 +80,7 @@ def _value_error(
         v_at = (head * columns + j)[:, None] * D + dims[None, :]
         v = tl.load(v_ptr + v_at, mask=(j < columns)[:, None] & (dims < D)[None, :], other=0.0)
         square = o_norm[:, None] + tl.sum(v * v, 1)[None, :]
-        square -= 2 * tl.dot(o, tl.trans(v), input_precision="ieee")
+        square -= 2 * tl.dot(o, tl.trans(v), input_precision="tf32x3")
         error = tl.exp(s - m[:, None]) / l[:, None] * tl.sqrt(tl.maximum(square, 0.0))
         tl.store(out_ptr + row_at + j[None, :], error, mask=inside)
 

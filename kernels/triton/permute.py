@@ -35,20 +35,21 @@ def _move_rows(
 
 
 @triton.jit
-def _count(label_ptr, count_ptr, seq, chunks, CLUSTERS: tl.constexpr, CHUNK: tl.constexpr):
-    """How often each label occurs in a chunk: ``count[head, label, chunk]``."""
+def _count(label_ptr, count_ptr, seq, CLUSTERS: tl.constexpr, CHUNK: tl.constexpr):
+    """How often each label occurs in a chunk: ``count[head, chunk, label]``."""
     chunk = tl.program_id(0)
     head = tl.program_id(1).to(tl.int64)
     position = chunk * CHUNK + tl.arange(0, CHUNK)
     label = tl.load(label_ptr + head * seq + position, mask=position < seq, other=CLUSTERS)
     found = tl.histogram(label, triton.next_power_of_2(CLUSTERS + 1))
     at = tl.arange(0, triton.next_power_of_2(CLUSTERS + 1))
-    tl.store(count_ptr + (head * CLUSTERS + at) * chunks + chunk, found, mask=at < CLUSTERS)
+    to = count_ptr + (head * tl.num_programs(0) + chunk) * CLUSTERS
+    tl.store(to + at, found, mask=at < CLUSTERS)
 
 
 @triton.jit
 def _place(
-    label_ptr, start_ptr, order_ptr, seq, chunks, CLUSTERS: tl.constexpr, CHUNK: tl.constexpr
+    label_ptr, start_ptr, before_ptr, order_ptr, seq, CLUSTERS: tl.constexpr, CHUNK: tl.constexpr
 ):
     """Write each token of a chunk behind the equal labels before it."""
     chunk = tl.program_id(0)
@@ -61,10 +62,12 @@ def _place(
     other_lane = tl.arange(0, CHUNK)
     other_at = chunk * CHUNK + other_lane
     other = tl.load(label_ptr + head * seq + other_at, mask=other_at < seq, other=-2)
-    before = (label[:, None] == other[None, :]) & (other_lane[None, :] < lane[:, None])
-    rank = tl.sum(before.to(tl.int32), 1)
-    start = tl.load(start_ptr + (head * CLUSTERS + label) * chunks + chunk, mask=valid, other=0)
-    tl.store(order_ptr + head * seq + start + rank, position, mask=valid)
+    earlier = (label[:, None] == other[None, :]) & (other_lane[None, :] < lane[:, None])
+    rank = tl.sum(earlier.to(tl.int32), 1)
+    start = tl.load(start_ptr + head * (CLUSTERS + 1) + label, mask=valid, other=0)
+    at = before_ptr + (head * tl.num_programs(0) + chunk) * CLUSTERS + label
+    before = tl.load(at, mask=valid, other=0)
+    tl.store(order_ptr + head * seq + start + before + rank, position, mask=valid)
 
 
 def gather(x: Tensor, order: Tensor) -> Tensor:
@@ -96,12 +99,13 @@ def counting_sort(labels: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
     labels = labels.to(torch.int32).contiguous()
     chunks = triton.cdiv(seq, CHUNK)
     grid = (chunks, batch * heads)
-    shape = (batch, heads, clusters * chunks)
+    shape = (batch, heads, chunks, clusters)
     counts = torch.empty(shape, dtype=torch.int32, device=labels.device)
-    _count[grid](labels, counts, seq, chunks, CLUSTERS=clusters, CHUNK=CHUNK)
-    # labels are the slow axis, so a running sum over both says where each chunk's labels go
-    ends = counts.cumsum(dim=-1, dtype=torch.int32)
+    _count[grid](labels, counts, seq, CLUSTERS=clusters, CHUNK=CHUNK)
+    running = counts.cumsum(dim=2, dtype=torch.int32)
+    ends = running[:, :, -1].cumsum(dim=-1, dtype=torch.int32)
+    offsets = torch.cat([torch.zeros_like(ends[..., :1]), ends], dim=-1)
     order = torch.empty_like(labels)
-    _place[grid](labels, ends - counts, order, seq, chunks, CLUSTERS=clusters, CHUNK=CHUNK)
-    last = ends.view(batch, heads, clusters, chunks)[..., -1]
-    return order, torch.cat([torch.zeros_like(last[..., :1]), last], dim=-1)
+    before = running.sub_(counts)
+    _place[grid](labels, offsets, before, order, seq, CLUSTERS=clusters, CHUNK=CHUNK, num_warps=8)
+    return order, offsets

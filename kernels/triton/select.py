@@ -1,4 +1,9 @@
-"""The highest keys of each row as ascending lists: the row stays in registers."""
+"""Selection: a row of scores in registers, a search over bits, and a running sum for the list.
+
+Scores become int32 keys that compare alike. The worst key that is kept is found by bisection
+between the row's ends, which stops as soon as a cutoff has the right number above it: a dozen
+counts for a row of random scores, 32 at most, and no more for NaN.
+"""
 
 from __future__ import annotations
 
@@ -7,57 +12,219 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vidsparse.errors import BadInputError
+
+WIDEST = 16384  # key blocks that fit a program's registers
+FORCED: tl.constexpr = tl.constexpr(2**31 - 2)  # key of a block that is kept whatever it scores
+ABSENT: tl.constexpr = tl.constexpr(-(2**31))  # key of what is no block; even -inf is above it
+PROGRAMS = 2048  # that share a batch entry's rows when a budget is counted
+DIGIT = 4  # bits of a budget's cutoff that one count settles
+
+
+@triton.jit
+def _load_keys(
+    score_ptr, always_ptr, lane, columns, s_n, a_n, HAS_ALWAYS: tl.constexpr
+):  # fmt: skip
+    """A row of scores, and int32 keys in the same order; NaN is -inf, both zeros are one."""
+    valid = lane < columns
+    score = tl.load(score_ptr + lane.to(tl.int64) * s_n, mask=valid, other=0.0).to(tl.float32)
+    x = tl.where(score == score, score, float("-inf"))
+    bits = tl.where(x == 0.0, 0.0, x).to(tl.int32, bitcast=True)
+    keys = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    if HAS_ALWAYS:
+        always = tl.load(always_ptr + lane.to(tl.int64) * a_n, mask=valid, other=0)
+        keys = tl.where(always != 0, FORCED, keys)
+    return score, tl.where(valid, keys, ABSENT)
+
+
+@triton.jit
+def _search(keys, weight, least, target, columns, WITH_SHARE: tl.constexpr):
+    """The cutoffs of a row: all keys from ``hi`` on are kept, and ``need`` of those from ``lo``.
+
+    At least ``least`` keys are kept, and ``weight`` that sums to ``target``. Also returns how
+    many keys ``hi`` keeps.
+    """
+    lo = tl.min(tl.where(keys == ABSENT, FORCED, keys), 0)
+    hi = tl.max(keys, 0) + 1
+    from_lo = columns
+    from_hi = columns * 0
+    weight_hi = target * 0.0
+    enough = least
+    while (from_lo > enough) & (hi - 1 > lo):
+        middle = (lo & hi) + ((lo ^ hi) >> 1)  # their mean, without overflow
+        above = keys >= middle
+        number = tl.sum(above.to(tl.int32), 0)
+        reached = number >= least
+        if WITH_SHARE:
+            sum_above = tl.sum(tl.where(above, weight, 0.0), 0)
+            reached = reached & (sum_above >= target)
+            weight_hi = tl.where(reached, weight_hi, sum_above)
+        lo = tl.where(reached, middle, lo)
+        from_lo = tl.where(reached, number, from_lo)
+        hi = tl.where(reached, hi, middle)
+        from_hi = tl.where(reached, from_hi, number)
+        if WITH_SHARE:
+            enough = from_hi + 1
+    need = least - from_hi
+    if WITH_SHARE:
+        # one key is left between the cutoffs, or equal ones: as many as the target takes
+        worth = tl.max(tl.where((keys >= lo) & (keys < hi), weight, 0.0), 0)
+        ties = tl.ceil((target - weight_hi) / tl.where(worth > 0, worth, 1.0))
+        need = tl.maximum(need, tl.minimum(tl.maximum(ties, 0.0), 65536.0).to(tl.int32))
+    return lo, hi, tl.minimum(need, from_lo - from_hi), from_hi
+
 
 @triton.jit
 def _select(
-    score_ptr, always_ptr, count_ptr, index_ptr, always_b, always_h, always_m,
-    heads, rows, columns, width, BN: tl.constexpr, HAS_ALWAYS: tl.constexpr,
+    score_ptr, always_ptr, cutoff_ptr, count_ptr, index_ptr,
+    s_b, s_h, s_m, s_n, a_b, a_h, a_m, a_n, c_b, c_h, c_m,
+    heads, columns, width, least, share,
+    HAS_ALWAYS: tl.constexpr, WITH_SHARE: tl.constexpr, WITH_CUTOFF: tl.constexpr,
+    BN: tl.constexpr,
 ):  # fmt: skip
-    """Halve the range of keys until the count-th highest is found, then write its row."""
-    row = tl.program_id(0).to(tl.int64)
+    """The list of one row."""
+    m = tl.program_id(0).to(tl.int64)
+    b = (tl.program_id(1) // heads).to(tl.int64)
+    h = (tl.program_id(1) % heads).to(tl.int64)
+    row = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + m
     lane = tl.arange(0, BN)
-    inside = lane < columns
-    score = tl.load(score_ptr + row * columns + lane, mask=inside, other=0.0).to(tl.float32)
-    bits = (score + 0.0).to(tl.int32, bitcast=True)  # -0.0 + 0.0 is 0.0
-    key = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    key = tl.where(score == score, key, -2139095041)  # NaN ranks as -inf
+    score_ptr += b * s_b + h * s_h + m * s_m
     if HAS_ALWAYS:
-        bh = row // rows
-        at = (bh // heads) * always_b + (bh % heads) * always_h + (row % rows) * always_m
-        always = tl.load(always_ptr + at + lane, mask=inside, other=0)
-        key = tl.where(always != 0, 2147483647, key)
-    count = tl.load(count_ptr + row)
-    key = key.to(tl.int64)
-    low = tl.full([], -2147483648, tl.int64)
-    high = tl.full([], 2147483647, tl.int64)
-    for _ in tl.range(0, 32):  # the highest cutoff that at least count keys reach
-        middle = low + (high - low + 1) // 2
-        reach = tl.sum(((key >= middle) & inside).to(tl.int32), 0)
-        enough = reach >= count
-        low = tl.where(enough, middle, low)
-        high = tl.where(enough, high, middle - 1)
-    above = (key > low) & inside
-    ties = (key == low) & inside
-    wanted = count - tl.sum(above.to(tl.int32), 0)
-    tie_rank = tl.cumsum(ties.to(tl.int32), 0)
-    kept = above | (ties & (tie_rank <= wanted))
-    place = tl.cumsum(kept.to(tl.int32), 0) - 1
-    tl.store(index_ptr + row * width + place, lane, mask=kept & (place < width))
+        always_ptr += b * a_b + h * a_h + m * a_m
+    score, keys = _load_keys(score_ptr, always_ptr, lane, columns, s_n, a_n, HAS_ALWAYS)
+    if HAS_ALWAYS:
+        least = tl.maximum(least, tl.sum((keys == FORCED).to(tl.int32), 0))
+    target = 0.0
+    if WITH_SHARE:
+        score = tl.where(score > 0, tl.minimum(score, 1e30), 0.0)  # NaN is not above zero
+        target = tl.sum(score, 0) * share
+    lo, hi, need, number = _search(keys, score, least, target, columns, WITH_SHARE)
+    if WITH_CUTOFF:
+        cutoff = tl.load(cutoff_ptr + b * c_b + h * c_h + m * c_m)
+        reach = tl.sum((keys >= cutoff).to(tl.int32), 0)
+        passed = reach >= least
+        lo = tl.where(passed, cutoff, lo)
+        hi = tl.where(passed, cutoff, hi)
+        need = tl.where(passed, 0, need)
+        number = tl.where(passed, reach, number)
+    above = (keys >= hi).to(tl.int32)
+    tied = ((keys >= lo) & (keys < hi)).to(tl.int32)
+    both = tl.cumsum(above + (tied << 16), 0)  # two running sums in one
+    tie_rank = both >> 16
+    keep = (above != 0) | ((tied != 0) & (tie_rank <= need))
+    place = (both & 0xFFFF) + tl.minimum(tie_rank, need) - 1
+    number = tl.minimum(number + need, width)
+    index_ptr += row * width
+    tl.store(count_ptr + row, number)
+    tl.store(index_ptr + place, lane, mask=keep & (place < width))
+    tl.store(index_ptr + lane, tl.zeros_like(lane), mask=(lane >= number) & (lane < width))
 
 
-def launch(scores: Tensor, always: Tensor | None, counts: Tensor, width: int) -> Tensor:
-    """Run the kernel; entries after the count are zero."""
-    heads, rows, columns = scores.shape[1:]
-    index = torch.zeros((*scores.shape[:-1], width), dtype=torch.int32, device=scores.device)
-    strides: tuple[int, ...] = (0, 0, 0)
-    mask = counts
-    if always is not None:  # broadcast dimensions stay unexpanded: their stride is zero
-        mask = always.to(torch.uint8).expand(*always.shape[:-1], columns).contiguous()
-        mask = mask.expand(scores.shape)
-        strides = mask.stride()[:3]
-    lanes = triton.next_power_of_2(columns)
-    _select[(counts.numel(),)](
-        scores.contiguous(), mask, counts, index, *strides, heads, rows, columns, width,
-        BN=lanes, HAS_ALWAYS=always is not None, num_warps=max(1, min(8, lanes // 256)),
+@triton.jit
+def _spend(
+    score_ptr, always_ptr, q_size_ptr, k_size_ptr, affordable_ptr, low_ptr, spent_ptr,
+    s_b, s_h, s_m, s_n, a_b, a_h, a_m, a_n, heads, rows, columns, digit, digits,
+    HAS_ALWAYS: tl.constexpr, BITS: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """What the cutoffs of one more digit would cost: each program counts some rows.
+
+    ``low``, the highest cutoff known to cost too much, moves up by what the last count found.
+    """
+    CUTOFFS: tl.constexpr = 1 << BITS
+    b = tl.program_id(1).to(tl.int64)
+    steps = tl.arange(0, CUTOFFS)
+    low_ptr += b * digits
+    spent_ptr += (b * digits + digit) * CUTOFFS
+    low = tl.load(low_ptr)
+    if digit > 0:
+        last = tl.load(spent_ptr - CUTOFFS + steps)  # the first is never counted: zero
+        too_much = tl.sum((last > tl.load(affordable_ptr + b)).to(tl.int32), 0)
+        low = tl.load(low_ptr + digit - 1) + (too_much << (32 - BITS * digit))
+    if tl.program_id(0) == 0:
+        tl.store(low_ptr + digit, low)
+    lane = tl.arange(0, BN)
+    sizes = tl.load(k_size_ptr + lane, mask=lane < columns, other=0)
+    total = tl.zeros([CUTOFFS], tl.int64)
+    for row in tl.range(tl.program_id(0), heads * rows, tl.num_programs(0)):
+        h, m = (row // rows).to(tl.int64), (row % rows).to(tl.int64)
+        at = score_ptr + b * s_b + h * s_h + m * s_m
+        always_at = always_ptr
+        if HAS_ALWAYS:
+            always_at = always_ptr + b * a_b + h * a_h + m * a_m
+        _, keys = _load_keys(at, always_at, lane, columns, s_n, a_n, HAS_ALWAYS)
+        queries = tl.load(q_size_ptr + m)
+        for step in tl.static_range(1, CUTOFFS):
+            cutoff = low + (step << (32 - BITS * (digit + 1)))
+            tokens = tl.sum(tl.where(keys >= cutoff, sizes, 0), 0)
+            total += tl.where(steps == step, tokens.to(tl.int64) * queries, 0)
+    tl.atomic_add(spent_ptr + steps, total)  # of integers: the same in any order
+
+
+def rows(
+    scores: Tensor,
+    always: Tensor | None,
+    width: int,
+    *,
+    least: int,
+    share: float | None = None,
+    cutoff: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Lists row by row.
+
+    Args:
+        scores: ``(B|1, H|1, M, N)``.
+        always: Boolean, broadcastable to ``scores``.
+        width: Of the lists.
+        least: Blocks that a row keeps at least.
+        share: Of a row's sum, which the kept blocks reach.
+        cutoff: Keys, int32, broadcastable to ``(B|1, H|1, M)``: all from there on are kept.
+    """
+    batch, heads, num_rows, columns = scores.shape
+    if columns > WIDEST:
+        raise BadInputError(f"a row has at most {WIDEST} blocks on a GPU, got {columns}")
+    count = torch.empty(scores.shape[:3], dtype=torch.int32, device=scores.device)
+    index = torch.empty((*scores.shape[:3], width), dtype=torch.int32, device=scores.device)
+    forced, forced_strides = _always(scores, always)
+    cutoff = None if cutoff is None else cutoff.expand(scores.shape[:3])
+    wide = triton.next_power_of_2(columns)
+    _select[(num_rows, batch * heads)](
+        scores, forced, cutoff, count, index, *scores.stride(), *forced_strides,
+        *((0, 0, 0) if cutoff is None else cutoff.stride()),
+        heads, columns, width, min(max(least, 0), columns), 0.0 if share is None else share,
+        HAS_ALWAYS=always is not None, WITH_SHARE=share is not None,
+        WITH_CUTOFF=cutoff is not None, BN=wide, num_warps=max(1, wide // 1024),
     )  # fmt: skip
-    return index
+    return count, index
+
+
+def budget_cutoff(
+    scores: Tensor, always: Tensor | None, q_sizes: Tensor, kv_sizes: Tensor, affordable: Tensor
+) -> Tensor:
+    """The lowest key whose blocks cost at most ``affordable`` pairs, int32 ``(batch, 1, 1)``.
+
+    Four bits of it at a time: each count reads the scores once. ``affordable`` is int64
+    ``(batch,)``.
+    """
+    batch, heads, num_rows, columns = scores.shape
+    bits = {torch.bfloat16: 16, torch.float16: 20}.get(scores.dtype, 32)  # the others are zero
+    digits, wide = bits // DIGIT, triton.next_power_of_2(columns)
+    low = torch.full((batch, digits), ABSENT.value, dtype=torch.int32, device=scores.device)
+    spent = torch.zeros((batch, digits, 1 << DIGIT), dtype=torch.int64, device=scores.device)
+    forced, forced_strides = _always(scores, always)
+    q_sizes, kv_sizes = q_sizes.to(torch.int64), kv_sizes.to(torch.int32)
+    for digit in range(digits):
+        _spend[(min(PROGRAMS, heads * num_rows), batch)](
+            scores, forced, q_sizes.contiguous(), kv_sizes.contiguous(), affordable, low, spent,
+            *scores.stride(), *forced_strides, heads, num_rows, columns, digit, digits,
+            HAS_ALWAYS=always is not None, BITS=DIGIT, BN=wide, num_warps=max(1, wide // 1024),
+        )  # fmt: skip
+    too_much = (spent[:, -1] > affordable[:, None]).sum(dim=-1)
+    cutoff = low[:, -1].long() + ((too_much + 1) << (32 - bits))
+    return cutoff.clamp(max=FORCED.value).to(torch.int32)[:, None, None]
+
+
+def _always(scores: Tensor, always: Tensor | None) -> tuple[Tensor | None, tuple[int, ...]]:
+    if always is None:
+        return None, (0, 0, 0, 0)
+    forced = always.to(torch.uint8).expand(scores.shape)
+    return forced, forced.stride()

@@ -12,7 +12,14 @@ IMPLS = ["triton", "reference"]
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize(
     ("q_len", "kv_len", "block", "stride"),
-    [(64, 64, 16, 8), (50, 77, 32, 8), (7, 130, 64, 16), (200, 200, 128, 4), (90, 300, 256, 2)],
+    [
+        (64, 64, 16, 8),
+        (50, 77, 32, 8),
+        (50, 77, 24, 8),
+        (7, 130, 64, 16),
+        (200, 200, 128, 4),
+        (90, 300, 256, 2),
+    ],
 )
 def test_scores_equal_a_loop_over_groups(oracle, device, impl, q_len, kv_len, block, stride):
     q, k, _ = oracle.qkv(1, 2, q_len, kv_len, 24, device=device)

@@ -32,6 +32,8 @@ def test_every_iteration_assigns_to_the_nearest_and_moves_to_the_mean(device, im
     torch.testing.assert_close(got.centroids.double(), centroids, atol=1e-5, rtol=1e-5)
     counts = torch.nn.functional.one_hot(labels, clusters).sum(dim=2)
     assert torch.equal(got.sizes.long(), counts)
+    sorted_labels = got.labels.gather(-1, got.order.long())
+    assert torch.equal(sorted_labels, got.labels.sort(dim=-1).values)
 
 
 @pytest.mark.parametrize("impl", IMPLS)

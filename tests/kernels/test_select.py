@@ -88,11 +88,11 @@ def test_a_budget_is_spent_but_not_exceeded(device, impl, density):
     assert (spent >= density - 16 * 16 / float(3 * q_sizes.sum() * kv_sizes.sum())).all()
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_triton_equals_the_reference_with_ties_nans_infinities_and_always(device, data):
     draw = data.draw
-    rows, columns = draw(st.integers(1, 5)), draw(st.integers(1, 40))
+    rows, columns = draw(st.integers(1, 3)), draw(st.integers(1, 40))
     values = st.sampled_from([-3.5, -0.0, 0.0, 1.0, 1.5, float("nan"), float("inf"), -float("inf")])
     scores = torch.tensor(
         [[draw(values) for _ in range(columns)] for _ in range(2 * rows)], device=device
