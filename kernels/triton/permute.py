@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-CHUNK = 256  # tokens that one program ranks
+CHUNK = 128  # tokens that one program ranks; a rank fits a byte
 
 
 @triton.jit
@@ -35,39 +35,57 @@ def _move_rows(
 
 
 @triton.jit
-def _count(label_ptr, count_ptr, seq, CLUSTERS: tl.constexpr, CHUNK: tl.constexpr):
-    """How often each label occurs in a chunk: ``count[head, chunk, label]``."""
+def _rank(label_ptr, rank_ptr, count_ptr, seq, clusters, CHUNK: tl.constexpr):
+    """How many equal labels stand before each token in its chunk, and how many there are.
+
+    Every lane against every other; the last of each label writes ``count[head, chunk, label]``.
+    """
     chunk = tl.program_id(0)
     head = tl.program_id(1).to(tl.int64)
-    position = chunk * CHUNK + tl.arange(0, CHUNK)
-    label = tl.load(label_ptr + head * seq + position, mask=position < seq, other=CLUSTERS)
-    found = tl.histogram(label, triton.next_power_of_2(CLUSTERS + 1))
-    at = tl.arange(0, triton.next_power_of_2(CLUSTERS + 1))
-    to = count_ptr + (head * tl.num_programs(0) + chunk) * CLUSTERS
-    tl.store(to + at, found, mask=at < CLUSTERS)
+    lane, other_lane = tl.arange(0, CHUNK), tl.arange(0, CHUNK)
+    position, other_at = chunk * CHUNK + lane, chunk * CHUNK + other_lane
+    label = tl.load(label_ptr + head * seq + position, mask=position < seq, other=-1)
+    other = tl.load(label_ptr + head * seq + other_at, mask=other_at < seq, other=-2)
+    equal = label[:, None] == other[None, :]
+    rank = tl.sum((equal & (other_lane[None, :] < lane[:, None])).to(tl.int32), 1)
+    number = tl.sum(equal.to(tl.int32), 1)
+    valid = position < seq
+    tl.store(rank_ptr + head * seq + position, rank, mask=valid)
+    at = count_ptr + (head * tl.num_programs(0) + chunk) * clusters + label
+    tl.store(at, number, mask=valid & (rank == number - 1))
+
+
+@triton.jit
+def _run(count_ptr, total_ptr, chunks, clusters, BT: tl.constexpr, BC: tl.constexpr):
+    """Replace counts by what earlier chunks hold of each label; the sum goes to ``total``."""
+    head = tl.program_id(1).to(tl.int64)
+    label = tl.program_id(0) * BC + tl.arange(0, BC)
+    before = tl.zeros([BC], tl.int32)
+    for start in tl.range(0, chunks, BT):
+        chunk = start + tl.arange(0, BT)
+        at = count_ptr + (head * chunks + chunk)[:, None] * clusters + label[None, :]
+        mask = (chunk < chunks)[:, None] & (label < clusters)[None, :]
+        count = tl.load(at, mask=mask, other=0)
+        tl.store(at, before[None, :] + tl.cumsum(count, 0) - count, mask=mask)
+        before += tl.sum(count, 0)
+    tl.store(total_ptr + head * clusters + label, before, mask=label < clusters)
 
 
 @triton.jit
 def _place(
-    label_ptr, start_ptr, before_ptr, order_ptr, seq, CLUSTERS: tl.constexpr, CHUNK: tl.constexpr
-):
-    """Write each token of a chunk behind the equal labels before it."""
-    chunk = tl.program_id(0)
+    label_ptr, rank_ptr, offset_ptr, before_ptr, order_ptr, seq, clusters, chunks,
+    CHUNK: tl.constexpr, BT: tl.constexpr,
+):  # fmt: skip
+    """Write each token behind the equal labels before it."""
     head = tl.program_id(1).to(tl.int64)
-    lane = tl.arange(0, CHUNK)
-    position = chunk * CHUNK + lane
+    position = tl.program_id(0) * BT + tl.arange(0, BT)
     valid = position < seq
-    label = tl.load(label_ptr + head * seq + position, mask=valid, other=-1)
-    # every lane against every other: its own labels again, along the other axis
-    other_lane = tl.arange(0, CHUNK)
-    other_at = chunk * CHUNK + other_lane
-    other = tl.load(label_ptr + head * seq + other_at, mask=other_at < seq, other=-2)
-    earlier = (label[:, None] == other[None, :]) & (other_lane[None, :] < lane[:, None])
-    rank = tl.sum(earlier.to(tl.int32), 1)
-    start = tl.load(start_ptr + head * (CLUSTERS + 1) + label, mask=valid, other=0)
-    at = before_ptr + (head * tl.num_programs(0) + chunk) * CLUSTERS + label
-    before = tl.load(at, mask=valid, other=0)
-    tl.store(order_ptr + head * seq + start + before + rank, position, mask=valid)
+    label = tl.load(label_ptr + head * seq + position, mask=valid, other=0)
+    to = tl.load(rank_ptr + head * seq + position, mask=valid, other=0).to(tl.int32)
+    to += tl.load(offset_ptr + head * (clusters + 1) + label, mask=valid, other=0)
+    at = before_ptr + (head * chunks + position // CHUNK) * clusters + label
+    to += tl.load(at, mask=valid, other=0)
+    tl.store(order_ptr + head * seq + to, position, mask=valid)
 
 
 def gather(x: Tensor, order: Tensor) -> Tensor:
@@ -97,15 +115,17 @@ def counting_sort(labels: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
     """Stable order and offsets; see ``order_by_label``."""
     batch, heads, seq = labels.shape
     labels = labels.to(torch.int32).contiguous()
+    device, every = labels.device, batch * heads
     chunks = triton.cdiv(seq, CHUNK)
-    grid = (chunks, batch * heads)
-    shape = (batch, heads, chunks, clusters)
-    counts = torch.empty(shape, dtype=torch.int32, device=labels.device)
-    _count[grid](labels, counts, seq, CLUSTERS=clusters, CHUNK=CHUNK)
-    running = counts.cumsum(dim=2, dtype=torch.int32)
-    ends = running[:, :, -1].cumsum(dim=-1, dtype=torch.int32)
+    counts = torch.zeros((every, chunks, clusters), dtype=torch.int32, device=device)
+    totals = torch.empty((batch, heads, clusters), dtype=torch.int32, device=device)
+    rank = torch.empty(labels.shape, dtype=torch.uint8, device=device)
+    _rank[(chunks, every)](labels, rank, counts, seq, clusters, CHUNK=CHUNK, num_warps=4)
+    _run[(triton.cdiv(clusters, 32), every)](counts, totals, chunks, clusters, BT=64, BC=32)
+    ends = totals.cumsum(dim=-1, dtype=torch.int32)
     offsets = torch.cat([torch.zeros_like(ends[..., :1]), ends], dim=-1)
     order = torch.empty_like(labels)
-    before = running.sub_(counts)
-    _place[grid](labels, offsets, before, order, seq, CLUSTERS=clusters, CHUNK=CHUNK, num_warps=8)
+    _place[(triton.cdiv(seq, 512), every)](
+        labels, rank, offsets, counts, order, seq, clusters, chunks, CHUNK=CHUNK, BT=512
+    )
     return order, offsets

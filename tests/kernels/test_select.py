@@ -77,15 +77,15 @@ def test_a_budget_is_shared_by_need_and_rows_keep_their_floor(device, impl):
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("density", [0.1, 0.3, 0.77])
 def test_a_budget_is_spent_but_not_exceeded(device, impl, density):
-    scores = torch.randn(2, 3, 9, 11, device=device)
-    q_sizes = torch.tensor([16.0] * 8 + [5.0], device=device)
+    scores = torch.randn(2, 2, 5, 11, device=device)
+    q_sizes = torch.tensor([16.0] * 4 + [5.0], device=device)
     kv_sizes = torch.tensor([16.0] * 10 + [3.0], device=device)
     count, index = select_budget(scores, q_sizes, kv_sizes, density, min_count=0, impl=impl)
     used = torch.arange(11, device=device) < count[..., None]
     cost = kv_sizes[index.long()] * used * q_sizes[:, None]
-    spent = cost.sum(dim=(1, 2, 3)) / (3 * q_sizes.sum() * kv_sizes.sum())
+    spent = cost.sum(dim=(1, 2, 3)) / (2 * q_sizes.sum() * kv_sizes.sum())
     assert (spent <= density + 1e-6).all()
-    assert (spent >= density - 16 * 16 / float(3 * q_sizes.sum() * kv_sizes.sum())).all()
+    assert (spent >= density - 16 * 16 / float(2 * q_sizes.sum() * kv_sizes.sum())).all()
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)

@@ -30,8 +30,8 @@ def bench(
     density: Annotated[list[float] | None, typer.Option(help="A density; repeat for more.")] = None,
     engine: Annotated[list[str] | None, typer.Option(help="An engine; repeat for more.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = 7,
-    q_block: Annotated[int, typer.Option(help="Tokens in a query block.")] = 128,
-    kv_block: Annotated[int, typer.Option(help="Tokens in a key block.")] = 128,
+    q_block: Annotated[int | None, typer.Option(help="Tokens in a query block.")] = None,
+    kv_block: Annotated[int | None, typer.Option(help="Tokens in a key block.")] = None,
     radial: Annotated[bool, typer.Option(help="Run radial lists too.")] = True,
     json: Json = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write JSON here.")] = None,
@@ -48,8 +48,8 @@ def bench(
         engines=tuple(engine or ()),
         rounds=rounds,
         radial=radial,
-        q_block=q_block,
-        kv_block=kv_block,
+        q_block=q_block or kernel_bench.usual_block(),
+        kv_block=kv_block or kernel_bench.usual_block(),
     )
     rows = kernel_bench.run(settings, lambda row: note(_line(row)))
     found = kernel_bench.record(rows, shlex.join(["vidsparse", *ctx.obj]))

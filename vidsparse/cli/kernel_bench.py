@@ -69,7 +69,6 @@ CPU_SHAPES = (
 )
 DENSITIES = (1.0, 0.5, 0.25, 0.1, 0.05, 0.02)
 SAMPLED_ROWS = 64
-BLOCK_PAIRS = ((128, 128), (128, 64), (64, 64))  # in the rows that choose an engine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +90,8 @@ class Settings:
     engines: tuple[str, ...] = ()
     rounds: int = 7
     radial: bool = True
-    q_block: int = 128
-    kv_block: int = 128
+    q_block: int
+    kv_block: int
 
 
 def run(settings: Settings, report: Callable[[dict[str, Any]], None]) -> list[dict[str, Any]]:
@@ -109,6 +108,11 @@ def run(settings: Settings, report: Callable[[dict[str, Any]], None]) -> list[di
 
 def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def usual_block() -> int:
+    """Tokens in a block: what tensor cores like, or what a small grid needs."""
+    return 128 if device() == "cuda" else 64
 
 
 def record(rows: list[dict[str, Any]], command: str) -> dict[str, Any]:
@@ -203,7 +207,7 @@ def _measure(
 
         errors[name] = _sampled_error(call(), q, k, v, plan)
         candidates[name] = call
-    times = take_turns(candidates, rounds=settings.rounds, device=device(), at_least_ms=100.0)
+    times = take_turns(candidates, rounds=settings.rounds, device=device(), at_least_ms=40.0)
     best = min(times[name].median for name in baselines)
     density = plan.density
     flops = 4 * shape.grid.tokens**2 * shape.heads * shape.head_dim
