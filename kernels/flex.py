@@ -14,6 +14,8 @@ from vidsparse.kernels.case import Case
 from vidsparse.kernels.flash import masked_lists
 from vidsparse.kernels.plan import BlockPlan
 
+SHAPES = 256  # that may be compiled in one process
+
 
 def flex_unsupported(case: Case) -> list[str]:
     """Why the ``flex`` engine cannot run a case; empty when it can."""
@@ -29,8 +31,8 @@ def flex_unsupported(case: Case) -> list[str]:
     if case.key_length:
         reasons.append("FlexAttention would need a mask function for key lengths")
     for name, block in (("query", case.q_block), ("key", case.kv_block)):
-        if block % 64:
-            reasons.append(f"FlexAttention needs {name} blocks of a multiple of 64, not {block}")
+        if block % 128:
+            reasons.append(f"FlexAttention needs {name} blocks of a multiple of 128, not {block}")
     return reasons
 
 
@@ -55,12 +57,13 @@ def flex_attention(
         raise BadInputError(f"engine 'flex' cannot run this: {'; '.join(reasons)}")
     from torch.nn.attention.flex_attention import AuxRequest
 
-    out, aux = _compiled()(
-        *(x.detach() for x in (q, k, v)),  # our own backward differentiates
-        block_mask=block_mask(plan),
-        scale=scale,
-        return_aux=AuxRequest(lse=return_lse),
-    )
+    with torch._dynamo.config.patch(recompile_limit=SHAPES, accumulated_recompile_limit=SHAPES):
+        out, aux = _compiled()(
+            *(x.detach() for x in (q, k, v)),  # our own backward differentiates
+            block_mask=block_mask(plan),
+            scale=scale,
+            return_aux=AuxRequest(lse=return_lse),
+        )
     return out, aux.lse if return_lse else None
 
 
@@ -89,4 +92,5 @@ def block_mask(plan: BlockPlan) -> Any:
 def _compiled() -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=False)
+    # fullgraph: one shape too many is then an error; else torch would run dense, on a map of scores
+    return torch.compile(flex_attention, dynamic=False, fullgraph=True)

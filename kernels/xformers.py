@@ -6,6 +6,8 @@ for the device.
 
 from __future__ import annotations
 
+import functools
+import importlib
 import importlib.util
 from itertools import pairwise
 
@@ -20,8 +22,8 @@ from vidsparse.kernels.plan import BlockPlan
 def xformers_unsupported(case: Case) -> list[str]:
     """Why the ``xformers`` engine cannot run a case; empty when it can, if the plan suits it."""
     reasons = []
-    if not _installed():
-        reasons.append("xformers is not installed (pip install 'vidsparse[xformers]')")
+    if problem := _problem():
+        reasons.append(problem)
     if case.device_type != "cuda":
         reasons.append(f"xformers needs a CUDA device, the tensors are on {case.device_type}")
     if case.dtype not in (torch.float16, torch.bfloat16):
@@ -101,5 +103,14 @@ def diagonal_segments(
     return spans if next_key == rows.shape[1] else None
 
 
-def _installed() -> bool:
-    return importlib.util.find_spec("xformers") is not None
+@functools.cache
+def _problem() -> str | None:
+    """Why xformers cannot be used, if it cannot: it is tied to one build of torch."""
+    if importlib.util.find_spec("xformers") is None:
+        return "xformers is not installed (pip install 'vidsparse[xformers]')"
+    try:
+        importlib.import_module("xformers.ops")
+    except Exception as error:  # whatever stops its import stops us
+        reason = " ".join(str(error).split())
+        return f"xformers does not import here: {reason} (install the build for this torch)"
+    return None

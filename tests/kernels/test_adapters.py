@@ -17,7 +17,7 @@ HOPPER = Case(device_type="cuda", arch=(9, 0))
 @pytest.fixture
 def installed(monkeypatch):
     monkeypatch.setattr("vidsparse.kernels.flash._installed", lambda: True)
-    monkeypatch.setattr("vidsparse.kernels.xformers._installed", lambda: True)
+    monkeypatch.setattr("vidsparse.kernels.xformers._problem", lambda: None)
 
 
 def test_a_missing_package_is_one_sentence_with_the_command(monkeypatch):

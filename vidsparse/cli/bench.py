@@ -51,10 +51,17 @@ def bench(
         q_block=q_block or kernel_bench.usual_block(),
         kv_block=kv_block or kernel_bench.usual_block(),
     )
-    rows = kernel_bench.run(settings, lambda row: note(_line(row)))
-    found = kernel_bench.record(rows, shlex.join(["vidsparse", *ctx.obj]))
-    if output is not None:
-        kernel_bench.write(output, found)
+    command = shlex.join(["vidsparse", *ctx.obj])
+    rows: list[dict[str, Any]] = []
+
+    def keep(row: dict[str, Any]) -> None:
+        rows.append(row)
+        note(_line(row))
+        if output is not None:  # a run that is cut short keeps what it measured
+            kernel_bench.write(output, kernel_bench.record(rows, command))
+
+    kernel_bench.run(settings, keep)
+    found = kernel_bench.record(rows, command)
     if json:
         answer_json(found)
     else:
@@ -62,6 +69,8 @@ def bench(
 
 
 def _line(row: dict[str, Any]) -> str:
+    if "failed" in row:
+        return f"{row['shape']} {row['pattern']} {row['engine']}: failed: {row['failed']}"
     return (
         f"{row['shape']} {row['pattern']} density {row['density']:.3f} {row['engine']}: "
         f"{row['ms']:.2f} ms, {row['tflops']:.0f} TFLOP/s, efficiency {row['efficiency']:.3f}"
@@ -74,6 +83,8 @@ def _table(rows: list[dict[str, Any]]) -> Any:
         **{"TFLOP/s": "right", "efficiency": "right", "speed-up": "right", "error": "right"},
     )  # fmt: skip
     for row in rows:
+        if "failed" in row:
+            continue
         error = "" if row["error"] is None else f"{row['error']:.1e}"
         table.add_row(
             row["shape"], row["pattern"], f"{row['density']:.3f}", row["engine"],

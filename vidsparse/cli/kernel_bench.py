@@ -94,16 +94,13 @@ class Settings:
     kv_block: int
 
 
-def run(settings: Settings, report: Callable[[dict[str, Any]], None]) -> list[dict[str, Any]]:
+def run(settings: Settings, report: Callable[[dict[str, Any]], None]) -> None:
     """Measure everything; ``report`` gets each row as it is done."""
-    rows = []
     for shape in _chosen_shapes(settings):
         q, k, v = _tensors(shape)
         for pattern, plan in _plans(shape, settings, q):
             for row in _measure(shape, pattern, plan, settings, q, k, v):
-                rows.append(row)
                 report(row)
-    return rows
 
 
 def device() -> str:
@@ -205,7 +202,12 @@ def _measure(
         def call(name: str = name) -> Tensor:
             return attention(q, k, v, plan, engine=name)
 
-        errors[name] = _sampled_error(call(), q, k, v, plan)
+        try:
+            errors[name] = _sampled_error(call(), q, k, v, plan)
+        except Exception as failure:  # of one engine; the others are still worth measuring
+            sentence = " ".join(str(failure).split())[:300]
+            yield {**_facts(shape, pattern, plan), "engine": name, "failed": sentence}
+            continue
         candidates[name] = call
     times = take_turns(candidates, rounds=settings.rounds, device=device(), at_least_ms=40.0)
     best = min(times[name].median for name in baselines)
