@@ -74,7 +74,7 @@ def triton_unsupported(case: Case) -> list[str]:
 
 
 def _interpreted() -> bool:
-    import triton
+    import triton.knobs
 
     return bool(triton.knobs.runtime.interpret)
 
@@ -118,7 +118,7 @@ def choose_engine(case: Case) -> Choice:
         others = ", ".join(
             f"{name} {speeds[name]:.0f}" for name in sorted(known, key=lambda n: -speeds[n])
         )
-        return Choice(best, f"fastest measured here, TFLOP/s at density 0.25: {others}")
+        return Choice(best, f"fastest measured on this kind of GPU, mean TFLOP/s: {others}")
     preferred = WITHOUT_MEASUREMENT.get(case.device_type, ("cpu", "reference"))
     for name in (*preferred, "reference"):
         if name in able:

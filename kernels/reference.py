@@ -6,12 +6,36 @@ With ``plan.pooled``, each skipped block adds one more column: its mean key, sco
 ``+ ln(size)``, carrying its mean value: the compensation of SVG-EAR.
 """
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 
 from vidsparse.kernels.plan import BlockPlan, block_of_token
 
 
+@overload
+def reference_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    *,
+    scale: float | None = None,
+    key_length: Tensor | None = None,
+    return_lse: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def reference_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    *,
+    scale: float | None = None,
+    key_length: Tensor | None = None,
+    return_lse: bool = False,
+) -> tuple[Tensor, Tensor | None]: ...
 def reference_attention(
     q: Tensor,
     k: Tensor,

@@ -7,8 +7,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-CHUNK = 128  # tokens that one program ranks; a rank fits a byte
-
 
 @triton.jit
 def _move_rows(
@@ -116,16 +114,18 @@ def counting_sort(labels: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
     batch, heads, seq = labels.shape
     labels = labels.to(torch.int32).contiguous()
     device, every = labels.device, batch * heads
-    chunks = triton.cdiv(seq, CHUNK)
+    # a program compares all its tokens with one another, but each chunk has a count of each label
+    chunk = 32 if clusters <= 128 else 64
+    chunks = triton.cdiv(seq, chunk)
     counts = torch.zeros((every, chunks, clusters), dtype=torch.int32, device=device)
     totals = torch.empty((batch, heads, clusters), dtype=torch.int32, device=device)
     rank = torch.empty(labels.shape, dtype=torch.uint8, device=device)
-    _rank[(chunks, every)](labels, rank, counts, seq, clusters, CHUNK=CHUNK, num_warps=4)
+    _rank[(chunks, every)](labels, rank, counts, seq, clusters, CHUNK=chunk, num_warps=1)
     _run[(triton.cdiv(clusters, 32), every)](counts, totals, chunks, clusters, BT=64, BC=32)
     ends = totals.cumsum(dim=-1, dtype=torch.int32)
     offsets = torch.cat([torch.zeros_like(ends[..., :1]), ends], dim=-1)
     order = torch.empty_like(labels)
     _place[(triton.cdiv(seq, 512), every)](
-        labels, rank, offsets, counts, order, seq, clusters, chunks, CHUNK=CHUNK, BT=512
+        labels, rank, offsets, counts, order, seq, clusters, chunks, CHUNK=chunk, BT=512
     )
     return order, offsets

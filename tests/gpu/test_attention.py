@@ -43,7 +43,8 @@ def relative_error(ours, exact):
 
 
 def exact_attention(q, k, v, plan, **keywords):
-    return reference_attention(*(x.double() for x in (q, k, v)), plan, return_lse=True, **keywords)
+    q, k, v = (x.double() for x in (q, k, v))
+    return reference_attention(q, k, v, plan, return_lse=True, **keywords)
 
 
 def run_or_skip(engine, q, k, v, plan, **keywords):
@@ -155,9 +156,11 @@ def test_clusters_of_unequal_size():
 def test_gradients(engine, head_dim):
     leaves = [x.requires_grad_() for x in qkv(1, 2, 700, 900, head_dim)]
     plan = random_plan(1, 2, 700, 900, 128, 128)
-    out, _ = run_or_skip(engine, *leaves, plan)
+    q, k, v = leaves
+    out, _ = run_or_skip(engine, q, k, v, plan)
     exact_leaves = [x.detach().double().requires_grad_() for x in leaves]
-    exact, _ = exact_attention(*exact_leaves, plan)
+    q, k, v = exact_leaves
+    exact, _ = reference_attention(q, k, v, plan)
     direction = torch.randn_like(exact)
     got = torch.autograd.grad(out, leaves, direction.to(out.dtype))
     expected = torch.autograd.grad(exact, exact_leaves, direction)
@@ -218,7 +221,8 @@ def test_observed_blocks_in_bf16():
     q, k, v = qkv(1, 2, 1000, 1000, 128)
     plan = random_plan(1, 2, 1000, 1000, 128, 128)
     seen = observe_attention(q, k, v, plan)
-    truth = observe_attention(*(x.float() for x in (q, k, v)), plan, impl="reference")
+    q, k, v = (x.float() for x in (q, k, v))
+    truth = observe_attention(q, k, v, plan, impl="reference")
     used = torch.arange(plan.kv_index.shape[-1], device="cuda") < plan.kv_count[..., None]
     assert float((seen.mass - truth.mass)[used].abs().max()) < 5e-2
     finite = used & truth.margin.isfinite()

@@ -19,7 +19,7 @@ def test_every_iteration_assigns_to_the_nearest_and_moves_to_the_mean(device, im
     x = torch.randn(2, seq, 2, 24, device=device).transpose(1, 2)
     start = torch.randn(2, 2, clusters, 24, device=device)
     got = kmeans(x, clusters, iterations=2, centroids=start, impl=impl)
-    centroids = start.double()
+    centroids, labels = start.double(), torch.zeros(0)
     for _ in range(2):
         labels = torch.cdist(x.double(), centroids).argmin(dim=-1)
         moved = centroids.clone()

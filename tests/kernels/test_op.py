@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounter
 
 from vidsparse.kernels.attention import attention
 from vidsparse.kernels.plan import Pooled
@@ -39,13 +40,15 @@ def test_gradients_equal_those_of_the_reference_in_float64(oracle, device, engin
         x.requires_grad_() for x in oracle.qkv(batch, heads, q_len, kv_len, head_dim, device=device)
     ]
     means = [] if plan.pooled is None else [plan.pooled.key, plan.pooled.value]
-    ours = attention(*leaves, plan, scale=0.3, key_length=length, engine=engine)
+    q, k, v = leaves
+    ours = attention(q, k, v, plan, scale=0.3, key_length=length, engine=engine)
     exact_leaves = [x.detach().double().requires_grad_() for x in (*leaves, *means)]
     exact_plan = plan
-    if means:
+    if plan.pooled is not None:
         pooled = Pooled(key=exact_leaves[3], value=exact_leaves[4], size=plan.pooled.size)
         exact_plan = dataclasses.replace(plan, pooled=pooled)
-    exact, _ = reference_attention(*exact_leaves[:3], exact_plan, scale=0.3, key_length=length)
+    q, k, v = exact_leaves[:3]
+    exact, _ = reference_attention(q, k, v, exact_plan, scale=0.3, key_length=length)
     direction = torch.randn_like(exact)
     got = torch.autograd.grad(ours, (*leaves, *means), direction.float())
     expected = torch.autograd.grad(exact, exact_leaves, direction)
@@ -59,8 +62,9 @@ def test_gradients_flow_through_blocks_of_unequal_size(oracle, device, unequal):
     plan = oracle.plan(1, 2, 40, 50, 16, 16, q_blocks=3 if unequal else None,
                        kv_blocks=4 if unequal else None, device=device)  # fmt: skip
     leaves = [x.requires_grad_() for x in oracle.qkv(1, 2, 40, 50, 8, device=device)]
-    ours = attention(*leaves, plan, engine="triton")
-    truth, _ = reference_attention(*leaves, plan)
+    q, k, v = leaves
+    ours = attention(q, k, v, plan, engine="triton")
+    truth, _ = reference_attention(q, k, v, plan)
     got = torch.autograd.grad(ours.square().sum(), leaves)
     expected = torch.autograd.grad(truth.square().sum(), leaves)
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
@@ -93,7 +97,7 @@ def test_compile_sees_no_graph_break_forward_and_backward(oracle, device, engine
 
 def test_compile_does_not_recompile_for_another_plan_of_the_same_shape(oracle, device):
     q, k, v = oracle.qkv(1, 2, 40, 40, 8, device=device)
-    counter = torch._dynamo.testing.CompileCounter()
+    counter = CompileCounter()
     compiled = torch.compile(
         lambda plan: attention(q, k, v, plan, engine="cpu"), fullgraph=True, backend=counter
     )
@@ -118,8 +122,8 @@ def test_autocast_casts_as_torchs_attention_does(oracle, device):
     with torch.autocast(device, torch.bfloat16):
         out = attention(q, k.bfloat16(), v, plan, engine="cpu")
     assert out.dtype == torch.bfloat16
-    expected = attention(*(x.bfloat16() for x in (q, k, v)), plan, engine="cpu")
-    assert torch.equal(out, expected)
+    q, k, v = (x.bfloat16() for x in (q, k, v))
+    assert torch.equal(out, attention(q, k, v, plan, engine="cpu"))
 
 
 def test_the_log_sum_exp_is_returned_only_when_asked_for(oracle):

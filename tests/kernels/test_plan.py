@@ -1,13 +1,19 @@
 """The block plan: its layout, its checks and its density."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
 
 from vidsparse.kernels.plan import BlockPlan, block_sizes
 
-SIZES = {"q_len": 10, "kv_len": 7, "q_block": 4, "kv_block": 3}  # 3 x 3 blocks, both ends short
+SIZES: Any = {
+    "q_len": 10,
+    "kv_len": 7,
+    "q_block": 4,
+    "kv_block": 3,
+}  # 3 x 3 blocks, both ends short
 KEEP = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 1, 1]]).bool()[None, None]
 
 
