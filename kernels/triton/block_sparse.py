@@ -29,7 +29,7 @@ def triton_attention(
     """
     hopper = _hopper(q)
     if hopper is not None and hopper.refuses(q, k, v, plan) is None:
-        # copies in order cost less than reading out of order: benchmarks/results/orders.json
+        # copies in order cost less than reading out of order: benchmarks/results/planning_h200.json
         return attend_in_order(
             hopper.launch, q, k, v, plan, scale=scale, key_length=key_length, return_lse=return_lse
         )

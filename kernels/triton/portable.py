@@ -172,8 +172,8 @@ class Tiles:
         )
 
 
-# found on sm_80 and sm_90 papers' and our own runs to hold the best of each head_dim; which one
-# wins depends on the GPU, so they are timed there once and the answer is kept on disk
+# Which of these wins depends on the GPU, so they are timed there once and the answer is kept on
+# disk. On an H200 it was 64 keys with 4 warps, at two stages (blocks of 128) or three (of 64).
 CANDIDATES = tuple(
     Tiles(keys=keys, num_warps=warps, num_stages=stages)
     for keys, warps, stages in (

@@ -1,0 +1,64 @@
+"""``vidsparse bench``: what it measures, writes and refuses."""
+
+import json
+
+import pytest
+
+from vidsparse.cli import kernel_bench, run
+
+
+@pytest.fixture
+def one_small_shape(monkeypatch):
+    shape = kernel_bench._shape("small", 2, "3x5x7", 16)
+    monkeypatch.setattr(kernel_bench, "CPU_SHAPES", (shape,))
+    monkeypatch.setattr(kernel_bench, "GPU_SHAPES", (shape,))
+
+
+@pytest.mark.usefixtures("one_small_shape")
+def test_every_engine_is_checked_and_timed_beside_dense(tmp_path, capsys):
+    path = tmp_path / "bench.json"
+    code = run(["bench", "kernels", "--density", "0.5", "--rounds", "2", "--json", "-o", str(path)])
+    assert code == 0
+    shown = json.loads(capsys.readouterr().out)
+    written = json.loads(path.read_text())
+    assert shown == written
+    assert written["command"].startswith("vidsparse bench kernels --density 0.5")
+    assert {"random", "radial"} == {row["pattern"] for row in written["rows"]}
+    dense = [row for row in written["rows"] if row["dense"]]
+    sparse = [row for row in written["rows"] if not row["dense"]]
+    assert dense
+    assert sparse
+    assert max(row["efficiency"] for row in dense) == 1.0
+    for row in sparse:
+        best = min(d["ms"] for d in dense if d["pattern"] == row["pattern"])
+        assert row["error"] < 1e-2
+        assert 0 < row["density"] <= 1
+        assert row["efficiency"] == pytest.approx(row["density"] * row["speedup"])
+        assert row["speedup"] == pytest.approx(best / row["ms"], rel=0.9)
+
+
+@pytest.mark.usefixtures("one_small_shape")
+def test_an_engine_that_fails_is_named_and_the_others_are_measured(tmp_path, capsys):
+    path = tmp_path / "bench.json"
+    engines = ["--engine", "cpu", "--engine", "xformers"]
+    arguments = ["--density", "0.5", "--rounds", "1", "--no-radial", "-o", str(path)]
+    assert run(["bench", "kernels", *engines, *arguments]) == 0
+    rows = json.loads(path.read_text())["rows"]
+    failed = [row for row in rows if "failed" in row]
+    assert [row["engine"] for row in failed] == ["xformers"]
+    assert "cannot run this" in failed[0]["failed"]
+    assert "cpu" in {row["engine"] for row in rows if "failed" not in row}
+    assert "xformers: failed:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["kernels", "--engine", "warp"], "unknown engine 'warp'"),
+        (["kernels", "--shape", "wan-99b"], "no shape 'wan-99b'"),
+        (["everything"], ""),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(arguments, message, capsys):
+    assert run(["bench", *arguments]) == 2
+    assert message in capsys.readouterr().err
