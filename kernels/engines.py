@@ -108,7 +108,7 @@ def choose_engine(case: Case) -> Choice:
     """Name the engine that ``engine="auto"`` takes for a case, and say why.
 
     Of the engines that can run it, the one that was fastest on this kind of GPU at the nearest
-    head_dim and block size; ``kernels/measured.json`` holds what ``benchmarks/kernels.py`` found.
+    head_dim and block size; ``kernels/measured.json`` holds what ``vidsparse bench kernels`` found.
     """
     able = [e.name for e in ENGINES.values() if e.automatic and not e.unsupported(case)]
     speeds = _measured(case)
