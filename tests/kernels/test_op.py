@@ -132,5 +132,6 @@ def test_the_log_sum_exp_is_returned_only_when_asked_for(oracle):
     assert isinstance(attention(q, k, v, plan), torch.Tensor)
     out, lse = attention(q, k, v, plan, return_lse=True)
     assert lse.shape == (1, 2, 40)
+    assert lse.is_contiguous()  # as torch.compile was told
     assert lse.dtype == torch.float32
     torch.testing.assert_close(out, attention(q, k, v, plan))
