@@ -6,11 +6,14 @@ Two kernels with one meaning: ``hopper.py`` where it can run, ``portable.py`` ev
 from __future__ import annotations
 
 import torch
+import triton
 from torch import Tensor
 
 from vidsparse.kernels.order import attend_in_order
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.kernels.triton import portable
+
+OLDEST_GLUON = (3, 6)  # Triton whose Gluon the Hopper kernel is written in and was run with
 
 
 def triton_attention(
@@ -40,8 +43,8 @@ def _hopper(q: Tensor):
     """The module of the Hopper kernel; None on other devices and with a Triton too old for it."""
     if not q.is_cuda or torch.cuda.get_device_capability(q.device)[0] != 9:
         return None
-    try:
-        from vidsparse.kernels.triton import hopper
-    except ImportError:  # Gluon is part of Triton, and still moving
+    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST_GLUON:
         return None
+    from vidsparse.kernels.triton import hopper
+
     return hopper
