@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vidsparse.kernels.case import Case
-from vidsparse.kernels.plan import BlockPlan, Pooled
+from vidsparse.kernels.compensate import add_skipped
+from vidsparse.kernels.plan import BlockPlan
 
 CPU_TOKENS = 8_192  # keys gathered for one batch: 2 MiB at head_dim 64 in float32
 ACCELERATOR_TOKENS = 524_288  # there, launches cost more than cache misses
@@ -61,12 +62,13 @@ def cpu_attention(
     back from the device.
     """
     if key_length is not None:
-        return _each_entry(q, k, v, plan, scale, key_length, return_lse)
+        return _up_to_length(q, k, v, plan, scale, key_length, return_lse)
     if not return_lse and int(plan.kv_count.min()) == plan.num_kv_blocks:  # nothing is skipped
         return F.scaled_dot_product_attention(q, k, v, scale=scale), None
     batch, heads, _, head_dim = q.shape
     queries = _rows_of_blocks(q, plan.q_block)
     sides = [_Side.of(x, plan, mean) for x, mean in ((k, "key"), (v, "value"))]
+    weight = _log_sizes(plan, batch, heads)
     out = torch.zeros_like(queries)
     lse = queries.new_full(queries.shape[:2], -torch.inf, dtype=_wide(q.dtype))
     at_once = CPU_TOKENS if q.device.type == "cpu" else ACCELERATOR_TOKENS
@@ -78,7 +80,7 @@ def cpu_attention(
             part = group.part(slice(start, start + step))
             key, value = (side.gather(part, plan) for side in sides)
             query = queries[part.rows, None, : part.q_size]
-            bias = _bias(part, plan, key)
+            bias = _bias(part, plan, key, weight)
             attend = _with_lse if return_lse else _without_lse
             result, rows = attend(query, key[:, None], value[:, None], bias, scale)
             out[part.rows, : part.q_size] = result[:, 0]
@@ -110,6 +112,25 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def _up_to_length(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    scale: float,
+    key_length: Tensor,
+    return_lse: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """With padding; stand-ins follow on their own, since those behind the length count too."""
+    if plan.pooled is None:
+        return _each_entry(q, k, v, plan, scale, key_length, return_lse)
+    exact = dataclasses.replace(plan, pooled=None)
+    out, lse = _each_entry(q, k, v, exact, scale, key_length, True)
+    assert lse is not None
+    out, lse = add_skipped(q, out, lse, plan, scale=scale)
+    return out, lse if return_lse else None
+
+
 def _each_entry(
     q: Tensor,
     k: Tensor,
@@ -121,7 +142,7 @@ def _each_entry(
 ) -> tuple[Tensor, Tensor | None]:
     """One batch entry at a time, each with its own number of keys."""
     outs, lses = [], []
-    for entry, length in enumerate(key_length.clamp(max=plan.kv_len).tolist()):
+    for entry, length in enumerate(key_length.clamp(0, plan.kv_len).tolist()):
         query = q[entry : entry + 1]
         key, value = (x[entry : entry + 1, :, :length] for x in (k, v))
         if length == 0:
@@ -143,18 +164,8 @@ def _first_keys(plan: BlockPlan, entry: int, length: int) -> BlockPlan:
         torch.arange(index.shape[-1], device=index.device) < plan.kv_count[at : at + 1, ..., None]
     )
     exists = used & (index * plan.kv_block < length)  # lists ascend, so these come first
-    pooled = plan.pooled and Pooled(
-        key=plan.pooled.key[entry : entry + 1, :, : -(-length // plan.kv_block)],
-        value=plan.pooled.value[entry : entry + 1, :, : -(-length // plan.kv_block)],
-        size=plan.pooled.size[..., : -(-length // plan.kv_block)],
-    )
-    return dataclasses.replace(
-        plan,
-        kv_count=exists.sum(-1, dtype=torch.int32),
-        kv_index=index,
-        kv_len=length,
-        pooled=pooled,
-    )
+    count = exists.sum(-1, dtype=torch.int32)
+    return dataclasses.replace(plan, kv_count=count, kv_index=index, kv_len=length)
 
 
 def _rows_of_blocks(x: Tensor, block: int) -> Tensor:
@@ -233,12 +244,20 @@ class _Side:
         return torch.index_select(self._blocks, 0, index, out=out)
 
 
-def _bias(group: _Group, plan: BlockPlan, key: Tensor) -> Tensor | None:
-    """``ln(size)`` on the columns that stand for skipped blocks, ``(rows, 1, 1, tokens)``."""
-    if plan.pooled is None or group.skipped is None:
+def _log_sizes(plan: BlockPlan, batch: int, heads: int) -> Tensor | None:
+    """``ln(size)`` of each pooled block, ``(batch * heads, N)``."""
+    if plan.pooled is None:
         return None
+    return plan.pooled.size.log().expand(batch, heads, -1).flatten(0, 1)
+
+
+def _bias(group: _Group, plan: BlockPlan, key: Tensor, weight: Tensor | None) -> Tensor | None:
+    """``ln(size)`` on the columns that stand for skipped blocks, ``(rows, 1, 1, tokens)``."""
+    if weight is None or group.skipped is None:
+        return None
+    head = group.rows[:, None] // plan.num_q_blocks
     # in bf16 or fp16, torch's attention wants the bias in that dtype too
-    weight = plan.pooled.size.log()[group.skipped].to(key.dtype)
+    weight = weight[head, group.skipped].to(key.dtype)
     return F.pad(weight, (key.shape[1] - weight.shape[1], 0))[:, None, None]
 
 

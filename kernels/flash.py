@@ -22,8 +22,8 @@ HEAD_DIMS = (64, 96, 128)
 def flash_unsupported(case: Case) -> list[str]:
     """Why the ``flash`` engine cannot run a case; empty when it can."""
     reasons = []
-    if not _installed():
-        reasons.append("flash-attn-4 is not installed (pip install 'vidsparse[flash]')")
+    if problem := _problem():
+        reasons.append(problem)
     if case.device_type != "cuda" or case.arch is None or case.arch[0] not in (9, 10):
         reasons.append(
             "flash-attn-4 block sparsity needs a Hopper or Blackwell GPU (sm_90, sm_100)"
@@ -47,7 +47,9 @@ def _refused_blocks(case: Case) -> list[str]:
     )
     fits = case.kv_block % 128 == 0 if q_step == 256 else case.kv_block == 128
     reasons = []
-    if case.q_block % q_step or (case.head_dim <= 96 and case.q_block % 192 == 0):
+    if case.head_dim <= 96 and case.q_block % 192 == 0:  # it would take tiles of 192 queries
+        reasons.append(f"flash-attn-4 is not run with query blocks of {case.q_block} here")
+    elif case.q_block % q_step:
         reasons.append(
             f"flash-attn-4 needs query blocks of a multiple of {q_step}, not {case.q_block}"
         )
@@ -82,10 +84,10 @@ def flash_dense(
     """Dense attention: the baseline of every speed claim.
 
     Raises:
-        BadInputError: When flash-attn-4 is not installed.
+        BadInputError: When flash-attn-4 is not installed or cannot be imported.
     """
-    if not _installed():
-        raise BadInputError("flash-attn-4 is not installed (pip install 'vidsparse[flash]')")
+    if problem := _problem():
+        raise BadInputError(problem)
     return _call(q, k, v, scale, return_lse)
 
 
@@ -118,6 +120,16 @@ def masked_lists(plan: BlockPlan) -> tuple[Tensor, Tensor]:
     """Lists of blocks that need a mask: none, int32 ``(B|1, H|1, M)`` and ``(B|1, H|1, M, 1)``."""
     none = torch.zeros_like(plan.kv_count)
     return none, none[..., None]
+
+
+def _problem() -> str | None:
+    """Why flash-attn-4 cannot be used, if it cannot."""
+    try:
+        installed = _installed()
+    except Exception as error:  # an older flash-attn shares the folder, and its import may fail
+        reason = " ".join(str(error).split())
+        return f"flash_attn does not import here: {reason} (install the build for this torch)"
+    return None if installed else "flash-attn-4 is not installed (pip install 'vidsparse[flash]')"
 
 
 def _installed() -> bool:

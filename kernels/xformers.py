@@ -71,8 +71,21 @@ def xformers_attention(
     out = out.view(batch, -1, heads, head_dim).transpose(1, 2)
     if not return_lse:
         return out, None
-    lse = lse.reshape(heads, -1)[:, : batch * plan.q_len]
+    lse = packed_lse(lse, queries * batch)
     return out, lse.view(heads, batch, plan.q_len).transpose(0, 1)
+
+
+def packed_lse(lse: Tensor, lengths: list[int]) -> Tensor:
+    """Log-sum-exp of spans one after the other, ``(heads, sum(lengths))``.
+
+    Args:
+        lse: ``(1, heads, at least sum(lengths))``, as xformers' flash kernels give it, or
+            ``(spans, heads, at least the longest)``, as its cutlass kernels do.
+        lengths: Of the spans.
+    """
+    if lse.shape[0] == 1:
+        return lse[0, :, : sum(lengths)].contiguous()
+    return torch.cat([part[:, :n] for part, n in zip(lse, lengths, strict=True)], dim=1)
 
 
 def diagonal_segments(
@@ -110,6 +123,13 @@ def _problem() -> str | None:
         return "xformers is not installed (pip install 'vidsparse[xformers]')"
     try:
         importlib.import_module("xformers.ops")
+    except ModuleNotFoundError as error:
+        if not str(error.name).startswith("flash_attn"):
+            return f"xformers does not import here: {error} (pip install {error.name})"
+        return (  # it takes the folder of flash-attn-4 for an older flash-attn
+            "xformers does not import beside flash-attn-4 alone (pip uninstall flash-attn-4, or "
+            "choose engine 'flash')"
+        )
     except Exception as error:  # whatever stops its import stops us
         reason = " ".join(str(error).split())
         return f"xformers does not import here: {reason} (install the build for this torch)"

@@ -96,7 +96,7 @@ def test_any_plan_equals_the_oracle(oracle, device, engine, data):
     if draw(st.booleans()):
         lengths = [draw(st.integers(0, kv_len)) for _ in range(batch)]
         length = torch.tensor(lengths, dtype=torch.int32, device=device)
-    elif not unequal and plan.kv_order is None and draw(st.booleans()):
+    if not unequal and plan.kv_order is None and draw(st.booleans()):
         plan = dataclasses.replace(plan, pooled=oracle.pooled(k, v, kv_block))
     out, lse = attention(
         q, k, v, plan, key_length=length, return_lse=True, engine=engine, validate=True

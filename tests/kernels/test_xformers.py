@@ -1,0 +1,54 @@
+"""Why xformers may not import, and the two layouts of its log-sum-exp."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vidsparse.kernels.case import Case
+from vidsparse.kernels.xformers import _problem, packed_lse, xformers_unsupported
+
+
+def cannot_find(name):
+    def importer(module):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    return importer
+
+
+@pytest.fixture
+def asked_anew():
+    _problem.cache_clear()
+    yield
+    _problem.cache_clear()
+
+
+@pytest.mark.usefixtures("asked_anew")
+@pytest.mark.parametrize(
+    ("missing", "advice"),
+    [
+        ("flash_attn.flash_attn_interface", "pip uninstall flash-attn-4"),
+        ("numpy", "pip install numpy"),
+    ],
+)
+def test_xformers_says_which_package_stops_its_import(monkeypatch, missing, advice):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("importlib.import_module", cannot_find(missing))
+    (reason,) = xformers_unsupported(Case(device_type="cuda", arch=(9, 0)))
+    assert advice in reason
+
+
+@pytest.mark.parametrize("extra", [0, 3])
+def test_both_layouts_of_xformers_log_sum_exp_give_one(extra):
+    lengths = [5, 2, 7]
+    lse = torch.randn(4, sum(lengths))
+    packed = F.pad(lse, (0, extra), value=float("nan"))[None]
+    padded = torch.full((3, 4, max(lengths) + extra), float("nan"))
+    for span, part in zip(padded, lse.split(lengths, dim=1), strict=True):
+        span[:, : part.shape[1]] = part
+    assert torch.equal(packed_lse(packed, lengths), lse)
+    assert torch.equal(packed_lse(padded, lengths), lse)
+
+
+def test_one_span_has_one_layout():
+    lse = torch.randn(1, 4, 32)
+    assert torch.equal(packed_lse(lse, [20]), lse[0, :, :20])
