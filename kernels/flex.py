@@ -79,7 +79,7 @@ def block_mask(plan: BlockPlan) -> Any:
     index = F.pad(plan.kv_index, (0, plan.num_kv_blocks - plan.kv_index.shape[-1]))
     return BlockMask.from_kv_blocks(
         none,
-        torch.zeros_like(index),  # read with the strides of the full list, so of its shape
+        index,  # none of it is counted, but it is read with the strides of the full list
         plan.kv_count,
         index,
         BLOCK_SIZE=(plan.q_block, plan.kv_block),

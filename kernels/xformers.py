@@ -122,7 +122,10 @@ def _problem() -> str | None:
     if importlib.util.find_spec("xformers") is None:
         return "xformers is not installed (pip install 'vidsparse[xformers]')"
     try:
-        importlib.import_module("xformers.ops")
+        fmha = importlib.import_module("xformers.ops").fmha
+        kernels = [op for op in fmha.ALL_FW_OPS if op.is_available()]
+        if not any(fmha.BlockDiagonalMask in op.SUPPORTED_ATTN_BIAS_TYPES for op in kernels):
+            return "the CUDA kernels of xformers do not load (install the build for this torch)"
     except ModuleNotFoundError as error:
         if not str(error.name).startswith("flash_attn"):
             return f"xformers does not import here: {error} (pip install {error.name})"

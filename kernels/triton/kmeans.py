@@ -86,12 +86,12 @@ def step(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     tokens = 128 if wide <= 128 and x.dtype != torch.float32 else 64
     _assign[(triton.cdiv(seq, tokens), batch * heads)](
         x, rounded, bias, labels, *x.stride(), heads, seq, clusters,
-        D=head_dim, BD=wide, BT=tokens, BC=32, num_warps=4, num_stages=4,
+        D=head_dim, BD=wide, BT=tokens, BC=32, num_warps=4, num_stages=3,
     )  # fmt: skip
     order, offsets = counting_sort(labels, clusters)
     moved = centroids.float().clone(memory_format=torch.contiguous_format)
     large = seq > 300 * clusters  # then few programs have much to read each
-    rows = max(1, (16_384 if large else 4096) // wide)
+    rows = max(1, (8192 if large else 4096) // wide)
     _average[(clusters, batch * heads)](
         x, order, offsets, moved, *x.stride(), heads, seq, clusters,
         D=head_dim, BD=wide, ROWS=rows, num_warps=8 if large else 4, num_stages=3,

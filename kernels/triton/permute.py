@@ -115,7 +115,7 @@ def counting_sort(labels: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
     labels = labels.to(torch.int32).contiguous()
     device, every = labels.device, batch * heads
     # a program compares all its tokens with one another, but each chunk has a count of each label
-    chunk = 32 if clusters <= 128 else 64
+    chunk = 64
     chunks = triton.cdiv(seq, chunk)
     counts = torch.zeros((every, chunks, clusters), dtype=torch.int32, device=device)
     totals = torch.empty((batch, heads, clusters), dtype=torch.int32, device=device)

@@ -1,5 +1,7 @@
 """Why xformers may not import, and the two layouts of its log-sum-exp."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -35,6 +37,19 @@ def test_xformers_says_which_package_stops_its_import(monkeypatch, missing, advi
     monkeypatch.setattr("importlib.import_module", cannot_find(missing))
     (reason,) = xformers_unsupported(Case(device_type="cuda", arch=(9, 0)))
     assert advice in reason
+
+
+@pytest.mark.usefixtures("asked_anew")
+@pytest.mark.parametrize("loads", [True, False])
+def test_xformers_whose_kernels_do_not_load_says_so(monkeypatch, loads):
+    mask = object()
+    dense_only = SimpleNamespace(is_available=lambda: True, SUPPORTED_ATTN_BIAS_TYPES=[None])
+    both = SimpleNamespace(is_available=lambda: loads, SUPPORTED_ATTN_BIAS_TYPES=[None, mask])
+    fmha = SimpleNamespace(ALL_FW_OPS=[dense_only, both], BlockDiagonalMask=mask)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("importlib.import_module", lambda name: SimpleNamespace(fmha=fmha))
+    reasons = xformers_unsupported(Case(device_type="cuda", arch=(9, 0)))
+    assert [("do not load" in reason) for reason in reasons] == ([] if loads else [True])
 
 
 @pytest.mark.parametrize("extra", [0, 3])
