@@ -8,6 +8,7 @@ Shapes used in this folder: ``B`` batch, ``H`` heads, ``M`` query blocks, ``N`` 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -145,8 +146,18 @@ class BlockPlan:
 
     def head_density(self) -> Tensor:
         """Density of each head, float32 ``(B|1, H|1)``, without a host sync."""
+        if self.q_offsets is None and self.kv_offsets is None:
+            return self._density_of_counts()
         kept_keys = (self.to_block_mask() * self.kv_sizes.unsqueeze(-2)).sum(dim=-1)
         return ((kept_keys * self.q_sizes).sum(dim=-1) / (self.q_len * self.kv_len)).float()
+
+    def _density_of_counts(self) -> Tensor:
+        """Density from the lengths of the lists; only the last key block can be short."""
+        last = self.kv_index.gather(-1, (self.kv_count.long() - 1).clamp(min=0)[..., None])[..., 0]
+        ends_short = (last == self.num_kv_blocks - 1) & (self.kv_count > 0)
+        missing = self.num_kv_blocks * self.kv_block - self.kv_len
+        keys = self.kv_count.float() * self.kv_block - ends_short * missing
+        return (keys * self.q_sizes).sum(dim=-1) / (self.q_len * self.kv_len)
 
     def to_block_mask(self) -> Tensor:
         """The plan as a boolean ``(B|1, H|1, M, N)``."""
@@ -192,6 +203,19 @@ class BlockPlan:
 
         validate_plan(self)
         return self
+
+
+def dense_plan(like: BlockPlan) -> BlockPlan:
+    """The plan that skips nothing, of the blocks of another; shared by all heads."""
+    device = like.kv_count.device
+    rows, columns = like.num_q_blocks, like.num_kv_blocks
+    index = torch.arange(columns, dtype=torch.int32, device=device).expand(1, 1, rows, -1)
+    return dataclasses.replace(
+        like,
+        kv_count=torch.full((1, 1, rows), columns, dtype=torch.int32, device=device),
+        kv_index=index.contiguous(),
+        pooled=None,
+    )
 
 
 def block_sizes(length: int, block: int, device: torch.device | str | None = None) -> Tensor:

@@ -63,3 +63,30 @@ def part_sizes(
     size = block // parts
     starts = torch.arange(-(-length // block) * parts, device=device) * size
     return (length - starts).clamp(min=0, max=size).float().unflatten(0, (-1, parts))
+
+
+def pool_ragged(x: Tensor, offsets: Tensor, *, impl: str = "auto") -> Tensor:
+    """Mean of each block of tokens, where blocks are of unequal size.
+
+    Args:
+        x: ``(batch, heads, seq, head_dim)``, any strides.
+        offsets: Where blocks start, int32 ``(B|1, H|1, N + 1)``, from 0 to ``seq``.
+        impl: "triton", "reference" (plain torch), or "auto": Triton on CUDA.
+
+    Returns:
+        Float32 ``(batch, heads, N, head_dim)``; a block without tokens has mean zero.
+    """
+    if impl not in ("auto", "triton", "reference"):
+        raise BadInputError(f"unknown impl {impl!r}: choose auto, triton or reference")
+    offsets = offsets.expand(*x.shape[:2], -1)
+    if impl == "triton" or (impl == "auto" and x.is_cuda):
+        from vidsparse.kernels.triton.pooling import launch_ragged
+
+        return launch_ragged(x, offsets)
+    position = torch.arange(x.shape[2], device=x.device, dtype=offsets.dtype)
+    position = position.expand(*x.shape[:2], -1).contiguous()
+    block = torch.searchsorted(offsets[..., 1:].contiguous(), position, right=True)
+    sums = torch.zeros(
+        *x.shape[:2], offsets.shape[-1] - 1, x.shape[3], dtype=torch.float32, device=x.device
+    ).scatter_add_(2, block[..., None].expand(x.shape), x.float())
+    return sums / offsets.diff(dim=-1).clamp(min=1)[..., None]

@@ -110,7 +110,7 @@ def select_budget(
     scores: Tensor,
     q_sizes: Tensor,
     kv_sizes: Tensor,
-    density: float,
+    density: float | Tensor,
     *,
     min_count: int = 1,
     always: Tensor | None = None,
@@ -120,31 +120,46 @@ def select_budget(
 
     Args:
         scores: ``(B|1, H, M, N)``, comparable between heads.
-        q_sizes: Tokens in each query block, ``(M,)``.
-        kv_sizes: Tokens in each key block, ``(N,)``.
-        density: Share of all query-key pairs of a batch entry that may be computed, in (0, 1].
+        q_sizes: Tokens in each query block, ``(M,)``, or ``(B|1, H|1, M)`` where heads differ.
+        kv_sizes: Tokens in each key block, ``(N,)`` or ``(B|1, H|1, N)``.
+        density: Share of all query-key pairs of a batch entry that may be computed, in (0, 1];
+            of each batch entry, ``(B,)``, as a tensor.
         min_count: Blocks per row at least, whatever the budget says.
         always: Boolean, broadcastable to ``scores``; they are paid from the budget.
-        impl: "triton", "reference", or "auto": Triton on CUDA.
+        impl: "triton", "reference", or "auto": Triton on CUDA for sizes that all heads share.
 
     Raises:
         BadInputError: For a density outside (0, 1].
     """
-    if not 0 < density <= 1:
+    if not isinstance(density, Tensor) and not 0 < density <= 1:
         raise BadInputError(f"density must be in (0, 1], got {density:g}")
-    if _use_triton(impl, scores):
+    entries, number = scores.shape[0], scores.shape[-1]
+    if _use_triton(impl, scores) and q_sizes.ndim == kv_sizes.ndim == 1:
         from vidsparse.kernels.triton.select import budget_cutoff, rows
 
         pairs = q_sizes.double().sum() * kv_sizes.double().sum() * scores.shape[1]
-        affordable = (density * (1 + ROUNDING) * pairs).long().expand(scores.shape[0]).contiguous()
+        affordable = (density * (1 + ROUNDING) * pairs).long().expand(entries).contiguous()
         cutoff = budget_cutoff(scores, always, q_sizes, kv_sizes, affordable)
-        return rows(scores, always, scores.shape[-1], least=min_count, cutoff=cutoff)
+        return rows(scores, always, number, least=min_count, cutoff=cutoff)
     keys = sort_keys(scores, always)
-    cost = (q_sizes[:, None] * kv_sizes).float()
-    budget = density * cost.sum() * scores.shape[1] * (1 + ROUNDING)
-    cutoff = _cutoff(keys, cost, budget)
+    cost = (q_sizes.unsqueeze(-1) * kv_sizes.unsqueeze(-2)).float().expand(scores.shape)
+    pairs = cost.sum(dim=(1, 2, 3), dtype=torch.float64) * (1 + ROUNDING)
+    cutoff = _cutoff(keys, cost, (density * pairs)[:, None, None, None])
     counts = (keys >= cutoff).sum(dim=-1, dtype=torch.int32)
-    counts = counts.clamp(min=min_count, max=scores.shape[-1])
+    counts = counts.clamp(min=min_count, max=number)
+    return _best(scores, always, _at_least_always(counts, always), number)
+
+
+def select_counts(scores: Tensor, counts: Tensor, *, always: Tensor | None = None) -> Lists:
+    """Keep a given number of blocks in each row, always-kept ones among them; plain torch.
+
+    Args:
+        scores: ``(B|1, H|1, M, N)``, higher is better.
+        counts: Blocks per row, ``(B|1, H|1, M)``; a row whose always-kept blocks are more keeps
+            them all.
+        always: Boolean, broadcastable to ``scores``.
+    """
+    counts = counts.to(torch.int32).clamp(min=1, max=scores.shape[-1])
     return _best(scores, always, _at_least_always(counts, always), scores.shape[-1])
 
 

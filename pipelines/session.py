@@ -23,7 +23,7 @@ from vidsparse.grid import TokenGrid
 from vidsparse.pipelines import taps
 from vidsparse.pipelines.clock import Clock
 from vidsparse.pipelines.models import Model, find_model
-from vidsparse.presets import Preset
+from vidsparse.preset import Preset
 from vidsparse.stats import Stats
 
 TRANSFORMERS = ("transformer", "transformer_2")
@@ -53,7 +53,7 @@ class Session:
         models = {name: find_model(module) for name, module in transformers.items()}
         self.preset = preset
         self._attention = SparseAttention(preset, engine=engine, strict=strict)
-        self._clock = Clock(_train_timesteps(target), self._attention.stats.start_generation)
+        self._clock = Clock(_train_timesteps(target), self._attention.start_generation)
         self._undo: list[Callable[[], None]] = []
         try:
             for name, module in transformers.items():

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from vidsparse.errors import BadInputError, DenseFallbackError, VidsparseError
 from vidsparse.grid import TokenGrid
-from vidsparse.presets import PRESETS, Preset
+from vidsparse.preset import Preset
+from vidsparse.presets import PRESETS
 
 if TYPE_CHECKING:
     from vidsparse.pipelines.session import Session

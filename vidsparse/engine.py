@@ -13,11 +13,21 @@ from vidsparse.grid import TokenGrid
 from vidsparse.kernels.attention import attention
 from vidsparse.kernels.case import Case
 from vidsparse.kernels.engines import check_engine, choose_engine
-from vidsparse.kernels.plan import BlockPlan
-from vidsparse.planner import Planner
+from vidsparse.kernels.observe import observe_attention
+from vidsparse.kernels.permute import unpermute_tokens
+from vidsparse.kernels.plan import BlockPlan, dense_plan
+from vidsparse.planner import Planner, Work
 from vidsparse.policies.blocks import Blocks
+from vidsparse.policies.compensation import (
+    RESIDUE,
+    Compensation,
+    refresh_residual,
+    rescaled,
+    with_residual,
+)
 from vidsparse.policies.estimator import Inputs
-from vidsparse.presets import Preset
+from vidsparse.policies.observed import Observed
+from vidsparse.preset import Preset
 from vidsparse.stats import CallKey, Stats, Stopwatch
 
 Dense = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -70,7 +80,12 @@ class SparseAttention:
         self.engine = engine
         self.strict = strict
         self.stats = Stats()
-        self._planner = Planner(preset.policy)
+        self._planner = Planner(preset.policy, preset.schedule.replan)
+
+    def start_generation(self) -> None:
+        """Forget the generation before: its counts, and what its layers remembered."""
+        self.stats.start_generation()
+        self._planner.start_generation()
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, call: Call, dense: Dense) -> Tensor:
         """Attend.
@@ -94,26 +109,21 @@ class SparseAttention:
         reason = self._why_dense(q, k, call)
         if reason is not None:
             return self._fall_back(reason, q, k, v, call, dense)
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        with Stopwatch() as total, Stopwatch() as planning:
-            plan = self._plan(q, k, v, call)
-        if plan is None:
-            self._record(call, torch.ones(1))
-            return dense(*(x.transpose(1, 2) for x in (q, k, v)))
-        with total:
-            out = self._attend(q, k, v, plan, call)
-        self._record(call, plan.head_density().mean(dim=0))
-        if q.device.type == "cpu":  # elsewhere a host clock only times the launches
-            self.stats.attention_seconds += total.seconds
-            self.stats.plan_seconds += planning.seconds
+        with Stopwatch(q.device) as total:
+            with Stopwatch(q.device) as planning:
+                inputs = self._inputs(q, k, v, call)
+                way = self.preset.schedule.way(call.sigma or 0.0, call.layer)
+                work = self._planner.work(inputs, way)
+            out = self._attend(work, call, way)
+        self.stats.time(total, planning)
         return out.transpose(1, 2)
 
     def _scheduled_dense(self, call: Call) -> bool:
         """Whether this call is dense whatever the policy would do: not a fallback."""
         if call.sigma is None:
             return False
-        least = self.preset.policy.density or 0.0
-        return self.preset.schedule.density(call.sigma, call.layer, least) >= 1.0
+        way = self.preset.schedule.way(call.sigma, call.layer)
+        return way <= 0.0 or self.preset.policy.density == 1.0
 
     def _why_dense(self, q: Tensor, k: Tensor, call: Call) -> str | None:
         """The reason this call cannot be sparse, in the user's words."""
@@ -144,31 +154,67 @@ class SparseAttention:
         self._record(call, torch.ones(1))
         return dense(q, k, v)
 
-    def _plan(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> BlockPlan | None:
-        """What to compute now; None for everything."""
+    def _inputs(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Inputs:
+        """The call as policies see it; tensors ``(batch, heads, seq, head_dim)``."""
         assert call.grid is not None
-        assert call.sigma is not None
-        inputs = Inputs(
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        key = (call.expert, call.branch, call.layer, call.grid, q.shape[:2], str(q.device))
+        return Inputs(
             blocks=Blocks(call.grid, self.preset.policy.block, q.device),
             q=q,
             k=k,
+            v=v,
             scale=q.shape[-1] ** -0.5 if call.scale is None else call.scale,
             heads=q.shape[1],
             layer=call.layer,
+            step=call.step,
+            state=self._planner.state(key),
         )
-        target = self._planner.target(inputs)
-        density = self.preset.schedule.density(call.sigma, call.layer, target)
-        if density >= 1.0:
-            return None
-        plan = self._planner.plan(inputs, density)
-        return self.preset.policy.compensate(plan, k, v, inputs.blocks.sizes)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, call: Call) -> Tensor:
+    def _attend(self, work: Work, call: Call, way: float) -> Tensor:
+        """Run a plan, with what its policy does after it; back in raster order."""
+        policy, inputs = self.preset.policy, work.inputs
+        head_density = work.plan.head_density()
+        if isinstance(policy.estimator, Observed):
+            seen = observe_attention(*inputs.qkv, work.plan, scale=inputs.scale)
+            policy.estimator.observe(inputs, work.plan, seen, way)
+            out = seen.out
+        elif policy.compensation is Compensation.RESIDUAL:
+            out, refreshed = self._with_residual(work)
+            head_density = torch.ones_like(head_density) if refreshed else head_density
+        else:
+            out = self._run(inputs, work.plan)
+        if policy.compensation is Compensation.RESCALE:
+            out = rescaled(out, work.plan, inputs)
+        self._record(call, head_density.mean(dim=0))
+        return out if work.q_order is None else unpermute_tokens(out, work.q_order)
+
+    def _with_residual(self, work: Work) -> tuple[Tensor, bool]:
+        """The corrected output, and whether it is dense because the residual was measured."""
+        inputs, plan = work.inputs, work.plan
+        age = inputs.state.age(RESIDUE, inputs.step)
+        if age is not None and 0 <= age < self.preset.policy.refresh:
+            return with_residual(self._run(inputs, plan), plan, inputs), False
+        sparse, dense = (self._run_with_lse(inputs, each) for each in (plan, dense_plan(plan)))
+        refresh_residual(inputs, plan, sparse, dense)
+        return dense[0], True
+
+    def _run(self, inputs: Inputs, plan: BlockPlan) -> Tensor:
+        engine = self._engine(inputs, plan, False)
+        return attention(*inputs.qkv, plan, scale=inputs.scale, engine=engine)
+
+    def _run_with_lse(self, inputs: Inputs, plan: BlockPlan) -> tuple[Tensor, Tensor]:
+        engine = self._engine(inputs, plan, True)
+        return attention(*inputs.qkv, plan, scale=inputs.scale, engine=engine, return_lse=True)
+
+    def _engine(self, inputs: Inputs, plan: BlockPlan, return_lse: bool) -> str:
+        """The kernel engine of a call, which is counted."""
         engine = self.engine
         if engine == "auto":
-            engine = choose_engine(Case.of(q, k, v, plan, None, False)).engine
+            case = Case.of(*inputs.qkv, plan, None, return_lse)
+            engine = choose_engine(case).engine
         self.stats.engines[engine] += 1
-        return attention(q, k, v, plan, scale=call.scale, engine=engine)
+        return engine
 
     def _record(self, call: Call, head_density: Tensor) -> None:
         self.stats.record(call.key, call.sigma, head_density)

@@ -1,15 +1,40 @@
-"""Turns a policy and a density into block plans, and remembers the ones that need no data."""
+"""Turns a policy and a noise level into block plans, and remembers what the next step can use."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from torch import Tensor
 
 from vidsparse.kernels.plan import BlockPlan
+from vidsparse.policies.choice import choose
+from vidsparse.policies.compensation import Compensation, with_centroids
 from vidsparse.policies.estimator import Estimate, Inputs
-from vidsparse.policies.policy import Policy
-from vidsparse.state import Memory
+from vidsparse.policies.policy import Alternative, Policy, lists_of_mask, plan_of_lists
+from vidsparse.policies.selectors import Selector
+from vidsparse.policies.tolerance import plan_within
+from vidsparse.state import LayerState, Memory, pack_bits, unpack_bits
 
 REMEMBERED = 16  # static plans: a ramp of 16 steps at one size, or several sizes without a ramp
+LAYERS = 4096  # of all experts, branches and geometries: none is forgotten within a generation
+PLAN = "plan"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Work:
+    """An attention call, ready to run.
+
+    Attributes:
+        inputs: q, k and v in the order of the plan.
+        plan: What to compute, in that order.
+        q_order: How to put the output back, int32 ``(B|1, H|1, seq)``; None if nothing moved.
+    """
+
+    inputs: Inputs
+    plan: BlockPlan
+    q_order: Tensor | None = None
 
 
 class Planner:
@@ -17,52 +42,116 @@ class Planner:
 
     Args:
         policy: What to compute at full sparsity.
+        replan: Steps until a layer's plan is made anew; in between it is used again.
 
     Attributes:
         notes: Sentences the user should read, such as a density that could not be met.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, replan: int = 1) -> None:
         self.policy = policy
+        self._replan = replan
         self._plans = Memory(REMEMBERED, BlockPlan.nbytes)
-        self._estimates = Memory(2, lambda estimate: estimate.scores.nbytes)
+        self._estimates = Memory(4, lambda estimate: estimate.scores.nbytes)
         self._densities = Memory(REMEMBERED, lambda density: 0)
+        self._states = Memory(LAYERS, LayerState.nbytes)
         self.notes: dict[str, None] = {}
 
-    def target(self, inputs: Inputs) -> float:
-        """Density at full sparsity: the policy's own, or that of its estimator's mask."""
-        if self.policy.density is not None:
+    def start_generation(self) -> None:
+        """Forget what belongs to the generation before; static plans stay."""
+        self._states.clear()
+
+    def state(self, key: Hashable) -> LayerState:
+        """What a layer remembers; the key names the layer, branch, expert and geometry."""
+        return self._states.get(key, LayerState)
+
+    def target(self, inputs: Inputs) -> float | None:
+        """Density at full sparsity: the policy's, or that of its static mask; None if unknown."""
+        if self.policy.density is not None or not self.policy.static:
             return self.policy.density
         return self._densities.get(
             inputs.blocks.grid, lambda: self._static_plan(inputs, None).density
         )
 
-    def plan(self, inputs: Inputs, density: float) -> BlockPlan:
-        """What to compute under a density in (0, 1); no pooled stand-ins yet."""
-        policy = self.policy
-        if not policy.estimator.needs_data:
-            own_mask = policy.density is None and density <= self.target(inputs)
-            return self._static_plan(inputs, None if own_mask else density)
-        estimate = policy.estimator.estimate(inputs)
-        return policy.plan(policy.keep(estimate, inputs, density), inputs)
+    def work(self, inputs: Inputs, way: float) -> Work:
+        """Order a call and plan it.
+
+        Args:
+            inputs: q, k and v in raster order.
+            way: How far the schedule has come from dense, in (0, 1].
+        """
+        target = self.target(inputs)
+        density = None if target is None or (target != self.policy.density and way >= 1) else target
+        if density is not None:
+            density = 1.0 - way * (1.0 - density)
+        if self.policy.static:
+            arranged = self.policy.order.arrange(inputs)
+            return self._finish(
+                arranged.inputs, self._static_plan(inputs, density), arranged.q_order
+            )
+        if self.policy.selector is Selector.TOLERANCE:
+            return self._within_tolerance(inputs, way)
+        if self.policy.alternatives:
+            return self._chosen(inputs, density)
+        arranged = self.policy.order.arrange(inputs)
+        plan = self._remembered(arranged.inputs)
+        if plan is None:
+            p = None if self.policy.p is None else 1.0 - way * (1.0 - self.policy.p)
+            estimate = self.policy.estimator.estimate(arranged.inputs)
+            plan = self.policy.plan(estimate, arranged.inputs, density=density, p=p)
+            self._remember(arranged.inputs, plan)
+        return self._finish(arranged.inputs, plan, arranged.q_order)
 
     def nbytes(self) -> int:
         """Bytes remembered."""
-        return self._plans.nbytes() + self._estimates.nbytes()
+        return self._plans.nbytes() + self._estimates.nbytes() + self._states.nbytes()
+
+    def _finish(self, inputs: Inputs, plan: BlockPlan, q_order: Tensor | None) -> Work:
+        if self.policy.compensation is Compensation.CENTROID:
+            plan = with_centroids(plan, inputs)
+        return Work(inputs=inputs, plan=plan, q_order=q_order)
+
+    def _chosen(self, inputs: Inputs, density: float | None) -> Work:
+        """Each head in the order, and with the mask, that errs least on sampled rows."""
+        arranged, keep = choose(self.policy, inputs, density, self._static_estimate)
+        plan = plan_of_lists(lists_of_mask(keep), inputs.blocks)
+        return self._finish(arranged.inputs, plan, arranged.q_order)
+
+    def _within_tolerance(self, inputs: Inputs, way: float) -> Work:
+        assert self.policy.tolerance is not None
+        tolerance = self.policy.tolerance * way
+        arranged, plan = plan_within(self.policy, inputs, tolerance, self._static_estimate)
+        return self._finish(arranged.inputs, plan, arranged.q_order)
+
+    def _remember(self, inputs: Inputs, plan: BlockPlan) -> None:
+        if self._replan > 1:
+            inputs.state.put(PLAN, pack_bits(plan.to_block_mask()), inputs.step)
+
+    def _remembered(self, inputs: Inputs) -> BlockPlan | None:
+        """The plan of an earlier step, if it is young enough."""
+        packed, age = inputs.state.get(PLAN), inputs.state.age(PLAN, inputs.step)
+        if packed is None or age is None or not 0 <= age < self._replan:
+            return None
+        keep = unpack_bits(packed, inputs.blocks.number)
+        return plan_of_lists(lists_of_mask(keep), inputs.blocks)
+
+    def _static_estimate(self, candidate: Alternative, inputs: Inputs) -> Estimate:
+        key = (inputs.blocks.grid, str(inputs.blocks.device), candidate)
+        return self._estimates.get(key, lambda: candidate.estimator.estimate(inputs))
 
     def _static_plan(self, inputs: Inputs, density: float | None) -> BlockPlan:
-        blocks = inputs.blocks
-        layer = inputs.layer if self.policy.estimator.per_layer else 0
+        policy, blocks = self.policy, inputs.blocks
+        layer = inputs.layer if policy.estimator.per_layer or policy.order.per_layer else 0
         geometry = (blocks.grid, str(blocks.device), layer, inputs.heads)
-        inputs = dataclasses.replace(inputs, layer=layer)
+        bare = dataclasses.replace(inputs, layer=layer, q=None, k=None, v=None)
 
         def estimate() -> Estimate:
-            return self.policy.estimator.estimate(inputs)
+            return policy.estimator.estimate(policy.order.arrange(bare).inputs)
 
         def plan() -> BlockPlan:
-            keep = self.policy.keep(self._estimates.get(geometry, estimate), inputs, density)
-            made = self.policy.plan(keep, inputs)
-            asked = self.policy.density  # on a ramp, other densities only pass by
+            arranged = policy.order.arrange(bare).inputs
+            made = policy.plan(self._estimates.get(geometry, estimate), arranged, density=density)
+            asked = policy.density  # on a ramp, other densities only pass by
             if asked is not None and density == asked and made.density > 1.05 * asked:
                 self.notes.setdefault(
                     f"density {made.density:.2f} is the least that this mask allows on the grid "

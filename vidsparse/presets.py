@@ -1,143 +1,25 @@
-"""Presets: named policies with a schedule, and how their parameters are changed by name."""
+"""The named methods of the literature, and ours, as compositions of the same parts."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any, ClassVar, get_args, get_origin, get_type_hints
+from collections.abc import Mapping
 
 from vidsparse.errors import BadInputError
-from vidsparse.policies.policy import Policy, Selector
+from vidsparse.policies.compensation import Compensation
+from vidsparse.policies.exact import Antidiagonal, Exact
+from vidsparse.policies.geometric import Band, Disc, Neighbourhood, Places
+from vidsparse.policies.observed import Observed
+from vidsparse.policies.orders import AXES, Axes, Cycle, Hilbert, Raster, Tile
+from vidsparse.policies.policy import Alternative, Anchor, Policy
 from vidsparse.policies.pooled import Pooled
 from vidsparse.policies.radial import Radial
 from vidsparse.policies.random import Random
+from vidsparse.policies.selectors import Scope, Selector
+from vidsparse.policies.semantic import Semantic
+from vidsparse.policies.stripes import Stripes
+from vidsparse.policies.value_aware import Mass, Routing, ValueAware
+from vidsparse.preset import Preset, suggest
 from vidsparse.schedule import Schedule
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Preset:
-    """Everything a session needs to know.
-
-    Attributes:
-        name: As given on the command line.
-        summary: One sentence.
-        source: Where the method comes from.
-        policy: What to compute at full sparsity.
-        schedule: When to compute how much.
-        min_tokens: Shorter sequences run dense: from about 1,000 tokens on, the ``cpu`` engine
-            gains at density 0.25 (benchmarks/results/cpu_engine.json).
-    """
-
-    name: str
-    summary: str
-    source: str
-    policy: Policy
-    schedule: Schedule = dataclasses.field(default_factory=Schedule)
-    min_tokens: int = 1_000
-
-    def __post_init__(self) -> None:
-        if self.min_tokens < 0:
-            raise BadInputError(f"min_tokens must be at least 0, got {self.min_tokens}")
-
-    def parameters(self) -> dict[str, Any]:
-        """Every parameter that ``override`` takes, with its value."""
-        values: dict[str, Any] = {}
-        for part in self.parts():
-            for field in dataclasses.fields(part):
-                values[field.name] = getattr(part, field.name)
-        return {name: values[name] for name in self._types()}
-
-    def parts(self) -> tuple[Any, ...]:
-        """The objects that hold the parameters."""
-        return self.policy, self.policy.estimator, self.schedule, self
-
-    def _types(self) -> dict[str, Any]:
-        """The type of every parameter: the fields of the parts, less those that hold a part."""
-        types: dict[str, Any] = {}
-        for part in self.parts():
-            types |= get_type_hints(type(part))
-        held = ("estimator", "policy", "schedule", "name", "summary", "source")
-        return {
-            name: kind
-            for name, kind in types.items()
-            if name not in held and get_origin(kind) is not ClassVar
-        }
-
-    def override(self, changes: Mapping[str, Any]) -> Preset:
-        """The same preset with other parameters; strings are read as the parameter's type.
-
-        Raises:
-            BadInputError: For a parameter the preset does not have, with the near matches, or a
-                value it cannot take.
-
-        Example:
-            >>> PRESETS["radial"].override({"decay": "0.4"}).parameters()["decay"]
-            0.4
-        """
-        known = self.parameters()
-        if unknown := [name for name in changes if name not in known]:
-            raise BadInputError(
-                f"preset {self.name!r} has no parameter {unknown[0]!r}: "
-                f"{suggest(unknown[0], known)}"
-            )
-        if {"decay", "density"} <= changes.keys():
-            raise BadInputError("give decay or density, not both: each sets the width of the mask")
-        types = self._types()
-        values = {name: read_value(name, value, types[name]) for name, value in changes.items()}
-
-        def changed(part: Any) -> Any:
-            names = {field.name for field in dataclasses.fields(part)}
-            return dataclasses.replace(part, **{n: v for n, v in values.items() if n in names})
-
-        estimator = changed(self.policy.estimator)
-        policy = dataclasses.replace(changed(self.policy), estimator=estimator)
-        return dataclasses.replace(
-            self,
-            policy=policy,
-            schedule=changed(self.schedule),
-            min_tokens=values.get("min_tokens", self.min_tokens),
-        )
-
-
-def read_value(name: str, value: Any, kind: Any) -> Any:
-    """Read text as the type of a parameter; other values pass through.
-
-    Raises:
-        BadInputError: Naming what the parameter takes.
-    """
-    if not isinstance(value, str):
-        return value
-    options = get_args(kind) or (kind,)
-    text = value.strip().lower()
-    if type(None) in options and text == "none":
-        return None
-    kind = options[0]
-    try:
-        return _SWITCH[text] if kind is bool else kind(text)
-    except (ValueError, KeyError):
-        raise BadInputError(f"{name} takes {_describe(kind)}, got {value!r}") from None
-
-
-_SWITCH = {"true": True, "yes": True, "on": True, "1": True} | {
-    "false": False, "no": False, "off": False, "0": False
-}  # fmt: skip
-
-
-def _describe(kind: type) -> str:
-    if issubclass(kind, StrEnum):
-        return " or ".join(kind)
-    return {bool: "true or false", int: "a whole number"}.get(kind, "a number")
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """What may have been meant, and what there is."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"{hint}there is {', '.join(known)}"
 
 
 def find_preset(name: str) -> Preset:
@@ -146,9 +28,13 @@ def find_preset(name: str) -> Preset:
     Raises:
         BadInputError: With the near matches, when there is none.
     """
+    name = ALIASES.get(name, name)
     if name not in PRESETS:
         raise BadInputError(f"unknown preset {name!r}: {suggest(name, PRESETS)}")
     return PRESETS[name]
+
+
+ALIASES: Mapping[str, str] = {"semantic": "svg2-ear", "temporal": "lite"}
 
 
 def _table(*presets: Preset) -> dict[str, Preset]:
@@ -160,9 +46,23 @@ def _table(*presets: Preset) -> dict[str, Preset]:
 PRESETS: Mapping[str, Preset] = _table(
     Preset(
         name="balanced",
-        summary="The default: the estimator of draft, with a density a little on the safe side",
-        source="DraftAttention's estimator, arXiv 2505.14708, with our ramp",
-        policy=Policy(estimator=Pooled(), density=0.25),
+        summary="The default: what skipping a block would cost, one budget for all heads of a layer",
+        source="ours: sub-block mass x distance of values",
+        policy=Policy(estimator=ValueAware(), selector=Selector.BUDGET, density=0.25),
+    ),
+    Preset(
+        name="auto",
+        summary="Each head in the order, and with as many blocks, as its error on sampled rows asks",
+        source="ours",
+        policy=Policy(
+            estimator=ValueAware(mass=Mass.ROWS),
+            selector=Selector.TOLERANCE,
+            tolerance=0.08,
+            alternatives=tuple(
+                Alternative(order=order, estimator=ValueAware(mass=Mass.ROWS))
+                for order in (Tile(), Hilbert())
+            ),
+        ),
     ),
     Preset(
         name="draft",
@@ -175,6 +75,157 @@ PRESETS: Mapping[str, Preset] = _table(
         summary="A static mask whose bands narrow with distance in time",
         source="Radial Attention, arXiv 2506.19852",
         policy=Policy(estimator=Radial(), selector=Selector.THRESHOLD, block=128),
+    ),
+    Preset(
+        name="sta",
+        summary="A window of whole tiles slides over the video",
+        source="Sliding Tile Attention, arXiv 2502.04507",
+        policy=Policy(
+            order=Tile(tile_frames=6, tile_height=8, tile_width=8),
+            estimator=Neighbourhood(window_frames=18, unit_frames=6, unit_height=8, unit_width=8),
+            selector=Selector.THRESHOLD,
+            block=128,
+        ),
+    ),
+    Preset(
+        name="svg",
+        summary="A band in time or in space, whichever errs less on sampled rows of each head",
+        source="Sparse VideoGen, arXiv 2502.01776",
+        policy=Policy(
+            estimator=Band(),
+            selector=Selector.THRESHOLD,
+            density=0.25,
+            alternatives=(Alternative(order=Axes(axes="hwf"), estimator=Band()),),
+        ),
+    ),
+    Preset(
+        name="svg2",
+        summary="Clusters of queries and of keys; each query cluster keeps the likeliest mass",
+        source="Sparse VideoGen 2, arXiv 2505.18875",
+        policy=Policy(
+            order=Semantic(), estimator=Pooled(), selector=Selector.TOP_P, p=0.9, floor=0.1
+        ),
+    ),
+    Preset(
+        name="svg2-ear",
+        summary="The clusters of svg2; means stand in for the clusters where that errs least",
+        source="SVG-EAR",
+        policy=Policy(
+            order=Semantic(),
+            estimator=Routing(),
+            selector=Selector.TOP_P,
+            p=0.85,
+            compensation=Compensation.CENTROID,
+        ),
+    ),
+    Preset(
+        name="xattention",
+        summary="A strided sample of the scores of every block, kept up to a share of the mass",
+        source="XAttention, arXiv 2503.16428",
+        policy=Policy(
+            estimator=Antidiagonal(), selector=Selector.TOP_P, p=0.9, scope=Scope.ROW, block=128
+        ),
+    ),
+    Preset(
+        name="adaspa",
+        summary="Exact block mass, searched anew only every few steps, one budget a layer",
+        source="AdaSpa, arXiv 2502.21079",
+        policy=Policy(estimator=Exact(), selector=Selector.BUDGET, density=0.2),
+        schedule=Schedule(replan=5),
+    ),
+    Preset(
+        name="lite",
+        summary="Skips the blocks that the kernel saw to matter little, and looks again in turn",
+        source="LiteAttention, arXiv 2511.11062, with re-opening",
+        policy=Policy(estimator=Observed(), selector=Selector.THRESHOLD, rotate=0.05, block=128),
+    ),
+    Preset(
+        name="paro",
+        summary="Each head nests frame, row and column as makes its map blocky, once a generation",
+        source="PAROAttention, arXiv 2506.16054",
+        policy=Policy(
+            estimator=Pooled(),
+            selector=Selector.BUDGET,
+            scope=Scope.HEAD,
+            density=0.25,
+            alternatives=tuple(
+                Alternative(order=Axes(axes=axes), estimator=Pooled()) for axes in AXES[1:]
+            ),
+            choose_every=0,
+        ),
+    ),
+    Preset(
+        name="rectified",
+        summary="A narrow draft along a Hilbert curve, corrected for the mass it leaves out",
+        source="Rectified SpaAttn",
+        policy=Policy(
+            order=Hilbert(),
+            estimator=Pooled(),
+            selector=Selector.TOP_P,
+            scope=Scope.ROW,
+            p=0.3,
+            floor=0.2,
+            anchor=Anchor.KEYS,
+            compensation=Compensation.RESCALE,
+            block=128,
+        ),
+    ),
+    Preset(
+        name="vmoba",
+        summary="Boxes in time, in the plane and in both, by layer; one threshold a head",
+        source="VMoBA, arXiv 2506.23858",
+        policy=Policy(
+            order=Cycle(),
+            estimator=Pooled(),
+            selector=Selector.TOP_P,
+            scope=Scope.HEAD,
+            p=0.25,
+        ),
+    ),
+    Preset(
+        name="clear",
+        summary="A circle around every query, for images",
+        source="CLEAR, arXiv 2412.16112",
+        policy=Policy(
+            order=Tile(tile_frames=1, tile_height=8, tile_width=8),
+            estimator=Disc(),
+            selector=Selector.THRESHOLD,
+        ),
+    ),
+    Preset(
+        name="sparse-vdit",
+        summary="Each head takes the best of three patterns, once a generation",
+        source="Sparse-vDiT, arXiv 2506.03065",
+        policy=Policy(
+            estimator=Band(),
+            selector=Selector.THRESHOLD,
+            density=0.25,
+            alternatives=(
+                Alternative(order=Raster(), estimator=Places()),
+                Alternative(order=Raster(), estimator=Stripes()),
+            ),
+            choose_every=0,
+        ),
+    ),
+    Preset(
+        name="rainfusion",
+        summary="Each head is found to be near in time, near in space or textural, at every step",
+        source="RainFusion, arXiv 2505.21036",
+        policy=Policy(
+            estimator=Band(),
+            selector=Selector.THRESHOLD,
+            density=0.25,
+            alternatives=(
+                Alternative(order=Axes(axes="hwf"), estimator=Band()),
+                Alternative(order=Raster(), estimator=Stripes()),
+            ),
+        ),
+    ),
+    Preset(
+        name="re-ttention",
+        summary="Draft, plus what it lacked when it was last compared with dense attention",
+        source="Re-ttention, arXiv 2505.22918",
+        policy=Policy(estimator=Pooled(), density=0.15, compensation=Compensation.RESIDUAL),
     ),
     Preset(
         name="random",

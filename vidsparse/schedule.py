@@ -21,11 +21,13 @@ class Schedule:
         full_below: Steps with a sigma of at most this run at the policy's density; must not exceed
             ``dense_above``. Equal to it, the ramp is a switch.
         dense_layers: The first so many layers are always dense.
+        replan: A layer's plan is made anew after so many steps; in between it is used again.
     """
 
     dense_above: float = 0.95
     full_below: float = 0.8
     dense_layers: int = 0
+    replan: int = 1
 
     def __post_init__(self) -> None:
         for name in ("dense_above", "full_below"):
@@ -37,6 +39,21 @@ class Schedule:
             )
         if self.dense_layers < 0:
             raise BadInputError(f"dense_layers must be at least 0, got {self.dense_layers}")
+        if self.replan < 1:
+            raise BadInputError(f"replan must be at least 1, got {self.replan}")
+
+    def way(self, sigma: float, layer: int) -> float:
+        """How far a call has come from dense, 0, to full sparsity, 1.
+
+        Args:
+            sigma: Noise level of the step.
+            layer: Index of the layer, from 0.
+        """
+        if layer < self.dense_layers or sigma > self.dense_above:
+            return 0.0
+        if sigma <= self.full_below:
+            return 1.0
+        return (self.dense_above - sigma) / (self.dense_above - self.full_below)
 
     def density(self, sigma: float, layer: int, target: float) -> float:
         """Share of query-key pairs to compute.
@@ -46,9 +63,4 @@ class Schedule:
             layer: Index of the layer, from 0.
             target: Density of the policy at full sparsity.
         """
-        if layer < self.dense_layers or sigma > self.dense_above:
-            return 1.0
-        if sigma <= self.full_below:
-            return target
-        way = (self.dense_above - sigma) / (self.dense_above - self.full_below)
-        return 1.0 - way * (1.0 - target)
+        return 1.0 - self.way(sigma, layer) * (1.0 - target)

@@ -6,6 +6,37 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
 
+import torch
+from torch import Tensor
+
+
+class LayerState:
+    """What one layer remembers of earlier steps, for one guidance branch and one geometry.
+
+    Tensors by name; those that belong to a batch have it as their first dimension, so guidance
+    branches that run as one batch stay apart.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.steps: dict[str, int] = {}
+
+    def get(self, name: str) -> Tensor | None:
+        """A tensor, or None if there is none."""
+        return self.tensors.get(name)
+
+    def put(self, name: str, value: Tensor, step: int) -> None:
+        """Remember a tensor and the step it is of."""
+        self.tensors[name], self.steps[name] = value, step
+
+    def age(self, name: str, step: int) -> int | None:
+        """How many steps ago a tensor was made; None if there is none."""
+        return step - self.steps[name] if name in self.steps else None
+
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
 
 class Memory:
     """Keeps the values used last, forgets the others.
@@ -39,3 +70,27 @@ class Memory:
 
     def __len__(self) -> int:
         return len(self._values)
+
+
+def pack_bits(mask: Tensor) -> Tensor:
+    """Eight booleans of the last dimension in a byte.
+
+    Example:
+        >>> pack_bits(torch.tensor([True, False, True]))
+        tensor([5], dtype=torch.uint8)
+    """
+    missing = -mask.shape[-1] % 8
+    bits = torch.nn.functional.pad(mask.to(torch.uint8), (0, missing)).unflatten(-1, (-1, 8))
+    weight = 1 << torch.arange(8, dtype=torch.uint8, device=mask.device)
+    return (bits * weight).sum(dim=-1, dtype=torch.uint8)
+
+
+def unpack_bits(packed: Tensor, length: int) -> Tensor:
+    """The booleans again.
+
+    Example:
+        >>> unpack_bits(torch.tensor([5], dtype=torch.uint8), 3)
+        tensor([ True, False,  True])
+    """
+    shift = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    return ((packed[..., None] >> shift) & 1).bool().flatten(-2)[..., :length]

@@ -31,9 +31,6 @@ class Stats:
         engines: How many calls each kernel engine ran.
         notes: Sentences the user should read, each said once.
         generations: How many generations the session has seen.
-        attention_seconds: Time in sparse attention calls, planning included. Measured on CPUs only:
-            on a GPU a host clock times launches, so there it stays 0.
-        plan_seconds: The part of that time spent on deciding what to compute.
         memory_bytes: What the session remembers now.
     """
 
@@ -43,16 +40,29 @@ class Stats:
     engines: Counter[str] = field(default_factory=Counter)
     notes: dict[str, None] = field(default_factory=dict)
     generations: int = 0
-    attention_seconds: float = 0.0
-    plan_seconds: float = 0.0
     memory_bytes: int = 0
+    _timed: list[tuple[Stopwatch, Stopwatch]] = field(default_factory=list, repr=False)
 
     def start_generation(self) -> None:
         """Forget the calls of the generation before."""
         self.calls.clear()
         self.sigmas.clear()
         self.generations += 1
-        self.attention_seconds = self.plan_seconds = 0.0
+        self._timed.clear()
+
+    def time(self, whole: Stopwatch, planning: Stopwatch) -> None:
+        """Note how long a sparse attention call took, and its planning within that."""
+        self._timed.append((whole, planning))
+
+    @property
+    def attention_seconds(self) -> float:
+        """Time in sparse attention calls, planning included; on a GPU, this waits for it."""
+        return sum(whole.seconds for whole, _ in self._timed)
+
+    @property
+    def plan_seconds(self) -> float:
+        """The part of that time spent on deciding what to compute, and on putting it in order."""
+        return sum(planning.seconds for _, planning in self._timed)
 
     def record(self, key: CallKey, sigma: float | None, head_density: Tensor) -> None:
         """Note one attention call; ``head_density`` stays on its device until it is read."""
@@ -131,14 +141,35 @@ class Stats:
 
 
 class Stopwatch:
-    """Adds up host time spent in its ``with`` blocks."""
+    """Time spent in a ``with`` block, by the clock of the device that does the work.
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
+    On a GPU it records events and reads them only when asked, so nothing waits.
+
+    Args:
+        device: Where the work runs.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._events = None
+        if device.type == "cuda":
+            self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        self._host = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """How long it took; on a GPU this waits for it to end."""
+        if self._events is None:
+            return self._host
+        self._events[1].synchronize()
+        return self._events[0].elapsed_time(self._events[1]) / 1000
 
     def __enter__(self) -> Stopwatch:
+        if self._events is not None and not torch.cuda.is_current_stream_capturing():
+            self._events[0].record()
         self._start = time.perf_counter()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.seconds += time.perf_counter() - self._start
+        self._host = time.perf_counter() - self._start
+        if self._events is not None and not torch.cuda.is_current_stream_capturing():
+            self._events[1].record()

@@ -4,7 +4,8 @@ import pytest
 
 from vidsparse.errors import BadInputError
 from vidsparse.policies.policy import Compensation, Selector
-from vidsparse.presets import PRESETS, find_preset, suggest
+from vidsparse.preset import suggest
+from vidsparse.presets import PRESETS, find_preset
 
 
 @pytest.mark.parametrize("name", PRESETS)

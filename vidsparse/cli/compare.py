@@ -13,7 +13,7 @@ from vidsparse.cli.job import Job, Prompt, Result, RunOptions, run_request
 from vidsparse.cli.options import Json, PresetChanges, option
 from vidsparse.cli.screen import answer, answer_json, busy
 from vidsparse.errors import BadInputError
-from vidsparse.presets import Preset
+from vidsparse.preset import Preset
 
 if TYPE_CHECKING:
     from vidsparse.metrics.fidelity import Fidelity

@@ -13,7 +13,7 @@ from rich.table import Table
 from vidsparse.cli.job import Job, Result
 from vidsparse.cli.screen import plain_table
 from vidsparse.files import replace_file
-from vidsparse.presets import Preset
+from vidsparse.preset import Preset
 
 if TYPE_CHECKING:
     import numpy as np

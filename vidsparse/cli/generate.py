@@ -11,7 +11,7 @@ from vidsparse.cli.job import Job, Prompt, Result, RunOptions, run_request
 from vidsparse.cli.options import PresetChanges, option
 from vidsparse.cli.screen import answer, complain
 from vidsparse.errors import BadInputError
-from vidsparse.presets import Preset
+from vidsparse.preset import Preset
 
 if TYPE_CHECKING:
     from vidsparse.pipelines.generate import Request

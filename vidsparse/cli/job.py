@@ -16,7 +16,7 @@ from vidsparse.cli.options import option
 from vidsparse.cli.screen import busy, note, step_bar
 from vidsparse.errors import BadInputError
 from vidsparse.pipelines.checkpoints import TINY, Checkpoint, find_checkpoint
-from vidsparse.presets import Preset
+from vidsparse.preset import Preset
 from vidsparse.stats import Stats
 
 if TYPE_CHECKING:

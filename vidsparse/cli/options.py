@@ -11,7 +11,8 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from vidsparse.errors import BadInputError
-from vidsparse.presets import Preset, find_preset
+from vidsparse.preset import Preset
+from vidsparse.presets import find_preset
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for a program.")]
 

@@ -19,7 +19,7 @@ from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.policy import Policy
 from vidsparse.policies.radial import Radial
 from vidsparse.policies.random import Random
-from vidsparse.presets import Preset
+from vidsparse.preset import Preset
 
 GRID_STEPS, GRID_SHIFT = 50, 5.0  # of a run when only a grid is given: as Wan 2.1 at 720p
 

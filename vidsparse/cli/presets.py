@@ -13,7 +13,8 @@ import typer
 from vidsparse.cli.options import Json, PresetChanges
 from vidsparse.cli.screen import answer, answer_json, plain_table
 from vidsparse.errors import BadInputError
-from vidsparse.presets import PRESETS, Preset
+from vidsparse.preset import Preset
+from vidsparse.presets import PRESETS
 
 
 def presets(

@@ -1,4 +1,4 @@
-"""A token grid cut into blocks: sizes, what must always be kept, and where frames begin and end."""
+"""A token sequence cut into blocks: their sizes, what is always kept, where frames begin and end."""
 
 from __future__ import annotations
 
@@ -14,39 +14,82 @@ from vidsparse.kernels.plan import block_sizes
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """A sequence in raster order, cut every ``block`` tokens; the last block may be short.
+    """A sequence in some order, cut every ``block`` tokens; the last block may be short.
+
+    Text stands where it stood, before and after the video, whatever the order.
 
     Attributes:
         grid: The layout of the sequence.
         block: Tokens in a block, of queries and of keys.
         device: Where tensors are made.
+        order: Position ``p`` holds token ``order[p]``, int32 ``(B|1, H|1, seq)``; None is raster.
+        q_offsets: Where query blocks of unequal size start, int32 ``(B|1, H|1, M + 1)``.
+        kv_offsets: The same for key blocks, int32 ``(B|1, H|1, N + 1)``.
     """
 
     grid: TokenGrid
     block: int
     device: torch.device
+    order: Tensor | None = None
+    q_offsets: Tensor | None = None
+    kv_offsets: Tensor | None = None
 
     @property
     def number(self) -> int:
+        """How many equal blocks there are."""
         return -(-self.grid.tokens // self.block)
 
     @cached_property
     def sizes(self) -> Tensor:
-        """Tokens in each block, float32 ``(N,)``."""
+        """Tokens in each equal block, float32 ``(N,)``."""
         return block_sizes(self.grid.tokens, self.block, self.device)
 
     @cached_property
+    def q_sizes(self) -> Tensor:
+        """Tokens in each query block, float32 ``(M,)`` or ``(B|1, H|1, M)``."""
+        return self.sizes if self.q_offsets is None else self.q_offsets.diff(dim=-1).float()
+
+    @cached_property
+    def kv_sizes(self) -> Tensor:
+        """Tokens in each key block, float32 ``(N,)`` or ``(B|1, H|1, N)``."""
+        return self.sizes if self.kv_offsets is None else self.kv_offsets.diff(dim=-1).float()
+
+    @cached_property
     def always_kept(self) -> Tensor:
-        """Boolean ``(N, N)``: the diagonal, and every row and column that holds text."""
+        """Boolean ``(M, N)``: every row and column that holds text, and of equal blocks the diagonal.
+
+        The one always-kept thing that is not here is the first frame: see ``first_frame``.
+        """
+        if self.q_offsets is not None and self.kv_offsets is not None:
+            rows, columns = (x.shape[-1] - 1 for x in (self.q_offsets, self.kv_offsets))
+            return self._text_ends(rows)[:, None] | self._text_ends(columns)
         keep = torch.eye(self.number, dtype=torch.bool, device=self.device)
         starts = torch.arange(self.number, device=self.device) * self.block
         video_end = self.grid.prefix + self.grid.video_tokens
         text = (starts < self.grid.prefix) | (starts + self.sizes > video_end)
         return keep | text[:, None] | text
 
+    def _text_ends(self, number: int) -> Tensor:
+        """Which of so many clusters is text: those before and after the video stand at the ends."""
+        at = torch.arange(number, device=self.device)
+        first = at < (self.grid.prefix > 0)
+        return first | (at >= number - (self.grid.suffix > 0))
+
+    @cached_property
+    def first_frame(self) -> Tensor:
+        """Equal blocks that hold a token of the first frame, boolean ``(B|1, H|1, N)``."""
+        start, stop = self.grid.prefix, self.grid.prefix + self.grid.frame_tokens
+        if self.order is None:
+            token = torch.arange(self.grid.tokens, device=self.device)[None, None]
+        else:
+            token = self.order
+        inside = ((token >= start) & (token < stop)).float()
+        missing = self.number * self.block - self.grid.tokens
+        return torch.nn.functional.pad(inside, (0, missing)).unflatten(-1, (-1, self.block)).any(-1)
+
     @cached_property
     def segments(self) -> Segments:
-        """The sequence cut at every block and every frame boundary."""
+        """The sequence, in raster order, cut at every block and every frame boundary."""
         return Segments.of(self)
 
 

@@ -2,33 +2,85 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from functools import cached_property
 from typing import ClassVar, Protocol
 
 from torch import Tensor
 
+from vidsparse.kernels.pooling import pool_blocks, pool_ragged
 from vidsparse.policies.blocks import Blocks
+from vidsparse.state import LayerState
+
+
+class Measure(Enum):
+    """What a score means, and so how scores of two rows compare.
+
+    Attributes:
+        RANK: Nothing but an order within a head's map.
+        LOG_MASS: Log of attention mass, of any scale in each row.
+        COST: Error of the output if this block alone is skipped; comparable in all of a layer.
+    """
+
+    RANK = auto()
+    LOG_MASS = auto()
+    COST = auto()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Inputs:
-    """What an estimator may look at.
+    """What a policy may look at in one attention call.
 
     Attributes:
-        blocks: The sequence, cut into blocks.
-        q: ``(batch, heads, seq, head_dim)``; None when only the geometry is asked for.
+        blocks: The sequence, in its order, cut into blocks.
+        q: ``(batch, heads, seq, head_dim)`` in that order; None when only the geometry is asked
+            for, as k and v.
         k: ``(batch, heads, seq, head_dim)``, likewise.
+        v: ``(batch, heads, seq, head_dim)``, likewise.
         scale: Score scale of the attention call.
         heads: Number of heads.
         layer: Index of the layer, from 0.
+        step: Denoising step, from 0.
+        state: What this layer, branch and geometry remember from earlier steps.
     """
 
     blocks: Blocks
     q: Tensor | None = None
     k: Tensor | None = None
+    v: Tensor | None = None
     scale: float = 1.0
     heads: int = 1
     layer: int = 0
+    step: int = 0
+    state: LayerState = field(default_factory=LayerState)
+
+    @property
+    def qkv(self) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v, which are there."""
+        assert self.q is not None
+        assert self.k is not None
+        assert self.v is not None
+        return self.q, self.k, self.v
+
+    @cached_property
+    def q_means(self) -> Tensor:
+        """Mean query of each block, float32 ``(batch, heads, M, head_dim)``."""
+        return _means(self.qkv[0], self.blocks.block, self.blocks.q_offsets)
+
+    @cached_property
+    def k_means(self) -> Tensor:
+        """Mean key of each block, float32 ``(batch, heads, N, head_dim)``."""
+        return _means(self.qkv[1], self.blocks.block, self.blocks.kv_offsets)
+
+    @cached_property
+    def v_means(self) -> Tensor:
+        """Mean value of each block, float32 ``(batch, heads, N, head_dim)``."""
+        return _means(self.qkv[2], self.blocks.block, self.blocks.kv_offsets)
+
+
+def _means(x: Tensor, block: int, offsets: Tensor | None) -> Tensor:
+    return pool_blocks(x, block) if offsets is None else pool_ragged(x, offsets)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -39,20 +91,24 @@ class Estimate:
         scores: ``(B|1, H|1, M, N)``; of two blocks, the one with the higher score is kept.
         threshold: The estimator's own cut-off: blocks that score at least this belong to its
             mask. None when it only ranks blocks, and a density must say how many are kept.
+        log_mass: From which ``top_p`` counts how many blocks each row keeps, if not the scores.
     """
 
     scores: Tensor
     threshold: float | None = None
+    log_mass: Tensor | None = None
 
 
 class Estimator(Protocol):
-    """Scores blocks. A frozen dataclass of its parameters; it holds no state."""
+    """Scores blocks. A frozen dataclass of its parameters; what it remembers is in the inputs."""
 
     needs_data: ClassVar[bool]
-    """Whether it looks at q and k; if not, its scores are made once for each geometry."""
+    """Whether it looks at q, k or v; if not, its scores are made once for each geometry."""
     per_layer: ClassVar[bool]
     """Whether its scores differ between layers that see the same q and k."""
     has_mask: ClassVar[bool]
     """Whether its estimate has a threshold, so that it needs no density."""
+    measure: ClassVar[Measure]
+    """What its scores mean."""
 
     def estimate(self, inputs: Inputs) -> Estimate: ...

@@ -1,42 +1,65 @@
-"""A policy: an estimator, a selector and a compensation, which together make block plans."""
+"""A policy: an order, an estimator, a selector and a compensation, which make block plans."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from enum import StrEnum
 
+import torch
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
-from vidsparse.kernels.plan import BlockPlan, Pooled
-from vidsparse.kernels.pooling import pool_blocks
-from vidsparse.policies import selectors
-from vidsparse.policies.estimator import Estimate, Estimator, Inputs
+from vidsparse.kernels.plan import BlockPlan
+from vidsparse.kernels.select import (
+    Lists,
+    select_budget,
+    select_counts,
+    select_threshold,
+    select_top_k,
+    select_top_p,
+)
+from vidsparse.policies.blocks import Blocks
+from vidsparse.policies.compensation import Compensation
+from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
+from vidsparse.policies.observed import Observed
+from vidsparse.policies.orders import Order, Raster
+from vidsparse.policies.radial import Radial
+from vidsparse.policies.selectors import (
+    Scope,
+    Selector,
+    best_of_map,
+    comparable,
+    mass_before,
+)
 
 
-class Selector(StrEnum):
-    """How scores become a plan under a density.
+class Anchor(StrEnum):
+    """Which pairs with the first latent frame are always computed.
 
     Attributes:
-        TOP_K: The same number of blocks in every row.
-        THRESHOLD: The estimator's own mask; under another density, the best blocks of the map.
-    """
-
-    TOP_K = "top_k"
-    THRESHOLD = "threshold"
-
-
-class Compensation(StrEnum):
-    """What is done for blocks that are skipped.
-
-    Attributes:
-        NONE: Nothing; they get no attention.
-        CENTROID: They attend through their mean key and value, scored with ``+ ln(size)``.
+        NONE: None because of that frame.
+        KEYS: All queries see its keys.
+        QUERIES: Its queries see all keys.
+        BOTH: Both.
     """
 
     NONE = "none"
-    CENTROID = "centroid"
+    KEYS = "keys"
+    QUERIES = "queries"
+    BOTH = "both"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alternative:
+    """Another order and estimator that a head may take.
+
+    Attributes:
+        order: Where tokens are put.
+        estimator: Scores the blocks.
+    """
+
+    order: Order
+    estimator: Estimator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,55 +67,247 @@ class Policy:
     """What to compute at full sparsity.
 
     Attributes:
+        order: Where tokens are put before blocks are cut.
         estimator: Scores the blocks.
         selector: How blocks are kept under a density.
+        scope: Where ``budget`` and ``top_p`` share by need: row, head or layer.
         compensation: What is done for the blocks that are skipped.
         density: Share of query-key pairs that are computed once the schedule has left the dense
-            steps, in (0, 1]. None leaves it to the estimator's own mask.
+            steps, in (0, 1]. None leaves it to ``p`` or to the estimator's own mask.
+        p: Share of the mass that ``top_p`` keeps, in (0, 1]; not used under a density.
+        floor: Share of the key blocks that every row keeps at least, in [0, 1].
+        anchor: Which pairs with the first latent frame are always computed.
+        rotate: Share of the key blocks that every row keeps besides, others at every step, in
+            [0, 1): against flicker, and the way back for blocks that were skipped.
         block: Tokens in a block of queries and of keys: a multiple of 16, from 16 to 256.
+        alternatives: Other orders and estimators; each head takes what errs least on sampled rows.
+        choose_every: Steps until heads choose anew; 0 chooses once in a generation.
+        sampled_rows: Query rows that the error is measured on.
+        tolerance: Relative error of a layer's attention output on sampled rows that ``tolerance``
+            allows once the schedule has left the dense steps, in (0, 1].
+        refresh: Steps until ``residual`` is measured anew, at a dense step.
     """
 
+    order: Order = Raster()  # noqa: RUF009 it is frozen
     estimator: Estimator
     selector: Selector = Selector.TOP_K
+    scope: Scope = Scope.LAYER
     compensation: Compensation = Compensation.NONE
     density: float | None = None
+    p: float | None = None
+    floor: float = 0.0
+    anchor: Anchor = Anchor.NONE
+    rotate: float = 0.0
     block: int = 64
+    alternatives: tuple[Alternative, ...] = ()
+    choose_every: int = 1
+    sampled_rows: int = 64
+    refresh: int = 5
+    tolerance: float | None = None
 
     def __post_init__(self) -> None:
-        if self.density is not None and not 0 < self.density <= 1:
-            raise BadInputError(f"density must be in (0, 1], got {self.density:g}")
+        self._check_numbers()
+        self._check_parts()
+
+    def _check_numbers(self) -> None:
+        for name in ("density", "p", "tolerance"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise BadInputError(f"{name} must be in (0, 1], got {value:g}")
+        if not 0 <= self.floor <= 1:
+            raise BadInputError(f"floor must be in [0, 1], got {self.floor:g}")
+        if not 0 <= self.rotate < 1:
+            raise BadInputError(f"rotate must be in [0, 1), got {self.rotate:g}")
         if self.block % 16 or not 16 <= self.block <= 256:
             raise BadInputError(f"block must be a multiple of 16 from 16 to 256, got {self.block}")
-        ranks_only = self.selector is Selector.TOP_K or not self.estimator.has_mask
-        if self.density is None and ranks_only:
+        for name, least in (("choose_every", 0), ("sampled_rows", 1), ("refresh", 1)):
+            if getattr(self, name) < least:
+                raise BadInputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
+    def _check_parts(self) -> None:
+        ranks = self.estimator.measure is Measure.RANK
+        if ranks and self.selector not in (Selector.TOP_K, Selector.THRESHOLD):
+            raise BadInputError(
+                f"the estimator {type(self.estimator).__name__} only ranks blocks within a head: "
+                "choose selector top_k or threshold"
+            )
+        if isinstance(self.estimator, Observed):
+            if self.density is not None:
+                raise BadInputError("this preset has no density: change its margin")
+            if self.selector is not Selector.THRESHOLD:
+                raise BadInputError("what was observed has a threshold: leave selector=threshold")
+            if self.compensation is not Compensation.NONE or self.block > 128:
+                raise BadInputError(
+                    "observing takes blocks of at most 128 tokens and no compensation"
+                )
+        has_way = {
+            Selector.TOP_P: self.p is not None,
+            Selector.THRESHOLD: self.has_mask,
+            Selector.TOLERANCE: self.tolerance is not None,
+        }
+        if self.density is None and not has_way.get(self.selector, False):
             raise BadInputError("this preset only ranks blocks: give it a density in (0, 1]")
+        if isinstance(self.estimator, Radial) and not isinstance(self.order, Raster):
+            raise BadInputError("the radial mask is made for frames in raster order: order=raster")
+        if not self.order.static and self._needs_equal_blocks():
+            raise BadInputError(
+                "a semantic order makes clusters, not equal blocks: use estimator pooled, "
+                "value_aware or routing, anchor=none and compensation none or centroid"
+            )
 
-    def keep(self, estimate: Estimate, inputs: Inputs, density: float | None) -> Tensor:
-        """Select blocks, boolean ``(B|1, H|1, M, N)``; density None is the full-sparsity mask."""
+    def _needs_equal_blocks(self) -> bool:
+        name = type(self.estimator).__name__
+        return (
+            name not in ("Pooled", "SubBlock", "ValueAware", "Routing")
+            or self.anchor is not Anchor.NONE
+            or self.compensation in (Compensation.RESCALE, Compensation.RESIDUAL)
+            or self.selector is Selector.THRESHOLD
+        )
+
+    @property
+    def candidates(self) -> tuple[Alternative, ...]:
+        """The order and estimator of the policy, and its alternatives."""
+        return (Alternative(order=self.order, estimator=self.estimator), *self.alternatives)
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether the estimator has a mask of its own."""
+        return self.estimator.has_mask
+
+    @property
+    def static(self) -> bool:
+        """Whether plans depend on nothing but the geometry and the layer."""
+        return not self.estimator.needs_data and not self.alternatives and not self.rotate
+
+    def always(self, inputs: Inputs) -> Tensor:
+        """What is kept whatever it scores, boolean ``(M, N)`` or ``(B|1, H|1, M, N)``."""
         always = inputs.blocks.always_kept
-        density = self.density if density is None else density
-        if density is None:
-            assert estimate.threshold is not None
-            return selectors.threshold(estimate.scores, always, estimate.threshold)
-        if self.selector is Selector.TOP_K:
-            return selectors.top_k(estimate.scores, always, density)
-        return selectors.budget(estimate.scores, always, inputs.blocks.sizes, density)
+        if self.anchor is not Anchor.NONE:
+            first = inputs.blocks.first_frame
+            if self.anchor in (Anchor.KEYS, Anchor.BOTH):
+                always = always | first[..., None, :]
+            if self.anchor in (Anchor.QUERIES, Anchor.BOTH):
+                always = always | first[..., None]
+        if self.rotate:
+            period = max(2, round(1 / self.rotate))
+            rows, columns = (torch.arange(n, device=always.device) for n in always.shape[-2:])
+            always = always | ((rows[:, None] + columns + inputs.step) % period == 0)
+        return always
 
-    def plan(self, keep: Tensor, inputs: Inputs) -> BlockPlan:
-        """The lists of a block mask."""
-        tokens, block = inputs.blocks.grid.tokens, self.block
-        return BlockPlan.from_mask(keep, q_len=tokens, kv_len=tokens, q_block=block, kv_block=block)
-
-    def compensate(self, plan: BlockPlan, k: Tensor, v: Tensor, sizes: Tensor) -> BlockPlan:
-        """Attach what stands in for skipped blocks.
+    def plan(
+        self,
+        estimate: Estimate,
+        inputs: Inputs,
+        *,
+        density: float | Tensor | None = None,
+        p: float | None = None,
+    ) -> BlockPlan:
+        """Select blocks.
 
         Args:
-            plan: Of this policy.
-            k: ``(batch, heads, seq, head_dim)``.
-            v: ``(batch, heads, seq, head_dim)``.
-            sizes: Tokens in each block, ``(N,)``.
+            estimate: Of this policy's estimator.
+            inputs: What it saw.
+            density: Share of the pairs to keep; of each head, ``(B|1, H)``, as a tensor. None
+                takes the policy's own, or its p or the estimator's mask.
+            p: Share of the mass to keep instead of the policy's own; not used under a density.
         """
-        if self.compensation is Compensation.NONE:
-            return plan
-        key, value = (pool_blocks(x, self.block) for x in (k, v))
-        return dataclasses.replace(plan, pooled=Pooled(key=key, value=value, size=sizes))
+        if density is None and p is None:
+            density = self.density
+        lists = self._select(estimate, inputs, density, self.p if p is None else p)
+        return plan_of_lists(lists, inputs.blocks)
+
+    def _select(
+        self, estimate: Estimate, inputs: Inputs, density: float | Tensor | None, p: float | None
+    ) -> Lists:
+        scores, always = estimate.scores, self.always(inputs)
+        blocks, number = inputs.blocks, scores.shape[-1]
+        least = max(1, round(self.floor * number))
+        if isinstance(density, Tensor):
+            return self._budget(scores, always, inputs, density, least, Scope.HEAD)
+        if self.selector is Selector.TOP_K:
+            assert density is not None
+            return select_top_k(scores, max(least, round(density * number)), always=always)
+        if self.selector in (Selector.BUDGET, Selector.TOLERANCE):
+            assert density is not None
+            return self._budget(scores, always, inputs, density, least, self.scope)
+        if self.selector is Selector.TOP_P:
+            mass = comparable(scores, self.estimator.measure)
+            if density is None and self.scope is not Scope.HEAD:
+                assert p is not None
+                if estimate.log_mass is None:
+                    return select_top_p(mass, p, min_count=least, always=always)
+                spent = comparable(estimate.log_mass, Measure.LOG_MASS)
+                count, _ = select_top_p(spent, p, min_count=least, always=always)
+                return select_counts(scores, count, always=always)
+            before = mass_before(mass, self.scope)
+            if density is None:
+                return select_threshold(-before, -p, min_count=least, always=always)
+            scope = Scope.LAYER if self.scope is Scope.ROW else self.scope
+            return _budget(-before, always, inputs, density, least, scope)
+        if density is None:
+            assert estimate.threshold is not None
+            return select_threshold(scores, estimate.threshold, min_count=least, always=always)
+        keep = best_of_map(scores, always, blocks.sizes, density)
+        return lists_of_mask(keep, least)
+
+    def _budget(
+        self,
+        scores: Tensor,
+        always: Tensor,
+        inputs: Inputs,
+        density: float | Tensor,
+        least: int,
+        scope: Scope,
+    ) -> Lists:
+        scores = comparable(scores, self.estimator.measure)
+        return _budget(scores, always, inputs, density, least, scope)
+
+
+def lists_of_mask(keep: Tensor, least: int = 1) -> Lists:
+    """The lists of a block mask, boolean ``(B|1, H|1, M, N)``."""
+    return select_threshold(keep.float(), 0.5, min_count=least)
+
+
+def plan_of_lists(lists: Lists, blocks: Blocks) -> BlockPlan:
+    """The plan of lists over these blocks."""
+    return BlockPlan(
+        kv_count=lists[0],
+        kv_index=lists[1],
+        q_len=blocks.grid.tokens,
+        kv_len=blocks.grid.tokens,
+        q_block=blocks.block,
+        kv_block=blocks.block,
+        q_offsets=blocks.q_offsets,
+        kv_offsets=blocks.kv_offsets,
+    )
+
+
+def _budget(
+    scores: Tensor,
+    always: Tensor,
+    inputs: Inputs,
+    density: float | Tensor,
+    least: int,
+    scope: Scope,
+) -> Lists:
+    """A budget for each head or for all of a layer."""
+    sizes = inputs.blocks.q_sizes, inputs.blocks.kv_sizes
+    if scope is Scope.LAYER:
+        return select_budget(scores, *sizes, density, min_count=least, always=always)
+    batch, heads = scores.shape[:2]
+
+    def fold(x: Tensor, dims: int) -> Tensor:
+        if x.ndim == dims:
+            return x
+        return x.expand(batch, heads, *x.shape[2:]).flatten(0, 1)[:, None]
+
+    if isinstance(density, Tensor):
+        density = density.expand(batch, heads).flatten()
+    count, index = select_budget(
+        fold(scores, 0),
+        *(fold(size, 1) for size in sizes),
+        density,
+        min_count=least,
+        always=fold(always, 2),
+    )
+    return count.view(batch, heads, -1), index.view(batch, heads, *index.shape[2:])

@@ -1,29 +1,71 @@
-"""Draft: attention between block means stands for attention between blocks (arXiv 2505.14708)."""
+"""Mass from means: of blocks (draft), of clusters, and of parts of blocks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vidsparse.kernels.pooling import pool_blocks
-from vidsparse.policies.estimator import Estimate, Inputs
+from torch import Tensor
+
+from vidsparse.errors import BadInputError
+from vidsparse.kernels.block_scores import block_mass
+from vidsparse.kernels.pooling import part_sizes, pool_blocks
+from vidsparse.policies.estimator import Estimate, Inputs, Measure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pooled:
     """Low-resolution attention: ``score = scale * mean(q) . mean(k) + ln(size of the block)``.
 
-    Within a row this ranks blocks by the attention mass that the low-resolution map gives them.
+    Of equal blocks it is DraftAttention (arXiv 2505.14708), of clusters the centroid scores of SVG2
+    (arXiv 2505.18875).
     """
 
     needs_data: ClassVar[bool] = True
     per_layer: ClassVar[bool] = False
     has_mask: ClassVar[bool] = False
+    measure: ClassVar[Measure] = Measure.LOG_MASS
 
     def estimate(self, inputs: Inputs) -> Estimate:
         """Score each block by its low-resolution attention, ``(batch, heads, M, N)``."""
-        assert inputs.q is not None
-        assert inputs.k is not None
-        block = inputs.blocks.block
-        query, key = pool_blocks(inputs.q, block), pool_blocks(inputs.k, block)
-        return Estimate(scores=query @ key.mT * inputs.scale + inputs.blocks.sizes.log())
+        return Estimate(scores=pooled_mass(inputs))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubBlock:
+    """Log of the summed mass between means of parts, which keep what a block's mean averages away.
+
+    Attributes:
+        parts: Into how many parts a block is cut: 1, 2, 4, 8 or 16.
+    """
+
+    parts: int = 4
+
+    needs_data: ClassVar[bool] = True
+    per_layer: ClassVar[bool] = False
+    has_mask: ClassVar[bool] = False
+    measure: ClassVar[Measure] = Measure.LOG_MASS
+
+    def __post_init__(self) -> None:
+        if self.parts not in (1, 2, 4, 8, 16):
+            raise BadInputError(f"parts must be 1, 2, 4, 8 or 16, got {self.parts}")
+
+    def estimate(self, inputs: Inputs) -> Estimate:
+        """Score each block by its estimated mass, ``(batch, heads, M, N)``."""
+        return Estimate(scores=subblock_mass(inputs, self.parts))
+
+
+def pooled_mass(inputs: Inputs) -> Tensor:
+    """Log-mass from the means of blocks or clusters; an empty cluster has none."""
+    sizes = inputs.blocks.kv_sizes
+    return inputs.q_means @ inputs.k_means.mT * inputs.scale + sizes.log().unsqueeze(-2)
+
+
+def subblock_mass(inputs: Inputs, parts: int) -> Tensor:
+    """Log-mass from the means of parts of equal blocks; clusters have no parts but themselves."""
+    if inputs.blocks.kv_offsets is not None or parts == 1:
+        return pooled_mass(inputs)
+    block, (q, k, _) = inputs.blocks.block, inputs.qkv
+    query, key = (pool_blocks(x, block, parts=parts, dtype=q.dtype) for x in (q, k))
+    sizes = part_sizes(inputs.blocks.grid.tokens, block, parts, inputs.blocks.device)
+    return block_mass(query, key, sizes, sizes, scale=inputs.scale)

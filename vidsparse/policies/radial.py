@@ -22,7 +22,7 @@ from torch import Tensor
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.policies.blocks import Blocks
-from vidsparse.policies.estimator import Estimate, Inputs
+from vidsparse.policies.estimator import Estimate, Inputs, Measure
 
 BISECTIONS = 24  # exact for every decay at which a band widens by a token
 BISECTIONS_BELOW_FLOOR = 10  # there, only the order of blocks matters
@@ -46,6 +46,7 @@ class Radial:
     needs_data: ClassVar[bool] = False
     per_layer: ClassVar[bool] = False
     has_mask: ClassVar[bool] = True
+    measure: ClassVar[Measure] = Measure.RANK
 
     def __post_init__(self) -> None:
         if not 0 < self.decay <= 8:

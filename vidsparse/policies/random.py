@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from vidsparse.policies.estimator import Estimate, Inputs
+from vidsparse.policies.estimator import Estimate, Inputs, Measure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +23,7 @@ class Random:
     needs_data: ClassVar[bool] = False
     per_layer: ClassVar[bool] = True
     has_mask: ClassVar[bool] = False
+    measure: ClassVar[Measure] = Measure.RANK
 
     def estimate(self, inputs: Inputs) -> Estimate:
         """Score blocks at random, ``(1, heads, M, N)``."""

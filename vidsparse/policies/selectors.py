@@ -1,36 +1,79 @@
-"""Selectors: from scores to the blocks that are kept, never fewer than the always-kept ones."""
+"""Selectors: from scores to the blocks that are kept, never fewer than the always-kept ones.
+
+The rules themselves run on the device in ``kernels.select``; here is what they are fed. A score
+compares within a row always, across rows and heads only as its measure allows.
+"""
 
 from __future__ import annotations
 
 import math
+from enum import StrEnum
 
 import torch
 from torch import Tensor
 
+from vidsparse.policies.estimator import Measure
 
-def top_k(scores: Tensor, always: Tensor, density: float) -> Tensor:
-    """Keep the best blocks of each row, equally many in each.
+
+class Selector(StrEnum):
+    """How scores become a plan under a density.
+
+    Attributes:
+        TOP_K: The same number of blocks in every row.
+        TOP_P: In every row the fewest blocks that hold a share of its mass.
+        THRESHOLD: The estimator's own mask; under a density, the best blocks of each head's map.
+        BUDGET: The best blocks of a whole layer or head, as many as the density pays for.
+        TOLERANCE: The cheapest budget of a layer whose error on sampled rows stays in bounds.
+    """
+
+    TOP_K = "top_k"
+    TOP_P = "top_p"
+    THRESHOLD = "threshold"
+    BUDGET = "budget"
+    TOLERANCE = "tolerance"
+
+
+class Scope(StrEnum):
+    """Where a budget, or a share of mass, is spent by need.
+
+    Attributes:
+        ROW: In each row by itself.
+        HEAD: In each head's whole map.
+        LAYER: In all heads of a layer.
+    """
+
+    ROW = "row"
+    HEAD = "head"
+    LAYER = "layer"
+
+
+def comparable(scores: Tensor, measure: Measure) -> Tensor:
+    """Scores that compare across the rows of a layer, non-negative: a share of mass, or a cost."""
+    if measure is Measure.LOG_MASS:
+        return scores.float().softmax(dim=-1).nan_to_num(0.0)
+    return scores
+
+
+def mass_before(mass: Tensor, scope: Scope) -> Tensor:
+    """The share of the row's (or head's) mass that better blocks hold, in [0, 1).
+
+    Top-p keeps the blocks for which it is below p, so minus this is a score whose budget is one p
+    for the whole layer.
+    """
+    flat = mass.flatten(-2) if scope is Scope.HEAD else mass
+    ranked, order = flat.sort(dim=-1, descending=True, stable=True)
+    total = ranked.sum(dim=-1, keepdim=True).clamp(min=1e-30)
+    before = (ranked.cumsum(dim=-1) - ranked) / total
+    share = torch.empty_like(before).scatter_(-1, order, before)
+    return share.unflatten(-1, mass.shape[-2:]) if scope is Scope.HEAD else share
+
+
+def best_of_map(scores: Tensor, always: Tensor, sizes: Tensor, density: float) -> Tensor:
+    """Keep the best blocks of each head's whole map, ties kept or dropped as one: for static masks.
 
     Args:
         scores: ``(B|1, H|1, M, N)``, higher is better.
-        always: Boolean ``(M, N)``: kept whatever they score, and counted.
-        density: Share of the blocks of a row, in (0, 1]; at least one is kept.
-
-    Returns:
-        Boolean, shape of ``scores``.
-    """
-    number = scores.shape[-1]
-    kept = min(number, max(1, round(density * number)))
-    best = scores.masked_fill(always, math.inf).topk(kept, dim=-1).indices
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, best, True) | always
-
-
-def budget(scores: Tensor, always: Tensor, sizes: Tensor, density: float) -> Tensor:
-    """Keep the best blocks of each head's whole map, as many pairs as the density pays for.
-
-    Args:
-        scores: ``(B|1, H|1, M, N)``, higher is better; blocks that tie are kept or dropped as one.
-        always: Boolean ``(M, N)``: kept whatever they score, and counted.
+        always: Boolean, broadcastable to scores: kept whatever they score, and counted.
         sizes: Tokens in each block, ``(N,)``.
         density: Share of all query-key pairs, in (0, 1]. The best tie is kept even if it costs
             more.
@@ -52,8 +95,3 @@ def budget(scores: Tensor, always: Tensor, sizes: Tensor, density: float) -> Ten
     last = last.minimum(best)
     keep = torch.where(split, flat > last, flat >= last)
     return keep.unflatten(-1, scores.shape[-2:]) | always
-
-
-def threshold(scores: Tensor, always: Tensor, cutoff: float) -> Tensor:
-    """Keep the blocks that score at least ``cutoff``, and the always-kept ones."""
-    return (scores >= cutoff) | always

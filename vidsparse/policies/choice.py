@@ -1,0 +1,111 @@
+"""Each head takes, of several orders and estimators, the one that errs least on sampled rows.
+
+SVG (arXiv 2502.01776) chooses so between two orders at every step, PAROAttention (2506.16054) among
+six, Sparse-vDiT (2506.03065) and RainFusion (2505.21036) among patterns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vidsparse.policies.estimator import Estimate, Inputs
+from vidsparse.policies.orders import Arranged, Order, in_order
+from vidsparse.policies.policy import Alternative, Policy
+from vidsparse.policies.sampled import Samples
+
+CHOICE = "choice"
+StaticEstimate = Callable[[Alternative, Inputs], Estimate]
+
+
+def choose(
+    policy: Policy, inputs: Inputs, density: float | None, static: StaticEstimate
+) -> tuple[Arranged, Tensor]:
+    """Choose for each head.
+
+    Args:
+        policy: With alternatives, which all have static orders.
+        inputs: In raster order.
+        density: Of the mask that is made; the choice itself is made at the policy's own.
+        static: Remembers estimates that need no data.
+
+    Returns:
+        The call, each head in its own order, and what it keeps there, boolean
+        ``(batch, heads, M, N)``.
+    """
+    choice = choice_of(policy, inputs, policy.density or 0.25, static)
+    arranged = per_head(inputs, policy.candidates, choice)
+    if len({candidate.estimator for candidate in policy.candidates}) == 1:
+        mask = _mask(policy, policy.candidates[0], arranged.inputs, density, static)
+        return arranged, mask
+    masks = [
+        _mask(policy, each, each.order.arrange(inputs).inputs, density, static)
+        for each in policy.candidates
+    ]
+    every = torch.stack([mask.expand(*choice.shape, -1, -1) for mask in masks])
+    index = choice.long()[None, :, :, None, None].expand(1, *every.shape[1:])
+    return arranged, every.gather(0, index)[0]
+
+
+def choice_of(
+    policy: Policy,
+    inputs: Inputs,
+    density: float,
+    static: StaticEstimate,
+    samples: Samples | None = None,
+) -> Tensor:
+    """The candidate of each head, int8 ``(batch, heads)``; made anew when it is due.
+
+    Args:
+        policy: With alternatives.
+        inputs: In raster order.
+        density: At which candidates are compared.
+        static: Remembers estimates that need no data.
+        samples: To compare them on; drawn if None.
+    """
+    choice, age = inputs.state.get(CHOICE), inputs.state.age(CHOICE, inputs.step)
+    due = policy.choose_every and age is not None and not 0 <= age < policy.choose_every
+    if choice is not None and not due:
+        return choice
+    samples = Samples.draw(inputs, policy.sampled_rows) if samples is None else samples
+    errors = []
+    for candidate in policy.candidates:
+        arranged = candidate.order.arrange(inputs).inputs
+        mask = _mask(policy, candidate, arranged, density, static)
+        errors.append(samples.sums(arranged).error(mask))
+    choice = torch.stack(errors).argmin(dim=0).to(torch.int8)
+    inputs.state.put(CHOICE, choice, inputs.step)
+    return choice
+
+
+def per_head(inputs: Inputs, candidates: tuple[Alternative, ...], choice: Tensor) -> Arranged:
+    """Every head in the order it chose."""
+    orders = [_positions(candidate.order, inputs) for candidate in candidates]
+    if all(order is None for order in orders):
+        return Arranged(inputs)
+    raster = torch.arange(inputs.blocks.grid.tokens, device=choice.device, dtype=torch.int32)
+    stacked = torch.stack([raster if order is None else order[0, 0] for order in orders])
+    return in_order(inputs, stacked[choice.long()])
+
+
+def _mask(
+    policy: Policy,
+    candidate: Alternative,
+    inputs: Inputs,
+    density: float | None,
+    static: StaticEstimate,
+) -> Tensor:
+    if candidate.estimator.needs_data:
+        estimate = candidate.estimator.estimate(inputs)
+    else:
+        estimate = static(candidate, inputs)
+    own = dataclasses.replace(policy, estimator=candidate.estimator, alternatives=())
+    return own.plan(estimate, inputs, density=density).to_block_mask()
+
+
+def _positions(order: Order, inputs: Inputs) -> Tensor | None:
+    bare = dataclasses.replace(inputs, q=None, k=None, v=None)
+    return order.arrange(bare).q_order

@@ -1,0 +1,103 @@
+"""Compensation: what is done for the blocks that are skipped."""
+
+from __future__ import annotations
+
+import dataclasses
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from vidsparse.kernels.compensate import rescale
+from vidsparse.kernels.plan import BlockPlan, Pooled, block_of_token
+from vidsparse.kernels.pooling import pool_blocks
+from vidsparse.policies.estimator import Inputs
+from vidsparse.policies.pooled import pooled_mass
+
+
+class Compensation(StrEnum):
+    """What is done for blocks that are skipped.
+
+    Attributes:
+        NONE: Nothing; they get no attention.
+        RESCALE: The output shrinks to its estimated share of the mass and the mean values of
+            skipped blocks are added, where that gains more than it errs (Rectified SpaAttn).
+        CENTROID: They attend through their mean key and value, scored with ``+ ln(size)`` (SVG-EAR).
+        RESIDUAL: What they gave at the last refresh, as one mean per query block, is added, and the
+            output scaled by the share of mass it had then (Re-ttention, arXiv 2505.22918).
+    """
+
+    NONE = "none"
+    RESCALE = "rescale"
+    CENTROID = "centroid"
+    RESIDUAL = "residual"
+
+
+def with_centroids(plan: BlockPlan, inputs: Inputs) -> BlockPlan:
+    """A plan whose skipped blocks attend through their means."""
+    pooled = Pooled(key=inputs.k_means, value=inputs.v_means, size=inputs.blocks.kv_sizes)
+    return dataclasses.replace(plan, pooled=pooled)
+
+
+def rescaled(out: Tensor, plan: BlockPlan, inputs: Inputs) -> Tensor:
+    """The output at its share of the mass, and the mean values of blocks that are worth it."""
+    mass = pooled_mass(inputs).softmax(dim=-1).nan_to_num(0.0)
+    return rescale(out, plan, mass, inputs.v_means, worth_it(inputs))
+
+
+def worth_it(inputs: Inputs) -> Tensor:
+    """Where the gain of a mean exceeds its error, boolean ``(batch, heads, M, N)``.
+
+        |q_i . k_j| > spread(q_i) |k_j| + |q_i| spread(k_j)
+
+    with the means q_i and k_j of blocks, and spread the mean distance of a block's tokens from it.
+    """
+    query, key = inputs.q_means, inputs.k_means
+    q, k, _ = inputs.qkv
+    q_spread = _spread(q, query, inputs.blocks.block)
+    k_spread = _spread(k, key, inputs.blocks.block)
+    error = q_spread[..., None] * key.norm(dim=-1).unsqueeze(-2)
+    error = error + query.norm(dim=-1)[..., None] * k_spread.unsqueeze(-2)
+    return (query @ key.mT).abs() > error
+
+
+def _spread(x: Tensor, means: Tensor, block: int) -> Tensor:
+    """Mean distance of each block's tokens from their mean, ``(batch, heads, N)``."""
+    near = means.repeat_interleave(block, dim=2)[:, :, : x.shape[2]]
+    distance = (x.float() - near).norm(dim=-1, keepdim=True)
+    return pool_blocks(distance, block, impl="reference")[..., 0]
+
+
+RATIO, RESIDUE = "ratio of denominators", "residual"
+RISE = 0.04  # of the ratio at every step after a refresh
+
+
+def refresh_residual(
+    inputs: Inputs, plan: BlockPlan, sparse: tuple[Tensor, Tensor], dense: tuple[Tensor, Tensor]
+) -> None:
+    """Remember what the sparse output lacks, per query block.
+
+    Args:
+        inputs: In the plan's order.
+        plan: Of equal blocks.
+        sparse: Output ``(batch, heads, seq, head_dim)`` and log-sum-exp ``(batch, heads, seq)`` of
+            the plan.
+        dense: Those of dense attention.
+    """
+    ratio = pool_blocks((sparse[1] - dense[1]).exp()[..., None], plan.q_block)
+    rows = block_of_token(plan.q_len, plan.q_block, None, None).to(dense[0].device)[0, 0]
+    lacking = dense[0].float() - sparse[0].float() * ratio[:, :, rows]
+    residue = pool_blocks(lacking, plan.q_block)
+    inputs.state.put(RATIO, ratio.to(dense[0].dtype), inputs.step)
+    inputs.state.put(RESIDUE, residue.to(dense[0].dtype), inputs.step)
+
+
+def with_residual(out: Tensor, plan: BlockPlan, inputs: Inputs) -> Tensor:
+    """The output scaled by the remembered ratio, which rises to one, plus the residual."""
+    ratio, residue = inputs.state.get(RATIO), inputs.state.get(RESIDUE)
+    assert ratio is not None
+    assert residue is not None
+    age = inputs.state.age(RATIO, inputs.step) or 0
+    rows = torch.arange(plan.q_len, device=out.device) // plan.q_block
+    ratio = (ratio.float() + RISE * age).clamp(max=1.0)
+    return (out * ratio[:, :, rows] + residue.float()[:, :, rows]).to(out.dtype)

@@ -1,0 +1,116 @@
+"""Mass from exact scores: of all query rows, or of a few drawn at random in each block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vidsparse.errors import BadInputError
+from vidsparse.kernels.antidiagonal import antidiagonal_scores
+from vidsparse.policies.estimator import Estimate, Inputs, Measure
+
+AT_ONCE = 1 << 26  # scores held at a time: 256 MiB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exact:
+    """The attention mass of each block, from exact scores: AdaSpa (arXiv 2502.21079), our samples.
+
+    Attributes:
+        rows: Query rows drawn at random in each block, anew in every layer and step; 0 takes all,
+            which costs as much as dense attention.
+    """
+
+    rows: int = 0
+
+    needs_data: ClassVar[bool] = True
+    per_layer: ClassVar[bool] = False
+    has_mask: ClassVar[bool] = False
+    measure: ClassVar[Measure] = Measure.LOG_MASS
+
+    def __post_init__(self) -> None:
+        if self.rows < 0:
+            raise BadInputError(f"rows must be at least 0, got {self.rows}")
+
+    def estimate(self, inputs: Inputs) -> Estimate:
+        """Score each block by the log of its mass, ``(batch, heads, M, N)``."""
+        return Estimate(scores=sampled_mass(inputs, self.rows).log())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Antidiagonal:
+    """A strided sample of the scores of every block: XAttention, arXiv 2503.16428.
+
+    Attributes:
+        stride: Tokens in a group; a power of two that divides the block.
+    """
+
+    stride: int = 8
+
+    needs_data: ClassVar[bool] = True
+    per_layer: ClassVar[bool] = False
+    has_mask: ClassVar[bool] = False
+    measure: ClassVar[Measure] = Measure.LOG_MASS
+
+    def __post_init__(self) -> None:
+        if self.stride not in (2, 4, 8, 16):
+            raise BadInputError(f"stride must be 2, 4, 8 or 16, got {self.stride}")
+
+    def estimate(self, inputs: Inputs) -> Estimate:
+        """Score each block by the log of its sampled mass, ``(batch, heads, M, N)``."""
+        q, k, _ = inputs.qkv
+        mass = antidiagonal_scores(
+            q, k, block=inputs.blocks.block, stride=self.stride, scale=inputs.scale
+        )
+        return Estimate(scores=mass.log())
+
+
+def sampled_mass(inputs: Inputs, rows: int) -> Tensor:
+    """Mean attention of query blocks to key blocks, from exact scores.
+
+    Args:
+        inputs: Of equal blocks.
+        rows: Query rows drawn in each block, with repetition where a block is short; 0 for all.
+
+    Returns:
+        Float32 ``(batch, heads, M, N)``; rows sum to one.
+    """
+    blocks = inputs.blocks
+    at, weight = _sampled_rows(inputs, rows)  # (M, rows)
+    tokens = blocks.grid.tokens
+    missing = blocks.number * blocks.block - tokens
+    q, k, _ = inputs.qkv
+    key = k.float().mT
+    made = []
+    for part, share in zip(*_chunks(at, weight, inputs), strict=True):
+        scores = q[:, :, part.flatten()].float() @ key * inputs.scale
+        mass = torch.nn.functional.pad(scores.softmax(dim=-1), (0, missing))
+        mass = mass.unflatten(-1, (-1, blocks.block)).sum(dim=-1).unflatten(2, part.shape)
+        made.append((mass * share[..., None]).sum(dim=3))
+    return torch.cat(made, dim=2)
+
+
+def _sampled_rows(inputs: Inputs, rows: int) -> tuple[Tensor, Tensor]:
+    """Which query rows stand for each block, and their weights, ``(M, rows)``."""
+    blocks = inputs.blocks
+    start = torch.arange(blocks.number) * blocks.block
+    sizes = (blocks.grid.tokens - start).clamp(max=blocks.block)
+    if rows == 0:
+        at = start[:, None] + torch.arange(blocks.block)
+        inside = at < blocks.grid.tokens
+        at, weight = at.clamp(max=blocks.grid.tokens - 1), inside / sizes[:, None]
+    else:
+        generator = torch.Generator().manual_seed(inputs.layer * 100_003 + inputs.step)
+        drawn = torch.rand(blocks.number, rows, generator=generator)
+        at = start[:, None] + (drawn * sizes[:, None]).long()
+        weight = torch.full((blocks.number, rows), 1 / rows)
+    return at.to(blocks.device), weight.float().to(blocks.device)
+
+
+def _chunks(at: Tensor, weight: Tensor, inputs: Inputs) -> tuple[tuple[Tensor, ...], ...]:
+    batch, heads, tokens, _ = inputs.qkv[0].shape
+    step = max(1, AT_ONCE // (batch * heads * tokens * at.shape[1]))
+    return at.split(step), weight.split(step)

@@ -1,0 +1,217 @@
+"""Masks that need no data: bands, neighbourhoods and discs. Radial Attention has its own file.
+
+Each is a distance between two tokens, at most 1 inside the mask. A block scores minus the distance
+within which ``overlap`` of its pairs lie, so a mask can be widened or narrowed to any density.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vidsparse.errors import BadInputError
+from vidsparse.grid import TokenGrid
+from vidsparse.policies.blocks import Blocks
+from vidsparse.policies.estimator import Estimate, Inputs, Measure
+from vidsparse.policies.orders import coordinates
+
+SAMPLED = 8  # tokens of a block whose pairs stand for all
+Distance = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Band:
+    """Tokens that are near in the sequence: SVG's mask, arXiv 2502.01776.
+
+    In raster order that is near in time; with all frames of a place side by side (``hwf``), near in
+    space. At density s the band reaches ``1 - sqrt(1 - s)`` of the sequence to each side.
+    """
+
+    needs_data: ClassVar[bool] = False
+    per_layer: ClassVar[bool] = False
+    has_mask: ClassVar[bool] = False
+    measure: ClassVar[Measure] = Measure.RANK
+
+    def estimate(self, inputs: Inputs) -> Estimate:
+        """Score blocks by their distance, ``(1, 1, N, N)``."""
+        at = torch.arange(inputs.blocks.number, device=inputs.blocks.device)
+        return Estimate(scores=-(at[:, None] - at).abs().float()[None, None])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Tokens that are near in their frames, whatever the frames: the multi-diagonal pattern.
+
+    Attributes:
+        overlap: Share of a block's pairs that must be as near for the block to be.
+    """
+
+    overlap: float = 0.1
+
+    needs_data: ClassVar[bool] = False
+    per_layer: ClassVar[bool] = False
+    has_mask: ClassVar[bool] = False
+    measure: ClassVar[Measure] = Measure.RANK
+
+    def estimate(self, inputs: Inputs) -> Estimate:
+        """Score blocks by the distance of places in raster order, ``(1, 1, N, N)``."""
+        width = inputs.blocks.grid.width
+
+        def distance(q: Tensor, k: Tensor) -> Tensor:
+            return ((q[..., 1] - k[..., 1]) * width + q[..., 2] - k[..., 2]).abs().float()
+
+        return Estimate(scores=-block_distance(inputs.blocks, distance, self.overlap))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Neighbourhood:
+    """A window around each query: STA (arXiv 2502.04507) and NATTEN's GNA (2504.16922).
+
+    All sizes are in tokens. With ``unit_*`` above 1, queries and keys count as the boxes they lie in
+    and windows are whole boxes: sliding tiles. A window that would leave the grid is moved back
+    inside, so every query sees equally much.
+
+    Attributes:
+        window_frames: Latent frames of the window.
+        window_height: Rows of the window.
+        window_width: Columns of the window.
+        unit_frames: Latent frames of a box.
+        unit_height: Rows of a box.
+        unit_width: Columns of a box.
+        stride: So many boxes along each axis share the window of the middle one.
+        dilation: Only every so-many-th box of the window is seen, counted from the query's own.
+        overlap: Share of a block's pairs inside the window for the block to be.
+    """
+
+    window_frames: int = 12
+    window_height: int = 24
+    window_width: int = 24
+    unit_frames: int = 1
+    unit_height: int = 1
+    unit_width: int = 1
+    stride: int = 1
+    dilation: int = 1
+    overlap: float = 0.33
+
+    needs_data: ClassVar[bool] = False
+    per_layer: ClassVar[bool] = False
+    has_mask: ClassVar[bool] = True
+    measure: ClassVar[Measure] = Measure.RANK
+
+    def __post_init__(self) -> None:
+        sizes = ("window_frames", "window_height", "window_width")
+        units = ("unit_frames", "unit_height", "unit_width", "stride", "dilation")
+        for name in (*sizes, *units):
+            if getattr(self, name) < 1:
+                raise BadInputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        _check_overlap(self.overlap)
+
+    def estimate(self, inputs: Inputs) -> Estimate:
+        """Score blocks by the window that would hold them, ``(1, 1, N, N)``."""
+        grid = inputs.blocks.grid
+        score = -block_distance(inputs.blocks, lambda q, k: self.distance(grid, q, k), self.overlap)
+        return Estimate(scores=score, threshold=-1.0)
+
+    def distance(self, grid: TokenGrid, q: Tensor, k: Tensor) -> Tensor:
+        """How much wider the window would have to be for q to see k; at most 1 inside.
+
+        Args:
+            grid: The token grid.
+            q: Frame, row and column of a query, int64 ``(..., 3)``.
+            k: Those of a key, broadcastable to q.
+        """
+        axes = zip(
+            (grid.frames, grid.height, grid.width),
+            (self.window_frames, self.window_height, self.window_width),
+            (self.unit_frames, self.unit_height, self.unit_width),
+            q.unbind(-1),
+            k.unbind(-1),
+            strict=True,
+        )
+        farthest = torch.zeros(())
+        for length, window, unit, query, key in axes:
+            boxes, reach = math.ceil(length / unit), max(1, round(window / unit))
+            query, key = query // unit, key // unit
+            leader = (query // self.stride * self.stride + self.stride // 2).clamp(max=boxes - 1)
+            start = (leader - reach // 2).clamp(min=0, max=max(0, boxes - reach))
+            away = ((key - start - (reach - 1) / 2).abs() + 0.5) / (reach / 2)
+            away = away.masked_fill((key - query) % self.dilation != 0, FAR)
+            farthest = farthest.to(away.device).maximum(away)
+        return farthest
+
+
+FAR = 1e6  # what no window reaches
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disc:
+    """Keys within a circle around the query: CLEAR, arXiv 2412.16112, for images.
+
+    Attributes:
+        radius: In tokens; a key exactly that far away is outside.
+        overlap: Share of a block's pairs inside the circle for the block to be.
+    """
+
+    radius: float = 16.0
+    overlap: float = 0.33
+
+    needs_data: ClassVar[bool] = False
+    per_layer: ClassVar[bool] = False
+    has_mask: ClassVar[bool] = True
+    measure: ClassVar[Measure] = Measure.RANK
+
+    def __post_init__(self) -> None:
+        if not self.radius > 0:
+            raise BadInputError(f"radius must be above 0 tokens, got {self.radius:g}")
+        _check_overlap(self.overlap)
+
+    def estimate(self, inputs: Inputs) -> Estimate:
+        """Score blocks by the radius that would hold them, ``(1, 1, N, N)``."""
+
+        def distance(q: Tensor, k: Tensor) -> Tensor:
+            return (q[..., 1:] - k[..., 1:]).float().norm(dim=-1) / self.radius
+
+        score = -block_distance(inputs.blocks, distance, self.overlap)
+        return Estimate(scores=score, threshold=math.nextafter(-1.0, 0.0))
+
+
+def _check_overlap(overlap: float) -> None:
+    if not 0 < overlap <= 1:
+        raise BadInputError(f"overlap must be in (0, 1], got {overlap}")
+
+
+def block_distance(blocks: Blocks, distance: Distance, overlap: float) -> Tensor:
+    """The distance within which a share of the pairs of each two blocks lie.
+
+    Args:
+        blocks: In an order that all heads share.
+        distance: Of tokens given by frame, row and column, ``(..., 3)``.
+        overlap: The share.
+
+    Returns:
+        Float32 ``(1, 1, N, N)``. Blocks of more than ``SAMPLED`` tokens are judged by as many,
+        evenly spaced. Text is at distance zero.
+    """
+    grid, number = blocks.grid, blocks.number
+    text = [torch.full((n, 3), -1) for n in (grid.prefix, grid.suffix)]
+    token = torch.cat([text[0], coordinates(grid), text[1]]).to(blocks.device)
+    if blocks.order is not None:
+        token = token[blocks.order[0, 0].long()]
+    count = min(SAMPLED, blocks.block)
+    share = (torch.arange(count, device=blocks.device) + 0.5) / count
+    start = torch.arange(number, device=blocks.device) * blocks.block
+    at = (start[:, None] + share * blocks.sizes[:, None]).long()
+    sampled = token[at]  # (N, count, 3)
+    nearest = max(1, math.ceil(overlap * count * count))
+    rows = []
+    for q in sampled.split(64):
+        pairs = distance(q[:, None, :, None], sampled[None, :, None])
+        is_text = (q[:, None, :, None, 0] < 0) | (sampled[None, :, None, :, 0] < 0)
+        pairs = pairs.float().masked_fill(is_text, 0.0).flatten(2)
+        rows.append(pairs.kthvalue(nearest, dim=-1).values)
+    return torch.cat(rows)[None, None]

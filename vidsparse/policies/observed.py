@@ -1,0 +1,64 @@
+"""Tile skipping from what the kernel itself saw: LiteAttention, arXiv 2511.11062."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from vidsparse.errors import BadInputError
+from vidsparse.kernels.observe import Observed as Seen
+from vidsparse.kernels.plan import BlockPlan
+from vidsparse.policies.estimator import Estimate, Inputs, Measure
+from vidsparse.state import pack_bits, unpack_bits
+
+TILES = "tiles"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """Visit the blocks that mattered when they were last visited; all of them at first.
+
+    A visited block stays if, in any row, one of its scores came within the threshold of the largest
+    score so far. Alone this only ever drops blocks: ``rotate`` is the way back, since a block that
+    is always kept for one step is seen again.
+
+    Attributes:
+        margin: In log2 units: -10 is careful, 0 keeps only blocks that raise a row's maximum.
+    """
+
+    margin: float = -6.0
+
+    needs_data: ClassVar[bool] = True
+    per_layer: ClassVar[bool] = False
+    has_mask: ClassVar[bool] = True
+    measure: ClassVar[Measure] = Measure.RANK
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.margin):
+            raise BadInputError(f"margin must be a number, got {self.margin}")
+
+    def estimate(self, inputs: Inputs) -> Estimate:
+        """One for blocks to visit, zero for others, ``(batch, heads, M, N)``."""
+        number = inputs.blocks.number
+        tiles = inputs.state.get(TILES)
+        if tiles is None:
+            scores = torch.ones(
+                *inputs.qkv[0].shape[:2], number, number, device=inputs.blocks.device
+            )
+        else:
+            scores = unpack_bits(tiles, number).float()
+        return Estimate(scores=scores, threshold=0.5)
+
+    def observe(self, inputs: Inputs, plan: BlockPlan, seen: Seen, way: float) -> None:
+        """Remember which of the visited blocks mattered; early on, the margin is wider."""
+        cutoff = (self.margin + math.log2(max(way, 1e-9))) * math.log(2)
+        used = torch.arange(plan.kv_index.shape[-1], device=plan.kv_index.device)
+        mattered = (seen.margin >= cutoff) & (used < plan.kv_count[..., None])
+        listed = plan.kv_index.where(used < plan.kv_count[..., None], 0).long()
+        tiles = torch.zeros(
+            *mattered.shape[:3], plan.num_kv_blocks, dtype=torch.int32, device=listed.device
+        ).scatter_add_(-1, listed.expand(mattered.shape), mattered.int())
+        inputs.state.put(TILES, pack_bits(tiles > 0), inputs.step)

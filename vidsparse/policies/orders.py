@@ -1,0 +1,236 @@
+"""Orders: where tokens are put before blocks are cut. Text stays at its ends.
+
+Attention does not care about the order of its tokens, so any grid works with any block size: there
+is no padding and no table of resolutions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from vidsparse.errors import BadInputError
+from vidsparse.grid import TokenGrid
+from vidsparse.kernels.permute import permute_tokens
+from vidsparse.policies.estimator import Inputs
+
+AXES = ("fhw", "fwh", "hfw", "hwf", "wfh", "whf")
+
+
+class Arranged(NamedTuple):
+    """A call in an order.
+
+    Attributes:
+        inputs: With q, k, v and blocks in the order.
+        q_order: How to put the output back, int32 ``(B|1, H|1, seq)``; None if nothing moved.
+        kv_order: The same of keys and values.
+    """
+
+    inputs: Inputs
+    q_order: Tensor | None = None
+    kv_order: Tensor | None = None
+
+
+class Order(Protocol):
+    """Puts tokens in order. A frozen dataclass of its parameters."""
+
+    static: ClassVar[bool]
+    """Whether the order depends on nothing but the grid and the layer."""
+    per_layer: ClassVar[bool]
+    """Whether layers differ."""
+
+    def arrange(self, inputs: Inputs) -> Arranged: ...
+
+
+class StaticOrder:
+    """An order that depends on nothing but the grid, the same for all heads and layers."""
+
+    static: ClassVar[bool] = True
+    per_layer: ClassVar[bool] = False
+
+    def positions(self, grid: TokenGrid) -> Tensor | None:
+        """Which token stands at each position, int32 ``(seq,)``; None for raster."""
+        raise NotImplementedError
+
+    def arrange(self, inputs: Inputs) -> Arranged:
+        """Permute q, k and v."""
+        order = _cached(self, inputs.blocks.grid, inputs.blocks.device)
+        return Arranged(inputs) if order is None else in_order(inputs, order)
+
+
+@functools.lru_cache(maxsize=32)
+def _cached(order: StaticOrder, grid: TokenGrid, device: torch.device) -> Tensor | None:
+    positions = order.positions(grid)
+    return None if positions is None else positions[None, None].to(device)
+
+
+def in_order(inputs: Inputs, order: Tensor) -> Arranged:
+    """A call with all its tokens in one order, int32 ``(B|1, H|1, seq)``."""
+    q, k, v = (
+        None if x is None else permute_tokens(x, order) for x in (inputs.q, inputs.k, inputs.v)
+    )
+    blocks = dataclasses.replace(inputs.blocks, order=order)
+    return Arranged(dataclasses.replace(inputs, q=q, k=k, v=v, blocks=blocks), order, order)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Raster(StaticOrder):
+    """As the tokens come: frame by frame, row by row."""
+
+    def positions(self, grid: TokenGrid) -> Tensor | None:
+        """Nothing moves."""
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tile(StaticOrder):
+    """Box by box, raster inside each; boxes at the end of an axis are smaller where they must be.
+
+    Attributes:
+        tile_frames: Latent frames of a box.
+        tile_height: Rows of a box, in tokens.
+        tile_width: Columns of a box, in tokens.
+    """
+
+    tile_frames: int = 1
+    tile_height: int = 8
+    tile_width: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("tile_frames", "tile_height", "tile_width"):
+            if getattr(self, name) < 1:
+                raise BadInputError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def positions(self, grid: TokenGrid) -> Tensor | None:
+        """Sort by box, stably."""
+        f, h, w = coordinates(grid).unbind(-1)
+        boxes = (f // self.tile_frames, h // self.tile_height, w // self.tile_width)
+        across, down = (grid.width // self.tile_width + 1, grid.height // self.tile_height + 1)
+        return _with_text(
+            ((boxes[0] * down + boxes[1]) * across + boxes[2]).argsort(stable=True), grid
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hilbert(StaticOrder):
+    """Along a 3-D Hilbert curve: tokens near on the curve are near in frame, row and column.
+
+    The curve fills the smallest cube of a power of two around the grid; cells outside are skipped.
+    """
+
+    def positions(self, grid: TokenGrid) -> Tensor | None:
+        """Sort by the distance along the curve, which leaves out axes of one cell."""
+        points = coordinates(grid)
+        points = points[:, points.amax(dim=0) > 0]
+        if not points.shape[1]:
+            return None
+        return _with_text(hilbert_index(points).argsort(stable=True), grid)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axes(StaticOrder):
+    """Nested loops over frame, height and width in another nesting: PAROAttention, 2506.16054.
+
+    Attributes:
+        axes: The outer axis first: fhw is raster, hwf puts all frames of a place side by side.
+    """
+
+    axes: str = "hwf"
+
+    def __post_init__(self) -> None:
+        if self.axes not in AXES:
+            raise BadInputError(f"axes must be one of {', '.join(AXES)}, got {self.axes!r}")
+
+    def positions(self, grid: TokenGrid) -> Tensor | None:
+        """Transpose the grid."""
+        if self.axes == "fhw":
+            return None
+        raster = torch.arange(grid.video_tokens).view(grid.frames, grid.height, grid.width)
+        return _with_text(raster.permute(*("fhw".index(a) for a in self.axes)).flatten(), grid)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cycle(StaticOrder):
+    """Boxes that reach through time, then the plane, then all three: VMoBA, arXiv 2506.23858.
+
+    One of the three is taken by the caller; see ``in_layer``.
+
+    Attributes:
+        chunk_frames: Latent frames of the boxes of the first and third kind.
+        chunk_height: Rows of the boxes of the second and third kind.
+        chunk_width: Columns of the boxes of the second and third kind.
+    """
+
+    chunk_frames: int = 2
+    chunk_height: int = 8
+    chunk_width: int = 8
+
+    per_layer: ClassVar[bool] = True
+
+    def in_layer(self, layer: int, grid: TokenGrid) -> Tile:
+        """The boxes of a layer."""
+        sizes = [
+            (self.chunk_frames, grid.height, grid.width),
+            (grid.frames, self.chunk_height, self.chunk_width),
+            (self.chunk_frames, self.chunk_height, self.chunk_width),
+        ]
+        frames, height, width = sizes[layer % 3]
+        return Tile(tile_frames=frames, tile_height=height, tile_width=width)
+
+    def arrange(self, inputs: Inputs) -> Arranged:
+        """Permute as this layer does."""
+        return self.in_layer(inputs.layer, inputs.blocks.grid).arrange(inputs)
+
+
+def coordinates(grid: TokenGrid) -> Tensor:
+    """Frame, row and column of each video token in raster order, int64 ``(video_tokens, 3)``."""
+    axes = [torch.arange(n) for n in (grid.frames, grid.height, grid.width)]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 2)
+
+
+def _with_text(video: Tensor, grid: TokenGrid) -> Tensor:
+    """The order of all tokens, given that of the video tokens among themselves."""
+    before = torch.arange(grid.prefix)
+    after = torch.arange(grid.prefix + grid.video_tokens, grid.tokens)
+    return torch.cat([before, video + grid.prefix, after]).to(torch.int32)
+
+
+def hilbert_index(points: Tensor) -> Tensor:
+    """Distance along a Hilbert curve of each point, int64 ``(n,)``.
+
+    Skilling's transform (AIP Conf. Proc. 707, 381, 2004): coordinates become the transposed digits
+    of the distance by undoing the curve's rotations one bit plane after another.
+
+    Args:
+        points: Non-negative coordinates, int64 ``(n, axes)``.
+    """
+    bits = max(1, int(points.max()).bit_length())
+    axes = [axis.clone() for axis in points.unbind(-1)]
+    plane = 1 << (bits - 1)
+    while plane > 1:
+        low = plane - 1
+        for i, axis in enumerate(axes):
+            is_set = (axis & plane) != 0
+            swapped = (axes[0] ^ axis) & low
+            flipped = torch.where(is_set, axes[0] ^ low, axes[0] ^ swapped)
+            axes[i] = torch.where(is_set, axis, axis ^ swapped) if i else axis
+            axes[0] = flipped
+        plane >>= 1
+    for i in range(1, len(axes)):  # Gray code
+        axes[i] = axes[i] ^ axes[i - 1]
+    flip = torch.zeros_like(axes[0])
+    plane = 1 << (bits - 1)
+    while plane > 1:
+        flip = torch.where((axes[-1] & plane) != 0, flip ^ (plane - 1), flip)
+        plane >>= 1
+    axes = [axis ^ flip for axis in axes]
+    index = torch.zeros_like(axes[0])
+    for bit in reversed(range(bits)):
+        for axis in axes:
+            index = (index << 1) | ((axis >> bit) & 1)
+    return index

@@ -1,0 +1,43 @@
+"""The parts by name, so that a preset can be given another one: ``--set order=hilbert``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vidsparse.policies.estimator import Estimator
+from vidsparse.policies.exact import Antidiagonal, Exact
+from vidsparse.policies.geometric import Band, Disc, Neighbourhood, Places
+from vidsparse.policies.observed import Observed
+from vidsparse.policies.orders import Axes, Cycle, Hilbert, Order, Raster, Tile
+from vidsparse.policies.pooled import Pooled, SubBlock
+from vidsparse.policies.radial import Radial
+from vidsparse.policies.random import Random
+from vidsparse.policies.semantic import Semantic
+from vidsparse.policies.stripes import Stripes
+from vidsparse.policies.value_aware import Routing, ValueAware
+
+ORDERS: Mapping[str, type[Order]] = {
+    "raster": Raster,
+    "tile": Tile,
+    "hilbert": Hilbert,
+    "axes": Axes,
+    "cycle": Cycle,
+    "semantic": Semantic,
+}
+
+ESTIMATORS: Mapping[str, type[Estimator]] = {
+    "value_aware": ValueAware,
+    "pooled": Pooled,
+    "subblock": SubBlock,
+    "antidiagonal": Antidiagonal,
+    "exact": Exact,
+    "routing": Routing,
+    "observed": Observed,
+    "radial": Radial,
+    "band": Band,
+    "places": Places,
+    "stripes": Stripes,
+    "neighbourhood": Neighbourhood,
+    "disc": Disc,
+    "random": Random,
+}

@@ -1,0 +1,119 @@
+"""Semantic order: tokens of like content side by side, by k-means (SVG2, arXiv 2505.18875)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vidsparse.errors import BadInputError
+from vidsparse.grid import TokenGrid
+from vidsparse.kernels.kmeans import Clusters, kmeans
+from vidsparse.kernels.permute import permute_tokens
+from vidsparse.policies.estimator import Inputs
+from vidsparse.policies.orders import Arranged
+
+MEMBERS = 4  # tokens that a cluster is remembered by
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Semantic:
+    """Clusters of queries and, independently, of keys; each cluster is a block of its own size.
+
+    The first call of a generation starts from tokens drawn at random. Later ones start where the
+    clusters of the step before are now: at the mean of a few of their members, which costs a
+    hundredth of the memory of centroids and follows the tokens as they change.
+
+    Attributes:
+        q_clusters: Of queries; fewer where there are not 16 tokens for each.
+        kv_clusters: Of keys, likewise. Key clusters cost little, query clusters speed.
+        first_iterations: Of k-means at the first call.
+        iterations: Of k-means at later calls.
+        seed: Of the first draw.
+    """
+
+    q_clusters: int = 100
+    kv_clusters: int = 500
+    first_iterations: int = 50
+    iterations: int = 2
+    seed: int = 0
+
+    static: ClassVar[bool] = False
+    per_layer: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for name in ("q_clusters", "kv_clusters"):
+            if not 1 <= getattr(self, name) <= 4096:
+                raise BadInputError(f"{name} must be from 1 to 4096, got {getattr(self, name)}")
+        for name in ("first_iterations", "iterations"):
+            if getattr(self, name) < 1:
+                raise BadInputError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def arrange(self, inputs: Inputs) -> Arranged:
+        """Cluster, and put tokens in the order of their clusters."""
+        q, k, v = inputs.qkv
+        q_order, q_offsets = self._side("q", q, self.q_clusters, inputs)
+        kv_order, kv_offsets = self._side("k", k, self.kv_clusters, inputs)
+        blocks = dataclasses.replace(inputs.blocks, q_offsets=q_offsets, kv_offsets=kv_offsets)
+        arranged = dataclasses.replace(
+            inputs,
+            q=permute_tokens(q, q_order),
+            k=permute_tokens(k, kv_order),
+            v=permute_tokens(v, kv_order),
+            blocks=blocks,
+        )
+        return Arranged(arranged, q_order, kv_order)
+
+    def _side(self, name: str, x: Tensor, wanted: int, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """The order and the offsets of queries or of keys, text in clusters of its own."""
+        grid = inputs.blocks.grid
+        video = x[:, :, grid.prefix : grid.prefix + grid.video_tokens]
+        number = max(1, min(wanted, grid.video_tokens // 16))
+        members = inputs.state.get(f"{name} members")
+        if members is None:
+            generator = torch.Generator().manual_seed(self.seed)
+            clusters = kmeans(video, number, iterations=self.first_iterations, generator=generator)
+        else:
+            clusters = kmeans(
+                video, number, iterations=self.iterations, centroids=mean_of(video, members)
+            )
+        inputs.state.put(f"{name} members", members_of(clusters), inputs.step)
+        return with_text(clusters, grid)
+
+
+def members_of(clusters: Clusters, number: int = MEMBERS) -> Tensor:
+    """A few tokens of each cluster, int32 ``(batch, heads, clusters, number)``.
+
+    An empty cluster gets the tokens that stand where it would.
+    """
+    share = (torch.arange(number, device=clusters.order.device) + 0.5) / number
+    start = clusters.offsets[..., :-1, None]
+    at = (start + (share * clusters.sizes[..., None]).int()).clamp(max=clusters.order.shape[-1] - 1)
+    return clusters.order.gather(-1, at.flatten(-2).long()).view(at.shape)
+
+
+def mean_of(x: Tensor, members: Tensor) -> Tensor:
+    """Mean of the members of each cluster, ``(batch, heads, clusters, head_dim)``."""
+    rows = members.flatten(-2).long()[..., None].expand(-1, -1, -1, x.shape[-1])
+    return x.gather(2, rows).float().unflatten(2, members.shape[2:]).mean(dim=3)
+
+
+def with_text(clusters: Clusters, grid: TokenGrid) -> tuple[Tensor, Tensor]:
+    """Order and offsets of all tokens, given clusters of the video tokens."""
+    order, offsets = clusters.order + grid.prefix, clusters.offsets + grid.prefix
+    shape, device = order.shape[:2], order.device
+
+    def run(start: int, stop: int) -> Tensor:
+        return torch.arange(start, stop, dtype=torch.int32, device=device).expand(*shape, -1)
+
+    end = grid.prefix + grid.video_tokens
+    if grid.prefix:
+        order = torch.cat([run(0, grid.prefix), order], dim=-1)
+        offsets = torch.cat([run(0, 1), offsets], dim=-1)
+    if grid.suffix:
+        order = torch.cat([order, run(end, grid.tokens)], dim=-1)
+        offsets = torch.cat([offsets, run(grid.tokens, grid.tokens + 1)], dim=-1)
+    return order, offsets
