@@ -9,6 +9,7 @@ engine is compared with the reference.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -26,7 +27,6 @@ from vidsparse.grid import TokenGrid
 from vidsparse.kernels.cpu import cpu_attention
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.kernels.reference import reference_attention
-from vidsparse.planner import Planner
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.policy import Policy
@@ -61,10 +61,11 @@ def run_grid(grid: TokenGrid, repeats: int) -> list[dict[str, Any]]:
         blocks=Blocks(grid, BLOCK, q.device), q=q, k=k, scale=HEAD_DIM**-0.5, heads=HEADS
     )
     scale = HEAD_DIM**-0.5
-    planner = Planner(Policy(estimator=Pooled(), density=DENSITIES[0], block=BLOCK))
+    policy = Policy(estimator=Pooled(), density=DENSITIES[0], block=BLOCK)
 
     def plan(density: float) -> BlockPlan:
-        return planner.plan(inputs, density)
+        anew = dataclasses.replace(inputs)  # block means are part of the price
+        return policy.plan(policy.estimator.estimate(anew), anew, density=density)
 
     def dense() -> None:
         F.scaled_dot_product_attention(q, k, v)

@@ -80,27 +80,40 @@ class Planner:
             inputs: q, k and v in raster order.
             way: How far the schedule has come from dense, in (0, 1].
         """
-        target = self.target(inputs)
-        density = None if target is None or (target != self.policy.density and way >= 1) else target
-        if density is not None:
-            density = 1.0 - way * (1.0 - density)
-        if self.policy.static:
-            arranged = self.policy.order.arrange(inputs)
-            return self._finish(
-                arranged.inputs, self._static_plan(inputs, density), arranged.q_order
-            )
-        if self.policy.selector is Selector.TOLERANCE:
+        policy = self.policy
+        if policy.selector is Selector.TOLERANCE:
             return self._within_tolerance(inputs, way)
-        if self.policy.alternatives:
+        density = self._density(inputs, way)
+        if policy.alternatives:
             return self._chosen(inputs, density)
-        arranged = self.policy.order.arrange(inputs)
-        plan = self._remembered(arranged.inputs)
-        if plan is None:
-            p = None if self.policy.p is None else 1.0 - way * (1.0 - self.policy.p)
-            estimate = self.policy.estimator.estimate(arranged.inputs)
-            plan = self.policy.plan(estimate, arranged.inputs, density=density, p=p)
-            self._remember(arranged.inputs, plan)
+        arranged = policy.order.arrange(inputs)
+        if policy.static:
+            plan = self._static_plan(inputs, density)
+        else:
+            plan = self._remembered(arranged.inputs)
+            if plan is None:
+                plan = self._made(arranged.inputs, density, way)
         return self._finish(arranged.inputs, plan, arranged.q_order)
+
+    def static_plan(self, inputs: Inputs, way: float) -> BlockPlan:
+        """The plan of a policy that looks at no data, from the geometry alone."""
+        assert self.policy.static
+        return self._static_plan(inputs, self._density(inputs, way))
+
+    def _density(self, inputs: Inputs, way: float) -> float | None:
+        """Share of the pairs to keep on the way; None leaves it to p or the policy's own mask."""
+        target = self.target(inputs)
+        if target is None or way >= 1:
+            return self.policy.density
+        return 1.0 - way * (1.0 - target)
+
+    def _made(self, inputs: Inputs, density: float | None, way: float) -> BlockPlan:
+        p = None if self.policy.p is None else 1.0 - way * (1.0 - self.policy.p)
+        estimate = self.policy.estimator.estimate(inputs)
+        plan = self.policy.plan(estimate, inputs, density=density, p=p)
+        if self._replan > 1:
+            inputs.state.put(PLAN, pack_bits(plan.to_block_mask()), inputs.step)
+        return plan
 
     def nbytes(self) -> int:
         """Bytes remembered."""
@@ -122,10 +135,6 @@ class Planner:
         tolerance = self.policy.tolerance * way
         arranged, plan = plan_within(self.policy, inputs, tolerance, self._static_estimate)
         return self._finish(arranged.inputs, plan, arranged.q_order)
-
-    def _remember(self, inputs: Inputs, plan: BlockPlan) -> None:
-        if self._replan > 1:
-            inputs.state.put(PLAN, pack_bits(plan.to_block_mask()), inputs.step)
 
     def _remembered(self, inputs: Inputs) -> BlockPlan | None:
         """The plan of an earlier step, if it is young enough."""

@@ -46,13 +46,18 @@ def _table(*presets: Preset) -> dict[str, Preset]:
 PRESETS: Mapping[str, Preset] = _table(
     Preset(
         name="balanced",
-        summary="The default: what skipping a block would cost, one budget for all heads of a layer",
-        source="ours: sub-block mass x distance of values",
-        policy=Policy(estimator=ValueAware(), selector=Selector.BUDGET, density=0.25),
+        summary="The default: blocks by what skipping them would cost, one budget a layer",
+        source="ours: sub-block mass x distance of values, in boxes",
+        policy=Policy(
+            order=Tile(),
+            estimator=ValueAware(parts=16),
+            selector=Selector.BUDGET,
+            density=0.25,
+        ),
     ),
     Preset(
         name="auto",
-        summary="Each head in the order, and with as many blocks, as its error on sampled rows asks",
+        summary="Orders and densities by the error that is measured on sampled rows",
         source="ours",
         policy=Policy(
             estimator=ValueAware(mass=Mass.ROWS),

@@ -63,4 +63,5 @@ class Schedule:
             layer: Index of the layer, from 0.
             target: Density of the policy at full sparsity.
         """
-        return 1.0 - self.way(sigma, layer) * (1.0 - target)
+        way = self.way(sigma, layer)
+        return target if way >= 1.0 else 1.0 - way * (1.0 - target)

@@ -7,10 +7,11 @@ import torch
 
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
-from vidsparse.policies.policy import Compensation, Policy, Selector
+from vidsparse.policies.policy import Policy
 from vidsparse.policies.pooled import Pooled
 from vidsparse.policies.radial import Radial
 from vidsparse.policies.random import Random
+from vidsparse.policies.selectors import Selector
 
 
 def column(values):
@@ -31,7 +32,8 @@ def test_pooled_scores_equal_a_small_example_worked_by_hand(make_inputs):
 def test_pooled_picks_the_diagonal_and_then_the_best(make_inputs):
     q, k = column([1, 3, -2, 0, 3]), column([0, 2, 5, 3, -2])
     inputs = make_inputs(TokenGrid(1, 1, 5), 2, q=q, k=k, scale=0.5)
-    keep = Policy(estimator=Pooled(), density=0.67).keep(Pooled().estimate(inputs), inputs, None)
+    plan = Policy(estimator=Pooled(), density=0.67).plan(Pooled().estimate(inputs), inputs)
+    keep = plan.to_block_mask()
     assert keep[0, 0].tolist() == [[True, True, False], [False, True, True], [False, True, True]]
 
 
@@ -100,17 +102,3 @@ def test_a_block_no_kernel_takes_is_refused(block):
 def test_a_policy_that_only_ranks_blocks_needs_a_density(estimator, selector):
     with pytest.raises(BadInputError, match="only ranks blocks: give it a density"):
         Policy(estimator=estimator, selector=selector)
-
-
-def test_compensation_attaches_block_means_and_none_does_not(make_inputs):
-    inputs = make_inputs(TokenGrid(1, 5, 8), 16)
-    k, v = torch.randn(1, 2, 40, 8), torch.randn(1, 2, 40, 8)
-    plain = Policy(estimator=Random(), density=0.4, block=16)
-    plan = plain.plan(plain.keep(Random().estimate(inputs), inputs, None), inputs)
-    assert plain.compensate(plan, k, v, inputs.blocks.sizes).pooled is None
-    centroid = Policy(estimator=Random(), density=0.4, block=16, compensation=Compensation.CENTROID)
-    means = centroid.compensate(plan, k, v, inputs.blocks.sizes).pooled
-    assert means is not None
-    torch.testing.assert_close(means.key[:, :, 2], k[:, :, 32:].mean(dim=2))
-    torch.testing.assert_close(means.value[:, :, 0], v[:, :, :16].mean(dim=2))
-    assert means.size.tolist() == [16, 16, 8]

@@ -7,7 +7,8 @@ import torch
 
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
-from vidsparse.policies.policy import Policy, Selector
+from vidsparse.policies.policy import Policy
+from vidsparse.policies.selectors import Selector
 from vidsparse.policies.radial import Radial
 
 
@@ -96,7 +97,7 @@ def test_mask_and_density_equal_the_rule_token_by_token(
     )
     policy = Policy(estimator=radial, selector=Selector.THRESHOLD, block=block)
     inputs = make_inputs(grid, block)
-    keep = policy.keep(radial.estimate(inputs), inputs, None)
+    keep = policy.plan(radial.estimate(inputs), inputs).to_block_mask()
     assert torch.equal(keep[0, 0], block_mask(grid, block, mask, radial.overlap))
 
 
@@ -105,7 +106,7 @@ def test_overlap_is_the_share_of_a_block_that_must_be_covered(make_inputs, overl
     grid, radial = TokenGrid(7, 5, 7), Radial(overlap=overlap)
     policy = Policy(estimator=radial, selector=Selector.THRESHOLD, block=16)
     inputs = make_inputs(grid, 16)
-    keep = policy.keep(radial.estimate(inputs), inputs, None)
+    keep = policy.plan(radial.estimate(inputs), inputs).to_block_mask()
     assert torch.equal(keep[0, 0], block_mask(grid, 16, token_mask(grid, 16, radial), overlap))
 
 
@@ -113,7 +114,7 @@ def test_blocks_with_text_are_always_kept_whatever_the_density(make_inputs):
     grid, radial = TokenGrid(9, 5, 7, prefix=9, suffix=21), Radial()
     policy = Policy(estimator=radial, selector=Selector.THRESHOLD, density=0.01, block=16)
     inputs = make_inputs(grid, 16)
-    keep = policy.keep(radial.estimate(inputs), inputs, None)[0, 0]
+    keep = policy.plan(radial.estimate(inputs), inputs).to_block_mask()[0, 0]
     text = [0, -1, -2]  # 9 tokens before; 21 after, of which the last block holds 9
     assert keep[text].all()
     assert keep[:, text].all()
@@ -126,13 +127,14 @@ def test_a_density_buys_nested_masks_that_never_cost_more(make_inputs):
     inputs = make_inputs(grid, 16)
     estimate = radial.estimate(inputs)
     asked = [0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 0.95]
-    masks = [policy.keep(estimate, inputs, density) for density in asked]
+    plans = [policy.plan(estimate, inputs, density=density) for density in asked]
+    masks = [plan.to_block_mask() for plan in plans]
     for smaller, larger in pairwise(masks):
         assert (larger | ~smaller).all()
     least = masks[0].sum()
-    for mask, density in zip(masks, asked, strict=True):
-        assert policy.plan(mask, inputs).density <= density or mask.sum() == least
-    assert policy.plan(masks[-1], inputs).density > 0.85  # the budget is used, not only kept to
+    for plan, mask, density in zip(plans, masks, asked, strict=True):
+        assert plan.density <= density or mask.sum() == least
+    assert plans[-1].density > 0.85  # the budget is used, not only kept to
 
 
 def test_more_decay_means_a_wider_mask():

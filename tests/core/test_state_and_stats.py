@@ -7,6 +7,11 @@ from vidsparse.state import Memory
 from vidsparse.stats import CallKey, Stats
 
 
+class Took:
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+
 def memory(capacity=2):
     return Memory(capacity, nbytes=len)
 
@@ -67,7 +72,7 @@ def test_a_step_counts_as_dense_only_if_every_call_was(stats):
 
 
 def test_a_new_generation_forgets_calls_and_time_but_not_fallbacks(stats):
-    stats.attention_seconds = stats.plan_seconds = 2.0
+    stats.time(Took(2.0), Took(2.0))
     stats.fallbacks["too short"] += 1
     stats.start_generation()
     assert (stats.calls, stats.sigmas) == ({}, {})
@@ -88,7 +93,7 @@ def test_the_summary_names_density_warm_up_fallbacks_time_and_notes(stats):
         "nothing fell back to dense",
     ]
     stats.fallbacks.update({"too short": 3, "a mask": 1})
-    stats.attention_seconds, stats.plan_seconds = 4.0, 1.0
+    stats.time(Took(4.0), Took(1.0))
     stats.notes["a note"] = None
     assert stats.summary().splitlines()[1:] == [
         "sparse attention 4.0 s, 25% of it planning",

@@ -181,8 +181,7 @@ def random_plan(
 def _radial_plan(shape: Shape, density: float | None, block: int, where: torch.device) -> BlockPlan:
     policy = Policy(estimator=Radial(), selector=Selector.THRESHOLD, density=density, block=block)
     inputs = Inputs(blocks=Blocks(shape.grid, block, where), heads=shape.heads)
-    planner = Planner(policy)
-    return planner.plan(inputs, planner.target(inputs) if density is None else density)
+    return Planner(policy).static_plan(inputs, 1.0)
 
 
 def _measure(

@@ -1,4 +1,4 @@
-"""A token sequence cut into blocks: their sizes, what is always kept, where frames begin and end."""
+"""A token sequence cut into blocks: sizes, what is always kept, where frames begin and end."""
 
 from __future__ import annotations
 
@@ -56,10 +56,7 @@ class Blocks:
 
     @cached_property
     def always_kept(self) -> Tensor:
-        """Boolean ``(M, N)``: every row and column that holds text, and of equal blocks the diagonal.
-
-        The one always-kept thing that is not here is the first frame: see ``first_frame``.
-        """
+        """Boolean ``(M, N)``: rows and columns that hold text, and of equal blocks the diagonal."""
         if self.q_offsets is not None and self.kv_offsets is not None:
             rows, columns = (x.shape[-1] - 1 for x in (self.q_offsets, self.kv_offsets))
             return self._text_ends(rows)[:, None] | self._text_ends(columns)

@@ -22,9 +22,9 @@ class Compensation(StrEnum):
         NONE: Nothing; they get no attention.
         RESCALE: The output shrinks to its estimated share of the mass and the mean values of
             skipped blocks are added, where that gains more than it errs (Rectified SpaAttn).
-        CENTROID: They attend through their mean key and value, scored with ``+ ln(size)`` (SVG-EAR).
-        RESIDUAL: What they gave at the last refresh, as one mean per query block, is added, and the
-            output scaled by the share of mass it had then (Re-ttention, arXiv 2505.22918).
+        CENTROID: They attend through their mean key and value, scored with ``+ ln(size)``.
+        RESIDUAL: What they gave at the last refresh, as one mean per query block, is added to the
+            output, scaled by the share of mass it had then (Re-ttention, arXiv 2505.22918).
     """
 
     NONE = "none"

@@ -58,25 +58,27 @@ class Inputs:
     @property
     def qkv(self) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v, which are there."""
-        assert self.q is not None
-        assert self.k is not None
-        assert self.v is not None
-        return self.q, self.k, self.v
+        return _there(self.q), _there(self.k), _there(self.v)
 
     @cached_property
     def q_means(self) -> Tensor:
         """Mean query of each block, float32 ``(batch, heads, M, head_dim)``."""
-        return _means(self.qkv[0], self.blocks.block, self.blocks.q_offsets)
+        return _means(_there(self.q), self.blocks.block, self.blocks.q_offsets)
 
     @cached_property
     def k_means(self) -> Tensor:
         """Mean key of each block, float32 ``(batch, heads, N, head_dim)``."""
-        return _means(self.qkv[1], self.blocks.block, self.blocks.kv_offsets)
+        return _means(_there(self.k), self.blocks.block, self.blocks.kv_offsets)
 
     @cached_property
     def v_means(self) -> Tensor:
         """Mean value of each block, float32 ``(batch, heads, N, head_dim)``."""
-        return _means(self.qkv[2], self.blocks.block, self.blocks.kv_offsets)
+        return _means(_there(self.v), self.blocks.block, self.blocks.kv_offsets)
+
+
+def _there(x: Tensor | None) -> Tensor:
+    assert x is not None
+    return x
 
 
 def _means(x: Tensor, block: int, offsets: Tensor | None) -> Tensor:

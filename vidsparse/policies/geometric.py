@@ -72,8 +72,8 @@ class Places:
 class Neighbourhood:
     """A window around each query: STA (arXiv 2502.04507) and NATTEN's GNA (2504.16922).
 
-    All sizes are in tokens. With ``unit_*`` above 1, queries and keys count as the boxes they lie in
-    and windows are whole boxes: sliding tiles. A window that would leave the grid is moved back
+    All sizes are in tokens. With ``unit_*`` above 1, queries and keys count as the boxes they lie
+    in and windows are whole boxes: sliding tiles. A window that would leave the grid is moved back
     inside, so every query sees equally much.
 
     Attributes:

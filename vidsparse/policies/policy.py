@@ -131,6 +131,8 @@ class Policy:
                 f"the estimator {type(self.estimator).__name__} only ranks blocks within a head: "
                 "choose selector top_k or threshold"
             )
+        if self.selector is Selector.BUDGET and self.scope is Scope.ROW:
+            raise BadInputError("a budget of each row by itself is selector=top_k")
         if isinstance(self.estimator, Observed):
             if self.density is not None:
                 raise BadInputError("this preset has no density: change its margin")
@@ -149,6 +151,8 @@ class Policy:
             raise BadInputError("this preset only ranks blocks: give it a density in (0, 1]")
         if isinstance(self.estimator, Radial) and not isinstance(self.order, Raster):
             raise BadInputError("the radial mask is made for frames in raster order: order=raster")
+        if self.alternatives and not all(each.order.static for each in self.candidates):
+            raise BadInputError("heads choose among static orders: a semantic one cannot compete")
         if not self.order.static and self._needs_equal_blocks():
             raise BadInputError(
                 "a semantic order makes clusters, not equal blocks: use estimator pooled, "
@@ -241,6 +245,7 @@ class Policy:
                 return select_counts(scores, count, always=always)
             before = mass_before(mass, self.scope)
             if density is None:
+                assert p is not None
                 return select_threshold(-before, -p, min_count=least, always=always)
             scope = Scope.LAYER if self.scope is Scope.ROW else self.scope
             return _budget(-before, always, inputs, density, least, scope)
@@ -296,18 +301,14 @@ def _budget(
         return select_budget(scores, *sizes, density, min_count=least, always=always)
     batch, heads = scores.shape[:2]
 
-    def fold(x: Tensor, dims: int) -> Tensor:
-        if x.ndim == dims:
-            return x
+    def fold(x: Tensor) -> Tensor:  # heads become entries of the batch
         return x.expand(batch, heads, *x.shape[2:]).flatten(0, 1)[:, None]
 
     if isinstance(density, Tensor):
         density = density.expand(batch, heads).flatten()
+    q_sizes, kv_sizes = (size if size.ndim == 1 else fold(size) for size in sizes)
+    always = always if always.ndim == 2 else fold(always)
     count, index = select_budget(
-        fold(scores, 0),
-        *(fold(size, 1) for size in sizes),
-        density,
-        min_count=least,
-        always=fold(always, 2),
+        fold(scores), q_sizes, kv_sizes, density, min_count=least, always=always
     )
     return count.view(batch, heads, -1), index.view(batch, heads, *index.shape[2:])
