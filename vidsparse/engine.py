@@ -20,9 +20,11 @@ from vidsparse.planner import Planner, Work
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.compensation import (
     RESIDUE,
+    Attend,
     Compensation,
     refresh_residual,
     rescaled,
+    with_levels,
     with_residual,
 )
 from vidsparse.policies.estimator import Inputs
@@ -174,7 +176,7 @@ class SparseAttention:
     def _attend(self, work: Work, call: Call, way: float) -> Tensor:
         """Run a plan, with what its policy does after it; back in raster order."""
         policy, inputs = self.preset.policy, work.inputs
-        head_density = work.plan.head_density()
+        head_density = work.head_density()
         if isinstance(policy.estimator, Observed):
             seen = observe_attention(*inputs.qkv, work.plan, scale=inputs.scale)
             policy.estimator.observe(inputs, work.plan, seen, way)
@@ -182,6 +184,8 @@ class SparseAttention:
         elif policy.compensation is Compensation.RESIDUAL:
             out, refreshed = self._with_residual(work)
             head_density = torch.ones_like(head_density) if refreshed else head_density
+        elif work.levels:
+            out = with_levels(inputs, work.plan, work.levels, self._attend_with_lse(inputs.scale))
         else:
             out = self._run(inputs, work.plan)
         if policy.compensation is Compensation.RESCALE:
@@ -195,24 +199,25 @@ class SparseAttention:
         age = inputs.state.age(RESIDUE, inputs.step)
         if age is not None and 0 <= age < self.preset.policy.refresh:
             return with_residual(self._run(inputs, plan), plan, inputs), False
-        sparse, dense = (self._run_with_lse(inputs, each) for each in (plan, dense_plan(plan)))
+        attend = self._attend_with_lse(inputs.scale)
+        sparse, dense = (attend(*inputs.qkv, each) for each in (plan, dense_plan(plan)))
         refresh_residual(inputs, plan, sparse, dense)
         return dense[0], True
 
     def _run(self, inputs: Inputs, plan: BlockPlan) -> Tensor:
-        engine = self._engine(inputs, plan, False)
+        engine = self._engine(Case.of(*inputs.qkv, plan, None, False))
         return attention(*inputs.qkv, plan, scale=inputs.scale, engine=engine)
 
-    def _run_with_lse(self, inputs: Inputs, plan: BlockPlan) -> tuple[Tensor, Tensor]:
-        engine = self._engine(inputs, plan, True)
-        return attention(*inputs.qkv, plan, scale=inputs.scale, engine=engine, return_lse=True)
+    def _attend_with_lse(self, scale: float) -> Attend:
+        def attend(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> tuple[Tensor, Tensor]:
+            engine = self._engine(Case.of(q, k, v, plan, None, True))
+            return attention(q, k, v, plan, scale=scale, engine=engine, return_lse=True)
 
-    def _engine(self, inputs: Inputs, plan: BlockPlan, return_lse: bool) -> str:
+        return attend
+
+    def _engine(self, case: Case) -> str:
         """The kernel engine of a call, which is counted."""
-        engine = self.engine
-        if engine == "auto":
-            case = Case.of(*inputs.qkv, plan, None, return_lse)
-            engine = choose_engine(case).engine
+        engine = choose_engine(case).engine if self.engine == "auto" else self.engine
         self.stats.engines[engine] += 1
         return engine
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.policies.choice import choose
-from vidsparse.policies.compensation import Compensation, with_centroids
+from vidsparse.policies.compensation import Compensation, Level, coarse_plan, with_centroids
 from vidsparse.policies.estimator import Estimate, Inputs
 from vidsparse.policies.policy import Alternative, Policy, lists_of_mask, plan_of_lists
 from vidsparse.policies.selectors import Selector
@@ -30,11 +30,20 @@ class Work:
         inputs: q, k and v in the order of the plan.
         plan: What to compute, in that order.
         q_order: How to put the output back, int32 ``(B|1, H|1, seq)``; None if nothing moved.
+        levels: Blocks that take part through means of a few tokens.
     """
 
     inputs: Inputs
     plan: BlockPlan
     q_order: Tensor | None = None
+    levels: tuple[Level, ...] = ()
+
+    def head_density(self) -> Tensor:
+        """Density of each head, ``(B|1, H|1)``; a pair with a mean counts as one pair."""
+        density = self.plan.head_density()
+        for tokens, coarse in self.levels:
+            density = density + coarse.head_density() / tokens
+        return density
 
 
 class Planner:
@@ -93,7 +102,10 @@ class Planner:
             plan = self._remembered(arranged.inputs)
             if plan is None:
                 plan = self._made(arranged.inputs, density, way)
-        return self._finish(arranged.inputs, plan, arranged.q_order)
+        work = self._finish(arranged.inputs, plan, arranged.q_order)
+        if policy.compensation is Compensation.LEVELS:
+            work = dataclasses.replace(work, levels=self._levels(work, way))
+        return work
 
     def static_plan(self, inputs: Inputs, way: float) -> BlockPlan:
         """The plan of a policy that looks at no data, from the geometry alone."""
@@ -106,6 +118,20 @@ class Planner:
         if target is None or way >= 1:
             return self.policy.density
         return 1.0 - way * (1.0 - target)
+
+    def _levels(self, work: Work, way: float) -> tuple[Level, ...]:
+        """The blocks that come after those of the plan, by the tokens of their means."""
+        estimate = self.policy.estimator.estimate(work.inputs)
+        exact = work.plan.to_block_mask()
+        share = self._density(work.inputs, way)
+        levels = []
+        assert share is not None
+        for tokens, more in self.policy.levels.items():
+            share = min(1.0, share + way * more)
+            upto = self.policy.plan(estimate, work.inputs, density=share).to_block_mask()
+            levels.append(Level(tokens, coarse_plan(upto & ~exact, work.plan, tokens)))
+            exact = exact | upto
+        return tuple(levels)
 
     def _made(self, inputs: Inputs, density: float | None, way: float) -> BlockPlan:
         p = None if self.policy.p is None else 1.0 - way * (1.0 - self.policy.p)

@@ -39,6 +39,11 @@ class Preset:
     def __post_init__(self) -> None:
         if self.min_tokens < 0:
             raise BadInputError(f"min_tokens must be at least 0, got {self.min_tokens}")
+        if self.schedule.replan > 1 and not self.policy.can_reuse_plans:
+            raise BadInputError(
+                f"preset {self.name!r} cannot use plans again: they depend on an order or on "
+                "observations of their own step (replan=1)"
+            )
 
     def parameters(self) -> dict[str, Any]:
         """Every parameter that ``override`` takes, with its value."""

@@ -135,7 +135,7 @@ PRESETS: Mapping[str, Preset] = _table(
         name="adaspa",
         summary="Exact block mass, searched anew only every few steps, one budget a layer",
         source="AdaSpa, arXiv 2502.21079",
-        policy=Policy(estimator=Exact(), selector=Selector.BUDGET, density=0.2),
+        policy=Policy(estimator=Exact(), selector=Selector.BUDGET, density=0.2, block=128),
         schedule=Schedule(replan=5),
     ),
     Preset(
@@ -231,6 +231,20 @@ PRESETS: Mapping[str, Preset] = _table(
         summary="Draft, plus what it lacked when it was last compared with dense attention",
         source="Re-ttention, arXiv 2505.22918",
         policy=Policy(estimator=Pooled(), density=0.15, compensation=Compensation.RESIDUAL),
+    ),
+    Preset(
+        name="psa",
+        summary="The best blocks exactly, the next ones through means of 2 and of 8 tokens",
+        source="Pyramid Sparse Attention",
+        policy=Policy(
+            order=Tile(tile_frames=1, tile_height=8, tile_width=16),
+            estimator=Pooled(),
+            density=0.1,
+            compensation=Compensation.LEVELS,
+            level2=0.05,
+            level8=0.2,
+            block=128,
+        ),
     ),
     Preset(
         name="random",

@@ -64,7 +64,7 @@ def test_all_six_nestings_of_the_axes():
         steps = walk.diff(dim=0)
         assert (steps[:1] == torch.eye(3, dtype=torch.int64)[inner]).all(), axes
     assert Axes(axes="hwf").positions(grid)[:4].tolist() == [0, 15, 1, 16]
-    with pytest.raises(BadInputError, match="axes must be one of fhw.*got 'hfx'"):
+    with pytest.raises(BadInputError, match=r"axes must be one of fhw.*got 'hfx'"):
         Axes(axes="hfx")
 
 

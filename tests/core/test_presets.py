@@ -62,7 +62,10 @@ def test_an_override_changes_that_parameter_and_no_other_and_leaves_the_preset_a
         ({"decay": "wide"}, "decay takes a number, got 'wide'"),
         ({"block": "64.5"}, "block takes a whole number, got '64.5'"),
         ({"first_frame": "maybe"}, "first_frame takes true or false, got 'maybe'"),
-        ({"compensation": "some"}, "compensation takes none or rescale or centroid or residual, got 'some'"),
+        (
+            {"compensation": "some"},
+            "compensation takes none or rescale or centroid or residual, got 'some'",
+        ),
         ({"density": "1.5"}, r"density must be in \(0, 1\], got 1.5"),
         ({"density": 0}, r"density must be in \(0, 1\], got 0"),
         ({"decay": 0.3, "density": 0.3}, "give decay or density, not both"),

@@ -8,8 +8,8 @@ import torch
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.policies.policy import Policy
-from vidsparse.policies.selectors import Selector
 from vidsparse.policies.radial import Radial
+from vidsparse.policies.selectors import Selector
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from vidsparse.policies.estimator import Estimate
 from vidsparse.policies.exact import Exact
 from vidsparse.policies.policy import Anchor, Policy
 from vidsparse.policies.random import Random
-from vidsparse.policies.selectors import Scope, Selector, best_of_map, mass_before
+from vidsparse.policies.selectors import Scope, Selector, best_of_map, mass_left
 from vidsparse.policies.value_aware import ValueAware
 
 DIAGONAL = torch.eye(3).bool()
@@ -63,12 +63,14 @@ def test_each_head_has_a_map_of_its_own():
     assert kept(mask[:, 1:]) == {(0, 2), (2, 1)}
 
 
-def test_mass_before_is_what_better_blocks_hold():
+def test_mass_left_is_what_a_block_and_worse_ones_hold():
     mass = scores([1, 5, 4])
-    torch.testing.assert_close(mass_before(mass, Scope.ROW), scores([0.9, 0.0, 0.5]))
+    torch.testing.assert_close(mass_left(mass, Scope.ROW), scores([0.1, 1.0, 0.5]))
     rows = scores([1, 5], [4, 0])
-    by_head = mass_before(rows, Scope.HEAD)
-    torch.testing.assert_close(by_head, scores([0.9, 0.0], [0.5, 1.0]))
+    by_head = mass_left(rows, Scope.HEAD)
+    torch.testing.assert_close(by_head, scores([0.1, 1.0], [0.5, 0.0]))
+    sharp = scores([1, 1e-9, 1e-12, 1e-10])
+    assert mass_left(sharp, Scope.ROW)[0, 0, 0].argsort().tolist() == [2, 3, 1, 0]
 
 
 def plan(policy, values, make_inputs, grid=GRID, **keywords):
@@ -109,7 +111,7 @@ def test_top_p_under_a_density_shares_one_p_among_all_rows(make_inputs):
     values = torch.stack([sharp.roll(i) if i < 3 else flat for i in range(5)]).log()[None, None]
     policy = Policy(estimator=Exact(), selector=Selector.TOP_P, scope=Scope.ROW, p=0.5, block=16)
     made = plan(policy, values, make_inputs, density=0.5)
-    assert made.density == pytest.approx(0.5, abs=0.06)
+    assert made.density == pytest.approx(0.5, abs=0.07)
     counts = made.kv_count[0, 0]
     assert int(counts[3:].min()) > int(counts[:3].max())
 
@@ -143,7 +145,9 @@ def test_a_density_of_each_head_is_spent_in_that_head(make_inputs):
     assert made.head_density()[0].tolist() == pytest.approx([0.4, 0.8], abs=0.04)
 
 
-@pytest.mark.parametrize(("anchor", "rows", "columns"), [("keys", 0, 1), ("queries", 1, 0), ("both", 1, 1)])
+@pytest.mark.parametrize(
+    ("anchor", "rows", "columns"), [("keys", 0, 1), ("queries", 1, 0), ("both", 1, 1)]
+)
 def test_an_anchor_keeps_the_first_frame(make_inputs, anchor, rows, columns):
     grid = TokenGrid(5, 4, 4)  # one block a frame
     policy = Policy(estimator=Random(), density=0.2, anchor=Anchor(anchor), block=16)

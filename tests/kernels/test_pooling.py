@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidsparse.errors import BadInputError
-from vidsparse.kernels.pooling import part_sizes, pool_blocks
+from vidsparse.kernels.pooling import part_sizes, pool_blocks, pool_ragged
 
 IMPLS = ["triton", "reference"]
 
@@ -67,3 +67,23 @@ def test_parts_that_do_not_divide_the_block_are_refused():
         pool_blocks(torch.ones(1, 1, 16, 1), 16, parts=3)
     with pytest.raises(BadInputError, match="unknown impl 'cuda'"):
         pool_blocks(torch.ones(1, 1, 16, 1), 16, impl="cuda")
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(seq=st.integers(1, 120), blocks=st.integers(1, 9), shared=st.booleans())
+@pytest.mark.parametrize("impl", IMPLS)
+def test_ragged_blocks_average_their_tokens_and_empty_ones_are_zero(
+    device, impl, seq, blocks, shared
+):
+    x = torch.randn(2, seq, 3, 20, device=device).transpose(1, 2)
+    shape = (1, 1) if shared else (2, 3)
+    cuts = torch.randint(seq + 1, (*shape, blocks - 1), device=device).sort(dim=-1).values
+    ends = torch.zeros(*shape, 1, dtype=torch.int64, device=device)
+    offsets = torch.cat([ends, cuts, ends + seq], dim=-1).int()
+    means = pool_ragged(x, offsets, impl=impl)
+    assert means.shape == (2, 3, blocks, 20)
+    each = offsets.expand(2, 3, -1)
+    for b, h, i in [(0, 0, 0), (1, 2, blocks - 1), (1, 0, blocks // 2)]:
+        start, stop = each[b, h, i : i + 2].tolist()
+        expected = x[b, h, start:stop].double().sum(dim=0) / max(1, stop - start)
+        torch.testing.assert_close(means[b, h, i].double(), expected, atol=1e-6, rtol=1e-5)

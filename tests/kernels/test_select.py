@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from vidsparse.errors import BadInputError
 from vidsparse.kernels.select import (
     select_budget,
+    select_counts,
     select_threshold,
     select_top_k,
     select_top_p,
@@ -119,3 +120,39 @@ def test_shares_out_of_range_are_refused():
         select_top_p(row(1.0), 0.0)
     with pytest.raises(BadInputError, match=r"density must be in \(0, 1\], got 2"):
         select_budget(row(1.0), torch.ones(1), torch.ones(1), 2.0)
+
+
+def test_a_given_number_of_blocks_is_kept_in_each_row():
+    scores = torch.tensor([[[[3.0, 1.0, 2.0], [1.0, 2.0, 3.0], [5.0, 4.0, 6.0]]]])
+    counts = torch.tensor([[[2, 0, 1]]])
+    always = torch.tensor([[False, False, False], [True, True, False], [False, True, False]])
+    assert lists(select_counts(scores, counts)) == [[0, 2], [2], [2]]
+    assert lists(select_counts(scores, counts, always=always)) == [[0, 2], [0, 1], [1]]
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_every_entry_of_the_batch_may_have_a_density_of_its_own(device, impl):
+    scores = torch.rand(3, 2, 6, 7, device=device)
+    sizes = torch.full((6,), 16.0, device=device), torch.full((7,), 16.0, device=device)
+    density = torch.tensor([0.2, 0.5, 1.0], device=device)
+    together = select_budget(scores, *sizes, density, impl=impl)
+    for i, each in enumerate(density.tolist()):
+        alone = select_budget(scores[i : i + 1], *sizes, each, impl=impl)
+        assert lists(alone) == lists(tuple(x[i : i + 1] for x in together))
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(density=st.floats(0.05, 1.0))
+def test_blocks_of_unequal_size_in_every_head_are_paid_by_their_pairs(density):
+    scores = torch.rand(1, 3, 5, 8)
+    q_sizes, kv_sizes = (torch.randint(0, 30, (1, 3, n)).float() for n in (5, 8))
+    count, index = select_budget(scores, q_sizes, kv_sizes, density)
+    cost = q_sizes[..., None] * kv_sizes[..., None, :]
+    used = torch.arange(8) < count[..., None]
+    keep = torch.zeros(1, 3, 5, 8).scatter_add_(-1, index.long(), used.float()) > 0
+    best = torch.zeros_like(keep).scatter_(-1, scores.argmax(dim=-1, keepdim=True), True)
+    assert bool((keep | ~best).all())  # the best of a row is kept, whatever it costs
+    paid = keep & ~best
+    assert float((cost * paid).sum()) <= density * float(cost.sum()) * (1 + 1e-5)
+    if paid.any():
+        assert bool((keep | (scores < scores[paid].min())).all())

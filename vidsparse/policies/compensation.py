@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Callable
 from enum import StrEnum
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +26,7 @@ class Compensation(StrEnum):
         RESCALE: The output shrinks to its estimated share of the mass and the mean values of
             skipped blocks are added, where that gains more than it errs (Rectified SpaAttn).
         CENTROID: They attend through their mean key and value, scored with ``+ ln(size)``.
+        LEVELS: The next best attend through means of 2, 4 and 8 tokens (PSA).
         RESIDUAL: What they gave at the last refresh, as one mean per query block, is added to the
             output, scaled by the share of mass it had then (Re-ttention, arXiv 2505.22918).
     """
@@ -30,6 +34,7 @@ class Compensation(StrEnum):
     NONE = "none"
     RESCALE = "rescale"
     CENTROID = "centroid"
+    LEVELS = "levels"
     RESIDUAL = "residual"
 
 
@@ -66,6 +71,57 @@ def _spread(x: Tensor, means: Tensor, block: int) -> Tensor:
     near = means.repeat_interleave(block, dim=2)[:, :, : x.shape[2]]
     distance = (x.float() - near).norm(dim=-1, keepdim=True)
     return pool_blocks(distance, block, impl="reference")[..., 0]
+
+
+class Level(NamedTuple):
+    """Blocks that attend through means of a few tokens.
+
+    Attributes:
+        tokens: In each mean.
+        plan: Which blocks, over the sequence of means.
+    """
+
+    tokens: int
+    plan: BlockPlan
+
+
+Attend = Callable[[Tensor, Tensor, Tensor, BlockPlan], tuple[Tensor, Tensor]]
+
+
+def coarse_plan(keep: Tensor, plan: BlockPlan, tokens: int) -> BlockPlan:
+    """The plan over means of ``tokens`` keys that reads these blocks; rows may be empty.
+
+    Args:
+        keep: Boolean ``(B|1, H|1, M, N)``.
+        plan: Over the keys themselves, of equal blocks.
+        tokens: In a mean; divides the block into at least 16 means.
+    """
+    return BlockPlan.from_mask(
+        keep,
+        q_len=plan.q_len,
+        kv_len=-(-plan.kv_len // tokens),
+        q_block=plan.q_block,
+        kv_block=plan.kv_block // tokens,
+    )
+
+
+def with_levels(
+    inputs: Inputs, plan: BlockPlan, levels: tuple[Level, ...], attend: Attend
+) -> Tensor:
+    """Attention over exact keys and over means, merged by log-sum-exp.
+
+    A mean of n keys stands for n of them, so its scores count ``ln n`` more. What a short last mean
+    stands for is not known to the kernel: its block must be exact.
+    """
+    q, k, v = inputs.qkv
+    parts = [attend(q, k, v, plan)]
+    for tokens, coarse in levels:
+        key, value = (pool_blocks(x, tokens, dtype=x.dtype) for x in (k, v))
+        out, lse = attend(q, key, value, coarse)
+        parts.append((out, lse + math.log(tokens)))
+    weight = torch.stack([lse for _, lse in parts]).softmax(dim=0)
+    outs = torch.stack([out for out, _ in parts])
+    return (outs * weight[..., None]).sum(dim=0).to(q.dtype)
 
 
 RATIO, RESIDUE = "ratio of denominators", "residual"

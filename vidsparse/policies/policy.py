@@ -29,7 +29,7 @@ from vidsparse.policies.selectors import (
     Selector,
     best_of_map,
     comparable,
-    mass_before,
+    mass_left,
 )
 
 
@@ -85,6 +85,9 @@ class Policy:
         sampled_rows: Query rows that the error is measured on.
         tolerance: Relative error of a layer's attention output on sampled rows that ``tolerance``
             allows once the schedule has left the dense steps, in (0, 1].
+        level2: Share of the key blocks that ``levels`` reads as means of 2 tokens, in [0, 1].
+        level4: The same, of 4 tokens.
+        level8: The same, of 8 tokens.
         refresh: Steps until ``residual`` is measured anew, at a dense step.
     """
 
@@ -102,6 +105,9 @@ class Policy:
     alternatives: tuple[Alternative, ...] = ()
     choose_every: int = 1
     sampled_rows: int = 64
+    level2: float = 0.0
+    level4: float = 0.0
+    level8: float = 0.0
     refresh: int = 5
     tolerance: float | None = None
 
@@ -114,8 +120,9 @@ class Policy:
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
                 raise BadInputError(f"{name} must be in (0, 1], got {value:g}")
-        if not 0 <= self.floor <= 1:
-            raise BadInputError(f"floor must be in [0, 1], got {self.floor:g}")
+        for name in ("floor", "level2", "level4", "level8"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise BadInputError(f"{name} must be in [0, 1], got {getattr(self, name):g}")
         if not 0 <= self.rotate < 1:
             raise BadInputError(f"rotate must be in [0, 1), got {self.rotate:g}")
         if self.block % 16 or not 16 <= self.block <= 256:
@@ -131,6 +138,10 @@ class Policy:
                 f"the estimator {type(self.estimator).__name__} only ranks blocks within a head: "
                 "choose selector top_k or threshold"
             )
+        if self.compensation is Compensation.LEVELS and (
+            self.selector is not Selector.TOP_K or self.block != 128
+        ):
+            raise BadInputError("compensation=levels takes selector=top_k and block=128")
         if self.selector is Selector.BUDGET and self.scope is Scope.ROW:
             raise BadInputError("a budget of each row by itself is selector=top_k")
         if isinstance(self.estimator, Observed):
@@ -164,7 +175,7 @@ class Policy:
         return (
             name not in ("Pooled", "SubBlock", "ValueAware", "Routing")
             or self.anchor is not Anchor.NONE
-            or self.compensation in (Compensation.RESCALE, Compensation.RESIDUAL)
+            or self.compensation not in (Compensation.NONE, Compensation.CENTROID)
             or self.selector is Selector.THRESHOLD
         )
 
@@ -183,6 +194,23 @@ class Policy:
         """Whether plans depend on nothing but the geometry and the layer."""
         return not self.estimator.needs_data and not self.alternatives and not self.rotate
 
+    @property
+    def can_reuse_plans(self) -> bool:
+        """Whether a plan of one step means the same at the next."""
+        return (
+            self.order.static
+            and not self.alternatives
+            and self.selector is not Selector.TOLERANCE
+            and self.compensation is not Compensation.LEVELS
+            and not isinstance(self.estimator, Observed)
+        )
+
+    @property
+    def levels(self) -> dict[int, float]:
+        """Share of the key blocks by the tokens of a mean, for compensation ``levels``."""
+        shares = {2: self.level2, 4: self.level4, 8: self.level8}
+        return {tokens: share for tokens, share in shares.items() if share}
+
     def always(self, inputs: Inputs) -> Tensor:
         """What is kept whatever it scores, boolean ``(M, N)`` or ``(B|1, H|1, M, N)``."""
         always = inputs.blocks.always_kept
@@ -192,6 +220,9 @@ class Policy:
                 always = always | first[..., None, :]
             if self.anchor in (Anchor.QUERIES, Anchor.BOTH):
                 always = always | first[..., None]
+        if self.compensation is Compensation.LEVELS:
+            always = always.clone()
+            always[..., -1] = True  # it may end in a short mean
         if self.rotate:
             period = max(2, round(1 / self.rotate))
             rows, columns = (torch.arange(n, device=always.device) for n in always.shape[-2:])
@@ -235,25 +266,38 @@ class Policy:
             assert density is not None
             return self._budget(scores, always, inputs, density, least, self.scope)
         if self.selector is Selector.TOP_P:
-            mass = comparable(scores, self.estimator.measure)
-            if density is None and self.scope is not Scope.HEAD:
-                assert p is not None
-                if estimate.log_mass is None:
-                    return select_top_p(mass, p, min_count=least, always=always)
-                spent = comparable(estimate.log_mass, Measure.LOG_MASS)
-                count, _ = select_top_p(spent, p, min_count=least, always=always)
-                return select_counts(scores, count, always=always)
-            before = mass_before(mass, self.scope)
-            if density is None:
-                assert p is not None
-                return select_threshold(-before, -p, min_count=least, always=always)
-            scope = Scope.LAYER if self.scope is Scope.ROW else self.scope
-            return _budget(-before, always, inputs, density, least, scope)
+            return self._top_p(estimate, inputs, always, density, p, least)
         if density is None:
             assert estimate.threshold is not None
             return select_threshold(scores, estimate.threshold, min_count=least, always=always)
         keep = best_of_map(scores, always, blocks.sizes, density)
         return lists_of_mask(keep, least)
+
+    def _top_p(
+        self,
+        estimate: Estimate,
+        inputs: Inputs,
+        always: Tensor,
+        density: float | None,
+        p: float | None,
+        least: int,
+    ) -> Lists:
+        """Blocks up to a share of the mass; under a density, up to the share that meets it."""
+        counted = estimate.log_mass is not None
+        source = estimate.log_mass if estimate.log_mass is not None else estimate.scores
+        mass = comparable(source, Measure.LOG_MASS if counted else self.estimator.measure)
+        if density is not None:
+            scope = Scope.LAYER if self.scope is Scope.ROW else self.scope
+            left = mass_left(mass, self.scope)
+            lists = _budget(left, always, inputs, density, least, scope)
+        elif self.scope is Scope.HEAD:
+            assert p is not None
+            left = mass_left(mass, self.scope)
+            lists = select_threshold(left, 1.0 - p, min_count=least, always=always)
+        else:
+            assert p is not None
+            lists = select_top_p(mass, p, min_count=least, always=always)
+        return select_counts(estimate.scores, lists[0], always=always) if counted else lists
 
     def _budget(
         self,

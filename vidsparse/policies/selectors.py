@@ -54,17 +54,17 @@ def comparable(scores: Tensor, measure: Measure) -> Tensor:
     return scores
 
 
-def mass_before(mass: Tensor, scope: Scope) -> Tensor:
-    """The share of the row's (or head's) mass that better blocks hold, in [0, 1).
+def mass_left(mass: Tensor, scope: Scope) -> Tensor:
+    """The share of the row's (or head's) mass that a block and all worse ones hold, in (0, 1].
 
-    Top-p keeps the blocks for which it is below p, so minus this is a score whose budget is one p
-    for the whole layer.
+    Top-p keeps the blocks for which it is above 1 - p, so this is a score whose budget is one p for
+    the whole layer. Summed from the worst block up: next to one, small shares would be lost.
     """
     flat = mass.flatten(-2) if scope is Scope.HEAD else mass
-    ranked, order = flat.sort(dim=-1, descending=True, stable=True)
-    total = ranked.sum(dim=-1, keepdim=True).clamp(min=1e-30)
-    before = (ranked.cumsum(dim=-1) - ranked) / total
-    share = torch.empty_like(before).scatter_(-1, order, before)
+    ranked, order = flat.sort(dim=-1, stable=True)
+    left = ranked.cumsum(dim=-1)
+    left = left / left[..., -1:].clamp(min=1e-30)
+    share = torch.empty_like(left).scatter_(-1, order, left)
     return share.unflatten(-1, mass.shape[-2:]) if scope is Scope.HEAD else share
 
 

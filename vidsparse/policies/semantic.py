@@ -55,8 +55,9 @@ class Semantic:
     def arrange(self, inputs: Inputs) -> Arranged:
         """Cluster, and put tokens in the order of their clusters."""
         q, k, v = inputs.qkv
-        q_order, q_offsets = self._side("q", q, self.q_clusters, inputs)
-        kv_order, kv_offsets = self._side("k", k, self.kv_clusters, inputs)
+        numbers = self.clusters(inputs.blocks.grid)
+        q_order, q_offsets = self._side("q", q, numbers[0], inputs)
+        kv_order, kv_offsets = self._side("k", k, numbers[1], inputs)
         blocks = dataclasses.replace(inputs.blocks, q_offsets=q_offsets, kv_offsets=kv_offsets)
         arranged = dataclasses.replace(
             inputs,
@@ -67,11 +68,19 @@ class Semantic:
         )
         return Arranged(arranged, q_order, kv_order)
 
-    def _side(self, name: str, x: Tensor, wanted: int, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    def clusters(self, grid: TokenGrid) -> tuple[int, int]:
+        """How many clusters of queries and of keys there are on a grid, text not counted."""
+        most = max(1, grid.video_tokens // 16)
+        return min(self.q_clusters, most), min(self.kv_clusters, most)
+
+    def state_bytes(self, grid: TokenGrid) -> int:
+        """Bytes a head remembers."""
+        return sum(self.clusters(grid)) * MEMBERS * 4
+
+    def _side(self, name: str, x: Tensor, number: int, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """The order and the offsets of queries or of keys, text in clusters of its own."""
         grid = inputs.blocks.grid
         video = x[:, :, grid.prefix : grid.prefix + grid.video_tokens]
-        number = max(1, min(wanted, grid.video_tokens // 16))
         members = inputs.state.get(f"{name} members")
         if members is None:
             generator = torch.Generator().manual_seed(self.seed)

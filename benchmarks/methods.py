@@ -1,0 +1,221 @@
+"""Every preset at equal cost: fidelity against dense at the same mean density and schedule.
+
+    python benchmarks/methods.py --levels 0.45,0.3 -o benchmarks/results/methods_49x256x256.json
+
+On the shipped pipeline, several prompts and seeds. At each level all methods share the schedule,
+and the knob of each is set so that its mean density (dense steps included) meets the level. Beside
+them two controls: random blocks at the same density, and dense with another dense engine, the noise
+floor. A level counts only where the realised density says so: the table prints it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean
+from typing import Any, NamedTuple
+
+import numpy as np
+from quality import PROMPTS, Runner, describe
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import vidsparse
+from vidsparse.metrics.fidelity import fidelity
+from vidsparse.schedule import Schedule
+from vidsparse.stats import Stats
+
+SCHEDULES = {  # dense above, full below: the lower the level, the shorter the dense start
+    0.5: (0.95, 0.8),
+    0.45: (0.95, 0.8),
+    0.35: (0.98, 0.88),
+    0.3: (0.98, 0.88),
+    0.25: (0.99, 0.92),
+    0.15: (1.0, 0.97),
+}
+METHODS: dict[str, dict[str, Any]] = {
+    "random": {},
+    "draft": {},
+    "balanced": {},
+    "auto": {"knob": "tolerance", "start": 0.06, "range": (0.005, 0.6)},
+    "adaspa": {"replan": 1},
+    "xattention": {},
+    "svg2": {},
+    "svg2-ear": {},
+    "svg2 + centroid": {"preset": "svg2", "compensation": "centroid"},
+    "svg": {},
+    "radial": {},
+    "radial + centroid": {"preset": "radial", "compensation": "centroid"},
+    "sta": {},
+    "vmoba": {},
+    "paro": {},
+    "sparse-vdit": {},
+    "rainfusion": {},
+    "re-ttention": {},
+    "rectified": {},
+    "psa": {"block": 128},
+    "lite": {"knob": "margin", "start": -3.0, "range": (-20.0, 4.0)},
+    "value error of 8 rows": {"preset": "balanced", "mass": "rows"},
+    "value error of all rows": {"preset": "balanced", "mass": "rows", "rows": 0},
+}
+CLOSE = 0.012  # of the level: as near as blocks allow
+
+
+class Run(NamedTuple):
+    """One clip."""
+
+    frames: Any
+    stats: Stats
+    seconds: float
+
+
+class Level:
+    """One mean density: its schedule and what is known of its knobs."""
+
+    def __init__(self, density: float, sigmas: list[float]) -> None:
+        self.density = density
+        self.schedule = dict(zip(("dense_above", "full_below"), SCHEDULES[density], strict=True))
+        schedule = Schedule(**self.schedule)
+        self.way = mean(schedule.way(sigma, 0) for sigma in sigmas)
+
+    def start(self) -> float:
+        """The density at full sparsity that meets the level, if nothing else costs."""
+        return max(0.01, 1 - (1 - self.density) / self.way)
+
+
+def main() -> None:
+    args = parse()
+    runner = Runner(args)
+    cases = [(p, s) for s in range(args.seeds) for p in PROMPTS[: args.prompts]]
+    generate = cached(runner)
+    dense = {case: generate(case) for case in cases}
+    with sdpa_kernel(SDPBackend.MATH):
+        floor = fidelity(runner.generate(cases[0][0]).frames, dense[cases[0]]).psnr
+    sigmas = [float(t) / 1000 for t in runner.pipe.scheduler.timesteps]
+    rows: list[dict[str, Any]] = []
+    started = time.perf_counter()
+    for name in args.methods.split(",") if args.methods else METHODS:
+        for level in (Level(float(text), sigmas) for text in args.levels.split(",")):
+            if time.perf_counter() - started > args.seconds:
+                break
+            try:
+                rows.append(run_method(generate, dense, name, level, runner))
+            except vidsparse.BadInputError as error:
+                rows.append({"method": name, "level": level.density, "error": str(error)})
+            show(rows[-1])
+            save(args, runner, rows, floor, cases)
+
+
+def cached(runner: Runner) -> Callable[[tuple[str, int]], Any]:
+    def generate(case: tuple[str, int]) -> Any:
+        runner.seed = case[1]
+        return runner.generate(case[0]).frames
+
+    return generate
+
+
+def run_method(
+    generate: Callable[..., Any], dense: dict[Any, Any], name: str, level: Level, runner: Runner
+) -> dict[str, Any]:
+    """The knob is set on the first clip; then all clips run with it."""
+    settings: dict[str, Any] = {"block": 64, "min_tokens": 0} | METHODS[name] | level.schedule
+    preset = settings.pop("preset", name)
+    knob = settings.pop("knob", "density")
+    value, bounds = settings.pop("start", level.start()), settings.pop("range", (0.005, 1.0))
+    low, high = bounds
+
+    def run(case: Any) -> Run:
+        start = time.perf_counter()
+        changes: dict[str, Any] = settings | {knob: value}
+        with vidsparse.sparsify(runner.pipe, preset, strict=True, **changes) as session:
+            frames = generate(case)
+        return Run(frames, session.stats, time.perf_counter() - start)
+
+    first, *others = dense
+    runs: dict[Any, Run] = {}
+    for _ in range(5):
+        runs = {first: run(first)}
+        realised = runs[first].stats.mean_density
+        if abs(realised - level.density) < CLOSE:
+            break
+        if knob == "density":
+            value = min(1.0, max(0.005, value + (level.density - realised) / level.way))
+        else:  # more tolerance is less density
+            low, high = (value, high) if realised > level.density else (low, value)
+            value = (low + high) / 2 if low < 0 else math.sqrt(low * high)
+    runs |= {case: run(case) for case in others}
+    stats = [each.stats for each in runs.values()]
+    scores = [fidelity(each.frames, dense[case]) for case, each in runs.items()]
+    return {
+        "method": name,
+        "level": level.density,
+        "preset": preset,
+        "settings": settings | {knob: value},
+        "mean_density": mean(each.mean_density for each in stats),
+        "dense_steps_share": stats[0].dense_steps_share,
+        "psnr": mean(score.psnr for score in scores),
+        "psnr_each": [score.psnr for score in scores],
+        "ssim": mean(score.ssim for score in scores),
+        "temporal_error": mean(
+            temporal_error(each.frames, dense[case]) for case, each in runs.items()
+        ),
+        "seconds": mean(each.seconds for each in runs.values()),
+        "planning_share": stats[0].plan_seconds / stats[0].attention_seconds,
+    }
+
+
+def temporal_error(frames: np.ndarray, reference: np.ndarray) -> float:
+    """Mean absolute error of the change from frame to frame, on the 0 to 255 scale."""
+    change, true = (np.diff(x.astype(np.float32), axis=0) for x in (frames, reference))
+    return float(np.abs(change - true).mean())
+
+
+def show(row: dict[str, Any]) -> None:
+    if "error" in row:
+        print(f"{row['method']:20s} {row['level']:.2f}  {row['error']}", flush=True)
+        return
+    print(
+        f"{row['method']:20s} {row['level']:.2f}  density {row['mean_density']:.3f}  "
+        f"psnr {row['psnr']:6.2f}  ssim {row['ssim']:.3f}  "
+        f"temporal {row['temporal_error']:5.2f}  {row['seconds']:5.1f} s  "
+        f"planning {row['planning_share']:.0%}  {[round(p, 1) for p in row['psnr_each']]}",
+        flush=True,
+    )
+
+
+def save(
+    args: argparse.Namespace,
+    runner: Runner,
+    rows: list[dict[str, Any]],
+    floor: float,
+    cases: list[tuple[str, int]],
+) -> None:
+    record = describe(runner, args) | {
+        "cases": cases,
+        "noise_floor_psnr": None if floor == math.inf else floor,
+        "schedules": {level: SCHEDULES[float(level)] for level in args.levels.split(",")},
+        "rows": rows,
+    }
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", default="49x256x256", help="FRAMESxHEIGHTxWIDTH in pixels")
+    parser.add_argument("--levels", default="0.5,0.35,0.25,0.15", help="mean densities")
+    parser.add_argument("--methods", default="", help="some of them, separated by commas")
+    parser.add_argument("--prompts", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=1e9, help="start nothing after this time")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
