@@ -13,20 +13,64 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import platform
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
+import diffusers
 import numpy as np
-from quality import PROMPTS, Runner, describe
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import vidsparse
 from vidsparse.metrics.fidelity import fidelity
+from vidsparse.pipelines.checkpoints import TINY
 from vidsparse.schedule import Schedule
 from vidsparse.stats import Stats
+
+GUIDANCE = 4.0
+PROMPTS = [
+    "a red circle moving right over a light blue striped background",
+    "a yellow star moving up over a dark purple dotted background",
+    "a large green triangle bouncing over a checkered gray background",
+    "a pink square circling over a plain dark blue background",
+]
+
+
+class Clip(NamedTuple):
+    frames: Any
+    seconds: float
+
+
+class Runner:
+    """Generates the clips of one benchmark."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.backends.cuda.matmul.allow_tf32 = False
+        pipe: Any = DiffusionPipeline.from_pretrained(TINY, use_safetensors=True)
+        self.pipe = pipe.to(self.device)
+        self.pipe.set_progress_bar_config(disable=True)
+        frames, height, width = (int(n) for n in args.size.split("x"))
+        self.size = {"num_frames": frames, "height": height, "width": width}
+        self.steps, self.seed = args.steps, args.seed
+
+    def generate(self, prompt: str) -> Clip:
+        start = time.perf_counter()
+        frames = self.pipe(
+            prompt,
+            **self.size,
+            num_inference_steps=self.steps,
+            guidance_scale=GUIDANCE,
+            generator=torch.Generator().manual_seed(self.seed),
+        ).frames[0]
+        return Clip((frames * 255).round().astype("uint8"), time.perf_counter() - start)
+
 
 SCHEDULES = {  # dense above, full below: the lower the level, the shorter the dense start
     0.5: (0.95, 0.8),
@@ -201,6 +245,25 @@ def save(
     }
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def describe(runner: Runner, args: argparse.Namespace) -> dict[str, Any]:
+    cuda = runner.device == "cuda"
+    return {
+        "command": " ".join(sys.argv),
+        "size": args.size,
+        "seed": args.seed,
+        "steps": args.steps,
+        "guidance": GUIDANCE,
+        "dtype": "float32",
+        "device": torch.cuda.get_device_name() if cuda else platform.processor(),
+        "versions": {
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+            "vidsparse": vidsparse.__version__,
+            "python": platform.python_version(),
+        },
+    }
 
 
 def parse() -> argparse.Namespace:

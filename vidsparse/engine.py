@@ -82,7 +82,7 @@ class SparseAttention:
         self.engine = engine
         self.strict = strict
         self.stats = Stats()
-        self._planner = Planner(preset.policy, preset.schedule.replan)
+        self._planner = Planner(preset.policy, preset.schedule.replan, preset.schedule.budgets)
 
     def start_generation(self) -> None:
         """Forget the generation before: its counts, and what its layers remembered."""
@@ -169,6 +169,7 @@ class SparseAttention:
             scale=q.shape[-1] ** -0.5 if call.scale is None else call.scale,
             heads=q.shape[1],
             layer=call.layer,
+            expert=call.expert,
             step=call.step,
             state=self._planner.state(key),
         )

@@ -29,7 +29,7 @@ def layer_state_bytes(
         >>> from vidsparse.presets import PRESETS
         >>> wan_14b = TokenGrid(21, 45, 80)
         >>> 80 * layer_state_bytes(PRESETS["lite"], wan_14b, heads=40, head_dim=128)
-        139949...
+        139948800
     """
     policy = preset.policy
     number = -(-grid.tokens // policy.block)

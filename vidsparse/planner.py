@@ -6,8 +6,10 @@ import dataclasses
 from collections.abc import Hashable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from vidsparse.budgets import Budgets
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.policies.choice import choose
 from vidsparse.policies.compensation import Compensation, Level, coarse_plan, with_centroids
@@ -52,13 +54,15 @@ class Planner:
     Args:
         policy: What to compute at full sparsity.
         replan: Steps until a layer's plan is made anew; in between it is used again.
+        budgets: Densities of layers and heads, instead of the policy's own.
 
     Attributes:
         notes: Sentences the user should read, such as a density that could not be met.
     """
 
-    def __init__(self, policy: Policy, replan: int = 1) -> None:
+    def __init__(self, policy: Policy, replan: int = 1, budgets: Budgets | None = None) -> None:
         self.policy = policy
+        self._budgets = budgets
         self._replan = replan
         self._plans = Memory(REMEMBERED, BlockPlan.nbytes)
         self._estimates = Memory(4, lambda estimate: estimate.scores.nbytes)
@@ -112,8 +116,18 @@ class Planner:
         assert self.policy.static
         return self._static_plan(inputs, self._density(inputs, way))
 
-    def _density(self, inputs: Inputs, way: float) -> float | None:
-        """Share of the pairs to keep on the way; None leaves it to p or the policy's own mask."""
+    def _density(self, inputs: Inputs, way: float) -> float | Tensor | None:
+        """Share of the pairs to keep on the way; None leaves it to p or the policy's own mask.
+
+        Of each head, ``(1, heads)``, if a budget says so.
+        """
+        if self._budgets is not None:
+            own = self._budgets.of(inputs.expert, inputs.layer, inputs.heads)
+            if own is not None:
+                on_the_way = [1.0 - way * (1.0 - density) for density in own]
+                if len(own) == 1:
+                    return on_the_way[0]
+                return torch.tensor([on_the_way]).to(inputs.blocks.device, non_blocking=True)
         target = self.target(inputs)
         if target is None or way >= 1:
             return self.policy.density
@@ -125,7 +139,7 @@ class Planner:
         exact = work.plan.to_block_mask()
         share = self._density(work.inputs, way)
         levels = []
-        assert share is not None
+        assert isinstance(share, float)
         for tokens, more in self.policy.levels.items():
             share = min(1.0, share + way * more)
             upto = self.policy.plan(estimate, work.inputs, density=share).to_block_mask()
@@ -133,7 +147,7 @@ class Planner:
             exact = exact | upto
         return tuple(levels)
 
-    def _made(self, inputs: Inputs, density: float | None, way: float) -> BlockPlan:
+    def _made(self, inputs: Inputs, density: float | Tensor | None, way: float) -> BlockPlan:
         p = None if self.policy.p is None else 1.0 - way * (1.0 - self.policy.p)
         estimate = self.policy.estimator.estimate(inputs)
         plan = self.policy.plan(estimate, inputs, density=density, p=p)
@@ -150,7 +164,7 @@ class Planner:
             plan = with_centroids(plan, inputs)
         return Work(inputs=inputs, plan=plan, q_order=q_order)
 
-    def _chosen(self, inputs: Inputs, density: float | None) -> Work:
+    def _chosen(self, inputs: Inputs, density: float | Tensor | None) -> Work:
         """Each head in the order, and with the mask, that errs least on sampled rows."""
         arranged, keep = choose(self.policy, inputs, density, self._static_estimate)
         plan = plan_of_lists(lists_of_mask(keep), inputs.blocks)
@@ -174,11 +188,13 @@ class Planner:
         key = (inputs.blocks.grid, str(inputs.blocks.device), candidate)
         return self._estimates.get(key, lambda: candidate.estimator.estimate(inputs))
 
-    def _static_plan(self, inputs: Inputs, density: float | None) -> BlockPlan:
+    def _static_plan(self, inputs: Inputs, density: float | Tensor | None) -> BlockPlan:
         policy, blocks = self.policy, inputs.blocks
         layer = inputs.layer if policy.estimator.per_layer or policy.order.per_layer else 0
         geometry = (blocks.grid, str(blocks.device), layer, inputs.heads)
         bare = dataclasses.replace(inputs, layer=layer, q=None, k=None, v=None)
+
+        each = tuple(density.flatten().tolist()) if isinstance(density, Tensor) else density
 
         def estimate() -> Estimate:
             return policy.estimator.estimate(policy.order.arrange(bare).inputs)
@@ -187,11 +203,11 @@ class Planner:
             arranged = policy.order.arrange(bare).inputs
             made = policy.plan(self._estimates.get(geometry, estimate), arranged, density=density)
             asked = policy.density  # on a ramp, other densities only pass by
-            if asked is not None and density == asked and made.density > 1.05 * asked:
+            if asked is not None and each == asked and made.density > 1.05 * asked:
                 self.notes.setdefault(
                     f"density {made.density:.2f} is the least that this mask allows on the grid "
                     f"{blocks.grid} with blocks of {blocks.block}; {asked:.2f} was asked for"
                 )
             return made
 
-        return self._plans.get((geometry, density), plan)
+        return self._plans.get((geometry, each), plan)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
+from vidsparse.budgets import Budgets
 from vidsparse.errors import BadInputError
 from vidsparse.policies.parts import ESTIMATORS, ORDERS
 from vidsparse.policies.policy import Policy
@@ -39,6 +40,10 @@ class Preset:
     def __post_init__(self) -> None:
         if self.min_tokens < 0:
             raise BadInputError(f"min_tokens must be at least 0, got {self.min_tokens}")
+        if self.schedule.budgets is not None and self.policy.density is None:
+            raise BadInputError(
+                f"preset {self.name!r} has no density that budgets could replace: give it one"
+            )
         if self.schedule.replan > 1 and not self.policy.can_reuse_plans:
             raise BadInputError(
                 f"preset {self.name!r} cannot use plans again: they depend on an order or on "
@@ -107,6 +112,10 @@ class Preset:
             self.policy,
             order=changed(self.policy.order),
             estimator=changed(self.policy.estimator),
+            alternatives=tuple(
+                dataclasses.replace(each, estimator=changed(each.estimator))
+                for each in self.policy.alternatives
+            ),
             **{name: value for name, value in values.items() if name in own},
         )
         return dataclasses.replace(
@@ -126,6 +135,13 @@ class Preset:
                 if part not in tables[name]:
                     raise BadInputError(f"unknown {name} {part!r}: {suggest(part, tables[name])}")
                 made[name] = tables[name][part]()
+        if "estimator" in made:  # those that shared the old one share the new one
+            made["alternatives"] = tuple(
+                dataclasses.replace(each, estimator=made["estimator"])
+                if each.estimator == self.policy.estimator
+                else each
+                for each in self.policy.alternatives
+            )
         return dataclasses.replace(self, policy=dataclasses.replace(self.policy, **made))
 
 
@@ -142,6 +158,8 @@ def read_value(name: str, value: Any, kind: Any) -> Any:
     if type(None) in options and text == "none":
         return None
     kind = options[0]
+    if kind is Budgets:
+        return Budgets.read(value.strip())
     try:
         return _SWITCH[text] if kind is bool else kind(text)
     except (ValueError, KeyError):

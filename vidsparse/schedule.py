@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vidsparse.budgets import Budgets
 from vidsparse.errors import BadInputError
 
 
@@ -21,6 +22,7 @@ class Schedule:
         full_below: Steps with a sigma of at most this run at the policy's density; must not exceed
             ``dense_above``. Equal to it, the ramp is a switch.
         dense_layers: The first so many layers are always dense.
+        budgets: A JSON file with a density for each layer, or each head of it, at full sparsity.
         replan: A layer's plan is made anew after so many steps; in between it is used again.
     """
 
@@ -28,6 +30,7 @@ class Schedule:
     full_below: float = 0.8
     dense_layers: int = 0
     replan: int = 1
+    budgets: Budgets | None = None
 
     def __post_init__(self) -> None:
         for name in ("dense_above", "full_below"):

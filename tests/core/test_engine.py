@@ -20,6 +20,8 @@ def preset(name="draft", **changes):
     settings = {"block": 16, "min_tokens": 0, "dense_above": 0.9, "full_below": 0.9}
     if name == "lite":
         changes.pop("density", None)  # it decides for itself
+    if name == "psa":
+        changes["block"] = 128  # its coarsest level has means of eight tokens
     return PRESETS[name].override(settings | changes)
 
 
@@ -181,7 +183,14 @@ def test_the_random_control_is_the_same_at_every_step_and_not_in_every_layer(den
     assert not torch.equal(run(), run(layer=1))
 
 
-FORGETFUL = ("balanced", "draft", "xattention", "rectified", "vmoba")  # every step is planned anew
+FORGETFUL = (
+    "balanced",
+    "draft",
+    "psa",
+    "xattention",
+    "rectified",
+    "vmoba",
+)  # every step is planned anew
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ import typer
 from vidsparse.cli.options import Json, PresetChanges
 from vidsparse.cli.screen import answer, answer_json, plain_table
 from vidsparse.errors import BadInputError
+from vidsparse.policies.parts import ESTIMATORS, ORDERS
 from vidsparse.preset import Preset
 from vidsparse.presets import PRESETS
 
@@ -39,6 +41,10 @@ def presets(
         answer_json(_head(preset) | {"parameters": describe(preset)})
         return
     answer(f"[bold]{preset.name}[/bold]: {preset.summary}\n[dim]{preset.source}[/dim]\n")
+    parts = plain_table(part="left", choice="left")
+    for part, choice in read_parts(preset).items():
+        parts.add_row(part, "\n".join(choice) if isinstance(choice, list) else choice)
+    answer(parts)
     table = plain_table(parameter="left", value="right", meaning="left")
     for parameter, facts in describe(preset).items():
         table.add_row(parameter, str(facts["value"]), facts["meaning"])
@@ -75,7 +81,33 @@ def _head(preset: Preset) -> dict[str, Any]:
         "name": preset.name,
         "summary": preset.summary,
         "source": preset.source,
-        "estimator": type(preset.policy.estimator).__name__,
-        "selector": str(preset.policy.selector),
-        "compensation": str(preset.policy.compensation),
+        **read_parts(preset),
     }
+
+
+def read_parts(preset: Preset) -> dict[str, str | list[str]]:
+    """Say what the policy is made of; alternatives are what a head may take instead."""
+    policy = preset.policy
+    parts: dict[str, str | list[str]] = {
+        "order": part_name(ORDERS, policy.order),
+        "estimator": part_name(ESTIMATORS, policy.estimator),
+        "selector": str(policy.selector),
+        "compensation": str(policy.compensation),
+    }
+    if policy.alternatives:
+        parts["alternatives"] = [
+            f"{part_name(ORDERS, each.order)}, {part_name(ESTIMATORS, each.estimator)}"
+            for each in policy.alternatives
+        ]
+    return parts
+
+
+def part_name(table: Mapping[str, type], part: Any) -> str:
+    """Name a part as ``--set`` does, with the parameters that differ from its defaults."""
+    name = next(name for name, kind in table.items() if type(part) is kind)
+    changed = [
+        f"{field.name}={getattr(part, field.name)}"
+        for field in dataclasses.fields(part)
+        if getattr(part, field.name) != field.default
+    ]
+    return f"{name} ({', '.join(changed)})" if changed else name

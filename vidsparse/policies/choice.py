@@ -22,7 +22,7 @@ StaticEstimate = Callable[[Alternative, Inputs], Estimate]
 
 
 def choose(
-    policy: Policy, inputs: Inputs, density: float | None, static: StaticEstimate
+    policy: Policy, inputs: Inputs, density: float | Tensor | None, static: StaticEstimate
 ) -> tuple[Arranged, Tensor]:
     """Choose for each head.
 
@@ -95,7 +95,7 @@ def _mask(
     policy: Policy,
     candidate: Alternative,
     inputs: Inputs,
-    density: float | None,
+    density: float | Tensor | None,
     static: StaticEstimate,
 ) -> Tensor:
     if candidate.estimator.needs_data:

@@ -41,6 +41,7 @@ class Inputs:
         scale: Score scale of the attention call.
         heads: Number of heads.
         layer: Index of the layer, from 0.
+        expert: Which transformer of the pipeline.
         step: Denoising step, from 0.
         state: What this layer, branch and geometry remember from earlier steps.
     """
@@ -52,6 +53,7 @@ class Inputs:
     scale: float = 1.0
     heads: int = 1
     layer: int = 0
+    expert: str = "transformer"
     step: int = 0
     state: LayerState = field(default_factory=LayerState)
 

@@ -258,6 +258,8 @@ class Policy:
         blocks, number = inputs.blocks, scores.shape[-1]
         least = max(1, round(self.floor * number))
         if isinstance(density, Tensor):
+            heads = max(density.shape[1], scores.shape[1])
+            scores = scores.expand(-1, heads, -1, -1)
             return self._budget(scores, always, inputs, density, least, Scope.HEAD)
         if self.selector is Selector.TOP_K:
             assert density is not None

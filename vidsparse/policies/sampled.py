@@ -63,7 +63,7 @@ class Samples:
         return BlockSums(
             row_block=(position // blocks.block).expand(*share.shape[:2], -1),
             mass=share.sum(dim=-1),
-            value=(share.transpose(2, 3) @ value).transpose(2, 3),
+            value=(share.transpose(2, 3) @ value).transpose(2, 3).contiguous(),
             out=self.out,
         )
 
@@ -97,5 +97,5 @@ class BlockSums:
         index = self.row_block[..., None].expand(*self.mass.shape)
         kept = keep.gather(2, index).to(self.mass.dtype)
         total = (kept * self.mass).sum(dim=-1, keepdim=True).clamp(min=1e-20)
-        out = (kept[..., None, :] @ self.value)[..., 0, :] / total
+        out = (kept[..., None] * self.value).sum(dim=-2) / total
         return (out - self.out).square().sum(dim=-1).mean(dim=-1)

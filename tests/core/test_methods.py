@@ -1,0 +1,178 @@
+"""What holds for every preset, on every grid."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vidsparse.engine import Call, SparseAttention
+from vidsparse.footprint import layer_state_bytes
+from vidsparse.grid import TokenGrid
+from vidsparse.policies.observed import Observed
+from vidsparse.policies.selectors import Selector
+from vidsparse.presets import ALIASES, PRESETS, find_preset
+
+SIGMAS = (0.97, 0.8, 0.6, 0.4, 0.2)
+GRIDS = ["3+5x7x11+2", "1x13x13", "2x2x2", "1x1x1", "7x5x3+4"]
+
+
+def preset(name, **changes):
+    block = 128 if name == "psa" else 16
+    settings = {"block": block, "min_tokens": 0, "dense_above": 0.9, "full_below": 0.5}
+    return PRESETS[name].override(settings | changes)
+
+
+def dense(q, k, v):
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+def qkv(grid, batch=1, heads=3):
+    return [torch.randn(batch, grid.tokens, heads, 8) for _ in range(3)]
+
+
+def attend(engine, tensors, call):
+    q, k, v = tensors
+    return engine(q, k, v, call, dense)
+
+
+def run(engine, grid, tensors, sigmas=SIGMAS, **changes):
+    call = Call(grid=grid, layer=1, step=0, sigma=0.5, **changes)
+    return [
+        attend(engine, tensors, dataclasses.replace(call, step=step, sigma=sigma))
+        for step, sigma in enumerate(sigmas)
+    ]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("grid", GRIDS)
+def test_every_grid_gives_finite_attention_and_exact_text_rows(name, grid):
+    grid = TokenGrid.parse(grid)
+    engine = SparseAttention(preset(name), strict=True)
+    q, k, v = qkv(grid)
+    exact = dense(q, k, v)
+    text = [*range(grid.prefix), *range(grid.prefix + grid.video_tokens, grid.tokens)]
+    if name == "rectified":  # scales every row by an estimate, as published
+        text = []
+    for out in run(engine, grid, (q, k, v)):
+        assert out.isfinite().all()
+        torch.testing.assert_close(out[:, text], exact[:, text], atol=2e-5, rtol=1e-4)
+    assert not engine.stats.fallbacks
+
+
+FULL = {"lite": {"margin": -1e6}}  # a density of exactly one is the model's own attention
+P = ("svg2", "svg2-ear", "xattention", "rectified", "vmoba")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_at_full_density_every_order_is_dense_attention(name):
+    grid = TokenGrid(4, 6, 7, 3, 2)
+    changes = FULL.get(name, {"p": 1.0} if name in P else {"density": 1 - 1e-12})
+    if PRESETS[name].policy.selector is Selector.TOLERANCE:
+        changes = {"tolerance": 1e-6}
+    engine = SparseAttention(preset(name, **changes), strict=True)
+    tensors = qkv(grid, batch=2)
+    for out in run(engine, grid, tensors):
+        q, k, v = tensors
+        torch.testing.assert_close(out, dense(q, k, v), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_runs_repeat_exactly_and_start_anew_with_a_generation(name):
+    grid = TokenGrid(4, 6, 7)
+    engine = SparseAttention(preset(name))
+    tensors = qkv(grid)
+    first = run(engine, grid, tensors)
+    engine.start_generation()
+    torch.rand(3)
+    for one, other in zip(first, run(engine, grid, tensors), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_guidance_branches_do_not_see_one_another(name):
+    grid = TokenGrid(4, 6, 7)
+    cond, uncond = qkv(grid), qkv(grid)
+    alone = run(SparseAttention(preset(name)), grid, cond, branch="cond")
+    engine = SparseAttention(preset(name))
+    mixed = []
+    for step, sigma in enumerate(SIGMAS):
+        call = Call(grid=grid, layer=1, step=step, sigma=sigma)
+        mixed.append(attend(engine, cond, dataclasses.replace(call, branch="cond")))
+        attend(engine, uncond, dataclasses.replace(call, branch="uncond"))
+    for one, other in zip(alone, mixed, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_branches_in_one_batch_are_the_branches_alone(name):
+    grid = TokenGrid(4, 6, 7)
+    halves = [qkv(grid), qkv(grid)]
+    alone = [run(SparseAttention(preset(name)), grid, half) for half in halves]
+    batch = [torch.cat(pair) for pair in zip(*halves, strict=True)]
+    together = run(SparseAttention(preset(name)), grid, batch)
+    for step, out in enumerate(together):
+        for i in range(2):
+            torch.testing.assert_close(out[i : i + 1], alone[i][step])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_what_a_layer_remembers_is_what_its_shapes_say(name):
+    grid = TokenGrid(4, 8, 9)
+    chosen = preset(name)
+    engine = SparseAttention(chosen)
+    run(engine, grid, qkv(grid, batch=2))
+    (state,) = engine._planner._states._values.values()
+    expected = layer_state_bytes(chosen, grid, heads=3, head_dim=8, itemsize=4, batch=2)
+    assert state.nbytes() == expected
+
+
+def test_a_video_of_wan_14b_remembers_less_than_200_mb():
+    grid = TokenGrid(21, 45, 80)
+    for name in ("svg2", "adaspa", "lite", "auto"):
+        layer = layer_state_bytes(PRESETS[name], grid, heads=40, head_dim=128)
+        assert 40 * 2 * layer < 200e6, name  # layers and guidance branches
+    both = sum(
+        layer_state_bytes(PRESETS[name], grid, heads=40, head_dim=128) for name in ("svg2", "lite")
+    )
+    assert 40 * 2 * both < 200e6
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("steps", [4, 8])
+def test_few_steps_and_a_late_start_follow_the_noise_level(name, steps):
+    grid = TokenGrid(4, 6, 7)
+    engine = SparseAttention(preset(name))
+    late = [0.6 * (1 - i / steps) for i in range(steps)]  # image to video: noise starts at 0.6
+    run(engine, grid, qkv(grid), late)
+    densities = list(engine.stats.step_density.values())
+    assert len(densities) == steps
+    if PRESETS[name].policy.density is not None and name not in ("psa", "re-ttention"):
+        assert engine.stats.dense_steps_share < 1
+
+
+def test_aliases_name_presets():
+    assert {find_preset(alias).name for alias in ALIASES} <= PRESETS.keys()
+
+
+def test_lite_only_drops_blocks_until_rotation_shows_them_again():
+    grid = TokenGrid(4, 8, 8)
+    q, k, v = qkv(grid)
+    monotone = SparseAttention(preset("lite", rotate=0.0, margin=-1.0, full_below=0.9))
+    run(monotone, grid, (4 * q, 4 * k, v), (0.5,) * 6)
+    falling = list(monotone.stats.step_density.values())
+    assert falling == sorted(falling, reverse=True)
+    assert falling[-1] < 0.9
+    run(monotone, grid, (4 * k, 4 * q, v), (0.4,))  # what matters has changed: it stays blind
+    assert monotone.stats.step_density[0] <= falling[-1]
+    reopening = SparseAttention(preset("lite", rotate=0.25, margin=-1.0, full_below=0.9))
+    run(reopening, grid, (4 * q, 4 * k, v), (0.5,) * 6)
+    state = next(iter(reopening._planner._states._values.values()))
+    seen = set()
+    for step in range(6, 14):
+        call = Call(grid=grid, layer=1, step=step, sigma=0.5)
+        reopening(4 * k, 4 * q, v, call, dense)
+        seen.add(bytes(state.get("tiles").numpy().tobytes()))
+    assert len(seen) > 1
+    assert isinstance(reopening.preset.policy.estimator, Observed)

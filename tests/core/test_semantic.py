@@ -1,0 +1,159 @@
+"""Semantic order: clusters as blocks, text apart, warm from a few members."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vidsparse.engine import Call, SparseAttention
+from vidsparse.errors import BadInputError
+from vidsparse.grid import TokenGrid
+from vidsparse.policies.policy import Anchor, Policy
+from vidsparse.policies.pooled import Pooled
+from vidsparse.policies.semantic import Semantic, mean_of, members_of
+from vidsparse.presets import PRESETS
+
+GRID = TokenGrid(2, 7, 9, prefix=5, suffix=3)
+
+
+def clustered(groups=6, heads=2, spread=0.05, grid=GRID):
+    """Tokens around a few centres, shuffled."""
+    centres = torch.randn(heads, groups, 8)
+    label = torch.randint(groups, (heads, grid.tokens))
+    x = centres.gather(1, label[..., None].expand(-1, -1, 8))
+    return (x + spread * torch.randn_like(x))[None], label
+
+
+def arranged(make_inputs, order, **tensors) -> Any:
+    return order.arrange(make_inputs(GRID, 16, **tensors))
+
+
+def test_text_keeps_its_place_in_clusters_of_its_own(make_inputs):
+    q, k, v = (torch.randn(1, 2, GRID.tokens, 8) for _ in range(3))
+    made = arranged(make_inputs, Semantic(q_clusters=4, kv_clusters=6), q=q, k=k, v=v)
+    blocks = made.inputs.blocks
+    assert blocks.q_offsets.shape == (1, 2, 4 + 2 + 1)
+    assert blocks.kv_offsets.shape == (1, 2, 6 + 2 + 1)
+    for order, offsets in ((made.q_order, blocks.q_offsets), (made.kv_order, blocks.kv_offsets)):
+        assert torch.equal(order.sort(dim=-1).values[0, 0].long(), torch.arange(GRID.tokens))
+        assert order[0, 0, :5].tolist() == [0, 1, 2, 3, 4]
+        assert order[0, 0, -3:].tolist() == [131, 132, 133]
+        assert (offsets[..., 0] == 0).all()
+        assert (offsets[..., 1] == 5).all()
+        assert (offsets[..., -1] == GRID.tokens).all()
+    assert torch.equal(made.inputs.q[0, 1], q[0, 1, made.q_order[0, 1].long()])
+    assert torch.equal(made.inputs.v[0, 1], v[0, 1, made.kv_order[0, 1].long()])
+
+
+def test_tokens_of_one_kind_end_in_one_cluster(make_inputs):
+    grid = TokenGrid(2, 20, 20)
+    k, label = clustered(grid=grid)
+    order = Semantic(q_clusters=8, kv_clusters=40, first_iterations=20)
+    made: Any = order.arrange(make_inputs(grid, 16, q=k, k=k, v=k))
+    offsets = made.inputs.blocks.kv_offsets[0, 0].tolist()
+    for start, stop in pairwise(offsets):
+        members = made.kv_order[0, 0, start:stop].long()
+        assert label[0, members].unique().numel() <= 1
+
+
+def test_queries_and_keys_are_clustered_independently(make_inputs):
+    q, k = clustered()[0], clustered()[0]
+    made = arranged(make_inputs, Semantic(q_clusters=4, kv_clusters=4), q=q, k=k, v=k)
+    assert not torch.equal(made.q_order, made.kv_order)
+
+
+def test_members_are_tokens_of_their_cluster_and_stand_for_its_centre():
+    from vidsparse.kernels.kmeans import kmeans
+
+    x, _ = clustered(spread=0.01)
+    clusters = kmeans(x, 5, iterations=10)
+    members = members_of(clusters, 4)
+    assert members.shape == (1, 2, 5, 4)
+    for h in range(2):
+        for c in range(5):
+            if int(clusters.sizes[0, h, c]):
+                assert (clusters.labels[0, h, members[0, h, c].long()] == c).all()
+    full = clusters.sizes[0, 0] > 0
+    torch.testing.assert_close(
+        mean_of(x, members)[0, 0][full], clusters.centroids[0, 0][full], atol=1.5, rtol=0.5
+    )
+
+
+def spread_within(x, order, offsets):
+    """Mean squared distance of tokens from the mean of their cluster."""
+    total = 0.0
+    for start, stop in pairwise(offsets[0, 0].tolist()):
+        tokens = x[0, 0, order[0, 0, start:stop].long()]
+        total += float((tokens - tokens.mean(dim=0)).square().sum()) if len(tokens) else 0.0
+    return total
+
+
+def test_later_steps_start_where_the_clusters_were(make_inputs):
+    grid = TokenGrid(2, 12, 12)
+    k = torch.randn(1, 2, grid.tokens, 8)
+    order = Semantic(q_clusters=6, kv_clusters=18, first_iterations=50, iterations=1)
+    inputs = make_inputs(grid, 16, q=k, k=k, v=k)
+    made: list[Any] = [order.arrange(inputs) for _ in range(2)]
+    spreads = [spread_within(k, m.kv_order, m.inputs.blocks.kv_offsets) for m in made]
+    once = Semantic(q_clusters=6, kv_clusters=18, first_iterations=1)
+    cold = once.arrange(make_inputs(grid, 16, q=k, k=k, v=k))
+    assert spreads[1] < 1.05 * spreads[0]
+    assert spreads[1] < spread_within(k, cold.kv_order, cold.inputs.blocks.kv_offsets)
+    assert order.state_bytes(grid) * 2 == inputs.state.nbytes()
+
+
+@pytest.mark.parametrize("name", ["svg2", "svg2-ear"])
+@pytest.mark.parametrize("grid", ["2x7x9", "5+3x5x7+3", "1x2x2", "1x1x1"])
+def test_clusters_at_full_share_are_dense_attention(name, grid):
+    grid = TokenGrid.parse(grid)
+    preset = PRESETS[name].override(
+        {"p": 1.0, "min_tokens": 0, "dense_above": 1.0, "full_below": 1.0}
+    )
+    q, k, v = (torch.randn(2, grid.tokens, 3, 8) for _ in range(3))
+
+    def dense(q, k, v):
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+    engine = SparseAttention(preset, strict=True)
+    for step in range(3):
+        out = engine(q, k, v, Call(grid=grid, layer=0, step=step, sigma=0.5), dense)
+        torch.testing.assert_close(out, dense(q, k, v), atol=2e-5, rtol=1e-4)
+
+
+def test_svg2_keeps_the_likeliest_clusters_by_size_weighted_softmax(make_inputs):
+    # three key clusters of sizes 1, 2 and 3 at scores ln 6, 0 and 0: P = 6, 2, 3 of 11
+    from vidsparse.policies.estimator import Estimate
+    from vidsparse.policies.selectors import Scope, Selector
+
+    scores = torch.tensor([6.0, 2.0, 3.0]).log()[None, None, None]
+    policy = Policy(
+        order=Semantic(), estimator=Pooled(), selector=Selector.TOP_P, scope=Scope.ROW, p=0.8
+    )
+    inputs = make_inputs(TokenGrid(1, 1, 6), 16)
+    object.__setattr__(inputs.blocks, "q_offsets", torch.tensor([[[0, 6]]], dtype=torch.int32))
+    object.__setattr__(
+        inputs.blocks, "kv_offsets", torch.tensor([[[0, 1, 3, 6]]], dtype=torch.int32)
+    )
+    plan = policy.plan(Estimate(scores=scores), inputs)
+    assert plan.to_block_mask()[0, 0].tolist() == [[True, False, True]]  # 9 of 11 is above 0.8
+    more = policy.plan(Estimate(scores=scores), inputs, p=0.83)
+    assert more.to_block_mask().all()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Semantic(q_clusters=0), "q_clusters must be from 1 to 4096, got 0"),
+        (lambda: Semantic(iterations=0), "iterations must be at least 1"),
+        (
+            lambda: Policy(order=Semantic(), estimator=Pooled(), density=0.3, anchor=Anchor.KEYS),
+            "clusters, not equal blocks",
+        ),
+    ],
+)
+def test_what_clusters_cannot_do_is_refused(make, message):
+    with pytest.raises(BadInputError, match=message):
+        make()

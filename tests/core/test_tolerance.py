@@ -1,0 +1,188 @@
+"""Auto and choices: the error on sampled rows is the true one, and it is what decides."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from vidsparse.engine import Call, SparseAttention
+from vidsparse.errors import BadInputError
+from vidsparse.grid import TokenGrid
+from vidsparse.kernels.reference import reference_attention
+from vidsparse.planner import Planner
+from vidsparse.policies.blocks import Blocks
+from vidsparse.policies.choice import CHOICE
+from vidsparse.policies.estimator import Inputs
+from vidsparse.policies.geometric import Band
+from vidsparse.policies.orders import Axes, Hilbert, Raster, Tile
+from vidsparse.policies.policy import Alternative, Policy
+from vidsparse.policies.random import Random
+from vidsparse.policies.sampled import Samples
+from vidsparse.policies.selectors import Selector
+from vidsparse.policies.semantic import Semantic
+from vidsparse.policies.tolerance import plan_within
+from vidsparse.policies.value_aware import Mass, ValueAware
+from vidsparse.presets import PRESETS
+
+GRID = TokenGrid(5, 7, 9, 4, 3)
+
+
+def smooth(grid=GRID, heads=2, seed=0):
+    """Tokens whose keys and queries change slowly over the grid, as video's do."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(1, heads, grid.frames, grid.height, grid.width, 8, generator=generator)
+    for axis in (2, 3, 4):
+        x = x + x.roll(1, axis) + x.roll(-1, axis)
+    video = x.flatten(2, 4) / x.std()
+    before, after = (torch.randn(1, heads, n, 8) for n in (grid.prefix, grid.suffix))
+    return torch.cat([before, video, after], dim=2)
+
+
+def attend(inputs, plan) -> Any:
+    q, k, v = inputs.qkv
+    return reference_attention(q, k, v, plan, scale=inputs.scale)
+
+
+def make(grid=GRID, block=16, **rest):
+    q, k, v = smooth(grid), smooth(grid, seed=1), smooth(grid, seed=2)
+    blocks = Blocks(grid, block, torch.device("cpu"))
+    return Inputs(blocks=blocks, q=2 * q, k=2 * q + k, v=v, scale=8**-0.5, heads=2, **rest)
+
+
+@pytest.mark.parametrize(
+    "order", [Raster(), Tile(tile_height=3, tile_width=4), Hilbert()], ids=repr
+)
+def test_the_error_of_sampled_rows_is_that_of_the_plan(order):
+    inputs = make()
+    samples = Samples.draw(inputs, GRID.tokens)  # every row
+    assert samples.rows.unique().numel() == GRID.tokens
+    arranged = order.arrange(inputs).inputs
+    policy = Policy(estimator=ValueAware(), density=0.4, block=16)
+    plan = policy.plan(policy.estimator.estimate(arranged), arranged)
+    error = samples.sums(arranged).error(plan.to_block_mask())
+    sparse, _ = attend(arranged, plan)
+    full = dataclasses.replace(plan, kv_count=torch.full_like(plan.kv_count, 21))
+    every = torch.arange(21, dtype=torch.int32).expand(1, 2, 21, 21)
+    exact, _ = attend(arranged, dataclasses.replace(full, kv_index=every))
+    truth = (sparse - exact).square().sum(dim=-1).mean(dim=-1)
+    torch.testing.assert_close(error, truth, atol=1e-6, rtol=1e-3)
+
+
+def relative_error(inputs, plan):
+    exact = (inputs.q @ inputs.k.mT * inputs.scale).softmax(dim=-1) @ inputs.v
+    sparse, _ = attend(inputs, plan)
+    return float((sparse - exact).norm() / exact.norm())
+
+
+def no_dense(q, k, v):
+    raise AssertionError("nothing here is dense")
+
+
+def no_static(candidate, inputs):
+    raise AssertionError("nothing here is static")
+
+
+@pytest.mark.parametrize("tolerance", [0.02, 0.1, 0.3])
+def test_the_plan_meets_its_tolerance_and_is_not_much_dearer_than_it_must_be(tolerance):
+    inputs = make(TokenGrid(6, 12, 12))
+    policy = dataclasses.replace(
+        PRESETS["auto"].policy, block=16, alternatives=(), sampled_rows=10_000
+    )
+    arranged, plan = plan_within(policy, inputs, tolerance, no_static)
+    assert relative_error(arranged.inputs, plan) <= tolerance * 1.01
+    cheaper = policy.plan(
+        policy.estimator.estimate(arranged.inputs), arranged.inputs, density=0.75 * plan.density
+    )
+    assert relative_error(arranged.inputs, cheaper) > tolerance
+
+
+def test_more_tolerance_is_less_density():
+    inputs = make(TokenGrid(6, 12, 12))
+    policy = dataclasses.replace(PRESETS["auto"].policy, block=16)
+    densities = [
+        plan_within(policy, inputs, tolerance, no_static)[1].density
+        for tolerance in (0.01, 0.05, 0.2, 0.6)
+    ]
+    assert densities == sorted(densities, reverse=True)
+    assert densities[0] > 2 * densities[-1]
+
+
+def test_each_entry_of_a_batch_has_a_density_of_its_own():
+    easy, hard = make(TokenGrid(4, 8, 8)), make(TokenGrid(4, 8, 8))
+    hard = dataclasses.replace(hard, q=torch.randn(1, 2, 256, 8), v=torch.randn(1, 2, 256, 8))
+    both = dataclasses.replace(
+        easy,
+        **{name: torch.cat([getattr(easy, name), getattr(hard, name)]) for name in "qkv"},
+    )
+    policy = dataclasses.replace(PRESETS["auto"].policy, block=16, alternatives=())
+    density = plan_within(policy, both, 0.2, no_static)[1].head_density().mean(dim=-1)
+    assert float(density[0]) < float(density[1])
+
+
+def test_every_head_takes_the_order_it_errs_least_in():
+    grid = TokenGrid(8, 4, 8)
+    frame, place = torch.eye(8), torch.eye(32)[:, :8] * 0
+    place = torch.randn(32, 8)
+    in_time = frame[torch.arange(256) // 32]  # tokens of one frame look alike
+    in_space = place[torch.arange(256) % 32]  # tokens of one place do
+    x = 6 * torch.stack([in_time, in_space])[None]
+    inputs = Inputs(
+        blocks=Blocks(grid, 16, torch.device("cpu")),
+        q=x, k=x, v=torch.randn(1, 2, 256, 8), scale=0.5, heads=2,
+    )  # fmt: skip
+    policy = dataclasses.replace(PRESETS["svg"].policy, block=16)
+    Planner(policy).work(inputs, 1.0)
+    choice: Any = inputs.state.get(CHOICE)
+    assert choice.tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize(("every", "times"), [(0, 1), (1, 6), (3, 2)])
+def test_heads_choose_anew_when_it_is_due(every, times, monkeypatch):
+    drawn = []
+    draw = Samples.draw
+    monkeypatch.setattr(Samples, "draw", lambda *args: drawn.append(1) or draw(*args))
+    preset = PRESETS["svg"].override({"block": 16, "min_tokens": 0, "choose_every": every})
+    engine = SparseAttention(preset)
+    q, k, v = (torch.randn(1, GRID.tokens, 2, 8) for _ in range(3))
+    for step in range(6):
+        engine(q, k, v, Call(grid=GRID, layer=0, step=step, sigma=0.5), lambda *x: x[0])
+    assert len(drawn) == times
+
+
+def test_a_per_head_order_is_undone_in_the_output():
+    alternatives = (Alternative(order=Axes(axes="hwf"), estimator=Band()),)
+    policy = Policy(
+        estimator=Band(),
+        selector=Selector.THRESHOLD,
+        density=1 - 1e-12,
+        alternatives=alternatives,
+        block=16,
+    )
+    preset = dataclasses.replace(PRESETS["svg"], policy=policy, min_tokens=0)
+    q, k, v = (torch.randn(1, GRID.tokens, 2, 8) for _ in range(3))
+    out = SparseAttention(preset)(q, k, v, Call(grid=GRID, layer=0, step=0, sigma=0.5), no_dense)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    exact = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    torch.testing.assert_close(out, exact, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"tolerance": 0.0}, r"tolerance must be in \(0, 1\], got 0"),
+        ({}, "only ranks blocks: give it a density"),
+        ({"tolerance": 0.1, "estimator": Random()}, "only ranks blocks within a head"),
+        (
+            {
+                "tolerance": 0.1,
+                "alternatives": (Alternative(order=Semantic(), estimator=ValueAware()),),
+            },
+            "choose among static orders",
+        ),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(parameters, message):
+    settings = {"estimator": ValueAware(mass=Mass.ROWS), "selector": Selector.TOLERANCE}
+    with pytest.raises(BadInputError, match=message):
+        Policy(**(settings | parameters))
