@@ -8,7 +8,7 @@ PIP = .venv/bin/python -m pip install -qq --disable-pip-version-check -c constra
 .NOTPARALLEL:
 
 demo: .venv/core.stamp
-	.venv/bin/vidsparse compare "$(PROMPT)" --preset balanced --seed 0 -o demo
+	.venv/bin/vidsparse compare "$(PROMPT)" --preset balanced,draft --seed 0 -o demo
 
 test: .venv/dev.stamp
 	.venv/bin/python -m pytest -q $(ARGS)

@@ -50,7 +50,7 @@ PRESETS: Mapping[str, Preset] = _table(
         source="ours: sub-block mass x distance of values, in boxes",
         policy=Policy(
             order=Tile(),
-            estimator=ValueAware(parts=16),
+            estimator=ValueAware(),
             selector=Selector.BUDGET,
             density=0.25,
         ),
