@@ -157,7 +157,7 @@ def test_ctrl_c_in_the_middle_leaves_no_file(small, tmp_path):
     while not re.search(rb"[1-9]\d*/500", seen):
         seen += os.read(ours, 4096)
     process.send_signal(signal.SIGINT)
-    out, tail = process.communicate(timeout=60)[0], b""
+    out, tail = process.communicate(timeout=240)[0], b""
     try:
         while chunk := os.read(ours, 4096):
             tail += chunk
