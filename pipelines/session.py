@@ -17,7 +17,7 @@ from diffusers.hooks.hooks import (
 )
 from torch import Tensor, nn
 
-from vidsparse.engine import Call, Dense, SparseAttention
+from vidsparse.engine import Call, Dense, Observer, SparseAttention
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.pipelines import taps
@@ -74,6 +74,10 @@ class Session:
     def summary(self) -> str:
         """A few lines on what the session did."""
         return f"{self.preset.name}: {self.stats.summary()}"
+
+    def observe(self, observer: Observer) -> None:
+        """Call a function after every sparse attention call, with all it saw and made."""
+        self._attention.observers.append(observer)
 
     def remove(self) -> None:
         """Restore the pipeline; does nothing the second time."""

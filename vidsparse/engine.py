@@ -33,6 +33,7 @@ from vidsparse.preset import Preset
 from vidsparse.stats import CallKey, Stats, Stopwatch
 
 Dense = Callable[[Tensor, Tensor, Tensor], Tensor]
+Observer = Callable[["Call", Work, Tensor, Tensor, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +68,10 @@ class Call:
 class SparseAttention:
     """Sparse attention for one pipeline: ``engine(q, k, v, call, dense) -> out``.
 
+    Attributes:
+        observers: Called after every sparse call as ``(call, work, q, k, v, out)``, the tensors
+            ``(batch, heads, seq, head_dim)`` in raster order.
+
     Args:
         preset: What to compute, and when.
         engine: Kernel engine, "auto" or a name in ``kernels.engines.ENGINES``.
@@ -82,6 +87,7 @@ class SparseAttention:
         self.engine = engine
         self.strict = strict
         self.stats = Stats()
+        self.observers: list[Observer] = []
         self._planner = Planner(preset.policy, preset.schedule.replan, preset.schedule.budgets)
 
     def start_generation(self) -> None:
@@ -118,6 +124,8 @@ class SparseAttention:
                 work = self._planner.work(inputs, way)
             out = self._attend(work, call, way)
         self.stats.time(total, planning)
+        for observe in self.observers:
+            observe(call, work, *(x.transpose(1, 2) for x in (q, k, v)), out)
         return out.transpose(1, 2)
 
     def _scheduled_dense(self, call: Call) -> bool:
