@@ -125,7 +125,7 @@ class SparseAttention:
             out = self._attend(work, call, way)
         self.stats.time(total, planning)
         for observe in self.observers:
-            observe(call, work, *(x.transpose(1, 2) for x in (q, k, v)), out)
+            observe(call, work, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), out)
         return out.transpose(1, 2)
 
     def _scheduled_dense(self, call: Call) -> bool:
