@@ -139,16 +139,18 @@ class BlockPlan:
     def density(self) -> float:
         """Computed query-key pairs over all pairs, exact with blocks of any size.
 
-        Pooled stand-ins are not counted; they add at most ``1 / kv_block``. Reads one number
-        back from the device.
+        A stand-in counts as the one pair a query that it is. Reads one number back from the
+        device.
         """
         return float(self.head_density().mean())
 
     def head_density(self) -> Tensor:
         """Density of each head, float32 ``(B|1, H|1)``, without a host sync."""
-        if self.q_offsets is None and self.kv_offsets is None:
+        if self.q_offsets is None and self.kv_offsets is None and self.pooled is None:
             return self._density_of_counts()
-        kept_keys = (self.to_block_mask() * self.kv_sizes.unsqueeze(-2)).sum(dim=-1)
+        mask, keys = self.to_block_mask(), self.kv_sizes.unsqueeze(-2)
+        skipped = 0.0 if self.pooled is None else (keys > 0).float()
+        kept_keys = torch.where(mask, keys, skipped).sum(dim=-1)
         return ((kept_keys * self.q_sizes).sum(dim=-1) / (self.q_len * self.kv_len)).float()
 
     def _density_of_counts(self) -> Tensor:

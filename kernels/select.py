@@ -141,25 +141,61 @@ def select_budget(
         affordable = (density * (1 + ROUNDING) * pairs).long().expand(entries).contiguous()
         cutoff = budget_cutoff(scores, always, q_sizes, kv_sizes, affordable)
         return rows(scores, always, number, least=min_count, cutoff=cutoff)
-    keys = sort_keys(scores, always)
-    cost = (q_sizes.unsqueeze(-1) * kv_sizes.unsqueeze(-2)).float().expand(scores.shape)
-    pairs = cost.sum(dim=(1, 2, 3), dtype=torch.float64) * (1 + ROUNDING)
-    cutoff = _cutoff(keys, cost, (density * pairs)[:, None, None, None])
-    counts = (keys >= cutoff).sum(dim=-1, dtype=torch.int32)
-    counts = counts.clamp(min=min_count, max=number)
+    ranking = Ranking(scores, q_sizes, kv_sizes, always=always)
+    counts = ranking.keep(density).sum(dim=-1, dtype=torch.int32).clamp(min=min_count, max=number)
     return _best(scores, always, _at_least_always(counts, always), number)
 
 
-def select_counts(scores: Tensor, counts: Tensor, *, always: Tensor | None = None) -> Lists:
-    """Keep a given number of blocks in each row, always-kept ones among them; plain torch.
+class Ranking:
+    """The blocks of a layer in the order in which a budget buys them: plain torch.
+
+    Sorted once, it is cut at any number of densities.
+
+    Args:
+        scores: As in ``select_budget``; so are the others.
+        q_sizes: Tokens in each query block.
+        kv_sizes: Tokens in each key block.
+        always: What is bought first.
+    """
+
+    def __init__(
+        self, scores: Tensor, q_sizes: Tensor, kv_sizes: Tensor, *, always: Tensor | None = None
+    ) -> None:
+        self._keys = sort_keys(scores, always)
+        cost = (q_sizes.unsqueeze(-1) * kv_sizes.unsqueeze(-2)).float().expand(scores.shape)
+        ranked, order = self._keys.flatten(1).sort(dim=-1, descending=True)
+        self._ranked = ranked
+        self._spent = cost.flatten(1).gather(-1, order).cumsum(dim=-1, dtype=torch.float64)
+
+    def keep(self, density: float | Tensor) -> Tensor:
+        """What a density pays for, boolean of the shape of the scores; equals go together.
+
+        Args:
+            density: In (0, 1]; of each batch entry, ``(B,)``, as a tensor.
+        """
+        budget = density * (1 + ROUNDING) * self._spent[:, -1]
+        bought = torch.searchsorted(self._spent, budget[:, None], right=True)
+        last = self._spent.shape[-1] - 1
+        first_too_dear = self._ranked.gather(-1, bought.clamp(max=last)).long()
+        everything = bought > last
+        cutoff = torch.where(everything, torch.iinfo(torch.int32).min, first_too_dear + 1)
+        return self._keys >= cutoff[..., None, None]
+
+
+def select_row_budget(
+    scores: Tensor, kv_sizes: Tensor, tokens: Tensor, *, always: Tensor | None = None
+) -> Lists:
+    """Keep the best blocks of each row that a number of keys pays for; plain torch.
 
     Args:
         scores: ``(B|1, H|1, M, N)``, higher is better.
-        counts: Blocks per row, ``(B|1, H|1, M)``; a row whose always-kept blocks are more keeps
-            them all.
-        always: Boolean, broadcastable to ``scores``.
+        kv_sizes: Tokens in each key block, ``(N,)`` or ``(B|1, H|1, N)``.
+        tokens: Keys that each row may see, ``(B|1, H|1, M)``.
+        always: Boolean, broadcastable to ``scores``; they are paid from the budget.
     """
-    counts = counts.to(torch.int32).clamp(min=1, max=scores.shape[-1])
+    order = sort_keys(scores, always).argsort(dim=-1, descending=True, stable=True)
+    spent = kv_sizes.unsqueeze(-2).expand(scores.shape).gather(-1, order).cumsum(dim=-1)
+    counts = (spent <= tokens[..., None]).sum(dim=-1, dtype=torch.int32).clamp(min=1)
     return _best(scores, always, _at_least_always(counts, always), scores.shape[-1])
 
 
@@ -171,20 +207,6 @@ def sort_keys(scores: Tensor, always: Tensor | None = None) -> Tensor:
     if always is None:
         return keys
     return keys.masked_fill(always, torch.iinfo(torch.int32).max)
-
-
-def _cutoff(keys: Tensor, cost: Tensor, budget: Tensor) -> Tensor:
-    """The lowest key such that all blocks from it up are paid for, by halving: 32 passes."""
-    shape = (keys.shape[0], 1, 1, 1)
-    low = torch.full(shape, torch.iinfo(torch.int32).min, dtype=torch.int64, device=keys.device)
-    high = torch.full(shape, torch.iinfo(torch.int32).max, dtype=torch.int64, device=keys.device)
-    for _ in range(32):
-        middle = (low + high) // 2
-        spent = torch.where(keys >= middle, cost, 0.0).sum(dim=(1, 2, 3), keepdim=True)
-        paid = spent <= budget
-        high = torch.where(paid, middle, high)
-        low = torch.where(paid, low, middle + 1)
-    return high
 
 
 def _at_least_always(counts: Tensor, always: Tensor | None) -> Tensor:

@@ -168,7 +168,8 @@ class SparseAttention:
         """The call as policies see it; tensors ``(batch, heads, seq, head_dim)``."""
         assert call.grid is not None
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        key = (call.expert, call.branch, call.layer, call.grid, q.shape[:2], str(q.device))
+        key = (call.expert, call.layer, call.grid, q.shape[:2], str(q.device))
+        schedule, planner = self.preset.schedule, self._planner
         return Inputs(
             blocks=Blocks(call.grid, self.preset.policy.block, q.device),
             q=q,
@@ -179,7 +180,9 @@ class SparseAttention:
             layer=call.layer,
             expert=call.expert,
             step=call.step,
-            state=self._planner.state(key),
+            state=planner.state((call.branch, *key)),
+            shared=planner.state(key) if schedule.share_branches else None,
+            remember=schedule.share_branches or schedule.replan > 1,
         )
 
     def _attend(self, work: Work, call: Call, way: float) -> Tensor:

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from vidsparse.grid import TokenGrid
 from vidsparse.policies.compensation import Compensation
 from vidsparse.policies.observed import Observed
+from vidsparse.policies.policy import Policy
 from vidsparse.policies.semantic import Semantic
 from vidsparse.preset import Preset
 
 
+class StateBytes(NamedTuple):
+    """What one layer remembers between calls, in bytes.
+
+    Attributes:
+        own: Of each guidance branch by itself.
+        common: Of all branches together.
+    """
+
+    own: int
+    common: int
+
+    def of_run(self, layers: int, branches: int = 2) -> int:
+        """Bytes of all layers and guidance branches."""
+        return layers * (branches * self.own + self.common)
+
+
 def layer_state_bytes(
     preset: Preset, grid: TokenGrid, heads: int, head_dim: int, *, itemsize: int = 2, batch: int = 1
-) -> int:
-    """Bytes that one layer remembers between steps, for one guidance branch.
+) -> StateBytes:
+    """Bytes that one layer remembers.
 
-    A plan or the observed blocks are a bit a block; clusters are remembered by members; a choice is
-    a byte a head. Static plans, shared by all layers, are not in it.
+    A plan or the observed blocks are a bit a block; clusters are remembered by members, and by the
+    labels of their tokens if another call follows them; a choice is a byte a head. Static plans,
+    shared by all layers, are not in it.
 
     Args:
         preset: What runs.
@@ -28,18 +48,40 @@ def layer_state_bytes(
     Example:
         >>> from vidsparse.presets import PRESETS
         >>> wan_14b = TokenGrid(21, 45, 80)
-        >>> 80 * layer_state_bytes(PRESETS["lite"], wan_14b, heads=40, head_dim=128)
+        >>> layer_state_bytes(PRESETS["lite"], wan_14b, heads=40, head_dim=128).of_run(40)
         139948800
     """
-    policy = preset.policy
+    policy, schedule = preset.policy, preset.schedule
+    remembers = schedule.share_branches or schedule.replan > 1
     number = -(-grid.tokens // policy.block)
-    total = 0
-    if preset.schedule.replan > 1 or isinstance(policy.estimator, Observed):
-        total += number * -(-number // 8)
-    if isinstance(policy.order, Semantic):
-        total += policy.order.state_bytes(grid)
-    if policy.alternatives:
-        total += 1
+    own = common = mask = 0
+    if isinstance(policy.estimator, Observed):
+        own += number * -(-number // 8)
     if policy.compensation is Compensation.RESIDUAL:
-        total += number * (head_dim + 1) * itemsize
-    return total * heads * batch
+        own += number * (head_dim + 1) * itemsize
+    if remembers and policy.can_reuse_plans and not policy.static:
+        rows, columns = _blocks(policy, grid)
+        mask = rows * -(-columns // 8)
+    if isinstance(policy.order, Semantic):
+        common += policy.order.state_bytes(grid, labels=remembers)
+    if policy.alternatives:
+        common += 1
+    own, common = own * heads * batch, common * heads * batch
+    common += mask if _one_mask_for_all(policy) else mask * heads * batch
+    return StateBytes(own, common) if schedule.share_branches else StateBytes(own + common, 0)
+
+
+def _one_mask_for_all(policy: Policy) -> bool:
+    """Whether heads differ in nothing but their order."""
+    alike = len({each.estimator for each in policy.candidates}) == 1
+    return alike and not policy.estimator.needs_data and not policy.rotate
+
+
+def _blocks(policy: Policy, grid: TokenGrid) -> tuple[int, int]:
+    """Blocks of queries and of keys."""
+    if not isinstance(policy.order, Semantic):
+        number = -(-grid.tokens // policy.block)
+        return number, number
+    text = (grid.prefix > 0) + (grid.suffix > 0)
+    queries, keys = policy.order.clusters(grid)
+    return queries + text, keys + text

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from vidsparse.budgets import Budgets
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.policies.choice import choose
+from vidsparse.policies.choice import CHOICE, choose, per_head
 from vidsparse.policies.compensation import Compensation, Level, coarse_plan, with_centroids
 from vidsparse.policies.estimator import Estimate, Inputs
+from vidsparse.policies.orders import Arranged
 from vidsparse.policies.policy import Alternative, Policy, lists_of_mask, plan_of_lists
 from vidsparse.policies.selectors import Selector
-from vidsparse.policies.tolerance import plan_within
-from vidsparse.state import LayerState, Memory, pack_bits, unpack_bits
+from vidsparse.policies.tolerance import plan_within, still_within
+from vidsparse.state import LayerState, Memory, Verdict, pack_bits, unpack_bits
 
 REMEMBERED = 16  # static plans: a ramp of 16 steps at one size, or several sizes without a ramp
 LAYERS = 4096  # of all experts, branches and geometries: none is forgotten within a generation
@@ -93,21 +94,18 @@ class Planner:
             inputs: q, k and v in raster order.
             way: How far the schedule has come from dense, in (0, 1].
         """
-        policy = self.policy
-        if policy.selector is Selector.TOLERANCE:
-            return self._within_tolerance(inputs, way)
-        density = self._density(inputs, way)
-        if policy.alternatives:
-            return self._chosen(inputs, density)
-        arranged = policy.order.arrange(inputs)
-        if policy.static:
-            plan = self._static_plan(inputs, density)
-        else:
-            plan = self._remembered(arranged.inputs)
-            if plan is None:
-                plan = self._made(arranged.inputs, density, way)
-        work = self._finish(arranged.inputs, plan, arranged.q_order)
-        if policy.compensation is Compensation.LEVELS:
+        if self.policy.static:
+            plan = self._static_plan(inputs, self._density(inputs, way))
+            return self._finish(self.policy.order.arrange(inputs), plan)
+        again = self._remembered(inputs, way)
+        if again is not None:
+            return self._finish(*again)
+        arranged, plan = self._made(inputs, way)
+        if inputs.remember and self.policy.can_reuse_plans:
+            inputs.common.put(PLAN, pack_bits(plan.to_block_mask()), inputs.step)
+            inputs.common.way, inputs.common.verdict = way, None
+        work = self._finish(arranged, plan)
+        if self.policy.compensation is Compensation.LEVELS:
             work = dataclasses.replace(work, levels=self._levels(work, way))
         return work
 
@@ -147,42 +145,53 @@ class Planner:
             exact = exact | upto
         return tuple(levels)
 
-    def _made(self, inputs: Inputs, density: float | Tensor | None, way: float) -> BlockPlan:
-        p = None if self.policy.p is None else 1.0 - way * (1.0 - self.policy.p)
-        estimate = self.policy.estimator.estimate(inputs)
-        plan = self.policy.plan(estimate, inputs, density=density, p=p)
-        if self._replan > 1:
-            inputs.state.put(PLAN, pack_bits(plan.to_block_mask()), inputs.step)
-        return plan
+    def _made(self, inputs: Inputs, way: float) -> tuple[Arranged, BlockPlan]:
+        """An order and a plan, from the data of this call."""
+        policy = self.policy
+        if policy.selector is Selector.TOLERANCE:
+            assert policy.tolerance is not None
+            return plan_within(policy, inputs, policy.tolerance * way, self._static_estimate)
+        density = self._density(inputs, way)
+        if policy.alternatives:
+            arranged, keep = choose(policy, inputs, density, self._static_estimate)
+            return arranged, plan_of_lists(lists_of_mask(keep), arranged.inputs.blocks)
+        arranged = policy.order.arrange(inputs)
+        p = None if policy.p is None else 1.0 - way * (1.0 - policy.p)
+        estimate = policy.estimator.estimate(arranged.inputs)
+        return arranged, policy.plan(estimate, arranged.inputs, density=density, p=p)
+
+    def _remembered(self, inputs: Inputs, way: float) -> tuple[Arranged, BlockPlan] | None:
+        """The order and plan of an earlier call of this layer, if young and good enough."""
+        common, step = inputs.common, inputs.step
+        packed, age, verdict = common.get(PLAN), common.age(PLAN, step), common.verdict
+        if packed is None or age is None or not 0 <= age < self._replan or common.way != way:
+            return None
+        if verdict is not None and verdict[0] != step and not verdict[1]:
+            return None
+        arranged = self._arranged_again(inputs)
+        keep = unpack_bits(packed, arranged.inputs.blocks.columns)
+        plan = plan_of_lists(lists_of_mask(keep), arranged.inputs.blocks)
+        tolerance = self.policy.tolerance
+        if tolerance is not None and age > 0 and (verdict is None or verdict[0] != step):
+            within = still_within(self.policy, inputs, arranged, plan, tolerance * way)
+            common.verdict = step, Verdict(within)
+        return arranged, plan
+
+    def _arranged_again(self, inputs: Inputs) -> Arranged:
+        """In the order of the plan that is remembered."""
+        choice = inputs.common.get(CHOICE)
+        if choice is not None:
+            return per_head(inputs, self.policy.candidates, choice)
+        return self.policy.order.again(inputs)
 
     def nbytes(self) -> int:
         """Bytes remembered."""
         return self._plans.nbytes() + self._estimates.nbytes() + self._states.nbytes()
 
-    def _finish(self, inputs: Inputs, plan: BlockPlan, q_order: Tensor | None) -> Work:
+    def _finish(self, arranged: Arranged, plan: BlockPlan) -> Work:
         if self.policy.compensation is Compensation.CENTROID:
-            plan = with_centroids(plan, inputs)
-        return Work(inputs=inputs, plan=plan, q_order=q_order)
-
-    def _chosen(self, inputs: Inputs, density: float | Tensor | None) -> Work:
-        """Each head in the order, and with the mask, that errs least on sampled rows."""
-        arranged, keep = choose(self.policy, inputs, density, self._static_estimate)
-        plan = plan_of_lists(lists_of_mask(keep), inputs.blocks)
-        return self._finish(arranged.inputs, plan, arranged.q_order)
-
-    def _within_tolerance(self, inputs: Inputs, way: float) -> Work:
-        assert self.policy.tolerance is not None
-        tolerance = self.policy.tolerance * way
-        arranged, plan = plan_within(self.policy, inputs, tolerance, self._static_estimate)
-        return self._finish(arranged.inputs, plan, arranged.q_order)
-
-    def _remembered(self, inputs: Inputs) -> BlockPlan | None:
-        """The plan of an earlier step, if it is young enough."""
-        packed, age = inputs.state.get(PLAN), inputs.state.age(PLAN, inputs.step)
-        if packed is None or age is None or not 0 <= age < self._replan:
-            return None
-        keep = unpack_bits(packed, inputs.blocks.number)
-        return plan_of_lists(lists_of_mask(keep), inputs.blocks)
+            plan = with_centroids(plan, arranged.inputs)
+        return Work(inputs=arranged.inputs, plan=plan, q_order=arranged.q_order)
 
     def _static_estimate(self, candidate: Alternative, inputs: Inputs) -> Estimate:
         key = (inputs.blocks.grid, str(inputs.blocks.device), candidate)

@@ -46,7 +46,7 @@ class Preset:
             )
         if self.schedule.replan > 1 and not self.policy.can_reuse_plans:
             raise BadInputError(
-                f"preset {self.name!r} cannot use plans again: they depend on an order or on "
+                f"preset {self.name!r} cannot use plans again: they depend on levels or on "
                 "observations of their own step (replan=1)"
             )
 

@@ -34,7 +34,7 @@ def find_preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-ALIASES: Mapping[str, str] = {"semantic": "svg2-ear", "temporal": "lite"}
+ALIASES: Mapping[str, str] = {"temporal": "lite"}
 
 
 def _table(*presets: Preset) -> dict[str, Preset]:
@@ -57,16 +57,27 @@ PRESETS: Mapping[str, Preset] = _table(
     ),
     Preset(
         name="auto",
-        summary="Orders and densities by the error that is measured on sampled rows",
+        summary="The clusters of semantic at the least density whose measured error is tolerable",
         source="ours",
         policy=Policy(
-            estimator=ValueAware(mass=Mass.ROWS),
+            order=Semantic(q_clusters=200, kv_clusters=1000),
+            estimator=ValueAware(mass=Mass.POOLED),
             selector=Selector.TOLERANCE,
-            tolerance=0.08,
-            alternatives=tuple(
-                Alternative(order=order, estimator=ValueAware(mass=Mass.ROWS))
-                for order in (Tile(), Hilbert())
-            ),
+            compensation=Compensation.CENTROID,
+            tolerance=0.05,
+        ),
+        schedule=Schedule(replan=4),
+    ),
+    Preset(
+        name="semantic",
+        summary="Clusters as blocks, by what skipping them would cost; means stand in for the rest",
+        source="ours: the clusters of SVG2 and the stand-ins of SVG-EAR, one budget a layer",
+        policy=Policy(
+            order=Semantic(q_clusters=200, kv_clusters=1000),
+            estimator=ValueAware(mass=Mass.POOLED),
+            selector=Selector.BUDGET,
+            compensation=Compensation.CENTROID,
+            density=0.2,
         ),
     ),
     Preset(
@@ -116,7 +127,7 @@ PRESETS: Mapping[str, Preset] = _table(
         summary="The clusters of svg2; means stand in for the clusters where that errs least",
         source="SVG-EAR",
         policy=Policy(
-            order=Semantic(),
+            order=Semantic(q_clusters=300, kv_clusters=1000),
             estimator=Routing(),
             selector=Selector.TOP_P,
             p=0.85,

@@ -23,13 +23,18 @@ class Schedule:
             ``dense_above``. Equal to it, the ramp is a switch.
         dense_layers: The first so many layers are always dense.
         budgets: A JSON file with a density for each layer, or each head of it, at full sparsity.
-        replan: A layer's plan is made anew after so many steps; in between it is used again.
+        replan: A layer's plan is made anew after so many steps; in between it is used again, once
+            the ramp has come to its end.
+        share_branches: Guidance branches that run one after the other use one order and one plan,
+            made by the first of a step. Guidance multiplies what their errors differ in, and
+            errors of the same plan are alike; it also halves the cost of planning.
     """
 
     dense_above: float = 0.95
     full_below: float = 0.8
     dense_layers: int = 0
     replan: int = 1
+    share_branches: bool = True
     budgets: Budgets | None = None
 
     def __post_init__(self) -> None:

@@ -11,13 +11,19 @@ from torch import Tensor
 
 
 class LayerState:
-    """What one layer remembers of earlier steps, for one guidance branch and one geometry.
+    """What one layer remembers of earlier steps, for one geometry and one or all guidance branches.
 
     Tensors by name; those that belong to a batch have it as their first dimension, so guidance
     branches that run as one batch stay apart.
+
+    Attributes:
+        verdict: On the plan that was used again at the latest step, and that step.
+        way: How far the schedule had come when the plan was made.
     """
 
     def __init__(self) -> None:
+        self.verdict: tuple[int, Verdict] | None = None
+        self.way: float | None = None
         self.tensors: dict[str, Tensor] = {}
         self.steps: dict[str, int] = {}
 
@@ -36,6 +42,29 @@ class LayerState:
     def nbytes(self) -> int:
         """Bytes held."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+class Verdict:
+    """A yes or no of the device, on its way to the host.
+
+    Asked a step later, it is there without a wait.
+
+    Args:
+        flag: Boolean ``()``.
+    """
+
+    def __init__(self, flag: Tensor) -> None:
+        self._flag, self._event = flag, None
+        if flag.is_cuda:
+            self._flag = torch.empty((), dtype=torch.bool, pin_memory=True)
+            self._flag.copy_(flag, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def __bool__(self) -> bool:
+        if self._event is not None:
+            self._event.synchronize()
+        return bool(self._flag)
 
 
 class Memory:

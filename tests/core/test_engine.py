@@ -157,7 +157,8 @@ def test_centroids_make_up_for_skipped_blocks_of_equal_tokens_exactly(dense, nam
     assert not torch.allclose(without(q, k, v, CALL, dense), exact, atol=1e-3)
     engine = SparseAttention(preset(name, density=0.4, compensation="centroid"))
     torch.testing.assert_close(engine(q, k, v, CALL, dense), exact)
-    assert engine.stats.mean_density == without.stats.mean_density < 0.8
+    means = engine.stats.mean_density - without.stats.mean_density
+    assert 0 < means <= 8 / 120  # a mean counts as the one key that it is
 
 
 def test_both_engines_and_a_scale_of_the_models_give_the_same(dense):
@@ -183,16 +184,6 @@ def test_the_random_control_is_the_same_at_every_step_and_not_in_every_layer(den
     assert not torch.equal(run(), run(layer=1))
 
 
-FORGETFUL = (
-    "balanced",
-    "draft",
-    "psa",
-    "xattention",
-    "rectified",
-    "vmoba",
-)  # every step is planned anew
-
-
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_hundred_calls_with_as_many_densities_do_not_grow_the_memory(dense, name):
     engine = SparseAttention(preset(name, density=0.1, full_below=0.1))
@@ -203,7 +194,7 @@ def test_a_hundred_calls_with_as_many_densities_do_not_grow_the_memory(dense, na
         engine(q, k, v, call, dense)
         sizes.append(engine.stats.memory_bytes)
     assert max(sizes[40:]) <= max(sizes[:40])
-    assert (max(sizes) > 0) == (name not in FORGETFUL)
+    assert (max(sizes) > 0) == (name != "psa")  # its levels are planned at every call
 
 
 def test_the_ramp_is_followed_by_the_realised_density(dense):

@@ -5,7 +5,7 @@ import pytest
 from vidsparse.errors import BadInputError
 from vidsparse.policies.compensation import Compensation
 from vidsparse.policies.selectors import Selector
-from vidsparse.policies.value_aware import Mass, ValueAware
+from vidsparse.policies.value_aware import ValueAware
 from vidsparse.preset import suggest
 from vidsparse.presets import PRESETS, find_preset
 
@@ -94,10 +94,10 @@ def test_nothing_near_means_no_guess():
 
 
 def test_a_parameter_changes_the_alternatives_that_have_it_too():
-    policy = PRESETS["auto"].override({"rows": 2}).policy
-    assert {candidate.estimator for candidate in policy.candidates} == {
-        ValueAware(mass=Mass.ROWS, rows=2)
-    }
+    policy = PRESETS["sparse-vdit"].override({"estimator": "band", "density": 0.3}).policy
+    assert len(policy.candidates) == 3
+    chosen = PRESETS["svg"].override({"estimator": "value_aware", "selector": "budget", "rows": 2})
+    assert {each.estimator for each in chosen.policy.candidates} == {ValueAware(rows=2)}
     policy = PRESETS["svg"].override({"estimator": "pooled", "selector": "top_k"}).policy
     assert len({candidate.estimator for candidate in policy.candidates}) == 1
 

@@ -9,14 +9,17 @@ import torch
 from vidsparse.engine import Call, SparseAttention
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
+from vidsparse.kernels.plan import dense_plan
 from vidsparse.kernels.reference import reference_attention
 from vidsparse.planner import Planner
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.choice import CHOICE
+from vidsparse.policies.compensation import with_centroids
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.geometric import Band
 from vidsparse.policies.orders import Axes, Hilbert, Raster, Tile
 from vidsparse.policies.policy import Alternative, Policy
+from vidsparse.policies.pooled import Pooled
 from vidsparse.policies.random import Random
 from vidsparse.policies.sampled import Samples
 from vidsparse.policies.selectors import Selector
@@ -50,28 +53,35 @@ def make(grid=GRID, block=16, **rest):
     return Inputs(blocks=blocks, q=2 * q, k=2 * q + k, v=v, scale=8**-0.5, heads=2, **rest)
 
 
+@pytest.mark.parametrize("centroids", [False, True])
 @pytest.mark.parametrize(
-    "order", [Raster(), Tile(tile_height=3, tile_width=4), Hilbert()], ids=repr
+    "order",
+    [
+        Raster(),
+        Tile(tile_height=3, tile_width=4),
+        Hilbert(),
+        Semantic(q_clusters=12, kv_clusters=17),
+    ],
+    ids=lambda order: type(order).__name__,
 )
-def test_the_error_of_sampled_rows_is_that_of_the_plan(order):
+def test_the_error_of_sampled_rows_is_that_of_the_plan(order, centroids):
     inputs = make()
     samples = Samples.draw(inputs, GRID.tokens)  # every row
     assert samples.rows.unique().numel() == GRID.tokens
-    arranged = order.arrange(inputs).inputs
-    policy = Policy(estimator=ValueAware(), density=0.4, block=16)
+    placed = order.arrange(inputs)
+    arranged = placed.inputs
+    policy = Policy(order=order, estimator=Pooled(), density=0.4, block=16)
     plan = policy.plan(policy.estimator.estimate(arranged), arranged)
-    error = samples.sums(arranged).error(plan.to_block_mask())
-    sparse, _ = attend(arranged, plan)
-    full = dataclasses.replace(plan, kv_count=torch.full_like(plan.kv_count, 21))
-    every = torch.arange(21, dtype=torch.int32).expand(1, 2, 21, 21)
-    exact, _ = attend(arranged, dataclasses.replace(full, kv_index=every))
+    error = samples.under(placed, centroids=centroids).error(plan.to_block_mask())
+    exact, _ = attend(arranged, dense_plan(plan))
+    sparse, _ = attend(arranged, with_centroids(plan, arranged) if centroids else plan)
     truth = (sparse - exact).square().sum(dim=-1).mean(dim=-1)
     torch.testing.assert_close(error, truth, atol=1e-6, rtol=1e-3)
 
 
 def relative_error(inputs, plan):
     exact = (inputs.q @ inputs.k.mT * inputs.scale).softmax(dim=-1) @ inputs.v
-    sparse, _ = attend(inputs, plan)
+    sparse, _ = attend(inputs, with_centroids(plan, inputs))
     return float((sparse - exact).norm() / exact.norm())
 
 

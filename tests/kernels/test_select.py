@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from vidsparse.errors import BadInputError
 from vidsparse.kernels.select import (
     select_budget,
-    select_counts,
+    select_row_budget,
     select_threshold,
     select_top_k,
     select_top_p,
@@ -122,12 +122,16 @@ def test_shares_out_of_range_are_refused():
         select_budget(row(1.0), torch.ones(1), torch.ones(1), 2.0)
 
 
-def test_a_given_number_of_blocks_is_kept_in_each_row():
+def test_each_row_keeps_the_best_blocks_that_its_keys_pay_for():
     scores = torch.tensor([[[[3.0, 1.0, 2.0], [1.0, 2.0, 3.0], [5.0, 4.0, 6.0]]]])
-    counts = torch.tensor([[[2, 0, 1]]])
+    sizes, tokens = torch.tensor([4.0, 1.0, 2.0]), torch.tensor([[[6.0, 0.0, 5.0]]])
     always = torch.tensor([[False, False, False], [True, True, False], [False, True, False]])
-    assert lists(select_counts(scores, counts)) == [[0, 2], [2], [2]]
-    assert lists(select_counts(scores, counts, always=always)) == [[0, 2], [0, 1], [1]]
+    assert lists(select_row_budget(scores, sizes, tokens)) == [[0, 2], [2], [2]]
+    assert lists(select_row_budget(scores, sizes, tokens, always=always)) == [
+        [0, 2],
+        [0, 1],
+        [1, 2],
+    ]
 
 
 @pytest.mark.parametrize("impl", IMPLS)

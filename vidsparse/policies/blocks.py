@@ -39,6 +39,11 @@ class Blocks:
         """How many equal blocks there are."""
         return -(-self.grid.tokens // self.block)
 
+    @property
+    def columns(self) -> int:
+        """How many key blocks there are."""
+        return self.number if self.kv_offsets is None else self.kv_offsets.shape[-1] - 1
+
     @cached_property
     def sizes(self) -> Tensor:
         """Tokens in each equal block, float32 ``(N,)``."""

@@ -66,18 +66,18 @@ def choice_of(
         static: Remembers estimates that need no data.
         samples: To compare them on; drawn if None.
     """
-    choice, age = inputs.state.get(CHOICE), inputs.state.age(CHOICE, inputs.step)
+    choice, age = inputs.common.get(CHOICE), inputs.common.age(CHOICE, inputs.step)
     due = policy.choose_every and age is not None and not 0 <= age < policy.choose_every
     if choice is not None and not due:
         return choice
     samples = Samples.draw(inputs, policy.sampled_rows) if samples is None else samples
     errors = []
     for candidate in policy.candidates:
-        arranged = candidate.order.arrange(inputs).inputs
-        mask = _mask(policy, candidate, arranged, density, static)
-        errors.append(samples.sums(arranged).error(mask))
+        arranged = candidate.order.arrange(inputs)
+        mask = _mask(policy, candidate, arranged.inputs, density, static)
+        errors.append(samples.under(arranged, centroids=False).error(mask))
     choice = torch.stack(errors).argmin(dim=0).to(torch.int8)
-    inputs.state.put(CHOICE, choice, inputs.step)
+    inputs.common.put(CHOICE, choice, inputs.step)
     return choice
 
 

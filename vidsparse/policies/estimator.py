@@ -44,6 +44,9 @@ class Inputs:
         expert: Which transformer of the pipeline.
         step: Denoising step, from 0.
         state: What this layer, branch and geometry remember from earlier steps.
+        shared: What all guidance branches of this layer and geometry remember together; None if
+            each keeps to itself.
+        remember: Whether another call will want the order and the plan of this one again.
     """
 
     blocks: Blocks
@@ -56,6 +59,13 @@ class Inputs:
     expert: str = "transformer"
     step: int = 0
     state: LayerState = field(default_factory=LayerState)
+    shared: LayerState | None = None
+    remember: bool = False
+
+    @property
+    def common(self) -> LayerState:
+        """Where orders, choices and plans are remembered."""
+        return self.state if self.shared is None else self.shared
 
     @property
     def qkv(self) -> tuple[Tensor, Tensor, Tensor]:

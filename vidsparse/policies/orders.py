@@ -46,6 +46,10 @@ class Order(Protocol):
 
     def arrange(self, inputs: Inputs) -> Arranged: ...
 
+    def again(self, inputs: Inputs) -> Arranged:
+        """In the order of the latest call that was told to remember."""
+        ...
+
 
 class StaticOrder:
     """An order that depends on nothing but the grid, the same for all heads and layers."""
@@ -61,6 +65,10 @@ class StaticOrder:
         """Permute q, k and v."""
         order = _cached(self, inputs.blocks.grid, inputs.blocks.device)
         return Arranged(inputs) if order is None else in_order(inputs, order)
+
+    def again(self, inputs: Inputs) -> Arranged:
+        """Permute q, k and v: the order does not change."""
+        return self.arrange(inputs)
 
 
 @functools.lru_cache(maxsize=32)

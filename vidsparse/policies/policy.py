@@ -13,7 +13,7 @@ from vidsparse.kernels.plan import BlockPlan
 from vidsparse.kernels.select import (
     Lists,
     select_budget,
-    select_counts,
+    select_row_budget,
     select_threshold,
     select_top_k,
     select_top_p,
@@ -162,6 +162,11 @@ class Policy:
             raise BadInputError("this preset only ranks blocks: give it a density in (0, 1]")
         if isinstance(self.estimator, Radial) and not isinstance(self.order, Raster):
             raise BadInputError("the radial mask is made for frames in raster order: order=raster")
+        if self.selector is Selector.TOLERANCE and self.compensation not in (
+            Compensation.NONE,
+            Compensation.CENTROID,
+        ):
+            raise BadInputError("tolerance measures compensation none or centroid, no other")
         if self.alternatives and not all(each.order.static for each in self.candidates):
             raise BadInputError("heads choose among static orders: a semantic one cannot compete")
         if not self.order.static and self._needs_equal_blocks():
@@ -196,14 +201,9 @@ class Policy:
 
     @property
     def can_reuse_plans(self) -> bool:
-        """Whether a plan of one step means the same at the next."""
-        return (
-            self.order.static
-            and not self.alternatives
-            and self.selector is not Selector.TOLERANCE
-            and self.compensation is not Compensation.LEVELS
-            and not isinstance(self.estimator, Observed)
-        )
+        """Whether a plan serves another call: levels and observations are of their own."""
+        levels = self.compensation is Compensation.LEVELS
+        return not levels and not isinstance(self.estimator, Observed)
 
     @property
     def levels(self) -> dict[int, float]:
@@ -284,7 +284,10 @@ class Policy:
         p: float | None,
         least: int,
     ) -> Lists:
-        """Blocks up to a share of the mass; under a density, up to the share that meets it."""
+        """Blocks up to a share of the mass; under a density, up to the share that meets it.
+
+        Where scores and mass are two things, the keys that the mass pays for are spent by score.
+        """
         counted = estimate.log_mass is not None
         source = estimate.log_mass if estimate.log_mass is not None else estimate.scores
         mass = comparable(source, Measure.LOG_MASS if counted else self.estimator.measure)
@@ -299,7 +302,12 @@ class Policy:
         else:
             assert p is not None
             lists = select_top_p(mass, p, min_count=least, always=always)
-        return select_counts(estimate.scores, lists[0], always=always) if counted else lists
+        if not counted:
+            return lists
+        sizes = inputs.blocks.kv_sizes
+        kept = plan_of_lists(lists, inputs.blocks).to_block_mask()
+        tokens = (kept * sizes.unsqueeze(-2)).sum(dim=-1)
+        return select_row_budget(estimate.scores, sizes, tokens, always=always)
 
     def _budget(
         self,

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vidsparse.kernels.plan import block_of_token
 from vidsparse.policies.estimator import Inputs
+from vidsparse.policies.orders import Arranged
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,13 +18,18 @@ class Samples:
 
     Attributes:
         rows: Which tokens, in raster order, int64 ``(R,)``.
-        share: Exact attention of each row to every token, float32 ``(batch, heads, R, seq)``.
-        out: Exact output, float32 ``(batch, heads, R, head_dim)``.
+        query: Their queries, ``(batch, heads, R, head_dim)``.
+        share: Exact attention of each row to every token, ``(batch, heads, R, seq)``, in the dtype
+            of the values: at a real size it is the largest tensor here by far.
+        lse: Log-sum-exp of each row's scores, float32 ``(batch, heads, R, 1)``.
+        value: Of every token, ``(batch, heads, seq, head_dim)``, in raster order.
     """
 
     rows: Tensor
+    query: Tensor
     share: Tensor
-    out: Tensor
+    lse: Tensor
+    value: Tensor
 
     @classmethod
     def draw(cls, inputs: Inputs, number: int) -> Samples:
@@ -38,51 +45,62 @@ class Samples:
         generator = torch.Generator().manual_seed(inputs.layer * 100_003 + inputs.step)
         place = torch.arange(number) + torch.rand(number, generator=generator)
         rows = (place * (tokens / number)).long().clamp(max=tokens - 1).to(inputs.blocks.device)
-        scores = q[:, :, rows] @ k.mT
-        share = (scores.float() * inputs.scale).softmax(dim=-1)
-        return cls(rows, share, share @ v.float())
+        query = q[:, :, rows]
+        scores = (query @ k.mT).float() * inputs.scale
+        lse = scores.logsumexp(dim=-1, keepdim=True)
+        return cls(rows, query, (scores - lse).exp_().to(v.dtype), lse, v)
 
-    def sums(self, inputs: Inputs) -> BlockSums:
-        """What each key block of an order gives to each row.
+    def out(self) -> Tensor:
+        """Exact output of the rows, float32 ``(batch, heads, R, head_dim)``."""
+        total = self.share.sum(dim=-1, keepdim=True, dtype=torch.float32)
+        return (self.share @ self.value).float() / total
+
+    def under(self, arranged: Arranged, *, centroids: bool) -> Candidate:
+        """Where the rows and tokens stand in an order.
 
         Args:
-            inputs: In that order; equal blocks.
+            arranged: The call in that order.
+            centroids: Whether skipped blocks attend through their means.
         """
-        blocks, share, position = inputs.blocks, self.share, self.rows
-        missing = blocks.number * blocks.block - blocks.grid.tokens
-        if blocks.order is not None:
-            order = blocks.order.long().expand(*share.shape[:2], -1)
-            share = share.gather(-1, order[:, :, None].expand(share.shape))
-            inverse = torch.empty_like(order).scatter_(
-                -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
-            )
-            position = inverse[..., self.rows]
-        value = torch.nn.functional.pad(inputs.qkv[2].float(), (0, 0, 0, missing))
-        value = value.unflatten(2, (-1, blocks.block))  # (B, H, N, b, D)
-        share = torch.nn.functional.pad(share, (0, missing)).unflatten(-1, (-1, blocks.block))
-        return BlockSums(
-            row_block=(position // blocks.block).expand(*share.shape[:2], -1),
-            mass=share.sum(dim=-1),
-            value=(share.transpose(2, 3) @ value).transpose(2, 3).contiguous(),
-            out=self.out,
+        inputs, blocks = arranged.inputs, arranged.inputs.blocks
+        tokens, block = blocks.grid.tokens, blocks.block
+        device = self.rows.device
+        q_block = block_of_token(tokens, block, blocks.q_offsets, arranged.q_order).to(device)
+        kv_block = block_of_token(tokens, block, blocks.kv_offsets, arranged.kv_order).to(device)
+        shape = self.share.shape[:2]
+        stand_ins = None
+        if centroids:
+            scores = self.query.float() @ inputs.k_means.mT * inputs.scale
+            scores = scores + blocks.kv_sizes.log().unsqueeze(-2) - self.lse
+            stand_ins = scores.exp(), inputs.v_means
+        return Candidate(
+            samples=self,
+            out=self.out(),
+            row_block=q_block[..., self.rows].expand(*shape, -1),
+            token_block=kv_block.expand(*shape, -1),
+            stand_ins=stand_ins,
         )
 
 
-@dataclass(frozen=True, eq=False)
-class BlockSums:
-    """Exact attention of sampled rows, summed over key blocks.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Candidate:
+    """Sampled rows under one order.
 
     Attributes:
+        samples: The rows.
+        out: Their exact output, ``(batch, heads, R, head_dim)``.
         row_block: The query block of each row, int64 ``(batch, heads, R)``.
-        mass: Share of each key block, ``(batch, heads, R, N)``.
-        value: Its values weighted by their share, ``(batch, heads, R, N, head_dim)``.
-        out: Exact output, ``(batch, heads, R, head_dim)``.
+        token_block: The key block of each token in raster order, int64 ``(batch, heads, seq)``.
+        stand_ins: What each key block would weigh through its mean key, ``(batch, heads, R, N)``,
+            relative to all exact keys, and its mean value, ``(batch, heads, N, head_dim)``; None
+            if skipped blocks get no attention.
     """
 
-    row_block: Tensor
-    mass: Tensor
-    value: Tensor
+    samples: Samples
     out: Tensor
+    row_block: Tensor
+    token_block: Tensor
+    stand_ins: tuple[Tensor, Tensor] | None
 
     def error(self, keep: Tensor) -> Tensor:
         """Squared error of the output if only these blocks are kept, mean over rows.
@@ -93,9 +111,17 @@ class BlockSums:
         Returns:
             ``(batch, heads)``.
         """
-        keep = keep.expand(*self.mass.shape[:2], -1, -1)
-        index = self.row_block[..., None].expand(*self.mass.shape)
-        kept = keep.gather(2, index).to(self.mass.dtype)
-        total = (kept * self.mass).sum(dim=-1, keepdim=True).clamp(min=1e-20)
-        out = (kept[..., None] * self.value).sum(dim=-2) / total
-        return (out - self.out).square().sum(dim=-1).mean(dim=-1)
+        share = self.samples.share
+        keep = keep.expand(*share.shape[:2], -1, -1)
+        index = self.row_block[..., None].expand(*self.row_block.shape, keep.shape[-1])
+        kept = keep.gather(2, index)
+        kept_tokens = kept.gather(3, self.token_block[:, :, None].expand(share.shape))
+        share = share * kept_tokens
+        total = share.sum(dim=-1, keepdim=True, dtype=torch.float32)
+        out = (share @ self.samples.value).float()
+        if self.stand_ins is not None:
+            mass, value = self.stand_ins
+            mass = mass * ~kept
+            total = total + mass.sum(dim=-1, keepdim=True)
+            out = out + mass @ value
+        return (out / total.clamp(min=1e-20) - self.out).square().sum(dim=-1).mean(dim=-1)

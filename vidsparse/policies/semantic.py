@@ -12,7 +12,7 @@ from torch import Tensor
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.kmeans import Clusters, kmeans
-from vidsparse.kernels.permute import permute_tokens
+from vidsparse.kernels.permute import order_by_label, permute_tokens
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.orders import Arranged
 
@@ -25,7 +25,8 @@ class Semantic:
 
     The first call of a generation starts from tokens drawn at random. Later ones start where the
     clusters of the step before are now: at the mean of a few of their members, which costs a
-    hundredth of the memory of centroids and follows the tokens as they change.
+    hundredth of the memory of centroids and follows the tokens as they change. A call that is told
+    to remember leaves the labels of its tokens for the other guidance branch, a byte or two each.
 
     Attributes:
         q_clusters: Of queries; fewer where there are not 16 tokens for each.
@@ -54,10 +55,23 @@ class Semantic:
 
     def arrange(self, inputs: Inputs) -> Arranged:
         """Cluster, and put tokens in the order of their clusters."""
-        q, k, v = inputs.qkv
+        q, k, _ = inputs.qkv
         numbers = self.clusters(inputs.blocks.grid)
-        q_order, q_offsets = self._side("q", q, numbers[0], inputs)
-        kv_order, kv_offsets = self._side("k", k, numbers[1], inputs)
+        return self._arranged(
+            inputs, self._side("q", q, numbers[0], inputs), self._side("k", k, numbers[1], inputs)
+        )
+
+    def again(self, inputs: Inputs) -> Arranged:
+        """Put tokens in the order of the clusters that they were in at the latest call."""
+        numbers = self.clusters(inputs.blocks.grid)
+        sides = zip("qk", numbers, strict=True)
+        return self._arranged(inputs, *(_same_side(name, n, inputs) for name, n in sides))
+
+    def _arranged(
+        self, inputs: Inputs, queries: tuple[Tensor, Tensor], keys: tuple[Tensor, Tensor]
+    ) -> Arranged:
+        q, k, v = inputs.qkv
+        (q_order, q_offsets), (kv_order, kv_offsets) = queries, keys
         blocks = dataclasses.replace(inputs.blocks, q_offsets=q_offsets, kv_offsets=kv_offsets)
         arranged = dataclasses.replace(
             inputs,
@@ -73,15 +87,17 @@ class Semantic:
         most = max(1, grid.video_tokens // 16)
         return min(self.q_clusters, most), min(self.kv_clusters, most)
 
-    def state_bytes(self, grid: TokenGrid) -> int:
-        """Bytes a head remembers."""
-        return sum(self.clusters(grid)) * MEMBERS * 4
+    def state_bytes(self, grid: TokenGrid, *, labels: bool) -> int:
+        """Bytes a head remembers, with or without the labels of its tokens."""
+        numbers = self.clusters(grid)
+        members = sum(numbers) * MEMBERS * 4
+        return members + labels * sum(_label_type(n).itemsize for n in numbers) * grid.video_tokens
 
     def _side(self, name: str, x: Tensor, number: int, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """The order and the offsets of queries or of keys, text in clusters of its own."""
         grid = inputs.blocks.grid
         video = x[:, :, grid.prefix : grid.prefix + grid.video_tokens]
-        members = inputs.state.get(f"{name} members")
+        members = inputs.common.get(f"{name} members")
         if members is None:
             generator = torch.Generator().manual_seed(self.seed)
             clusters = kmeans(video, number, iterations=self.first_iterations, generator=generator)
@@ -89,8 +105,22 @@ class Semantic:
             clusters = kmeans(
                 video, number, iterations=self.iterations, centroids=mean_of(video, members)
             )
-        inputs.state.put(f"{name} members", members_of(clusters), inputs.step)
-        return with_text(clusters, grid)
+        inputs.common.put(f"{name} members", members_of(clusters), inputs.step)
+        if inputs.remember:
+            labels = clusters.labels.to(_label_type(number))
+            inputs.common.put(f"{name} labels", labels, inputs.step)
+        return with_text(clusters.order, clusters.offsets, grid)
+
+
+def _label_type(clusters: int) -> torch.dtype:
+    return torch.uint8 if clusters <= 256 else torch.int16
+
+
+def _same_side(name: str, number: int, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """The order and the offsets that the remembered labels give."""
+    labels = inputs.common.get(f"{name} labels")
+    assert labels is not None
+    return with_text(*order_by_label(labels.int(), number), inputs.blocks.grid)
 
 
 def members_of(clusters: Clusters, number: int = MEMBERS) -> Tensor:
@@ -110,9 +140,9 @@ def mean_of(x: Tensor, members: Tensor) -> Tensor:
     return x.gather(2, rows).float().unflatten(2, members.shape[2:]).mean(dim=3)
 
 
-def with_text(clusters: Clusters, grid: TokenGrid) -> tuple[Tensor, Tensor]:
-    """Order and offsets of all tokens, given clusters of the video tokens."""
-    order, offsets = clusters.order + grid.prefix, clusters.offsets + grid.prefix
+def with_text(order: Tensor, offsets: Tensor, grid: TokenGrid) -> tuple[Tensor, Tensor]:
+    """Order and offsets of all tokens, given those of the video tokens."""
+    order, offsets = order + grid.prefix, offsets + grid.prefix
     shape, device = order.shape[:2], order.device
 
     def run(start: int, stop: int) -> Tensor:

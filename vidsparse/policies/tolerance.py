@@ -3,7 +3,8 @@
 For a few query rows of a call exact attention is known, so the true error of any plan on them is
 known too. Each head takes the order in which its plan errs least; estimated costs are scaled, head
 by head, to the error that was measured; and the layer gets the lowest density at which the relative
-error of its output on the sampled rows stays under the tolerance. Nothing waits for the device.
+error of its output on the sampled rows stays under the tolerance. A plan is used again as long as
+its error on freshly drawn rows stays there. Nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ import torch
 from torch import Tensor
 
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.kernels.select import select_budget
+from vidsparse.kernels.select import Ranking, select_budget
 from vidsparse.policies.choice import StaticEstimate, choice_of, per_head
+from vidsparse.policies.compensation import Compensation
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.orders import Arranged
 from vidsparse.policies.policy import Policy, plan_of_lists
-from vidsparse.policies.sampled import BlockSums, Samples
+from vidsparse.policies.sampled import Candidate, Samples
 from vidsparse.policies.selectors import comparable
 
 COMPARED_AT = 0.25  # density at which orders compete and costs are scaled
-LEAST, HALVINGS = 0.03, 5  # densities come from 32 steps, each 11 % more than the last
+LEAST, HALVINGS = 0.01, 6  # densities come from 64 steps, each 7 % more than the last
 
 
 def plan_within(
@@ -41,46 +43,85 @@ def plan_within(
         arranged = per_head(inputs, policy.candidates, choice)
     else:
         arranged = policy.order.arrange(inputs)
-    inputs = arranged.inputs
-    scores = comparable(policy.estimator.estimate(inputs).scores, policy.estimator.measure)
-    search = _Search(scores, policy.always(inputs), inputs, samples.sums(inputs))
+    estimate = policy.estimator.estimate(arranged.inputs)
+    scores = comparable(estimate.scores, policy.estimator.measure)
+    candidate = samples.under(arranged, centroids=_centroids(policy))
+    search = _Search(scores, policy.always(arranged.inputs), arranged.inputs, candidate)
     search.scale_to_measured()
-    density = search.lowest_density(tolerance, samples.out)
-    return arranged, search.plan(density)
+    return arranged, search.plan(search.lowest_density(tolerance))
+
+
+def still_within(
+    policy: Policy, inputs: Inputs, arranged: Arranged, plan: BlockPlan, tolerance: float
+) -> Tensor:
+    """Whether a plan of an earlier step keeps to the tolerance on new rows, boolean ``()``.
+
+    Args:
+        policy: That made the plan.
+        inputs: In raster order.
+        arranged: In the plan's order.
+        plan: What would be computed.
+        tolerance: As in ``plan_within``.
+    """
+    samples = Samples.draw(inputs, policy.sampled_rows)
+    candidate = samples.under(arranged, centroids=_centroids(policy))
+    error = candidate.error(plan.to_block_mask()).sum(dim=-1)
+    return (error <= tolerance**2 * _power(candidate)).all()
+
+
+def _centroids(policy: Policy) -> bool:
+    return policy.compensation is Compensation.CENTROID
+
+
+def _power(candidate: Candidate) -> Tensor:
+    """Squared norm of the exact output of all heads, mean over rows, ``(batch,)``."""
+    return candidate.out.square().sum(dim=-1).mean(dim=-1).sum(dim=-1)
 
 
 class _Search:
     """Budgets of one layer, and their true errors."""
 
-    def __init__(self, scores: Tensor, always: Tensor, inputs: Inputs, sums: BlockSums) -> None:
+    def __init__(
+        self, scores: Tensor, always: Tensor, inputs: Inputs, candidate: Candidate
+    ) -> None:
         self._scores = scores
         self._always = always
         self._blocks = inputs.blocks
-        self._sums = sums
+        self._candidate = candidate
 
-    def plan(self, density: float | Tensor) -> BlockPlan:
+    def plan(self, density: Tensor) -> BlockPlan:
         """The best blocks of all heads; a density of each batch entry, ``(batch,)``."""
-        sizes = self._blocks.sizes
-        lists = select_budget(self._scores, sizes, sizes, density, always=self._always)
+        sizes = self._blocks.q_sizes, self._blocks.kv_sizes
+        lists = select_budget(self._scores, *sizes, density, always=self._always)
         return plan_of_lists(lists, self._blocks)
 
     def scale_to_measured(self) -> None:
         """Scale each head's costs by the ratio of the measured to the estimated error."""
-        kept = self.plan(COMPARED_AT).to_block_mask()
-        measured = self._sums.error(kept)
+        kept = self._keep(self._ranking(), COMPARED_AT)
+        measured = self._candidate.error(kept)
         estimated = self._scores.masked_fill(kept, 0.0).square().sum(dim=-1).mean(dim=-1)
         ratio = (measured / estimated.clamp(min=1e-20)).sqrt()
         ratio = torch.where(ratio > 0, ratio, 1.0)  # a head that lost nothing has nothing to scale
         self._scores = self._scores * ratio[..., None, None]
 
-    def lowest_density(self, tolerance: float, out: Tensor) -> Tensor:
+    def lowest_density(self, tolerance: float) -> Tensor:
         """The lowest density whose relative error stays under the tolerance, ``(batch,)``."""
-        power = out.square().sum(dim=-1).mean(dim=-1).sum(dim=-1)
+        ranking, power = self._ranking(), _power(self._candidate)
         low = torch.full_like(power, LEAST)
         high = torch.ones_like(power)
         for _ in range(HALVINGS):
             middle = (low * high).sqrt()
-            error = self._sums.error(self.plan(middle).to_block_mask()).sum(dim=-1)
+            error = self._candidate.error(self._keep(ranking, middle)).sum(dim=-1)
             fine = error <= tolerance**2 * power
             low, high = torch.where(fine, low, middle), torch.where(fine, middle, high)
         return high
+
+    def _ranking(self) -> Ranking:
+        sizes = self._blocks.q_sizes, self._blocks.kv_sizes
+        return Ranking(self._scores, *sizes, always=self._always)
+
+    def _keep(self, ranking: Ranking, density: float | Tensor) -> Tensor:
+        """What a density buys, and the best block of every row."""
+        best = self._scores == self._scores.amax(dim=-1, keepdim=True)
+        kept = ranking.keep(density)
+        return kept | (best & ~kept.any(dim=-1, keepdim=True))
