@@ -75,36 +75,42 @@ class Runner:
 SCHEDULES = {  # dense above, full below: the lower the level, the shorter the dense start
     0.5: (0.95, 0.8),
     0.45: (0.95, 0.8),
-    0.35: (0.98, 0.88),
-    0.3: (0.98, 0.88),
-    0.25: (0.99, 0.92),
+    0.35: (0.97, 0.87),
+    0.3: (0.97, 0.87),
+    0.25: (0.98, 0.9),
     0.15: (1.0, 0.97),
 }
+TOLERANCES = {0.5: 0.01, 0.45: 0.014, 0.35: 0.035, 0.3: 0.05, 0.25: 0.08, 0.15: 0.25}
 METHODS: dict[str, dict[str, Any]] = {
     "random": {},
-    "draft": {},
-    "balanced": {},
-    "auto": {"knob": "tolerance", "start": 0.06, "range": (0.005, 0.6)},
-    "adaspa": {"replan": 1},
-    "xattention": {},
+    "auto": {"knob": "tolerance", "start": TOLERANCES, "range": (0.002, 0.9), "replan": 1},
+    "semantic": {},
     "svg2": {},
     "svg2-ear": {},
-    "svg2 + centroid": {"preset": "svg2", "compensation": "centroid"},
+    "draft": {},
+    "balanced": {},
+    "adaspa": {"replan": 1},
     "svg": {},
-    "radial": {},
-    "radial + centroid": {"preset": "radial", "compensation": "centroid"},
-    "sta": {},
     "vmoba": {},
+    "xattention": {},
     "paro": {},
-    "sparse-vdit": {},
     "rainfusion": {},
+    "sparse-vdit": {},
     "re-ttention": {},
-    "rectified": {},
     "psa": {"block": 128},
+    "rectified": {},
     "lite": {"knob": "margin", "start": -3.0, "range": (-20.0, 4.0)},
+    "radial": {},
+    "sta": {},
     "value error of 8 rows": {"preset": "balanced", "mass": "rows"},
     "value error of all rows": {"preset": "balanced", "mass": "rows", "rows": 0},
-}
+    "svg2, branches apart": {"preset": "svg2", "share_branches": False},
+    "semantic, branches apart": {"preset": "semantic", "share_branches": False},
+    "draft, branches apart": {"preset": "draft", "share_branches": False},
+    "auto, plans kept for 4 steps": {
+        "preset": "auto", "knob": "tolerance", "start": TOLERANCES, "range": (0.002, 0.9),
+    },
+}  # fmt: skip
 CLOSE = 0.012  # of the level: as near as blocks allow
 
 
@@ -132,12 +138,15 @@ class Level:
 
 def main() -> None:
     args = parse()
+    if args.merge:
+        merge(args.merge, args.output)
+        return
     runner = Runner(args)
     cases = [(p, s) for s in range(args.seeds) for p in PROMPTS[: args.prompts]]
     generate = cached(runner)
     dense = {case: generate(case) for case in cases}
     with sdpa_kernel(SDPBackend.MATH):
-        floor = fidelity(runner.generate(cases[0][0]).frames, dense[cases[0]]).psnr
+        floor = fidelity(generate(cases[0]), dense[cases[0]]).psnr
     sigmas = [float(t) / 1000 for t in runner.pipe.scheduler.timesteps]
     rows: list[dict[str, Any]] = []
     started = time.perf_counter()
@@ -151,6 +160,15 @@ def main() -> None:
                 rows.append({"method": name, "level": level.density, "error": str(error)})
             show(rows[-1])
             save(args, runner, rows, floor, cases)
+
+
+def merge(parts: list[Path], output: Path) -> None:
+    """Put the rows of runs that differ only in their methods or levels into one file."""
+    records = [json.loads(path.read_text()) for path in parts]
+    whole = records[0] | {"command": [record["command"] for record in records]}
+    whole["schedules"] = {k: v for record in records for k, v in record["schedules"].items()}
+    whole["rows"] = [row for record in records for row in record["rows"]]
+    output.write_text(json.dumps(whole, indent=1) + "\n")
 
 
 def cached(runner: Runner) -> Callable[[tuple[str, int]], Any]:
@@ -169,6 +187,7 @@ def run_method(
     preset = settings.pop("preset", name)
     knob = settings.pop("knob", "density")
     value, bounds = settings.pop("start", level.start()), settings.pop("range", (0.005, 1.0))
+    value = value[level.density] if isinstance(value, dict) else value
     low, high = bounds
 
     def run(case: Any) -> Run:
@@ -276,6 +295,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=1e9, help="start nothing after this time")
+    parser.add_argument("--merge", type=Path, nargs="+", help="only put these results into one")
     parser.add_argument("-o", "--output", type=Path, required=True)
     return parser.parse_args()
 

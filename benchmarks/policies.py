@@ -4,7 +4,8 @@
 
 One attention layer, 40 heads x 75,600 tokens x 128 in bf16, random data: the time from q, k and v
 to a plan and tensors in its order (everything but the attention itself), as a share of the dense
-attention it replaces, and the bytes a layer remembers, as computed from shapes and as allocated.
+attention it replaces, the attention itself, and the bytes a layer remembers, as computed from
+shapes, held and allocated.
 """
 
 from __future__ import annotations
@@ -16,15 +17,18 @@ from typing import Any
 
 import torch
 from planning import dense
+from torch import Tensor
 
 from vidsparse.cli import kernel_bench
 from vidsparse.footprint import layer_state_bytes
 from vidsparse.grid import TokenGrid
-from vidsparse.metrics.latency import take_turns
-from vidsparse.planner import Planner
+from vidsparse.kernels.attention import attention
+from vidsparse.metrics.latency import Timing, take_turns
+from vidsparse.planner import Planner, Work
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.estimator import Inputs
 from vidsparse.presets import PRESETS
+from vidsparse.state import LayerState
 
 GRID, HEADS, HEAD_DIM = TokenGrid(21, 45, 80), 40, 128
 LAYERS, BRANCHES = 40, 2
@@ -32,13 +36,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "draft": ("draft", {"density": 0.25}),
     "sub-block": ("draft", {"density": 0.25, "estimator": "subblock"}),
     "balanced": ("balanced", {}),
-    "balanced, 4 x 4 parts": ("balanced", {"parts": 4}),
+    "balanced, 4 x 4 parts": ("balanced", {"parts": 16}),
     "svg2": ("svg2", {}),
-    "semantic, 100 x 500, one budget": ("svg2", {"density": 0.25}),
+    "svg2, one budget": ("svg2", {"density": 0.25}),
+    "semantic": ("semantic", {}),
+    "semantic, 100 x 500": ("semantic", {"q_clusters": 100, "kv_clusters": 500}),
+    "auto": ("auto", {"tolerance": 0.5}),
     "svg": ("svg", {}),
-    "auto, 4 x 4 parts": ("auto", {"mass": "subblock"}),
     "lite": ("lite", {}),
-    "adaspa, planned before": ("adaspa", {"estimator": "subblock"}),
+    "adaspa with sub-blocks": ("adaspa", {"estimator": "subblock"}),
 }
 
 
@@ -50,18 +56,23 @@ def main() -> None:
     steps, rows = {"dense": dense(q, k, v)}, []
     for name, (preset, changes) in CASES.items():
         try:
-            steps[name], facts = planning(q, k, v, preset, changes)
-            rows.append({"case": name, "preset": preset, **facts})
+            layer = Layer((q, k, v), preset, changes)
+            facts = layer.facts()
         except Exception as error:
             print(f"{name}: {type(error).__name__}: {error}", flush=True)
+            continue
+        steps[f"{name}: plan"], steps[f"{name}: again"] = layer.plan, layer.again
+        steps[f"{name}: reuse"], steps[f"{name}: attend"] = layer.reuse, layer.attend
+        rows.append({"case": name, "preset": preset, **facts})
     times = take_turns(steps, rounds=args.rounds, device="cuda", at_least_ms=20.0)
     for row in rows:
-        row["ms"] = times[row["case"]].median
-        row["share_of_dense"] = row["ms"] / times["dense"].median
+        row |= costs(times, row)
         print(
-            f"{row['case']:34s} {row['ms']:8.2f} ms {row['share_of_dense']:7.2%} of dense   "
-            f"a run remembers {row['run_bytes'] / 1e6:6.1f} MB, "
-            f"a layer {row['layer_bytes']:,} computed, {row['allocated_bytes']:,} allocated",
+            f"{row['case']:24s} plan {row['plan']:6.2%} again {row['again']:6.2%} "
+            f"reuse {row['reuse']:6.2%} a call {row['share_of_dense']:6.2%}   "
+            f"attend {row['attend']:6.1%} at {row['density']:.3f}   "
+            f"a run remembers {row['run_bytes'] / 1e6:6.1f} MB, {row['layer_bytes']:,} computed, "
+            f"{row['held_bytes']:,} held, {row['allocated_bytes']:,} allocated",
             flush=True,
         )
     rows.append({"case": "dense", "ms": times["dense"].median})
@@ -69,41 +80,81 @@ def main() -> None:
         kernel_bench.write(args.output, kernel_bench.record(rows, " ".join(sys.argv)))
 
 
-def planning(q, k, v, name: str, changes: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """One warm planning step, and what it remembers."""
-    preset = PRESETS[name].override({"block": 128, **changes})
-    planner = Planner(preset.policy, preset.schedule.replan)
-    state = planner.state("a layer")
-    step = 0
+def costs(times: dict[str, Timing], row: dict[str, Any]) -> dict[str, float]:
+    """Shares of dense attention; ``share_of_dense`` is the mean over the calls of two branches.
 
-    def work() -> object:
-        nonlocal step
-        inputs = Inputs(
-            blocks=Blocks(GRID, preset.policy.block, q.device),
-            q=q, k=k, v=v, scale=HEAD_DIM**-0.5, heads=HEADS, step=step, state=state,
-        )  # fmt: skip
-        step += 1
-        return planner.work(inputs, 1.0)
-
-    work()  # the first is cold
-    torch.cuda.synchronize()
-    work()
-    before = torch.cuda.memory_allocated()
-    names = list(state.tensors)
-    held = sum(x.nbytes for x in state.tensors.values())
-    state.tensors.clear()
-    allocated = before - torch.cuda.memory_allocated()
-    state.steps.clear()
-    work()
-    layer = layer_state_bytes(preset, GRID, HEADS, HEAD_DIM, itemsize=2)
-    facts = {
-        "remembers": names,
-        "layer_bytes": layer,
-        "held_bytes": held,
-        "allocated_bytes": allocated,
-        "run_bytes": layer * LAYERS * BRANCHES,
+    Of a cycle of ``replan`` steps, the first plans and the others use the plan again; at each, the
+    second branch does what the first did.
+    """
+    whole = times["dense"].median
+    parts = {
+        name: times[f"{row['case']}: {name}"].median / whole
+        for name in ("plan", "again", "reuse", "attend")
     }
-    return work, facts
+    cycle = parts["plan"] + (row["replan"] - 1) * parts["reuse"] + row["replan"] * parts["again"]
+    return parts | {"share_of_dense": cycle / (2 * row["replan"])}
+
+
+class Layer:
+    """One layer of a run: makes a plan at a new step, and uses it again."""
+
+    def __init__(self, qkv: tuple[Tensor, ...], name: str, changes: dict[str, Any]) -> None:
+        self.preset = PRESETS[name].override({"block": 128, **changes})
+        self.planner = Planner(self.preset.policy, self.preset.schedule.replan)
+        self.reusing = Planner(self.preset.policy, 1 << 30)
+        self.own, self.shared = LayerState(), LayerState()
+        self.qkv, self.step = qkv, 0
+        self.work = self.plan()  # the first is cold
+
+    def inputs(self, state: LayerState) -> Inputs:
+        q, k, v = self.qkv
+        return Inputs(
+            blocks=Blocks(GRID, self.preset.policy.block, q.device),
+            q=q, k=k, v=v, scale=HEAD_DIM**-0.5, heads=HEADS, step=self.step,
+            state=state, shared=self.shared, remember=True,
+        )  # fmt: skip
+
+    def plan(self) -> Work:
+        """The first branch of a step that plans."""
+        self.step += self.preset.schedule.replan
+        self.work = self.planner.work(self.inputs(self.own), 1.0)
+        return self.work
+
+    def again(self) -> Work:
+        """The other branch of a step."""
+        return self.planner.work(self.inputs(self.own), 1.0)
+
+    def reuse(self) -> Work:
+        """The first branch of a step that keeps an older plan, checked if the policy checks it."""
+        self.step += 1
+        return self.reusing.work(self.inputs(self.own), 1.0)
+
+    def attend(self) -> object:
+        """What was planned."""
+        work = self.work
+        return attention(*work.inputs.qkv, work.plan, scale=work.inputs.scale)
+
+    def facts(self) -> dict[str, Any]:
+        """What it remembers: computed from shapes, held, and given back by the allocator."""
+        self.plan()
+        density = float(self.work.head_density().mean())
+        torch.cuda.synchronize()
+        held = self.own.nbytes() + self.shared.nbytes()
+        before = torch.cuda.memory_allocated()
+        tensors = [*self.own.tensors.values(), *self.shared.tensors.values()]
+        copies = [x.clone() for x in tensors]
+        allocated = torch.cuda.memory_allocated() - before
+        del copies
+        layer = layer_state_bytes(self.preset, GRID, HEADS, HEAD_DIM, itemsize=2)
+        return {
+            "replan": self.preset.schedule.replan,
+            "density": density,
+            "remembers": [*self.own.tensors, *self.shared.tensors],
+            "layer_bytes": sum(layer),
+            "held_bytes": held,
+            "allocated_bytes": allocated,
+            "run_bytes": layer.of_run(LAYERS, BRANCHES),
+        }
 
 
 def parse() -> argparse.Namespace:
