@@ -1,11 +1,18 @@
-"""How long calls take, measured in turns: medians of candidates that share every disturbance."""
+"""How long things take: calls measured in turns, and where the time of a generation goes.
+
+With the share ``a`` of the dense run that is attention and the mean density ``d`` of the sparse
+one, Amdahl's law bounds what sparsity can gain:
+
+    ideal = 1 / (1 - a + a d)        limit = 1 / (1 - a)
+"""
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -23,6 +30,80 @@ class Timing:
     median: float
     spread: float
     rounds: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stages:
+    """Seconds of one generation; what is in none of the stages is ``other``.
+
+    Attributes:
+        total: From prompt to frames.
+        text_encoder: All its calls.
+        attention: Self-attention, from q, k and v to its output, without ``planning``.
+        planning: Deciding what to compute and putting tokens in order; 0 in a dense run.
+        vae: Decoding.
+    """
+
+    total: float
+    text_encoder: float = 0.0
+    attention: float = 0.0
+    planning: float = 0.0
+    vae: float = 0.0
+
+    @property
+    def other(self) -> float:
+        """The rest: linear layers, cross-attention, the scheduler."""
+        return self.total - self.text_encoder - self.attention - self.planning - self.vae
+
+    def to_json(self) -> dict[str, float]:
+        """Return every stage, ``other`` included."""
+        return asdict(self) | {"other": self.other}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Amdahl:
+    """What sparsity gained, beside what it could gain.
+
+    Attributes:
+        attention_share: Share of the dense run that is self-attention, in [0, 1].
+        ideal: Speed-up if attention took its density's share of the time, and planning none.
+        limit: Speed-up if attention took no time.
+        achieved: Speed-up as it was.
+        kernel_efficiency: Speed-up of attention without planning, times the density: 1 when a
+            skipped pair saves all of its time.
+    """
+
+    attention_share: float
+    ideal: float
+    limit: float
+    achieved: float
+    kernel_efficiency: float
+
+
+def amdahl(dense: Stages, sparse: Stages, density: float) -> Amdahl:
+    """Compare a sparse run with the dense one.
+
+    Args:
+        dense: Times of the dense run.
+        sparse: Times of the sparse run.
+        density: Mean over all calls of the sparse run, dense ones included.
+
+    Example:
+        >>> found = amdahl(
+        ...     Stages(total=10, attention=8), Stages(total=5, attention=2.5, planning=0.5), 0.25
+        ... )
+        >>> round(found.ideal, 9), round(found.limit, 9), found.achieved, found.kernel_efficiency
+        (2.5, 5.0, 2.0, 0.8)
+    """
+    share = dense.attention / dense.total
+    rest = 1 - share
+    return Amdahl(
+        attention_share=share,
+        ideal=1 / (rest + share * density),
+        limit=1 / rest if rest > 0 else math.inf,
+        achieved=dense.total / sparse.total,
+        kernel_efficiency=density * dense.attention / max(sparse.attention, 1e-9),
+    )
 
 
 def take_turns(

@@ -99,11 +99,12 @@ def squared_error(frames: RawFrames, reference: RawFrames) -> Tensor:
     Raises:
         BadInputError: As :func:`psnr`.
     """
+    # Numbers, not tensors: kept between large ones, those would make the heap grow with the clip.
     errors = [
-        (ours.int() - theirs.int()).square().sum().double() / ours.numel()
+        (ours.int() - theirs.int()).square().sum().item() / ours.numel()
         for ours, theirs in frame_pairs(frames, reference)
     ]
-    return torch.stack(errors)
+    return torch.tensor(errors, dtype=torch.float64)
 
 
 def decibels(mse: Tensor) -> Tensor:
@@ -129,18 +130,19 @@ def frame_pairs(frames: RawFrames, reference: RawFrames) -> Iterator[tuple[Tenso
         BadInputError: When either is not a raw clip or the shapes differ.
     """
     for name, clip in {"frames": frames, "reference": reference}.items():
-        _check_raw(name, clip)
+        check_raw(name, clip)
     if tuple(frames.shape) != tuple(reference.shape):
         raise BadInputError(
             f"frames {tuple(frames.shape)} and reference {tuple(reference.shape)} differ in "
             "shape: compare clips of one length and one size"
         )
     for ours, theirs in zip(frames, reference, strict=True):
-        pixels = _as_tensor(ours)
-        yield pixels, _as_tensor(theirs).to(pixels.device)
+        pixels = as_tensor(ours)
+        yield pixels, as_tensor(theirs).to(pixels.device)
 
 
-def _check_raw(name: str, clip: RawFrames) -> None:
+def check_raw(name: str, clip: RawFrames) -> None:
+    """Refuse, with a :class:`BadInputError`, what is not a clip of raw frames."""
     if not isinstance(clip, Tensor | np.ndarray):
         raise BadInputError(
             f"{name} must be a uint8 tensor or array, got {type(clip).__name__}: stack its frames"
@@ -157,5 +159,6 @@ def _check_raw(name: str, clip: RawFrames) -> None:
         )
 
 
-def _as_tensor(frame: RawFrames) -> Tensor:
+def as_tensor(frame: RawFrames) -> Tensor:
+    """Return one frame as a tensor that may be written to."""
     return frame if isinstance(frame, Tensor) else torch.tensor(frame)  # copies: may be read-only

@@ -47,9 +47,8 @@ def ssim(frames: RawFrames, reference: RawFrames) -> Tensor:
         >>> ssim(clip, clip)
         tensor([1., 1.], dtype=torch.float64)
     """
-    return torch.stack(
-        [_frame_ssim(ours, theirs) for ours, theirs in frame_pairs(frames, reference)]
-    )
+    scores = [_frame_ssim(ours, theirs) for ours, theirs in frame_pairs(frames, reference)]
+    return torch.tensor(scores, dtype=torch.float64)
 
 
 class SSIM(Metric):
@@ -91,8 +90,8 @@ class SSIM(Metric):
         return dim_zero_cat(self.scores).min()
 
 
-def _frame_ssim(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Return the SSIM of two ``(height, width, 3)`` frames, a float64 scalar."""
+def _frame_ssim(ours: Tensor, theirs: Tensor) -> float:
+    """Return the SSIM of two ``(height, width, 3)`` frames."""
     height, width, _ = ours.shape
     if min(height, width) < WINDOW:
         raise BadInputError(
@@ -100,17 +99,17 @@ def _frame_ssim(ours: Tensor, theirs: Tensor) -> Tensor:
             "compare larger frames, or use PSNR alone"
         )
     pairs = zip(ours.unbind(-1), theirs.unbind(-1), strict=True)
-    return torch.stack([_plane_ssim(x.double(), y.double()) for x, y in pairs]).mean()
+    return torch.stack([plane_ssim(x.double(), y.double())[0] for x, y in pairs]).mean().item()
 
 
-def _plane_ssim(x: Tensor, y: Tensor) -> Tensor:
-    """Return the mean SSIM of two float64 ``(height, width)`` planes."""
+def plane_ssim(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean SSIM and the mean of its second factor of float64 ``(height, width)``."""
     mean_x, mean_y, square, product = _blur(torch.stack([x, y, x * x + y * y, x * y]))
     squared_means = mean_x**2 + mean_y**2
     mean_product = mean_x * mean_y
     luminance = (2 * mean_product + C1) / (squared_means + C1)
     structure = (2 * (product - mean_product) + C2) / (square - squared_means + C2)
-    return (luminance * structure).mean()
+    return (luminance * structure).mean(), structure.mean()
 
 
 def _blur(planes: Tensor) -> Tensor:

@@ -121,7 +121,8 @@ def may_core(found: Import) -> bool:
 def may_metrics(found: Import) -> bool:
     if within(found.name, "vidsparse.metrics"):
         return not within(found.name, "vidsparse.metrics.report")
-    libraries = ["torch", "torchmetrics", "numpy", "vidsparse.errors"]
+    libraries = ["torch", "torchmetrics", "numpy", "scipy", "cv2", "av", "safetensors"]
+    libraries += ["transformers", "vidsparse.errors"]
     return found.name.split(".")[0] in sys.stdlib_module_names or within(found.name, *libraries)
 
 
