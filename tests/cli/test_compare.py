@@ -1,72 +1,176 @@
+"""``vidsparse compare``: what it makes, measures, says and refuses."""
+
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
 import vidsparse
+from vidsparse.cli import run
 from vidsparse.cli.plan import forecast
 from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.checkpoints import CHECKPOINTS
 from vidsparse.pipelines.video import read_video
 
 PROMPT = "a red circle moving right over a striped blue background"
-KEYS = (
-    "prompt seed steps guidance frames height width tokens device dtype versions command dense "
-    "noise_floor_psnr runs psnr ssim mean_density dense_steps_share seconds speedup"
-)
-RUN_KEYS = (
-    "preset parameters seconds speedup psnr ssim mean_density dense_steps_share fallbacks notes"
-)
+SMALL = "--frames 9 --height 96 --width 96 --steps 2 --guidance 1 --set min_tokens=0"
 
 
-def test_compare_writes_both_videos_a_sheet_and_the_record(cli, small, tmp_path):
-    command = ["compare", PROMPT, "--preset", "draft", *small, "-o", tmp_path, "--json"]
-    code, out, err = cli(*command, "--noise-floor")
-    assert code == 0
-    record = json.loads(out)
-    assert "Loading" not in err
-    assert set(KEYS.split()) <= record.keys()
-    (run,) = record["runs"]
-    assert set(RUN_KEYS.split()) <= run.keys()
-    assert record["psnr"] == run["psnr"]
-    assert 10 < record["psnr"] < 60
-    assert record["noise_floor_psnr"] is None or record["noise_floor_psnr"] > record["psnr"]
-    assert record["speedup"] == record["dense"]["seconds"] / record["seconds"]
-    assert (record["tokens"], record["dense_steps_share"]) == (432, 0.5)
-    assert record == json.loads((tmp_path / "compare.json").read_text())
-    names = ["compare.json", "dense.mp4", "draft.mp4", "sheet.png"]
-    assert sorted(file.name for file in tmp_path.iterdir()) == names
-    assert read_video(tmp_path / "dense.mp4").shape == (9, 96, 96, 3)
-    with Image.open(tmp_path / "sheet.png") as sheet:
+@pytest.fixture
+def no_weights(monkeypatch):
+    def load(*args, **kwargs):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr("vidsparse.pipelines.load.load_pipeline", load)
+
+
+@pytest.fixture(scope="module")
+def draft(tmp_path_factory):
+    """The folder of a comparison of one preset."""
+    folder = tmp_path_factory.mktemp("draft")
+    command = ["compare", PROMPT, "--preset", "draft", *SMALL.split(), "-o", str(folder)]
+    assert run([*command, "--noise-floor", "--attention-error"]) == 0
+    return folder
+
+
+@pytest.fixture
+def results(draft):
+    return json.loads((draft / "results.json").read_text())
+
+
+def test_compare_writes_videos_a_sheet_and_the_results(draft, results):
+    assert (results["prompts"], results["seeds"]) == ([PROMPT], [0])
+    assert results["command"].startswith(f"vidsparse compare '{PROMPT}' --preset draft")
+    assert results["video"]["tokens"] == 432
+    names = {"dense.mp4", "draft.mp4", "sheet.png", "clips", "index.html", "results.json"}
+    assert names <= {file.name for file in draft.iterdir()}
+    assert read_video(draft / "dense.mp4").shape == (9, 96, 96, 3)
+    with Image.open(draft / "sheet.png") as sheet:
         assert sheet.width > 6 * 96
+    (clip,) = results["clips"]
+    frames = [np.load(draft / path) for path in clip["frames"].values()]
+    assert {clip.shape for clip in frames} == {(9, 96, 96, 3)}
+    assert 10 < clip["scores"]["psnr"] < 60
+    assert len(clip["curves"]["psnr"]) == 9
+    floor = results["noise_floor"]
+    assert floor["identical"] or floor["psnr"] > clip["scores"]["psnr"]
+
+
+def test_a_clip_says_where_it_is_sparse_and_where_it_errs(results):
+    (clip,) = results["clips"]
     preset = vidsparse.PRESETS["draft"].override({"min_tokens": 0})
     expected = forecast(preset, TokenGrid(3, 12, 12), CHECKPOINTS["tiny"].sigmas(2), 8)
-    assert record["mean_density"] == pytest.approx(expected.mean_density, abs=0.01)
+    assert clip["mean_density"] == pytest.approx(expected.mean_density, abs=0.01)
+    assert clip["sigmas"] == pytest.approx(CHECKPOINTS["tiny"].sigmas(2), abs=1e-3)
+    assert np.array(clip["density"]).shape == (8, 2)
+    assert [row[0] for row in clip["density"]] == [1.0] * 8
+    assert np.mean(clip["density"]) == pytest.approx(clip["mean_density"])
+    assert clip["dense_steps_share"] == 0.5
+    assert np.mean(clip["head_density"]) == pytest.approx(np.mean(clip["density"], axis=0)[1])
+    assert [row[0] for row in clip["attention_error"]] == [None] * 8
+    assert all(0 < row[1] < 1 for row in clip["attention_error"])
+    assert clip["step_latent_error"][0] == 0
+    assert 0 < clip["step_latent_error"][1] < 2
+    assert clip["engines"] == {"cpu": 8}
 
 
-def test_compare_of_several_presets_prints_a_row_for_each(cli, small, tmp_path):
-    presets = ["--preset", "random, draft", "--density", "1"]
+def test_a_clip_says_where_its_time_goes(results):
+    (clip,) = results["clips"]
+    stages = ("text_encoder", "attention", "planning", "other", "vae")
+    for time in (clip["time"], clip["dense_time"]):
+        assert time["total"] == pytest.approx(sum(time[name] for name in stages))
+        assert all(time[name] > 0 for name in stages if name != "planning")
+    assert clip["dense_time"]["planning"] == 0 < clip["time"]["planning"]
+    assert clip["seconds"] == clip["time"]["total"]
+    assert clip["dense_seconds"] == clip["dense_time"]["total"]
+
+
+def test_identical_videos_are_said_to_be_identical(cli, small, tmp_path):
+    presets = ["--preset", "random, balanced", "--density", "1"]
     code, out, _ = cli("compare", PROMPT, *presets, *small, "-o", tmp_path)
     assert code == 0
-    rows = [line.split()[0] for line in out.splitlines() if line]
-    assert rows[:4] == ["preset", "dense", "random", "draft"]
-    assert out.count("identical") == 2
+    rows = [line.split() for line in out.splitlines() if line]
+    assert [row[0] for row in rows[:4]] == ["preset", "dense", "random", "balanced"]
+    assert [row[-2:] for row in rows[2:4]] == [["identical", "1.000"]] * 2
     assert "noise floor not measured (--noise-floor)" in out
-    record = json.loads((tmp_path / "compare.json").read_text())
-    assert "psnr" not in record
-    assert [(run["psnr"], run["identical"], run["mean_density"]) for run in record["runs"]] == [
-        (None, True, 1.0)
-    ] * 2
+    results = json.loads((tmp_path / "results.json").read_text())
+    for clip, summary in zip(results["clips"], results["summary"], strict=True):
+        assert (clip["identical"], clip["scores"]["psnr"], clip["mean_density"]) == (True, None, 1)
+        assert clip["curves"]["psnr"] == [None] * 9
+        assert clip["step_latent_error"] == [0.0] * 2
+        assert "identical" in summary["sentence"]
 
 
-@pytest.mark.parametrize("presets", ["draft,draft", ",", "draft,nope"])
-def test_presets_that_cannot_be_compared_are_refused(cli, tmp_path, presets):
-    code, out, err = cli("compare", PROMPT, "--preset", presets, "-o", tmp_path / "new")
+def test_every_prompt_with_every_seed_and_what_can_be_said_of_them(cli, small, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("# two prompts\n\na red circle moving right\n  a blue square  \n\n")
+    options = ["--seeds", "3,1", "--preset", "draft,random", *small]
+    code, out, err = cli("compare", "--prompts", file, *options, "-o", tmp_path / "new")
+    assert code == 0
+    results = json.loads((tmp_path / "new" / "results.json").read_text())
+    assert results["prompts"] == ["a red circle moving right", "a blue square"]
+    assert results["seeds"] == [3, 1]
+    places = [(c["prompt_index"], c["seed"], c["preset"]) for c in results["clips"]]
+    expected = [(p, s, name) for p in (0, 1) for s in (3, 1) for name in ("draft", "random")]
+    assert places == expected
+    draft = results["summary"][0]
+    ratios = [c["dense_seconds"] / c["seconds"] for c in results["clips"][::2]]
+    assert draft["speedup"]["median"] == pytest.approx(np.median(ratios))
+    psnr = [c["scores"]["psnr"] for c in results["clips"][::2]]
+    assert draft["scores"]["psnr"]["mean"] == pytest.approx(np.mean(psnr))
+    assert (draft["scores"]["psnr"]["prompts"], draft["scores"]["psnr"]["clips"]) == (2, 4)
+    assert "draft and random by PSNR: not distinguishable" in out
+    assert "2 prompts x 2 seeds, seed 3, 1," in out
+    assert "draft: attention is" in out
+    assert "dense attention takes" in out or "no dense engine here is faster" in out
+    lines = [line for line in err.splitlines() if "/" in line[:5]]
+    assert len(lines) == 4 * 3 + 1 + 4 * 2
+    assert lines[0].startswith("1/21 dense, a red circle moving right, seed 3: ")
+    assert all("left" in line for line in lines[:-1])
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "draft,draft"], "different names with commas between"),
+        (["--preset", ","], "different names with commas between"),
+        (["--preset", "draft,nope"], "unknown preset 'nope'"),
+        (["--seeds", "1,x"], "--seeds takes different numbers with commas between, got '1,x'"),
+        (["--seeds", "1,1"], "--seeds takes different numbers"),
+        (["--seeds", "1,2", "--seed", "3"], "give --seed 3 or --seeds 1,2, not both"),
+        (["--prompts", "missing.txt"], "give a prompt or --prompts FILE, not both"),
+        (["--weights", "lpips=x.pth"], "--weights has no key 'lpips': did you mean lpips_"),
+        (["--weights", "lpips_alex"], "must be KEY=PATH: lpips_alex is torchvision's AlexNet"),
+        (["--weights", "lpips_alex=missing.pth"], "there is no missing.pth"),
+        (["--weights", f"lpips_alex={__file__}"], "cannot be read"),
+        (["--height", "100"], "height 100 is not possible"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_weights_load(cli, tmp_path, arguments, message):
+    code, out, err = cli("compare", PROMPT, *arguments, "-o", tmp_path / "new")
     assert (code, out) == (2, "")
     assert err.startswith("vidsparse: ")
+    assert message in err
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "cannot read the prompts"), ("# nothing\n\n", "holds no prompt: write one a line")],
+)
+def test_a_file_without_prompts_is_refused(cli, tmp_path, text, message):
+    file = tmp_path / "prompts.txt"
+    if text is not None:
+        file.write_text(text)
+    code, _, err = cli("compare", "--prompts", file, "-o", tmp_path / "new")
+    assert code == 2
+    assert message in err
+
+
+@pytest.mark.usefixtures("no_weights")
 def test_an_output_folder_that_is_a_file_is_refused(cli, tmp_path):
     (tmp_path / "file").touch()
     code, _, err = cli("compare", PROMPT, "-o", tmp_path / "file")

@@ -17,6 +17,7 @@ from vidsparse.cli.bench import bench
 from vidsparse.cli.compare import compare
 from vidsparse.cli.doctor import doctor
 from vidsparse.cli.generate import generate
+from vidsparse.cli.inspect import inspect
 from vidsparse.cli.options import flatten
 from vidsparse.cli.plan import plan
 from vidsparse.cli.presets import presets
@@ -44,7 +45,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (generate, compare, plan, bench, presets, doctor):
+for _command in (generate, compare, inspect, plan, bench, presets, doctor):
     app.command()(flatten(_command))
 
 

@@ -1,22 +1,27 @@
-"""``vidsparse compare``: dense and sparse from the same seed, and what it cost and saved."""
+"""``vidsparse compare``: dense and sparse from the same seeds, and what it cost and saved."""
 
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vidsparse.cli.comparison import Row, footer, make_record, make_table, write_record
-from vidsparse.cli.job import Job, Prompt, Result, RunOptions, run_request
+from vidsparse.cli.clips import DENSE, Case, Clips
+from vidsparse.cli.comparison import make_results, write_files
+from vidsparse.cli.comparison_table import footer, make_table
+from vidsparse.cli.finished import Finished
+from vidsparse.cli.job import Job, Prompt, RunOptions
 from vidsparse.cli.options import Json, PresetChanges, option
-from vidsparse.cli.screen import answer, answer_json, busy
+from vidsparse.cli.screen import answer, answer_json, note
+from vidsparse.cli.work import CompareWork
 from vidsparse.errors import BadInputError
-from vidsparse.preset import Preset
+from vidsparse.preset import Preset, suggest
 
 if TYPE_CHECKING:
-    from vidsparse.metrics.fidelity import Fidelity
+    from vidsparse.metrics.weights import Weights
 
 
 def compare(
@@ -24,42 +29,137 @@ def compare(
     run: RunOptions,
     changes: PresetChanges,
     prompt: Prompt = None,
+    prompts: Annotated[
+        Path | None, option("One prompt a line, instead of PROMPT.", "--prompts", panel="Clips")
+    ] = None,
+    seeds: Annotated[
+        str | None, option("Such as 0,1: every prompt with each.", panel="Clips")
+    ] = None,
     preset: Annotated[
         str, option("Names with commas between, such as draft,radial.", panel="Sparsity")
     ] = "balanced",
     output: Annotated[
-        Path, option("Folder for the videos, sheet.png and compare.json.", "-o", "--output")
+        Path, option("Folder of the report; a rerun goes on where it stopped.", "-o", "--output")
     ] = Path("compare"),
     noise_floor: Annotated[
         bool, option("Also compare dense with dense by another engine.", "--noise-floor")
     ] = False,
+    attention_error: Annotated[
+        bool,
+        option(
+            "Also measure every attention call of the first clip, in one more run of each preset.",
+            "--attention-error",
+        ),
+    ] = False,
+    weights: Annotated[
+        list[str] | None,
+        option("KEY=PATH: local weights of a learned metric, such as lpips_alex; repeatable."),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Make a dense and a sparse video from the same seed, and compare them."""
-    from vidsparse.pipelines.generate import warm_up
+    """Make dense and sparse videos from the same seeds, and report what it cost and saved."""
+    import vidsparse.metrics.report.write  # noqa: F401 what is missing is missed before the work
 
-    presets = [changes.preset(name.strip()) for name in preset.split(",") if name.strip()]
-    if not presets or len({chosen.name for chosen in presets}) < len(presets):
-        raise BadInputError(f"--preset takes different names with commas between, got {preset!r}")
-    job = run.job([prompt])
-    _check_folder(output, ["dense", *(chosen.name for chosen in presets)])
-    pipe = job.load()
-    with busy("warming up"):
-        warm_up(pipe, job.requests[0])
-    dense = _run(pipe, job, None, output)
-    floor = _noise_floor(pipe, job, dense) if noise_floor else None
-    rows = [
-        Row.measure(chosen, _run(pipe, job, chosen, output), dense.frames) for chosen in presets
-    ]
-    command = shlex.join(["vidsparse", *context.obj])
-    record = make_record(pipe, job, dense, rows, floor, command)
-    write_record(output, job, dense, rows, record)
+    presets = read_presets(preset, changes)
+    numbers = read_seeds(seeds, run.seed)
+    job = replace(run, seed=numbers[0]).job(_prompts(prompt, prompts))
+    found = read_weights(weights or [])
+    _check_folder(output, [DENSE, *(chosen.name for chosen in presets)])
+    clips = Clips(output)
+    finished = Finished(
+        job=job,
+        presets=presets,
+        cases=make_cases(job, numbers),
+        clips=clips,
+        weights=found,
+        wants_floor=noise_floor,
+        wants_errors=attention_error,
+    )
+    with clips.locked():
+        CompareWork(finished).do()
+        results = make_results(finished, shlex.join(["vidsparse", *context.obj]))
+        write_files(output, finished, results)
     if json:
-        answer_json(record)
+        answer_json(results.model_dump(mode="json"))
         return
-    answer(make_table(dense, rows))
-    for line in footer(job, rows, record, output):
+    answer(make_table(results))
+    for line in footer(results, output, finished.dense_engines()):
         answer(line)
+
+
+def read_presets(text: str, changes: PresetChanges) -> list[Preset]:
+    """Read names with commas between.
+
+    Raises:
+        BadInputError: When there is none, one twice, or one that is unknown.
+    """
+    presets = [changes.preset(name.strip()) for name in text.split(",") if name.strip()]
+    if not presets or len({chosen.name for chosen in presets}) < len(presets):
+        raise BadInputError(f"--preset takes different names with commas between, got {text!r}")
+    return presets
+
+
+def read_seeds(text: str | None, seed: int) -> list[int]:
+    """Read seeds with commas between; ``seed`` when there is no text.
+
+    Raises:
+        BadInputError: When it is something else, a seed stands twice, or --seed was given too.
+    """
+    if text is None:
+        return [seed]
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts) or len(set(map(int, parts))) < len(parts):
+        raise BadInputError(f"--seeds takes different numbers with commas between, got {text!r}")
+    if seed:
+        raise BadInputError(f"give --seed {seed} or --seeds {text}, not both")
+    return [int(part) for part in parts]
+
+
+def read_weights(pairs: list[str]) -> Weights | None:
+    """Read KEY=PATH, and make sure that the networks can be loaded.
+
+    Raises:
+        BadInputError: For an unknown key, or a file that does not fit.
+    """
+    from vidsparse.metrics.scores import Scorer
+    from vidsparse.metrics.weights import NEEDED, Weights
+
+    paths: dict[str, Path] = {}
+    for pair in pairs:
+        key, _, path = pair.partition("=")
+        if key not in NEEDED:
+            raise BadInputError(f"--weights has no key {key!r}: {suggest(key, NEEDED)}")
+        if not path:
+            raise BadInputError(f"--weights {pair!r} must be KEY=PATH: {key} is {NEEDED[key]}")
+        paths[key] = Path(path).expanduser()
+    if not paths:
+        return None
+    weights = Weights(**paths)
+    Scorer(weights)
+    return weights
+
+
+def make_cases(job: Job, seeds: list[int]) -> list[Case]:
+    """Every prompt with every seed."""
+    return [
+        Case(prompt_index=index, request=replace(request, seed=seed))
+        for index, request in enumerate(job.requests)
+        for seed in seeds
+    ]
+
+
+def _prompts(prompt: str | None, file: Path | None) -> list[str | None]:
+    from vidsparse.cli.generate import read_prompts
+
+    if file is None:
+        return [prompt]
+    if prompt is not None:
+        raise BadInputError("give a prompt or --prompts FILE, not both")
+    found = read_prompts(file)
+    different: list[str | None] = [*dict.fromkeys(found)]
+    if len(different) < len(found):
+        note(f"{file}: {len(found) - len(different)} prompts stand there twice, and count once")
+    return different
 
 
 def _check_folder(folder: Path, names: list[str]) -> None:
@@ -69,23 +169,3 @@ def _check_folder(folder: Path, names: list[str]) -> None:
         raise BadInputError(f"{folder} is a file: -o names the folder that compare writes to")
     for name in names:
         check_writable(folder / f"{name}.mp4")
-
-
-def _run(pipe: Any, job: Job, preset: Preset | None, folder: Path) -> Result:
-    from vidsparse.pipelines.video import write_video
-
-    name = preset.name if preset else "dense"
-    result = run_request(pipe, job.requests[0], preset, f"{name:9}", strict=job.options.strict)
-    write_video(folder / f"{name}.mp4", result.frames, job.fps)
-    return result
-
-
-def _noise_floor(pipe: Any, job: Job, dense: Result) -> Fidelity:
-    """Compare the dense run with one whose attention is summed in another order."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    from vidsparse.metrics.fidelity import fidelity
-
-    with sdpa_kernel(SDPBackend.MATH):
-        again = run_request(pipe, job.requests[0], None, "dense, other engine")
-    return fidelity(again.frames, dense.frames)

@@ -1,177 +1,168 @@
-"""What ``vidsparse compare`` found: as a record for programs, a sheet and a table for people."""
+"""What ``vidsparse compare`` found, as one record that every report is written from."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
-from vidsparse.cli.job import Job, Result
-from vidsparse.cli.screen import plain_table
+from vidsparse.cli.clips import DENSE, Case
+from vidsparse.cli.comparison_summary import summarize_preset
+from vidsparse.cli.finished import Finished
 from vidsparse.files import replace_file
+from vidsparse.grid import TokenGrid
 from vidsparse.preset import Preset
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from vidsparse.metrics.fidelity import Fidelity
-
-COPIED = ("psnr", "ssim", "identical", "mean_density", "dense_steps_share", "seconds", "speedup")
+    from vidsparse.metrics.report.results import Results
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One preset against dense.
-
-    Attributes:
-        preset: The preset.
-        result: Its run.
-        fidelity: How close it is to the dense run.
-    """
-
-    preset: Preset
-    result: Result
-    fidelity: Fidelity
-
-    @classmethod
-    def measure(cls, preset: Preset, result: Result, reference: np.ndarray) -> Row:
-        """Compare a run with the dense one."""
-        from vidsparse.metrics.fidelity import fidelity
-
-        return cls(preset, result, fidelity(result.frames, reference))
-
-    @property
-    def identical(self) -> bool:
-        return self.fidelity.identical_frames == len(self.result.frames)
-
-    def to_json(self, dense_seconds: float) -> dict[str, Any]:
-        """Return plain JSON values."""
-        stats, fidelity = self.result.stats, self.fidelity.to_json()
-        assert stats is not None
-        return {
-            "preset": self.preset.name,
-            "parameters": self.preset.parameters(),
-            "seconds": self.result.seconds,
-            "speedup": dense_seconds / self.result.seconds,
-            "psnr": fidelity["psnr"],
-            "ssim": fidelity["ssim"],
-            "identical": self.identical,
-            "mean_density": stats.mean_density,
-            "dense_steps_share": stats.dense_steps_share,
-            "fallbacks": dict(stats.fallbacks),
-            "notes": list(stats.notes),
-            "fidelity": fidelity,
-        }
-
-
-def make_record(
-    pipe: Any, job: Job, dense: Result, rows: list[Row], floor: Fidelity | None, command: str
-) -> dict[str, Any]:
-    """Everything a program may want, with its provenance."""
+def make_results(finished: Finished, command: str) -> Results:
+    """Put together everything a report or a program may want, with its provenance."""
     from vidsparse.cli.doctor import versions
-    from vidsparse.pipelines.generate import geometry_of
+    from vidsparse.metrics.catalogue import METRICS
+    from vidsparse.metrics.report.results import Results
 
-    request = job.requests[0]
-    grid = geometry_of(pipe).token_grid(request.frames, request.height, request.width)
-    runs = [row.to_json(dense.seconds) for row in rows]
-    names = ("prompt", "seed", "steps", "guidance", "frames", "height", "width")
+    request, job = finished.cases[0].request, finished.job
+    clips = [
+        _clip(finished, case, preset) for case in finished.cases for preset in finished.presets
+    ]
+    floor = finished.floor()
+    summary = [summarize_preset(preset.name, clips, floor) for preset in finished.presets]
+    ids = dict.fromkeys(name.partition("@")[0] for clip in clips for name in clip["scores"])
+    return Results.model_validate(
+        {
+            "schema_version": 1,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": command,
+            "model": str(job.checkpoint.source),
+            "device": job.device,
+            "gpu": _gpu(job.device),
+            "dtype": job.dtype,
+            "engine": _engines(clips),
+            "versions": {name: value for name, value in versions().items() if value},
+            "video": _video(finished),
+            "steps": request.steps,
+            "guidance": request.guidance,
+            "prompts": list(dict.fromkeys(case.request.prompt for case in finished.cases)),
+            "seeds": list(dict.fromkeys(case.request.seed for case in finished.cases)),
+            "schedule_note": "; ".join(dict.fromkeys(map(_schedule, finished.presets))),
+            "noise_floor": floor,
+            "dense_engines": finished.dense_engines(),
+            "presets": [_preset(preset) for preset in finished.presets],
+            "metrics": {name: asdict(METRICS[name]) for name in ids if name in METRICS},
+            "clips": clips,
+            "summary": summary,
+        }
+    )
+
+
+def write_files(folder: Path, finished: Finished, results: Results) -> None:
+    """Write the videos and the sheet of the first clip, and the report."""
+    from vidsparse.metrics.report.contact_sheet import contact_sheet
+    from vidsparse.metrics.report.write import write_report
+    from vidsparse.pipelines.video import write_video
+
+    first = finished.cases[0]
+    names = [DENSE, *(preset.name for preset in finished.presets)]
+    frames = {name: finished.clips.array(first, name) for name in names}
+    for name, clip in frames.items():
+        write_video(folder / f"{name}.mp4", clip, finished.job.fps)
+    labels = [_sheet_label(name, results) for name in names]
+    rows = dict(zip(labels, frames.values(), strict=True))
+    sheet = contact_sheet(rows, title=first.request.prompt)
+    replace_file(folder / "sheet.png", lambda path: sheet.save(path, format="PNG"))
+    write_report(folder, results)
+
+
+def decibels(score: float | None) -> str:
+    """A PSNR for a person."""
+    return "identical" if score is None else f"{score:.1f} dB"
+
+
+def _sheet_label(name: str, results: Results) -> str:
+    if name == DENSE:
+        return f"dense  {results.clips[0].dense_seconds:.1f} s"
+    clip = next(clip for clip in results.clips if clip.preset == name)
+    return (
+        f"{name}  {clip.seconds:.1f} s  density {clip.mean_density:.2f}, "
+        f"{clip.dense_steps_share:.0%} of the steps dense  {decibels(clip.scores['psnr'])}"
+    )
+
+
+def _clip(finished: Finished, case: Case, preset: Preset) -> dict[str, Any]:
+    run, dense, scores = (
+        finished.run(case, preset),
+        finished.run(case, None),
+        finished.scores(case, preset),
+    )
+    assert run is not None
+    assert dense is not None
+    assert scores is not None
+    names = ("mean_density", "dense_steps_share", "sigmas", "density", "head_density", "engines",
+             "fallbacks", "notes", "peak_memory_bytes")  # fmt: skip
     return {
-        **{name: getattr(request, name) for name in names},
-        "model": str(job.checkpoint.source),
-        "grid": str(grid),
-        "tokens": grid.tokens,
-        "device": job.device,
-        "dtype": job.dtype,
-        "engine": _engines(rows),
-        "versions": versions(),
-        "command": command,
-        "dense": {"seconds": dense.seconds},
-        "noise_floor_measured": floor is not None,
-        "noise_floor_psnr": floor.to_json()["psnr"] if floor else None,
-        **({name: runs[0][name] for name in COPIED} if len(runs) == 1 else {}),
-        "runs": runs,
+        "preset": preset.name,
+        "prompt_index": case.prompt_index,
+        "seed": case.request.seed,
+        "seconds": run.stages.total,
+        "dense_seconds": dense.stages.total,
+        **{name: getattr(run, name) for name in names},
+        "attention_error": finished.attention_error(case, preset),
+        "step_latent_error": run.latent_error,
+        "time": run.stages.to_json(),
+        "dense_time": dense.stages.to_json(),
+        "identical": run.frames_sha256 == dense.frames_sha256,
+        "scores": scores["values"],
+        "curves": scores["curves"],
+        "frames": {
+            "dense": finished.clips.relative(case, f"{DENSE}.npy"),
+            "sparse": finished.clips.relative(case, f"{preset.name}.npy"),
+        },
     }
 
 
-def _engines(rows: list[Row]) -> str:
+def _gpu(device: str) -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else None
+
+
+def _engines(clips: list[dict[str, Any]]) -> str:
     """The kernel engines that ran, the busiest first."""
     ran: Counter[str] = Counter()
-    for row in rows:
-        if row.result.stats is not None:
-            ran += row.result.stats.engines
+    for clip in clips:
+        ran.update(clip["engines"])
     return ", ".join(name for name, _ in ran.most_common()) or "none"
 
 
-def write_record(
-    folder: Path, job: Job, dense: Result, rows: list[Row], record: dict[str, Any]
-) -> None:
-    """Write sheet.png and compare.json."""
-    from vidsparse.metrics.report.contact_sheet import contact_sheet
-
-    clips = {f"dense  {dense.seconds:.1f} s": dense.frames}
-    for row, run in zip(rows, record["runs"], strict=True):
-        label = (
-            f"{row.preset.name}  {row.result.seconds:.1f} s  density {run['mean_density']:.2f}, "
-            f"{run['dense_steps_share']:.0%} of the steps dense  {_decibels(run)}"
-        )
-        clips[label] = row.result.frames
-    sheet = contact_sheet(clips, title=job.requests[0].prompt)
-    replace_file(folder / "sheet.png", lambda path: sheet.save(path, format="PNG"))
-    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    replace_file(folder / "compare.json", lambda path: path.write_text(text, encoding="utf-8"))
+def _video(finished: Finished) -> dict[str, Any]:
+    request, run = finished.cases[0].request, finished.run(finished.cases[0], None)
+    assert run is not None
+    sizes = {name: getattr(request, name) for name in ("frames", "height", "width")}
+    tokens = TokenGrid.parse(run.grid).tokens
+    return {**sizes, "fps": finished.job.fps, "grid": run.grid, "tokens": tokens}
 
 
-def _decibels(run: dict[str, Any]) -> str:
-    return "identical" if run["identical"] else f"{run['psnr']:.1f} dB"
+def _schedule(preset: Preset) -> str:
+    """When a preset computes how much."""
+    schedule = preset.schedule
+    text = (
+        f"dense above noise level {schedule.dense_above:g}, at full sparsity from "
+        f"{schedule.full_below:g} down"
+    )
+    if schedule.dense_layers:
+        text += f", the first {schedule.dense_layers} layers always dense"
+    return text
 
 
-def make_table(dense: Result, rows: list[Row]) -> Table:
-    """One row for each run."""
-    columns = ("time", "speed-up", "mean density", "dense steps", "PSNR", "SSIM")
-    table = plain_table(preset="left", **dict.fromkeys(columns, "right"))
-    table.add_row("dense", f"{dense.seconds:.1f} s", "1.00x", "1.000", "100%", "", "")
-    for row in rows:
-        run = row.to_json(dense.seconds)
-        table.add_row(
-            f"[bold]{run['preset']}[/bold]",
-            f"{run['seconds']:.1f} s",
-            f"{run['speedup']:.2f}x",
-            f"{run['mean_density']:.3f}",
-            f"{run['dense_steps_share']:.0%}",
-            _decibels(run),
-            f"{run['ssim']:.3f}",
-        )
-    return table
-
-
-def footer(job: Job, rows: list[Row], record: dict[str, Any], folder: Path) -> list[str]:
-    """Under what conditions the table holds, what fell back, and where the files are."""
-    if not record["noise_floor_measured"]:
-        floor = "noise floor not measured (--noise-floor)"
-    elif record["noise_floor_psnr"] is None:
-        floor = "noise floor: two dense engines gave identical frames"
-    else:
-        floor = (
-            f"noise floor, dense against dense by another engine: "
-            f"{record['noise_floor_psnr']:.1f} dB"
-        )
-    fell_back = [
-        f"{row.preset.name}: {row.result.stats.describe_fallbacks()}"
-        for row in rows
-        if row.result.stats and row.result.stats.fallbacks
-    ]
-    return [
-        "",
-        f"[dim]seed {record['seed']}, {record['steps']} steps, {record['frames']} x "
-        f"{record['height']} x {record['width']}, {record['tokens']:,} tokens, engine "
-        f"{record['engine']} on {record['device']} in {record['dtype']}[/dim]",
-        f"[dim]{floor}[/dim]",
-        *fell_back,
-        *dict.fromkeys(line for run in record["runs"] for line in run["notes"]),
-        f"{folder}: dense.mp4, {', '.join(f'{row.preset.name}.mp4' for row in rows)}, sheet.png, "
-        "compare.json",
-    ]
+def _preset(preset: Preset) -> dict[str, Any]:
+    plain = (str, int, float, bool, type(None))
+    values = {
+        name: value if isinstance(value, plain) else str(value)
+        for name, value in preset.parameters().items()
+    }
+    names = ("name", "summary", "source")
+    return {**{name: getattr(preset, name) for name in names}, "parameters": values}

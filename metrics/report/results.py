@@ -1,0 +1,250 @@
+"""What a comparison found: the schema of results.json, checked when it is written and when read.
+
+Everything a report shows is here, with what is needed to repeat it. JSON has no infinity: a score
+of ``null`` is infinite, because the clip equals its reference.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vidsparse.errors import BadInputError
+
+Score = float | None
+Grid = list[list[float | None]]
+
+
+class Part(BaseModel):
+    """A part of the results: no unknown fields, no NaN, no infinity."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Video(Part):
+    """The geometry of all clips.
+
+    Attributes:
+        frames: Of each clip.
+        height: In pixels.
+        width: In pixels.
+        fps: Frames per second.
+        grid: Token grid of one self-attention call.
+        tokens: In that grid.
+    """
+
+    frames: int
+    height: int
+    width: int
+    fps: float
+    grid: str
+    tokens: int
+
+
+class NoiseFloor(Part):
+    """Dense against dense: what cannot be blamed on sparsity.
+
+    Attributes:
+        psnr: In dB; None if identical.
+        identical: Whether all frames are equal.
+        how: What was changed, such as another dense engine.
+    """
+
+    psnr: Score
+    identical: bool
+    how: str
+
+
+class Stages(Part):
+    """Seconds of one generation by what they were spent on; ``total`` is the whole."""
+
+    text_encoder: float
+    attention: float
+    planning: float
+    other: float
+    vae: float
+    total: float
+
+
+class PresetFacts(Part):
+    """A preset as it ran."""
+
+    name: str
+    summary: str
+    source: str
+    parameters: dict[str, Any]
+
+
+class Metric(Part):
+    """What a score is; see ``vidsparse.metrics.catalogue``."""
+
+    id: str
+    label: str
+    unit: str
+    better: Literal["higher", "lower", "closer to dense"]
+    tier: Literal["exact", "weights", "stand-in"]
+    stands_in_for: str | None
+    caveat: str
+
+
+class Clip(Part):
+    """One preset on one prompt and seed.
+
+    Attributes:
+        preset: Its name.
+        prompt_index: Into ``Results.prompts``.
+        seed: Of the noise, the dense run's too.
+        seconds: Of the sparse generation.
+        dense_seconds: Of the dense one.
+        mean_density: Over all self-attention calls, dense steps included.
+        dense_steps_share: Share of the steps in which every call was dense.
+        sigmas: Noise level of each step.
+        density: ``[layer][step]``; None where the layer was not called.
+        head_density: ``[layer][head]``, mean over sparse steps; may be empty.
+        attention_error: ``[layer][step]``, relative L1 against dense attention; may be empty.
+        step_latent_error: Relative RMSE of the latents against dense, after each step.
+        engines: Calls of each kernel engine.
+        fallbacks: Calls that fell back to dense, by reason.
+        notes: Sentences the user should read.
+        time: Where the seconds went.
+        dense_time: The same of the dense run.
+        peak_memory_bytes: On the device, if known.
+        identical: Whether every frame equals dense.
+        scores: By metric id; ``<id>@dense`` is the dense run's own value.
+        curves: By metric id, one value a frame.
+        frames: Raw frames, paths relative to the folder, of ``dense`` and ``sparse``.
+    """
+
+    preset: str
+    prompt_index: int
+    seed: int
+    seconds: float
+    dense_seconds: float
+    mean_density: float
+    dense_steps_share: float
+    sigmas: list[float]
+    density: Grid
+    head_density: Grid = []
+    attention_error: Grid = []
+    step_latent_error: list[float | None] = []
+    engines: dict[str, int]
+    fallbacks: dict[str, int]
+    notes: list[str]
+    time: Stages | None = None
+    dense_time: Stages | None = None
+    peak_memory_bytes: int | None = None
+    identical: bool
+    scores: dict[str, Score]
+    curves: dict[str, list[Score]]
+    frames: dict[str, str]
+
+
+class Range(Part):
+    """A median between two quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+
+class ScoreSummary(Part):
+    """One metric over the clips of a preset; see ``vidsparse.metrics.statistics.Summary``."""
+
+    mean: Score
+    low: Score
+    high: Score
+    prompts: int
+    clips: int
+    identical: int
+
+
+class Pair(Part):
+    """A preset against another on the same clips; ``verdict`` names the better one, if any."""
+
+    other: str
+    metric: str
+    difference: Score
+    low: Score
+    high: Score
+    verdict: str
+
+
+class Gain(Part):
+    """What a preset gained beside what it could gain.
+
+    Attributes:
+        attention_share: Of a dense run.
+        ideal: Speed-up if attention cost its density and nothing else did more (Amdahl).
+        limit: Speed-up if attention cost nothing.
+        achieved: Speed-up that was measured.
+        kernel_efficiency: Density times dense attention time over sparse attention time.
+    """
+
+    attention_share: float
+    ideal: float
+    limit: float
+    achieved: float
+    kernel_efficiency: float
+
+
+class PresetSummary(Part):
+    """One preset over all its clips."""
+
+    preset: str
+    speedup: Range
+    mean_density: float
+    dense_steps_share: float
+    scores: dict[str, ScoreSummary]
+    against_next: list[Pair] = []
+    gain: Gain | None = None
+    sentence: str
+
+
+class Results(Part):
+    """A whole comparison: presets x prompts x seeds against dense.
+
+    Attributes:
+        dense_engines: Milliseconds of one dense attention call by engine; ``diffusers`` is stock.
+    """
+
+    schema_version: Literal[1]
+    created: str
+    command: str
+    model: str
+    device: str
+    gpu: str | None
+    dtype: str
+    engine: str
+    versions: dict[str, str]
+    video: Video
+    steps: int
+    guidance: float
+    prompts: list[str]
+    seeds: list[int]
+    schedule_note: str
+    noise_floor: NoiseFloor | None
+    dense_engines: dict[str, float] = {}
+    presets: list[PresetFacts]
+    metrics: dict[str, Metric]
+    clips: list[Clip]
+    summary: list[PresetSummary]
+
+
+def read_results(path: str | Path) -> Results:
+    """Read results.json.
+
+    Raises:
+        BadInputError: When there is no such file, or it is not what the schema says.
+    """
+    try:
+        return Results.model_validate_json(Path(path).read_bytes())
+    except OSError as error:
+        raise BadInputError(f"{path} cannot be read ({error.strerror}): check the path") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise BadInputError(
+            f"{path} is not results.json of schema version 1: {where}: {first['msg']}"
+        ) from None

@@ -1,0 +1,197 @@
+"""What a report says: every fidelity beside the density, dense steps, seeds and floor it holds for.
+
+Shared by the page, the Markdown and the table of clips.
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from vidsparse.metrics.report.results import Clip, PresetSummary, Results, ScoreSummary
+
+HIDDEN = ("psnr_pooled", "psnr_worst_frame", "ssim_worst_frame")  # after the others
+
+
+def headline(results: Results) -> str:
+    """The whole report in one line."""
+    rows = results.summary
+    if all(row.scores["psnr"].mean is None for row in rows):
+        return f"{_names(rows)}: identical to dense"
+    best = max(rows, key=lambda row: row.speedup.median)
+    quality = number(best.scores["psnr"].mean, "dB PSNR")
+    return f"{best.preset}: {best.speedup.median:.2f}x as fast as dense at {quality}"
+
+
+def conditions(results: Results) -> str:
+    """Under what conditions every number holds."""
+    video = results.video
+    floor = results.noise_floor
+    if floor is None:
+        noise = "noise floor not measured"
+    elif floor.psnr is None:
+        noise = f"noise floor: {floor.how} gave identical frames"
+    else:
+        noise = f"noise floor {floor.psnr:.1f} dB ({floor.how})"
+    return (
+        f"{_count(len(results.prompts), 'prompt')} x {_count(len(results.seeds), 'seed')} "
+        f"({', '.join(map(str, results.seeds))}), {results.steps} steps, guidance "
+        f"{results.guidance:g}, {video.frames} x {video.height} x {video.width} at {video.fps:g} "
+        f"fps, {video.tokens:,} tokens, {results.gpu or results.device} in {results.dtype}; "
+        f"{results.schedule_note}; {noise}."
+    )
+
+
+def warnings(results: Results) -> list[str]:
+    """What a reader must not miss."""
+    lines = {
+        f"{clip.preset} fell back to dense: {reason} ({_count(count, 'call')})": None
+        for clip in results.clips
+        for reason, count in clip.fallbacks.items()
+    }
+    lines |= {f"{clip.preset}: {line}": None for clip in results.clips for line in clip.notes}
+    if len(results.prompts) < 5:
+        lines["Fewer than five prompts: no claim that one preset is better than another."] = None
+    return list(lines)
+
+
+def cards(results: Results) -> list[dict[str, str]]:
+    """What can be read of each preset in ten seconds."""
+    return [
+        {
+            "name": row.preset,
+            "speed": f"{row.speedup.median:.2f}x",
+            "psnr": number(row.scores["psnr"].mean, "").strip(),
+            "interval": ends(row.scores["psnr"]),
+            "psnr_note": "to dense" if row.scores["psnr"].mean is None else "dB PSNR",
+            "density": f"{row.mean_density:.2f}",
+            "dense_steps": f"{row.dense_steps_share:.0%}",
+            "ssim": interval(row.scores["ssim"], 3) if "ssim" in row.scores else "",
+            "ideal": f"{row.gain.ideal:.2f}x" if row.gain else "",
+            "sentence": row.sentence,
+        }
+        for row in results.summary
+    ]
+
+
+def score_table(results: Results) -> list[dict[str, Any]]:
+    """A row for each metric, a value for each preset."""
+    ids = sorted(results.metrics, key=lambda name: (name in HIDDEN, "/" in name))
+    table = []
+    for name in ids:
+        metric = results.metrics[name]
+        values = [_cell(row, name, metric.better) for row in results.summary]
+        arrow = {"higher": "higher is better", "lower": "lower is better"}
+        unit = f"{metric.unit}, " if metric.unit else ""
+        table.append(
+            {
+                "label": metric.label,
+                "tier": metric.tier,
+                "stands_in_for": metric.stands_in_for,
+                "better": unit + arrow.get(metric.better, metric.better),
+                "caveat": metric.caveat,
+                "cells": values,
+            }
+        )
+    return table
+
+
+def _cell(row: PresetSummary, name: str, better: str) -> str:
+    if name not in row.scores:
+        return "-"
+    score = row.scores[name]
+    digits = 1 if "psnr" in name else 3
+    text = "infinite" if score.mean is None else interval(score, digits)
+    dense = row.scores.get(f"{name}@dense")
+    if better == "closer to dense" and dense is not None and dense.mean is not None:
+        text += f" (dense {dense.mean:.{digits}f})"
+    return text
+
+
+def pairs(results: Results) -> list[str]:
+    """Which preset is closer to dense, where that can be said."""
+    return [
+        f"{row.preset} and {pair.other} by {pair.metric.upper()}: {pair.verdict}"
+        + ("" if pair.difference is None else f", {pair.difference:+.3g}")
+        for row in results.summary
+        for pair in row.against_next
+    ]
+
+
+def caption(results: Results, clip: Clip) -> str:
+    """One clip, with all that its PSNR needs."""
+    return (
+        f"{results.prompts[clip.prompt_index]} — {clip.preset}, seed {clip.seed}: "
+        f"{number(clip.scores.get('psnr'), 'dB', clip.identical)} at mean density "
+        f"{clip.mean_density:.2f}, {clip.dense_steps_share:.0%} of the steps dense; "
+        f"{clip.seconds:.1f} s against {clip.dense_seconds:.1f} s"
+    )
+
+
+def clip_row(results: Results, clip: Clip) -> dict[str, Any]:
+    """One clip as a row of a table."""
+    return {
+        "prompt": results.prompts[clip.prompt_index],
+        "seed": clip.seed,
+        "preset": clip.preset,
+        "dense": f"{clip.dense_seconds:.1f} s",
+        "sparse": f"{clip.seconds:.1f} s",
+        "density": f"{clip.mean_density:.2f}",
+        "dense_steps": f"{clip.dense_steps_share:.0%}",
+        "psnr": number(clip.scores.get("psnr"), "dB", clip.identical),
+        "worst": number(clip.scores.get("psnr_worst_frame"), "dB", clip.identical),
+    }
+
+
+def facts(results: Results) -> list[tuple[str, str]]:
+    """Where and with what it ran."""
+    engines = ", ".join(f"{name} {ms:.3g} ms" for name, ms in results.dense_engines.items())
+    return [
+        ("made", results.created),
+        ("model", results.model),
+        ("device", results.gpu or results.device),
+        ("dtype", results.dtype),
+        ("kernel engine", results.engine),
+        *([("dense attention, a call", engines)] if engines else []),
+        ("token grid", results.video.grid),
+        ("seeds", ", ".join(map(str, results.seeds))),
+        *((name, version) for name, version in results.versions.items()),
+    ]
+
+
+def step_density(clip: Clip) -> list[float | None]:
+    """Mean over layers, by step."""
+    columns = zip(*clip.density, strict=True) if clip.density else ()
+    return [
+        statistics.fmean(found) if (found := [v for v in column if v is not None]) else None
+        for column in columns
+    ]
+
+
+def ends(score: ScoreSummary, digits: int = 1) -> str:
+    """The ends of an interval, if there is one."""
+    if score.low is None or score.high is None:
+        return ""
+    return f"[{score.low:.{digits}f}, {score.high:.{digits}f}]"
+
+
+def interval(score: ScoreSummary, digits: int = 1) -> str:
+    """A mean with its interval, if it has one."""
+    if score.mean is None:
+        return "identical"
+    return f"{score.mean:.{digits}f} {ends(score, digits)}".strip()
+
+
+def number(value: float | None, unit: str, identical: bool = True) -> str:
+    """A score for a person; one that is infinite belongs to an identical clip."""
+    if value is None:
+        return "identical" if identical else "-"
+    return f"{value:.1f} {unit}"
+
+
+def _names(rows: list[PresetSummary]) -> str:
+    return ", ".join(row.preset for row in rows)
+
+
+def _count(amount: int, name: str) -> str:
+    return f"{amount} {name}{'s' * (amount != 1)}"

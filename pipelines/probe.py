@@ -1,0 +1,175 @@
+"""Where the time of a generation goes, dense or sparse, and what its latents were on the way."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vidsparse.engine import Dense
+from vidsparse.pipelines import taps
+from vidsparse.pipelines.models import find_model
+from vidsparse.pipelines.session import TRANSFORMERS
+from vidsparse.stats import Stopwatch
+
+LATENTS = 1 << 16  # values of each step that are kept
+
+
+class Probe:
+    """Times the stages of one generation with hooks, which a ``with`` block takes away again.
+
+    Stages are timed by the clock of the device, and nothing waits for it until they are read. Make
+    it after a session, if there is one: it times what the session does in place of attention.
+
+    Attributes:
+        latents: Of each step, the same sample of the latents after it, float32 ``(values,)``.
+        shape: Of the queries, ``(batch, tokens, heads, head_dim)``; None before the first call.
+
+    Args:
+        pipe: A diffusers video pipeline.
+
+    Raises:
+        BadInputError: For a transformer that vidsparse does not know.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        self.latents: list[Tensor] = []
+        self.shape: tuple[int, ...] | None = None
+        self._device = torch.device(getattr(pipe, "_execution_device", pipe.device))
+        self._watches: dict[str, list[Stopwatch]] = {"text_encoder": [], "attention": [], "vae": []}
+        self._undo: list[Callable[[], None]] = []
+        try:
+            self._attach(pipe)
+        except BaseException:
+            self.remove()
+            raise
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time in ``text_encoder``, in self-``attention`` and in ``vae``; waits for a GPU."""
+        return {name: sum(w.seconds for w in each) for name, each in self._watches.items()}
+
+    def remove(self) -> None:
+        """Take the hooks away; does nothing the second time."""
+        while self._undo:
+            self._undo.pop()()
+
+    def __enter__(self) -> Probe:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.remove()
+
+    def _attach(self, pipe: Any) -> None:
+        for layer in self_attention(pipe):
+            self._attach_layer(layer)
+        if isinstance(pipe.components.get("text_encoder"), nn.Module):
+            self._attach_module("text_encoder", pipe.text_encoder)
+        self._replace(pipe.vae, "decode", self._timed("vae", pipe.vae.decode))
+        self._replace(pipe.scheduler, "step", self._watched(pipe.scheduler.step))
+
+    def _attach_layer(self, module: nn.Module) -> None:
+        def enter(module: nn.Module, args: Any) -> None:
+            taps.current.layer = _Timed(taps.current.layer, self._note_attention)
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            taps.current.layer = None
+
+        site = type(module.processor).__module__
+        taps.tap(site)
+        self._undo.append(lambda: taps.untap(site))
+        self._undo.append(module.register_forward_pre_hook(enter).remove)
+        self._undo.append(module.register_forward_hook(leave).remove)
+
+    def _note_attention(self, q: Tensor, watch: Stopwatch) -> None:
+        self.shape = tuple(q.shape)
+        self._watches["attention"].append(watch)
+
+    def _attach_module(self, stage: str, module: nn.Module) -> None:
+        def enter(module: nn.Module, args: Any) -> None:
+            self._watches[stage].append(Stopwatch(self._device).__enter__())
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            self._watches[stage][-1].__exit__()
+
+        self._undo.append(module.register_forward_pre_hook(enter).remove)
+        self._undo.append(module.register_forward_hook(leave).remove)
+
+    def _timed(self, stage: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with Stopwatch(self._device) as watch:
+                made = method(*args, **kwargs)
+            self._watches[stage].append(watch)
+            return made
+
+        return call
+
+    def _watched(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(step)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            made = step(*args, **kwargs)
+            self.latents.append(_sample(made[0]))
+            return made
+
+        return call
+
+    def _replace(self, owner: Any, name: str, method: Callable[..., Any]) -> None:
+        """Put a method on one object, over the one of its class or over one put there before."""
+        before = vars(owner).get(name)
+
+        def restore() -> None:
+            if before is None:
+                vars(owner).pop(name, None)
+            else:
+                vars(owner)[name] = before
+
+        self._undo.append(restore)
+        vars(owner)[name] = method
+
+
+class _Timed:
+    """A self-attention layer whose attention, dense or a session's, is timed."""
+
+    def __init__(self, layer: taps.Layer | None, note: Callable[[Tensor, Stopwatch], None]) -> None:
+        self._layer = layer
+        self._note = note
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float | None,
+        unsupported: str | None,
+        dense: Dense,
+    ) -> Tensor:
+        with Stopwatch(q.device) as watch:
+            if self._layer is None:
+                out = dense(q, k, v)
+            else:
+                out = self._layer.attend(q, k, v, scale=scale, unsupported=unsupported, dense=dense)
+        self._note(q, watch)
+        return out
+
+
+def self_attention(pipe: Any) -> Iterator[Any]:
+    """The self-attention layers of all transformers of a pipeline, each once."""
+    components = [pipe.components.get(name) for name in TRANSFORMERS]
+    modules = [getattr(module, "_orig_mod", module) for module in components if module is not None]
+    for transformer in dict.fromkeys(modules):
+        pattern = find_model(transformer).self_attention
+        for path, module in transformer.named_modules():
+            if re.fullmatch(pattern, path):
+                yield module
+
+
+def _sample(latents: Tensor) -> Tensor:
+    """Evenly spaced values, copied, on the device they are on."""
+    flat = latents.detach().flatten()
+    return flat[:: -(-flat.numel() // LATENTS)].to(torch.float32, copy=True)

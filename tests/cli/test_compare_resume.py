@@ -1,0 +1,181 @@
+"""A comparison that was killed goes on: nothing is repeated, nothing is half-written."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from vidsparse.cli.clips import Case, Clips
+from vidsparse.cli.progress import Pace
+from vidsparse.errors import BadInputError
+from vidsparse.pipelines import generate as pipeline
+from vidsparse.pipelines.generate import Request
+
+PROMPT = "a red circle moving right"
+SMALL = ["--frames", 5, "--height", 64, "--width", 64, "--steps", 2, "--guidance", 1]
+COMMAND = ["compare", PROMPT, "--seeds", "0,1", "--preset", "draft", *SMALL]
+COMMAND += ["--set", "min_tokens=0"]
+KILL = """
+import os, signal, sys
+import numpy as np
+from vidsparse.cli import run
+
+save, left = np.save, [int(sys.argv[1])]
+
+def save_or_die(path, array):
+    left[0] -= 1
+    if left[0]:
+        return save(path, array)
+    path.write_bytes(b"half of an array")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+np.save = save_or_die
+run(sys.argv[2:])
+"""
+
+
+@pytest.fixture
+def generations(monkeypatch):
+    """Every video that is made, as (seed, whether sparse); warm-ups do not count."""
+    made = []
+    generate = pipeline.generate
+
+    def count(pipe, request, on_step=None):
+        if on_step is not None:
+            made.append((request.seed, hasattr(pipe.transformer, "_vidsparse_probe")))
+        return generate(pipe, request, on_step)
+
+    monkeypatch.setattr(pipeline, "generate", count)
+    return made
+
+
+@pytest.fixture
+def finished(cli, tmp_path):
+    assert cli(*COMMAND, "-o", tmp_path).code == 0
+    return tmp_path
+
+
+def whole(folder):
+    """Read every file of the clips; return their names."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in files:
+        if path.suffix == ".npy" and not path.name.startswith("."):
+            assert np.load(path).size
+        if path.suffix == ".json":
+            json.loads(path.read_text())
+    return [path.name for path in files]
+
+
+def test_after_sigkill_what_was_finished_is_not_made_again(cli, generations, tmp_path):
+    # saved so far: dense, its latents and draft of seed 0, dense of seed 1; then its latents
+    command = [sys.executable, "-c", KILL, "5", *map(str, COMMAND), "-o", str(tmp_path)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    names = whole(tmp_path / "clips")
+    assert [name.startswith(".vidsparse-") for name in names].count(True) == 1
+    assert names.count("dense.npy") == 2
+    assert names.count("dense.json") == names.count("draft.json") == 1
+    assert not (tmp_path / "results.json").exists()
+    code, _, err = cli(*COMMAND, "-o", tmp_path)
+    assert code == 0
+    assert "2 of 7 pieces of work were done before" in err
+    assert generations == [(1, False), (1, True)]
+    assert not [name for name in whole(tmp_path) if name.startswith(".")]
+    assert len(json.loads((tmp_path / "results.json").read_text())["clips"]) == 2
+
+
+def test_a_finished_comparison_loads_no_weights_and_writes_the_same_again(
+    cli, finished, monkeypatch
+):
+    first = json.loads((finished / "results.json").read_text())
+    monkeypatch.setattr("vidsparse.pipelines.load.load_pipeline", None)
+    (finished / "results.json").unlink()
+    (finished / "draft.mp4").unlink()
+    code, _, err = cli(*COMMAND, "-o", finished)
+    assert code == 0
+    assert "7 of 7 pieces of work were done before" in err
+    assert (finished / "draft.mp4").exists()
+    again = json.loads((finished / "results.json").read_text())
+    assert again | {"created": ""} == first | {"created": ""}
+
+
+def test_a_changed_setting_is_made_again_and_only_what_depends_on_it(cli, finished, generations):
+    code, _, err = cli(*COMMAND, "--density", 0.5, "-o", finished)
+    assert code == 0
+    assert "made again, since these changed: preset" in err
+    assert generations == [(0, True), (1, True)]
+    generations.clear()
+    more = [*COMMAND, "--density", 0.5]
+    more[more.index("0,1")] = "1,2"
+    assert cli(*more, "-o", finished).code == 0
+    assert generations == [(2, False), (2, True)]
+    generations.clear()
+    more[more.index(2)] = 3  # steps
+    assert "steps" in cli(*more, "-o", finished).err
+    assert generations == [(1, False), (1, True), (2, False), (2, True)]
+
+
+def test_a_file_that_was_cut_off_is_made_again(cli, finished, generations):
+    path = next(finished.glob("clips/*-s1/draft.npy"))
+    os.truncate(path, 100)
+    assert cli(*COMMAND, "-o", finished).code == 0
+    assert generations == [(1, True)]
+    assert len(np.load(path)) == 5
+
+
+def test_two_processes_do_not_write_to_one_folder(cli, tmp_path):
+    with Clips(tmp_path).locked():
+        code, _, err = cli(*COMMAND, "-o", tmp_path)
+    assert code == 2
+    assert f"another vidsparse compare is writing to {tmp_path}" in err
+    with Clips(tmp_path).locked(), pytest.raises(BadInputError), Clips(tmp_path).locked():
+        pass
+
+
+def test_a_case_has_a_folder_of_its_own_whatever_the_prompt():
+    def key(prompt, seed=0):
+        request = Request(
+            prompt=prompt, frames=5, height=64, width=64, steps=2, guidance=1.0, seed=seed
+        )
+        return Case(prompt_index=0, request=request).key
+
+    prompts = ["a cat", "A cat", "../../etc/passwd", "<script>", "猫", "a" * 500, "a cat\x00"]
+    keys = [key(prompt, seed) for prompt in prompts for seed in (0, 1)]
+    assert len(set(keys)) == len(keys)
+    assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") for name in keys)
+    assert max(map(len, keys)) < 60
+
+
+def test_an_array_is_never_beside_the_record_of_another(tmp_path, monkeypatch):
+    clips = Clips(tmp_path)
+    request = Request(prompt="a", frames=5, height=64, width=64, steps=2, guidance=1.0)
+    case = Case(prompt_index=0, request=request)
+    clips.save(case, "dense", {"steps": 2}, {"seconds": 1.0}, {"dense": np.zeros(3)})
+    assert clips.record(case, "dense", {"steps": 2}) == {"seconds": 1.0}
+    assert clips.record(case, "dense", {"steps": 3}) is None
+    assert list(clips.changed) == ["steps"]
+
+    def disk_full(path, text, **options):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("pathlib.Path.write_text", disk_full)
+    with pytest.raises(OSError, match="no space"):
+        clips.save(case, "dense", {"steps": 3}, {"seconds": 2.0}, {"dense": np.ones(3)})
+    assert clips.record(case, "dense", {"steps": 2}) is None
+
+
+def test_time_left_is_that_of_each_kind_of_work():
+    pace = Pace(["dense", "draft", "dense", "draft", "scores"])
+    assert pace.left() == 0
+    assert pace.left("dense", 0.5, 10.0) == 4 * 20 + 10
+    pace.finish("dense", 20.0)
+    assert pace.left("draft", 0.5, 5.0) == pytest.approx(20 + 5 + 10 + 15)
+    pace.finish("draft", 10.0)
+    assert pace.left() == 20 + 10 + 15
+    assert pace.left("dense", 0.0, 30.0) == 10 + 15  # slower than thought: never below the rest
+    known = Pace(["draft"], {"draft": [4.0, 6.0]})
+    assert known.left("draft", 0.0, 0.0) == 5

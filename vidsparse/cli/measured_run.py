@@ -1,0 +1,228 @@
+"""One generation with everything that is measured about it."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import vidsparse
+from vidsparse.cli.seen_calls import ErrorMeter
+from vidsparse.metrics.latency import Stages
+from vidsparse.preset import Preset
+from vidsparse.stats import Stats
+
+if TYPE_CHECKING:
+    from vidsparse.pipelines.generate import OnStep, Request
+
+Table = list[list[float | None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What is kept of one generation beside its frames, as plain values.
+
+    Attributes:
+        stages: Seconds of each stage; the total is from prompt to frames.
+        frames_sha256: Of the raw frames.
+        grid: The tokens, as FRAMESxHEIGHTxWIDTH.
+        attention_shape: Of the queries: batch, tokens, heads, head_dim.
+        peak_memory_bytes: Of the GPU; None on a CPU.
+        mean_density: Over all self-attention calls; 1 for a dense run.
+        dense_steps_share: Share of the steps in which every call was dense.
+        sigmas: Noise level of each step; empty for a dense run, as all that follows.
+        density: ``[layer][step]``, the mean over branches; None where there was no call.
+        head_density: ``[layer][head]``, the mean over sparse calls; empty where none was sparse.
+        engines: How many calls each kernel engine ran.
+        fallbacks: How many calls fell back to dense, by reason.
+        notes: Sentences the user should read.
+        latent_error: Of each step, the root mean square difference from the latents of the dense
+            run, relative to their root mean square.
+    """
+
+    stages: Stages
+    frames_sha256: str
+    grid: str
+    attention_shape: list[int]
+    peak_memory_bytes: int | None = None
+    mean_density: float = 1.0
+    dense_steps_share: float = 1.0
+    sigmas: list[float] = field(default_factory=list)
+    density: Table = field(default_factory=list)
+    head_density: list[list[float]] = field(default_factory=list)
+    engines: dict[str, int] = field(default_factory=dict)
+    fallbacks: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    latent_error: list[float] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @classmethod
+    def of_json(cls, values: dict[str, Any]) -> Run:
+        """Read what ``to_json`` gave."""
+        return cls(**{**values, "stages": Stages(**values["stages"])})
+
+    def describe_fallbacks(self) -> str | None:
+        """One clause: what fell back to dense, and why."""
+        if not self.fallbacks:
+            return None
+        reasons = (f"{reason} ({n} call{'s' * (n != 1)})" for reason, n in self.fallbacks.items())
+        return f"fell back to dense: {'; '.join(reasons)}"
+
+
+class Measured(NamedTuple):
+    """A generation.
+
+    Attributes:
+        run: What was measured.
+        frames: uint8 ``(frames, height, width, 3)``.
+        latents: A sample of the latents after each step, float32 ``(steps, values)``.
+    """
+
+    run: Run
+    frames: np.ndarray
+    latents: np.ndarray
+
+
+def measure(
+    pipe: Any,
+    request: Request,
+    preset: Preset | None,
+    on_step: OnStep,
+    *,
+    strict: bool = False,
+    reference: np.ndarray | None = None,
+) -> Measured:
+    """Generate one video, dense (as diffusers does it) without a preset, and measure it.
+
+    Args:
+        pipe: The pipeline; it is left as it was.
+        request: What to generate.
+        preset: What to make sparse.
+        on_step: Told of every step.
+        strict: Raise where a call would fall back to dense.
+        reference: Latents of the dense run.
+    """
+    from vidsparse.pipelines.generate import generate, geometry_of
+    from vidsparse.pipelines.probe import Probe
+
+    device = torch.device(pipe.device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    attached = vidsparse.sparsify(pipe, preset, strict=strict) if preset else nullcontext()
+    with attached as session, Probe(pipe) as probe:
+        started = perf_counter()
+        frames = generate(pipe, request, on_step)
+        total = perf_counter() - started
+    stats = session.stats if session else Stats()
+    stages = probe.seconds
+    stages["attention"] -= stats.plan_seconds
+    latents = torch.stack(probe.latents).cpu().numpy()
+    run = Run(
+        stages=Stages(total=total, planning=stats.plan_seconds, **stages),
+        frames_sha256=hashlib.sha256(np.ascontiguousarray(frames).data).hexdigest(),
+        grid=str(geometry_of(pipe).token_grid(request.frames, request.height, request.width)),
+        attention_shape=list(probe.shape or ()),
+        peak_memory_bytes=(
+            torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+        ),
+    )
+    if session:
+        error = [] if reference is None else latent_error(latents, reference)
+        run = replace(run, **sparsity(stats), latent_error=error)
+    return Measured(run, frames, latents)
+
+
+def attention_error(pipe: Any, request: Request, preset: Preset, on_step: OnStep) -> Table:
+    """Generate once more, untimed; relative L1 of attention outputs, ``[layer][step]``."""
+    from vidsparse.pipelines.generate import generate
+
+    meter = ErrorMeter()
+    with vidsparse.sparsify(pipe, preset) as session:
+        session.observe(meter)
+        generate(pipe, request, on_step)
+        layers, steps = _extent(session.stats)
+        return meter.relative_l1(layers, steps)
+
+
+def dense_by_another_engine(pipe: Any, request: Request, on_step: OnStep) -> tuple[str, np.ndarray]:
+    """Generate once densely with attention summed in another order; say how, and give the frames.
+
+    The plain formula holds every score at once, so a GPU takes the memory-efficient kernel.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    from vidsparse.pipelines.generate import generate
+
+    on_gpu = torch.device(pipe.device).type == "cuda"
+    backend = SDPBackend.EFFICIENT_ATTENTION if on_gpu else SDPBackend.MATH
+    with sdpa_kernel(backend):
+        frames = generate(pipe, request, on_step)
+    return f"dense against dense with PyTorch's {backend.name.lower()} attention", frames
+
+
+def warm_up(pipe: Any, request: Request, preset: Preset | None) -> None:
+    """Run one step at full sparsity, or a dense one and the decoder, so that it is not timed."""
+    from vidsparse.pipelines import generate
+
+    if preset is None:
+        generate.generate(pipe, replace(request, steps=1))
+        return
+    at_once = {"dense_above": 1.0, "full_below": 1.0, "dense_layers": 0}
+    with vidsparse.sparsify(pipe, preset.override(at_once)):
+        generate.warm_up(pipe, request)
+
+
+def latent_error(latents: np.ndarray, reference: np.ndarray) -> list[float]:
+    """Relative root mean square error of each step; both ``(steps, values)``."""
+    distance = np.linalg.norm(latents - reference, axis=1)
+    return (distance / np.maximum(np.linalg.norm(reference, axis=1), 1e-30)).tolist()
+
+
+def sparsity(stats: Stats) -> dict[str, Any]:
+    """Every field of a run that a session knows."""
+    by_call = {key: density.float().cpu() for key, density in stats.calls.items()}
+    layers, steps = _extent(stats)
+    means: dict[tuple[int, int], list[float]] = {}
+    heads: dict[int, list[Tensor]] = {}
+    for key, density in by_call.items():
+        means.setdefault((key.layer, key.step), []).append(float(density.mean()))
+        if density.mean() < 1:
+            heads.setdefault(key.layer, []).append(density)
+    return {
+        "mean_density": stats.mean_density,
+        "dense_steps_share": stats.dense_steps_share,
+        "sigmas": [stats.sigmas[step] for step in sorted(stats.sigmas)],
+        "density": [
+            [_mean(means.get((layer, step))) for step in range(steps)] for layer in range(layers)
+        ],
+        "head_density": [_head_means(heads.get(layer, [])) for layer in range(layers)],
+        "engines": dict(stats.engines),
+        "fallbacks": dict(stats.fallbacks),
+        "notes": list(stats.notes),
+    }
+
+
+def _extent(stats: Stats) -> tuple[int, int]:
+    """How many layers and steps there were."""
+    return tuple(1 + max(getattr(key, name) for key in stats.calls) for name in ("layer", "step"))  # type: ignore[return-value]
+
+
+def _head_means(calls: list[Tensor]) -> list[float]:
+    """Mean density of each head; of one for all where every call shared its plan."""
+    if not calls:
+        return []
+    heads = max(density.numel() for density in calls)
+    return torch.stack([density.expand(heads) for density in calls]).mean(dim=0).tolist()
+
+
+def _mean(values: list[float] | None) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,205 @@
+"""The work of a comparison, piece by piece: what is finished is not done again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vidsparse.cli import measured_run
+from vidsparse.cli.clips import DENSE, Case
+from vidsparse.cli.finished import ENGINES, FLOOR, Finished
+from vidsparse.cli.progress import Board, Pace, overall_bar
+from vidsparse.cli.screen import note
+from vidsparse.preset import Preset
+
+if TYPE_CHECKING:
+    from vidsparse.metrics.scores import Scorer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """Something to do.
+
+    Attributes:
+        kind: Pieces of one kind take about as long as each other.
+        label: For a person.
+        finished: Whether it was done before.
+        do: Does it.
+        needs_pipe: Whether the model has to be loaded for it.
+    """
+
+    kind: str
+    label: str
+    finished: Callable[[], bool]
+    do: Callable[[Board], None]
+    needs_pipe: bool = True
+
+
+class CompareWork:
+    """Makes everything that a comparison needs.
+
+    Args:
+        finished: What was asked for, and what of it is there.
+    """
+
+    def __init__(self, finished: Finished) -> None:
+        self._done = finished
+        self._scorer: Scorer | None = None
+        self._pipe: Any = None
+        self._warm: set[str] = set()
+
+    def do(self) -> None:
+        """Do what is not done yet, with one bar over all of it."""
+        pieces = self.pieces()
+        to_do = [piece for piece in pieces if not piece.finished()]
+        if len(to_do) < len(pieces):
+            note(f"{len(pieces) - len(to_do)} of {len(pieces)} pieces of work were done before")
+        if self._done.clips.changed:
+            note(f"made again, since these changed: {', '.join(self._done.clips.changed)}")
+        if any(piece.needs_pipe for piece in to_do):
+            self._pipe = self._done.job.load()
+        pace = Pace([piece.kind for piece in to_do], self._done.seconds())
+        with overall_bar(len(to_do), pace) as board:
+            for piece in to_do:
+                with board.piece(piece):
+                    piece.do(board)
+
+    def pieces(self) -> list[Piece]:
+        """All generations, then what is measured on their frames."""
+        first = self._done.cases[0]
+        found = [
+            self._generation(case, preset)
+            for case in self._done.cases
+            for preset in (None, *self._done.presets)
+        ]
+        if self._done.wants_floor:
+            found.append(
+                Piece(
+                    kind=DENSE,
+                    label=f"dense by another engine, {_label(first)}",
+                    finished=lambda: self._done.floor() is not None,
+                    do=partial(self._do_floor, first),
+                )
+            )
+        found.append(
+            Piece(
+                kind="dense engines",
+                label="dense attention by every engine",
+                finished=lambda: bool(self._done.dense_engines()),
+                do=self._do_dense_engines,
+                needs_pipe=False,
+            )
+        )
+        if self._done.wants_errors:
+            found += [self._errors(first, preset) for preset in self._done.presets]
+        return [
+            *found,
+            *(self._score(case, p) for case in self._done.cases for p in self._done.presets),
+        ]
+
+    def _generation(self, case: Case, preset: Preset | None) -> Piece:
+        name = preset.name if preset else DENSE
+        return Piece(
+            kind=name,
+            label=f"{name}, {_label(case)}",
+            finished=lambda: self._done.run(case, preset) is not None,
+            do=partial(self._do_generation, case, preset),
+        )
+
+    def _errors(self, case: Case, preset: Preset) -> Piece:
+        return Piece(
+            kind=preset.name,
+            label=f"{preset.name}, attention errors, {_label(case)}",
+            finished=lambda: bool(self._done.attention_error(case, preset)),
+            do=partial(self._do_errors, case, preset),
+        )
+
+    def _score(self, case: Case, preset: Preset) -> Piece:
+        return Piece(
+            kind="scores",
+            label=f"scores of {preset.name}, {_label(case)}",
+            finished=lambda: self._done.scores(case, preset) is not None,
+            do=partial(self._do_score, case, preset),
+            needs_pipe=False,
+        )
+
+    def _do_generation(self, case: Case, preset: Preset | None, board: Board) -> None:
+        name = preset.name if preset else DENSE
+        if name not in self._warm:
+            measured_run.warm_up(self._pipe, case.request, preset)
+            self._warm.add(name)
+        made = measured_run.measure(
+            self._pipe,
+            case.request,
+            preset,
+            board.on_step,
+            strict=self._done.job.options.strict,
+            reference=self._done.clips.array(case, f"{DENSE}.latents") if preset else None,
+        )
+        arrays = {name: made.frames}
+        if preset is None:
+            arrays[f"{DENSE}.latents"] = made.latents
+        self._done.clips.save(
+            case, name, self._done.settings(case, preset), made.run.to_json(), arrays
+        )
+
+    def _do_floor(self, case: Case, board: Board) -> None:
+        from vidsparse.metrics.fidelity import fidelity
+
+        how, frames = measured_run.dense_by_another_engine(self._pipe, case.request, board.on_step)
+        found = fidelity(frames, self._done.clips.array(case, DENSE))
+        record = {
+            "psnr": found.to_json()["psnr"],
+            "identical": found.identical_frames == len(frames),
+            "how": how,
+        }
+        self._done.clips.save(case, FLOOR, self._done.settings(case, None), record, {FLOOR: frames})
+
+    def _do_dense_engines(self, board: Board) -> None:
+        from vidsparse.cli.dense_engines import time_dense_engines
+
+        first, dense = self._done.cases[0], self._done.run(self._done.cases[0], None)
+        assert dense is not None
+        dtype = getattr(torch, self._done.job.dtype)
+        times = time_dense_engines(dense.attention_shape, dtype, self._done.job.device)
+        self._done.clips.save(
+            first, ENGINES, self._done.settings(first, None), {"milliseconds": times}, {}
+        )
+
+    def _do_errors(self, case: Case, preset: Preset, board: Board) -> None:
+        table = measured_run.attention_error(self._pipe, case.request, preset, board.on_step)
+        settings = self._done.settings(case, preset)
+        self._done.clips.save(
+            case, f"{preset.name}.errors", settings, {"attention_error": table}, {}
+        )
+
+    def _do_score(self, case: Case, preset: Preset, board: Board) -> None:
+        if self._done.scores(case, preset) is not None:  # the same frames were made again
+            return
+        frames, reference = (self._done.clips.array(case, name) for name in (preset.name, DENSE))
+        found = self._make_scorer().score(frames, reference)
+        settings = self._done.score_settings(
+            self._done.run(case, preset), self._done.run(case, None)
+        )
+        self._done.clips.save(case, f"{preset.name}.scores", settings, asdict(found), {})
+
+    def _make_scorer(self) -> Scorer:
+        """Scores clips, with networks on the device once the model is off it."""
+        from vidsparse.metrics.scores import Scorer
+
+        if self._scorer is None:
+            self._pipe = None
+            self._scorer = Scorer(
+                self._done.weights, fps=self._done.job.fps, device=self._done.job.device
+            )
+        return self._scorer
+
+
+def _label(case: Case) -> str:
+    prompt = case.request.prompt
+    short = prompt if len(prompt) <= 40 else f"{prompt[:39].rstrip()}…"
+    return f"{short}, seed {case.request.seed}"
