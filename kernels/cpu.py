@@ -2,7 +2,8 @@
 
 Query blocks that read equally many tokens form a group; a group gathers its keys and values once
 and runs through torch's own scaled-dot-product attention as one batch, a few blocks at a time so
-that the gathered keys stay in cache. Runs on any device; made for CPUs.
+that the gathered keys stay in cache. Blocks of unequal size run one by one. Runs on any device;
+made for CPUs.
 """
 
 import dataclasses
@@ -13,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vidsparse.kernels.case import Case
 from vidsparse.kernels.compensate import add_skipped
+from vidsparse.kernels.cpu_clusters import attend_clusters
 from vidsparse.kernels.plan import BlockPlan
 
 CPU_TOKENS = 8_192  # keys gathered for one batch: 2 MiB at head_dim 64 in float32
@@ -41,11 +42,6 @@ class _Group(NamedTuple):
         return (self.blocks.shape[1] + self.has_tail) * plan.kv_block + means
 
 
-def cpu_unsupported(case: Case) -> list[str]:
-    """Why the ``cpu`` engine cannot run a case; empty when it can."""
-    return ["the cpu engine cannot run blocks of unequal size"] if case.offsets else []
-
-
 def cpu_attention(
     q: Tensor,
     k: Tensor,
@@ -61,6 +57,10 @@ def cpu_attention(
     Arguments and result as in ``reference_attention``. Reads list lengths (and ``key_length``)
     back from the device.
     """
+    if plan.q_offsets is not None or plan.kv_offsets is not None:
+        attend = _with_lse if return_lse else _without_lse
+        out, lse = attend_clusters(q, k, v, plan, scale=scale, key_length=key_length, attend=attend)
+        return out, lse if return_lse else None
     if key_length is not None:
         return _up_to_length(q, k, v, plan, scale, key_length, return_lse)
     if not return_lse and int(plan.kv_count.min()) == plan.num_kv_blocks:  # nothing is skipped

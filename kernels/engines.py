@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vidsparse.errors import BadInputError
 from vidsparse.kernels.case import Case
-from vidsparse.kernels.cpu import cpu_attention, cpu_unsupported
+from vidsparse.kernels.cpu import cpu_attention
 from vidsparse.kernels.flash import flash_attention, flash_unsupported
 from vidsparse.kernels.flex import flex_attention, flex_unsupported
 from vidsparse.kernels.reference import reference_attention
@@ -91,7 +91,7 @@ ENGINES: dict[str, Engine] = {
             unsupported=xformers_unsupported,
             automatic=False,  # whether a plan is block-diagonal cannot be seen without a sync
         ),
-        Engine(name="cpu", run=cpu_attention, unsupported=cpu_unsupported, takes_pooled=True),
+        Engine(name="cpu", run=cpu_attention, unsupported=lambda case: [], takes_pooled=True),
         Engine(
             name="reference",
             run=reference_attention,
@@ -128,9 +128,7 @@ def choose_engine(case: Case) -> Choice:
 
 def _why_preferred(name: str, case: Case) -> str:
     if case.device_type == "cpu":
-        return {"cpu": "grouped gather, the fastest engine on a CPU"}.get(
-            name, "the only engine on a CPU for blocks of unequal size"
-        )
+        return "gathered keys, the fastest engine on a CPU"
     where = case.device_type if case.arch is None else f"sm_{case.arch[0]}{case.arch[1]}"
     return f"nothing was measured on {where}; this is the first in line that can run it"
 

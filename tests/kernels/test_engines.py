@@ -13,8 +13,8 @@ from vidsparse.kernels.attention import attention
 from vidsparse.kernels.case import Case
 from vidsparse.kernels.cpu import cpu_attention
 from vidsparse.kernels.engines import ENGINES, choose_engine
-from vidsparse.kernels.plan import BlockPlan
-from vidsparse.kernels.reference import reference_attention
+from vidsparse.kernels.plan import BlockPlan, Pooled
+from vidsparse.kernels.pooling import pool_ragged
 
 EVERYWHERE = ["cpu", "reference", "triton"]  # run without a package, on a CPU and on a GPU
 
@@ -83,7 +83,7 @@ def test_any_plan_equals_the_oracle(oracle, device, engine, data):
     batch, heads, head_dim = (draw(st.integers(1, n)) for n in (2, 3, 40))
     q_len, kv_len = draw(st.integers(1, 90)), draw(st.integers(1, 90))
     q_block, kv_block = (16 * draw(st.integers(1, 4)) for _ in range(2))
-    unequal = engine != "cpu" and draw(st.booleans())
+    unequal = draw(st.booleans())
     plan = oracle.plan(
         draw(st.sampled_from([1, batch])), draw(st.sampled_from([1, heads])),
         q_len, kv_len, q_block, kv_block,
@@ -224,13 +224,16 @@ def test_an_engine_that_cannot_run_says_why(oracle, engine):
         attention(q, k, v, oracle.plan(1, 1, 16, 16, 16, 16), engine=engine)
 
 
-def test_the_cpu_engine_refuses_unequal_blocks_and_auto_takes_another(oracle):
-    q, k, v = oracle.qkv(1, 1, 40, 40, 8)
-    plan = oracle.plan(1, 1, 40, 40, 16, 16, q_blocks=3, kv_blocks=4)
-    with pytest.raises(BadInputError, match="cannot run blocks of unequal size"):
-        attention(q, k, v, plan, engine="cpu")
-    expected, _ = reference_attention(q, k, v, plan)
-    torch.testing.assert_close(attention(q, k, v, plan), expected)
+@pytest.mark.parametrize("return_lse", [False, True])
+def test_the_cpu_engine_runs_clusters_with_and_without_stand_ins(oracle, return_lse):
+    q, k, v = oracle.qkv(2, 3, 40, 40, 8)
+    plan = oracle.plan(2, 3, 40, 40, 16, 16, q_blocks=3, kv_blocks=4)
+    means = [pool_ragged(x, plan.kv_offsets.expand(2, 3, -1)) for x in (k, v)]
+    pooled = Pooled(key=means[0], value=means[1], size=plan.kv_sizes)
+    for each in (plan, dataclasses.replace(plan, pooled=pooled)):
+        found = attention(q, k, v, each, engine="cpu", return_lse=return_lse)
+        expected = attention(q, k, v, each, engine="reference", return_lse=return_lse)
+        torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("lengths", [(33, 32), (32, 33)])

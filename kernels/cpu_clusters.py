@@ -1,0 +1,91 @@
+"""Attention under a plan of unequal blocks, a query block at a time: for clusters, on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from vidsparse.kernels.plan import BlockPlan, block_of_token
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], tuple[Tensor, Tensor | None]]
+
+
+def attend_clusters(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    *,
+    scale: float,
+    key_length: Tensor | None,
+    attend: Attend,
+) -> tuple[Tensor, Tensor]:
+    """Gather the keys of each query block and attend to them, stand-ins beside them.
+
+    Args:
+        q: ``(batch, heads, q_len, head_dim)``.
+        k: ``(batch, heads, kv_len, head_dim)``.
+        v: Like k.
+        plan: With offsets, without orders.
+        scale: Score scale.
+        key_length: Keys of each batch entry, ``(batch,)``; stand-ins behind it take part.
+        attend: Attention of one query block, with a bias a key.
+
+    Returns:
+        The output, and the log-sum-exp where ``attend`` gives one.
+    """
+    batch, heads = q.shape[:2]
+    masks = plan.to_block_mask().expand(batch, heads, -1, -1)
+    starts = _offsets(plan.q_offsets, plan.q_len, plan.q_block, batch, heads)
+    blocks = block_of_token(plan.kv_len, plan.kv_block, plan.kv_offsets, None)
+    blocks = blocks.to(q.device).expand(batch, heads, -1)
+    lengths = [plan.kv_len] * batch if key_length is None else key_length.tolist()
+    out = torch.zeros_like(q, memory_format=torch.contiguous_format)
+    lse = q.new_full(q.shape[:3], -torch.inf, dtype=torch.promote_types(q.dtype, torch.float32))
+    for b in range(batch):
+        length = min(max(0, lengths[b]), plan.kv_len)
+        for h in range(heads):
+            kept = masks[b, h][:, blocks[b, h, :length]]
+            for row, (start, stop) in enumerate(starts[b][h]):
+                read = kept[row].nonzero()[:, 0]
+                key, value = k[b, h].index_select(0, read), v[b, h].index_select(0, read)
+                key, value, bias = _with_means(key, value, plan, masks[b, h, row], b, h)
+                if start == stop or not len(key):
+                    continue
+                result, sums = attend(q[b, h, start:stop][None, None], key[None, None],
+                                      value[None, None], bias, scale)  # fmt: skip
+                out[b, h, start:stop] = result[0, 0]
+                if sums is not None:
+                    lse[b, h, start:stop] = sums[0, 0]
+    return out, lse
+
+
+def _with_means(
+    key: Tensor, value: Tensor, plan: BlockPlan, kept: Tensor, b: int, h: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Keys and values with the means of skipped blocks after them, and ``ln(size)`` for those."""
+    if plan.pooled is None:
+        return key, value, None
+    size = plan.pooled.size
+    size = size if size.ndim == 1 else size[b % size.shape[0], h % size.shape[1]]
+    skipped = (~kept & (size > 0)).nonzero()[:, 0]
+    bias = key.new_zeros(len(key) + len(skipped))
+    bias[len(key) :] = size[skipped].log()
+    mean_key, mean_value = (
+        x[b, h].index_select(0, skipped).to(key.dtype) for x in (plan.pooled.key, plan.pooled.value)
+    )
+    return torch.cat([key, mean_key]), torch.cat([value, mean_value]), bias[None, None, None]
+
+
+def _offsets(
+    offsets: Tensor | None, length: int, block: int, batch: int, heads: int
+) -> list[list[list[tuple[int, int]]]]:
+    """First and last token of each query block, by batch entry and head."""
+    if offsets is None:
+        edges = [*range(0, length, block), length]
+        return [[list(pairwise(edges))] * heads] * batch
+    found = offsets.expand(batch, heads, -1).tolist()
+    return [[list(pairwise(e)) for e in entry] for entry in found]
