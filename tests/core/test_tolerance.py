@@ -196,3 +196,54 @@ def test_what_cannot_be_measured_is_refused(parameters, message):
     settings = {"estimator": ValueAware(mass=Mass.ROWS), "selector": Selector.TOLERANCE}
     with pytest.raises(BadInputError, match=message):
         Policy(**(settings | parameters))
+
+
+def planned_steps(monkeypatch, tensors_of_step, steps=9, **changes):
+    """At which steps the layer made a plan, in place of keeping its old one."""
+    import vidsparse.planner as planner
+
+    made = []
+    plan = planner.plan_within
+
+    def noted(policy, inputs, *rest):
+        made.append(inputs.step)
+        return plan(policy, inputs, *rest)
+
+    monkeypatch.setattr(planner, "plan_within", noted)
+    settings = {"q_clusters": 12, "kv_clusters": 24, "min_tokens": 0, "tolerance": 0.2}
+    engine = SparseAttention(PRESETS["auto"].override(settings | changes))
+    for step in range(steps):
+        for branch in ("cond", "uncond"):
+            call = Call(grid=GRID, layer=0, step=step, sigma=0.5, branch=branch)
+            engine(*tensors_of_step(step), call, no_dense)
+    return made
+
+
+def constant(seed=0):
+    tensors = [x.transpose(1, 2) for x in (2 * smooth(seed=seed), 2 * smooth(seed=seed), smooth())]
+    return lambda step: tensors
+
+
+def test_a_plan_is_kept_while_its_error_stays_low_and_both_branches_use_it(monkeypatch):
+    assert planned_steps(monkeypatch, constant(), tolerance=0.3, replan=4) == [0, 4, 8]
+
+
+def test_a_plan_that_errs_too_much_on_new_rows_is_made_anew_a_step_later(monkeypatch):
+    before, after = constant(), constant(seed=7)
+
+    def changing(step):
+        return (before if step < 3 else after)(step)
+
+    made = planned_steps(monkeypatch, changing, tolerance=0.05, replan=20, first_iterations=20)
+    assert made[0] == 0
+    assert 4 in made  # seen at step 3, whose plan was of other tokens
+
+
+def test_on_the_ramp_no_plan_is_kept():
+    engine = SparseAttention(PRESETS["draft"].override({"replan": 4, "min_tokens": 0, "block": 16}))
+    works: list[Any] = []
+    engine.observers.append(lambda call, work, *tensors: works.append(work.plan.density))
+    q, k, v = constant()(0)
+    for step, sigma in enumerate((0.92, 0.88, 0.84, 0.7, 0.6)):
+        engine(q, k, v, Call(grid=GRID, layer=0, step=step, sigma=sigma), no_dense)
+    assert works[0] > works[1] > works[2] > works[3] == works[4]
