@@ -201,3 +201,23 @@ def test_lite_only_drops_blocks_until_rotation_shows_them_again():
         seen.add(bytes(state.get("tiles").numpy().tobytes()))
     assert len(seen) > 1
     assert isinstance(reopening.preset.policy.estimator, Observed)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_calls_that_a_cache_skips_are_not_missed(name):
+    """FirstBlockCache and its like leave out layers at some steps, or a whole guidance branch."""
+    grid = TokenGrid(4, 6, 7, 2)
+    chosen = preset(name)
+    if chosen.policy.can_reuse_plans:
+        chosen = chosen.override({"replan": 3})
+    engine = SparseAttention(chosen, strict=True)
+    tensors = {"cond": qkv(grid), "uncond": qkv(grid)}
+    calls = [(0, "cond"), (0, "uncond"), (1, "cond"), (4, "uncond"), (9, "cond"), (10, "uncond")]
+    for step, branch in calls:
+        call = Call(grid=grid, layer=0, step=step, sigma=0.8 - step / 20, branch=branch)
+        out = attend(engine, tensors[branch], call)
+        assert out.isfinite().all()
+        if name != "rectified":  # scales text rows too
+            torch.testing.assert_close(
+                out[:, :2], dense(*tensors[branch])[:, :2], atol=2e-5, rtol=1e-4
+            )
