@@ -104,11 +104,12 @@ def test_swiping_uncovers_the_sparse_clip(page):
     assert page.locator("#handle").get_attribute("aria-valuenow") == "1"
 
 
-def test_the_theme_switches(page):
+def test_the_theme_switches(page, tmp_path):
     colour = "getComputedStyle(document.documentElement).backgroundColor"
     light = page.evaluate(colour)
     page.locator("#theme").click()
     dark = page.evaluate(colour)
+    page.screenshot(path=tmp_path / "dark.png", full_page=True)  # to look at: pytest keeps it
     assert sum(map(int, light[4:-1].split(","))) > sum(map(int, dark[4:-1].split(","))) + 300
     page.keyboard.press("t")
     assert page.evaluate(colour) == light
