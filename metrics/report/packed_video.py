@@ -30,7 +30,12 @@ class Quality:
     crf: int
 
 
-QUALITIES = (Quality(480, 20), Quality(360, 24), Quality(240, 28), Quality(144, 34))
+QUALITIES = (
+    Quality(480, 20), Quality(480, 24), Quality(360, 25), Quality(360, 29), Quality(240, 29),
+    Quality(240, 33), Quality(144, 34),
+)  # fmt: skip
+# What the conversion from RGB makes of the colours, so that players agree.
+_BT601 = {"colorspace": "smpte170m", "color_primaries": "smpte170m", "color_trc": "smpte170m"}
 
 
 def packed_video(dense: np.ndarray, sparse: np.ndarray, fps: float, quality: Quality) -> bytes:
@@ -45,7 +50,7 @@ def packed_video(dense: np.ndarray, sparse: np.ndarray, fps: float, quality: Qua
     width, height = pane_size(dense, quality)
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        options = {"crf": str(quality.crf), "g": "8", "preset": "medium"}
+        options = {"crf": str(quality.crf), "g": "8", "color_range": "tv", **_BT601}
         rate = Fraction(fps).limit_denominator(65535)
         stream = container.add_stream("libx264", rate=rate, options=options)
         assert isinstance(stream, av.VideoStream)
@@ -60,7 +65,7 @@ def packed_video(dense: np.ndarray, sparse: np.ndarray, fps: float, quality: Qua
 
 
 def pane_size(frames: np.ndarray, quality: Quality) -> tuple[int, int]:
-    """Width and height of a pane, even as yuv420p needs them, never enlarged by more than one."""
+    """Width and height of a pane, even as yuv420p needs them; never more than a pixel larger."""
     _, height, width, _ = frames.shape
     scale = min(1.0, quality.height / height)
     return max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)

@@ -11,12 +11,17 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from vidsparse.metrics.report import charts, words
-from vidsparse.metrics.report.packed_video import GAIN, colour_scale
-from vidsparse.metrics.report.results import Clip, Results
+from vidsparse.metrics.report import words
+from vidsparse.metrics.report.charts import stages
+from vidsparse.metrics.report.clip_charts import clip_charts
+from vidsparse.metrics.report.packed_video import GAIN, Quality, colour_scale
+from vidsparse.metrics.report.pareto import pareto
+from vidsparse.metrics.report.results import Clip, Results, Score
+from vidsparse.metrics.report.svg import line_key, mark_key
 
 FOLDER = Path(__file__).parent / "template"
 STAGES = ("text_encoder", "attention", "planning", "other", "vae")
+READ_OUT = {"psnr": ("PSNR", " dB", 1), "ssim": ("SSIM", "", 3)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +33,14 @@ class Preview:
         video: Three panes side by side, mp4.
         width: Of a pane, in pixels.
         height: Of a pane, in pixels.
+        quality: What it was encoded with.
     """
 
     clip: Clip
     video: bytes
     width: int
     height: int
+    quality: Quality
 
 
 def render(results: Results, previews: Sequence[Preview]) -> str:
@@ -42,28 +49,33 @@ def render(results: Results, previews: Sequence[Preview]) -> str:
         loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    shown = {id(preview.clip): at for at, preview in enumerate(previews)}
     return environment.get_template("page.html.j2").render(
         style=(FOLDER / "style.css").read_text(encoding="utf-8"),
         script=(FOLDER / "player.js").read_text(encoding="utf-8"),
+        results=results,
         headline=words.headline(results),
         cards=words.cards(results),
         conditions=words.conditions(results),
+        floor=words.floor(results),
         warnings=words.warnings(results),
         chosen=_which(results, previews),
+        encoded=_encoded(results, previews),
         gain=GAIN,
         scale=colour_scale(),
         scale_top=255 // GAIN,
-        views=[_view(results, preview) for preview in previews],
+        groups=_groups(results, previews),
+        charts=[clip_charts(results, preview.clip) for preview in previews],
         player=[_player(results, at, preview) for at, preview in enumerate(previews)],
         videos=[base64.b64encode(preview.video).decode() for preview in previews],
-        pareto=charts.pareto(results),
+        mark_key=mark_key,
+        line_key=line_key,
+        pareto=pareto(results),
         stages=_stages(results),
         table=words.score_table(results),
         pairs=words.pairs(results),
-        clips=[words.clip_row(results, clip) for clip in results.clips],
-        command=results.command,
+        clips=[(words.clip_row(results, clip), shown.get(id(clip))) for clip in results.clips],
         facts=words.facts(results),
-        presets=results.presets,
     )
 
 
@@ -76,6 +88,27 @@ def _which(results: Results, previews: Sequence[Preview]) -> str:
     )
 
 
+def _encoded(results: Results, previews: Sequence[Preview]) -> str:
+    """How far a preview is from the raw frames."""
+    if not previews:
+        return ""
+    text = f"H.264 previews, CRF {previews[0].quality.crf}"
+    if previews[0].height + 1 < results.video.height:
+        text += f", shrunk from {results.video.height} to {previews[0].height} lines to fit"
+    return text
+
+
+def _groups(results: Results, previews: Sequence[Preview]) -> list[tuple[str, Any]]:
+    """The clips to choose from, by prompt."""
+    found: dict[int, list[tuple[int, str]]] = {}
+    for at, preview in enumerate(previews):
+        clip = preview.clip
+        psnr = words.number(clip.scores.get("psnr"), "dB", clip.identical)
+        label = f"{clip.preset}, seed {clip.seed} ({psnr})"
+        found.setdefault(clip.prompt_index, []).append((at, label))
+    return [(results.prompts[index], clips) for index, clips in found.items()]
+
+
 def _player(results: Results, at: int, preview: Preview) -> dict[str, Any]:
     clip = preview.clip
     return {
@@ -86,74 +119,24 @@ def _player(results: Results, at: int, preview: Preview) -> dict[str, Any]:
         "frames": results.video.frames,
         "fps": results.video.fps,
         "caption": words.caption(results, clip),
+        "said": _said(clip, results.video.frames),
     }
 
 
-def _view(results: Results, preview: Preview) -> dict[str, Any]:
-    clip = preview.clip
-    label = f"{clip.preset}, seed {clip.seed}: {results.prompts[clip.prompt_index]}"
-    return {"label": label, "charts": [c for c in _charts(results, clip) if c["svg"]]}
+def _said(clip: Clip, frames: int) -> list[str]:
+    """What is read out beside each frame."""
+    known = {name: clip.curves[name] for name in READ_OUT if name in clip.curves}
 
+    def said(name: str, value: Score) -> str:
+        label, unit, digits = READ_OUT[name]
+        return "" if value is None else f"{label} {value:.{digits}f}{unit}"
 
-def _charts(results: Results, clip: Clip) -> list[dict[str, Any]]:
-    rivals = [
-        (at, row.preset, other)
-        for at, row in enumerate(results.summary)
-        for other in results.clips
-        if other.preset == row.preset
-        and (other.prompt_index, other.seed) == (clip.prompt_index, clip.seed)
-    ]
-    legend = [(at % charts.SERIES, name) for at, name, _ in rivals]
-    found = []
-    for metric, label in (("psnr", "PSNR of each frame, dB"), ("ssim", "SSIM of each frame")):
-        curves = [(at, name, each.curves.get(metric, [])) for at, name, each in rivals]
-        found.append(_chart(label, charts.lines(curves, across="frame", up=label), "", legend))
-    steps = [(at, name, words.step_density(each)) for at, name, each in rivals]
-    found.append(
-        _chart(
-            "Density of each step",
-            charts.lines(steps, across="denoising step", up="density", low=0.0),
-            f"{clip.preset}: mean {clip.mean_density:.2f}, {clip.dense_steps_share:.0%} of the "
-            "steps dense",
-            legend,
-        )
-    )
-    drift = [(at, name, each.step_latent_error) for at, name, each in rivals]
-    label = "relative error of the latents"
-    drawn = charts.lines(drift, across="denoising step", up=label, low=0.0)
-    found.append(_chart("How far the latents are from dense", drawn, "", legend))
-    return found + _maps(clip)
-
-
-def _maps(clip: Clip) -> list[dict[str, Any]]:
-    """Heat maps of one clip."""
-    errors = [value for row in clip.attention_error for value in row if value is not None]
-    maps = [
-        ("Density by layer and step", clip.density, "step", 1.0, "1 is dense"),
-        ("Density by layer and head", clip.head_density, "head", 1.0, "mean over sparse steps"),
-        (
-            "Error of attention by layer and step",
-            clip.attention_error,
-            "step",
-            max(errors, default=0.0),
-            "relative L1 against dense attention on the same input, sampled rows",
-        ),
-    ]
+    if clip.identical:
+        return ["identical"] * frames
     return [
-        _chart(
-            title,
-            charts.heat_map(grid, across=across, up="layer", low=0.0, high=high, title=title),
-            f"{clip.preset}; {caption}",
-        )
-        for title, grid, across, high, caption in maps
-        if grid and any(grid)
+        ", ".join(filter(None, (said(name, curve[frame]) for name, curve in known.items())))
+        for frame in range(frames)
     ]
-
-
-def _chart(
-    title: str, svg: str, caption: str, legend: Sequence[tuple[int, str]] = ()
-) -> dict[str, Any]:
-    return {"title": title, "svg": svg, "caption": caption, "legend": legend}
 
 
 def _stages(results: Results) -> str:
@@ -166,7 +149,7 @@ def _stages(results: Results) -> str:
         (row.preset, [clip.time for clip in timed if clip.preset == row.preset])
         for row in results.summary
     ]
-    return charts.stages(
+    return stages(
         [
             (
                 name,

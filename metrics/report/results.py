@@ -7,11 +7,12 @@ of ``null`` is infinite, because the clip equals its reference.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from vidsparse.errors import BadInputError
+from vidsparse.metrics.report.checks import check_clip, check_results
 
 Score = float | None
 Grid = list[list[float | None]]
@@ -35,10 +36,10 @@ class Video(Part):
         tokens: In that grid.
     """
 
-    frames: int
-    height: int
-    width: int
-    fps: float
+    frames: PositiveInt
+    height: PositiveInt
+    width: PositiveInt
+    fps: float = Field(gt=0)
     grid: str
     tokens: int
 
@@ -118,10 +119,10 @@ class Clip(Part):
     """
 
     preset: str
-    prompt_index: int
+    prompt_index: int = Field(ge=0)
     seed: int
-    seconds: float
-    dense_seconds: float
+    seconds: float = Field(gt=0)
+    dense_seconds: float = Field(gt=0)
     mean_density: float
     dense_steps_share: float
     sigmas: list[float]
@@ -138,7 +139,12 @@ class Clip(Part):
     identical: bool
     scores: dict[str, Score]
     curves: dict[str, list[Score]]
-    frames: dict[str, str]
+    frames: dict[Literal["dense", "sparse"], str]
+
+    @model_validator(mode="after")
+    def _checked(self) -> Self:
+        check_clip(self)
+        return self
 
 
 class Range(Part):
@@ -228,8 +234,13 @@ class Results(Part):
     dense_engines: dict[str, float] = {}
     presets: list[PresetFacts]
     metrics: dict[str, Metric]
-    clips: list[Clip]
-    summary: list[PresetSummary]
+    clips: list[Clip] = Field(min_length=1)
+    summary: list[PresetSummary] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _checked(self) -> Self:
+        check_results(self)
+        return self
 
 
 def read_results(path: str | Path) -> Results:

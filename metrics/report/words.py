@@ -6,6 +6,7 @@ Shared by the page, the Markdown and the table of clips.
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from typing import Any
 
 from vidsparse.metrics.report.results import Clip, PresetSummary, Results, ScoreSummary
@@ -23,31 +24,39 @@ def headline(results: Results) -> str:
     return f"{best.preset}: {best.speedup.median:.2f}x as fast as dense at {quality}"
 
 
+def floor(results: Results) -> str:
+    """What a PSNR is to be held against."""
+    found = results.noise_floor
+    if found is None:
+        return "noise floor not measured"
+    if found.psnr is None:
+        return "noise floor infinite"
+    return f"noise floor {found.psnr:.1f} dB"
+
+
 def conditions(results: Results) -> str:
     """Under what conditions every number holds."""
     video = results.video
-    floor = results.noise_floor
-    if floor is None:
-        noise = "noise floor not measured"
-    elif floor.psnr is None:
-        noise = f"noise floor: {floor.how} gave identical frames"
-    else:
-        noise = f"noise floor {floor.psnr:.1f} dB ({floor.how})"
+    noise = floor(results)
+    if results.noise_floor is not None:
+        noise += f" ({results.noise_floor.how})"
     return (
         f"{_count(len(results.prompts), 'prompt')} x {_count(len(results.seeds), 'seed')} "
         f"({', '.join(map(str, results.seeds))}), {results.steps} steps, guidance "
         f"{results.guidance:g}, {video.frames} x {video.height} x {video.width} at {video.fps:g} "
         f"fps, {video.tokens:,} tokens, {results.gpu or results.device} in {results.dtype}; "
-        f"{results.schedule_note}; {noise}."
+        f"{noise}; {results.schedule_note}."
     )
 
 
 def warnings(results: Results) -> list[str]:
     """What a reader must not miss."""
-    lines = {
-        f"{clip.preset} fell back to dense: {reason} ({_count(count, 'call')})": None
-        for clip in results.clips
-        for reason, count in clip.fallbacks.items()
+    calls: Counter[tuple[str, str]] = Counter()
+    for clip in results.clips:
+        calls.update({(clip.preset, reason): n for reason, n in clip.fallbacks.items()})
+    lines: dict[str, None] = {
+        f"{preset} fell back to dense: {reason} ({_count(count, 'call')} in all)": None
+        for (preset, reason), count in calls.items()
     }
     lines |= {f"{clip.preset}: {line}": None for clip in results.clips for line in clip.notes}
     if len(results.prompts) < 5:
@@ -61,6 +70,9 @@ def cards(results: Results) -> list[dict[str, str]]:
         {
             "name": row.preset,
             "speed": f"{row.speedup.median:.2f}x",
+            "quartiles": f"{row.speedup.low:.2f} to {row.speedup.high:.2f}",
+            "floor": floor(results),
+            "identical": _identical(row.scores["psnr"]),
             "psnr": number(row.scores["psnr"].mean, "").strip(),
             "interval": ends(row.scores["psnr"]),
             "psnr_note": "to dense" if row.scores["psnr"].mean is None else "dB PSNR",
@@ -68,6 +80,7 @@ def cards(results: Results) -> list[dict[str, str]]:
             "dense_steps": f"{row.dense_steps_share:.0%}",
             "ssim": interval(row.scores["ssim"], 3) if "ssim" in row.scores else "",
             "ideal": f"{row.gain.ideal:.2f}x" if row.gain else "",
+            "memory": _memory(results, row.preset),
             "sentence": row.sentence,
         }
         for row in results.summary
@@ -101,7 +114,9 @@ def _cell(row: PresetSummary, name: str, better: str) -> str:
         return "-"
     score = row.scores[name]
     digits = 1 if "psnr" in name else 3
-    text = "infinite" if score.mean is None else interval(score, digits)
+    text = interval(score, digits)
+    if score.mean is not None and score.identical:
+        text += f" (without {score.identical} identical)"
     dense = row.scores.get(f"{name}@dense")
     if better == "closer to dense" and dense is not None and dense.mean is not None:
         text += f" (dense {dense.mean:.{digits}f})"
@@ -123,8 +138,8 @@ def caption(results: Results, clip: Clip) -> str:
     return (
         f"{results.prompts[clip.prompt_index]} — {clip.preset}, seed {clip.seed}: "
         f"{number(clip.scores.get('psnr'), 'dB', clip.identical)} at mean density "
-        f"{clip.mean_density:.2f}, {clip.dense_steps_share:.0%} of the steps dense; "
-        f"{clip.seconds:.1f} s against {clip.dense_seconds:.1f} s"
+        f"{clip.mean_density:.2f}, {clip.dense_steps_share:.0%} of the steps dense, "
+        f"{floor(results)}; {clip.seconds:.1f} s against {clip.dense_seconds:.1f} s dense"
     )
 
 
@@ -187,6 +202,18 @@ def number(value: float | None, unit: str, identical: bool = True) -> str:
     if value is None:
         return "identical" if identical else "-"
     return f"{value:.1f} {unit}"
+
+
+def _identical(score: ScoreSummary) -> str:
+    if score.mean is None or not score.identical:
+        return ""
+    return f"{score.identical} of {score.clips} clips identical to dense, not in the mean"
+
+
+def _memory(results: Results, preset: str) -> str:
+    found = [clip.peak_memory_bytes for clip in results.clips if clip.preset == preset]
+    known = [value for value in found if value is not None]
+    return f"{max(known) / 2**30:.1f} GiB" if known else ""
 
 
 def _names(rows: list[PresetSummary]) -> str:

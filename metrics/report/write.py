@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from vidsparse.metrics.report.packed_video import QUALITIES, Quality, packed_vid
 from vidsparse.metrics.report.page import Preview, render
 from vidsparse.metrics.report.results import Clip, Results
 
-MOST_BYTES = 22_000_000  # of previews: a third more as text in the page
+MOST_PAGE_BYTES = 29_000_000
 MOST_CLIPS = 24
 
 
@@ -30,7 +31,7 @@ def write_report(folder: Path, results: Results) -> None:
     Raises:
         BadInputError: When frames are missing or not what the results say.
     """
-    page = render(results, previews(folder, results))
+    page = render(results, previews(folder, results, _room(results)))
     files = {
         "index.html": page,
         "report.md": markdown(results),
@@ -41,7 +42,17 @@ def write_report(folder: Path, results: Results) -> None:
         replace_file(folder / name, lambda part, text=text: part.write_bytes(text.encode()))
 
 
-def previews(folder: Path, results: Results, most_bytes: int = MOST_BYTES) -> list[Preview]:
+def _room(results: Results) -> int:
+    """Bytes of video for which the page has room beside all else; as text they take a third more.
+
+    The rest is measured with all clips; a little is kept for what is said of the previews' size.
+    """
+    bare = [Preview(clip, b"", 0, 0, QUALITIES[0]) for clip in shown_clips(results)]
+    rest = len(render(results, bare).encode())
+    return max(0, (MOST_PAGE_BYTES - rest - 2000) * 3 // 4)
+
+
+def previews(folder: Path, results: Results, most_bytes: int) -> list[Preview]:
     """Encode the clips that are shown, all at the best quality that fits.
 
     Args:
@@ -80,7 +91,8 @@ def markdown(results: Results) -> str:
     """A summary for a pull request."""
     lines = [f"# {_cell(words.headline(results))}", "", _cell(words.conditions(results)), ""]
     lines += [f"> {_cell(line)}" for line in words.warnings(results)]
-    lines += ["", "| preset | speed-up | PSNR, dB | SSIM | mean density | dense steps |"]
+    psnr = f"PSNR, dB ({words.floor(results)})"
+    lines += ["", f"| preset | speed-up | {psnr} | SSIM | mean density | dense steps |"]
     lines += ["|---|---|---|---|---|---|"]
     lines += [
         f"| {_cell(card['name'])} | {card['speed']} | {card['psnr']} {card['interval']} | "
@@ -94,14 +106,17 @@ def markdown(results: Results) -> str:
         label = _cell(f"{row['label']}{mark}, {row['better']}")
         lines.append(f"| {label} | {' | '.join(_cell(v) for v in row['cells'])} |")
     lines += ["", *(f"- {_cell(line)}" for line in words.pairs(results))]
-    lines += ["", "| prompt | seed | preset | density | PSNR |", "|---|---|---|---|---|"]
+    lines += ["", f"| prompt | seed | preset | density | dense steps | {psnr} |"]
+    lines += ["|---|---|---|---|---|---|"]
     for clip in results.clips:
         row = words.clip_row(results, clip)
         lines.append(
             f"| {_cell(row['prompt'])} | {row['seed']} | {_cell(row['preset'])} | "
-            f"{row['density']} | {row['psnr']} |"
+            f"{row['density']} | {row['dense_steps']} | {row['psnr']} |"
         )
-    lines += ["", "```", results.command.replace("```", "'''"), "```"]
+    longest = max(map(len, re.findall("`+", results.command)), default=0)
+    fence = "`" * max(3, longest + 1)
+    lines += ["", fence, results.command, fence]
     return "\n".join(lines) + "\n"
 
 
@@ -147,7 +162,8 @@ def _cell(text: str) -> str:
 def _preview(folder: Path, results: Results, clip: Clip, quality: Quality) -> Preview:
     dense, sparse = (_frames(folder, results, clip.frames[name]) for name in ("dense", "sparse"))
     width, height = pane_size(dense, quality)
-    return Preview(clip, packed_video(dense, sparse, results.video.fps, quality), width, height)
+    video = packed_video(dense, sparse, results.video.fps, quality)
+    return Preview(clip, video, width, height, quality)
 
 
 def _frames(folder: Path, results: Results, name: str) -> np.ndarray:

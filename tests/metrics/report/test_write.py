@@ -12,6 +12,8 @@ import pytest
 from vidsparse.errors import BadInputError
 from vidsparse.metrics.report import write
 from vidsparse.metrics.report.packed_video import QUALITIES, difference, packed_video
+from vidsparse.metrics.report.page import Preview, render
+from vidsparse.metrics.report.pareto import pareto
 from vidsparse.metrics.report.results import Results, read_results
 from vidsparse.metrics.report.write import previews, shown_clips, write_report
 
@@ -41,7 +43,8 @@ def test_what_users_wrote_is_text(page, tmp_path, results):
 
 
 def test_nothing_is_loaded_from_elsewhere(page):
-    assert re.findall(r'\b(?:src|href|srcset|action|poster)="([^"]*)"', page) == ["data:,"]
+    found = re.findall(r'\b(?:src|href|srcset|action|poster)="([^"]*)"', page)
+    assert {address.split(",")[0] for address in found} == {"data:", "data:image/png;base64"}
     assert "://" not in page.split('type="text/plain"')[0]
     assert "default-src 'none'" in page
 
@@ -51,7 +54,7 @@ def test_every_psnr_stands_beside_what_it_depends_on(page):
     for said in ("mean density", "dense steps", "17%", "noise floor 41.0 dB", "2 seeds (0, 1)"):
         assert said in text, said
     assert "Fewer than five prompts" in text
-    assert "radial fell back to dense: too short (2 calls)" in text
+    assert "radial fell back to dense: too short (8 calls in all)" in text
 
 
 def test_stand_ins_are_named_as_such(page, tmp_path):
@@ -62,6 +65,8 @@ def test_stand_ins_are_named_as_such(page, tmp_path):
 
 def test_an_identical_clip_is_said_to_be(page, results, tmp_path):
     assert "radial, seed 0: identical at mean density" in page
+    assert "1 of 4 clips identical to dense, not in the mean" in page
+    assert "radial is identical to dense; noise floor 41.0 dB" in page
     everything = results.model_copy(deep=True)
     for row in everything.summary:
         row.scores["psnr"].mean = row.scores["psnr"].low = row.scores["psnr"].high = None
@@ -86,7 +91,7 @@ def test_a_video_holds_dense_sparse_and_difference_side_by_side(results, tmp_pat
     clip = results.clips[0]
     dense, sparse = (np.load(tmp_path / clip.frames[name]) for name in ("dense", "sparse"))
     video = packed_video(dense, sparse, 12.0, QUALITIES[0])
-    with av.open(io.BytesIO(video)) as container:
+    with av.open(io.BytesIO(video), "r") as container:
         frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
     assert len(frames) == 12
     assert frames[0].shape == (48, 192, 3)
@@ -105,11 +110,12 @@ def test_no_difference_is_black_and_the_largest_is_bright():
 
 
 def test_previews_get_smaller_until_they_fit(tmp_path, results):
-    best = sum(len(each.video) for each in previews(tmp_path, results))
+    best = sum(len(each.video) for each in previews(tmp_path, results, most_bytes=10**9))
     for share in (0.9, 0.6):
         made = previews(tmp_path, results, most_bytes=int(share * best))
         assert len(made) == len(results.clips)
         assert sum(len(each.video) for each in made) <= share * best
+        assert made[0].quality.crf > QUALITIES[0].crf
     few = previews(tmp_path, results, most_bytes=12_000)
     assert 0 < len(few) < len(results.clips)
 
@@ -122,6 +128,88 @@ def test_of_many_clips_the_worst_median_and_best_of_each_preset_are_shown(result
         own = [c for c in results.clips if c.preset == preset]
         own.sort(key=lambda c: np.inf if c.scores["psnr"] is None else c.scores["psnr"])
         assert {id(own[0]), id(own[-1])} <= {id(clip) for clip in shown}
+
+
+def test_the_page_keeps_to_its_size_however_large_the_model_is(tmp_path, results, monkeypatch):
+    for clip in results.clips:
+        clip.density = clip.attention_error = [[0.123] * 50 for _ in range(40)]
+        clip.head_density = [[0.456] * 40 for _ in range(40)]
+    bare = len(render(results, [Preview(c, b"", 64, 48, QUALITIES[0]) for c in results.clips]))
+    assert bare < 100_000 * len(results.clips)
+    most = bare + 60_000
+    monkeypatch.setattr(write, "MOST_PAGE_BYTES", most)
+    write_report(tmp_path, results)
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert 0.5 * most < len(page.encode()) <= most
+    assert "H.264 previews, CRF 20;" not in page  # what was done to fit is said
+
+
+def test_a_page_without_room_for_videos_still_has_its_numbers(tmp_path, results, monkeypatch):
+    monkeypatch.setattr(write, "MOST_PAGE_BYTES", 1)
+    write_report(tmp_path, results)
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert 'id="stage"' not in page
+    assert "noise floor 41.0 dB" in page
+
+
+def test_an_identical_preset_stays_in_the_picture(results):
+    row = results.summary[2]
+    row.scores["psnr"].mean = row.scores["psnr"].low = row.scores["psnr"].high = None
+    assert "radial, identical" in pareto(results)
+
+
+def test_names_in_the_picture_are_text_and_cover_nobody(results):
+    for row in results.summary:
+        row.speedup, row.scores["psnr"].mean = results.summary[0].speedup, 30.0
+    names = re.findall(r'class="name" x="([\d.]+)" y="([\d.]+)"', pareto(results))
+    assert len(set(names)) == 3
+    results.summary[0].sentence = "<script>alert(3)</script>"
+    assert "<script>" not in pareto(results)
+
+
+def test_colours_are_tagged_as_they_were_made(results, tmp_path):
+    dense = np.load(tmp_path / results.clips[0].frames["dense"])
+    video = packed_video(dense, dense, 12.0, QUALITIES[0])
+    with av.open(io.BytesIO(video), "r") as container:
+        frame = next(container.decode(video=0))
+    assert (frame.colorspace, frame.color_range) == (6, 1)  # smpte170m, limited
+
+
+def test_absent_numbers_leave_gaps_and_no_holes_in_the_page(tmp_path, results):
+    results.noise_floor, results.dense_engines = None, {}
+    for row in results.summary:
+        row.gain = row.scores["ssim"].low = None
+    for clip in results.clips:
+        clip.time = clip.dense_time = None
+        clip.step_latent_error = [None, *clip.step_latent_error[1:]]
+        clip.curves["ssim"] = [None] * len(clip.curves["ssim"])
+        clip.head_density = []
+    write_report(tmp_path, results)
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    text = re.sub(r"<(style|script).*?</\1>|<[^>]+>", " ", page, flags=re.DOTALL)
+    assert "noise floor not measured" in text
+    assert not re.search(r"\b(None|nan|inf)\b", text.split("Repeat it")[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt_index": 9}, "prompt_index 9 has no prompt"),
+        ({"preset": "other"}, "preset other is not among"),
+        ({"curves": {"psnr": [1.0]}}, "curve psnr has 1 values for 12 frames"),
+        ({"density": [[1.0], [1.0, 2.0]]}, "rows of density differ"),
+        ({"frames": {"dense": "../a.npy", "sparse": "b.npy"}}, "must lie in the folder"),
+        ({"frames": {"dense": "a.npy"}}, "needs both dense and sparse"),
+        ({"seconds": 0.0}, "greater than 0"),
+    ],
+)
+def test_clips_that_fit_nothing_are_refused(tmp_path, results, change, message):
+    values = results.model_dump(mode="json")
+    values["clips"][0] |= change
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(values))
+    with pytest.raises(BadInputError, match=message):
+        read_results(path)
 
 
 @pytest.mark.parametrize(
