@@ -205,9 +205,9 @@ def planned_steps(monkeypatch, tensors_of_step, steps=9, **changes):
     made = []
     plan = planner.plan_within
 
-    def noted(policy, inputs, *rest):
+    def noted(policy, inputs, tolerance, static):
         made.append(inputs.step)
-        return plan(policy, inputs, *rest)
+        return plan(policy, inputs, tolerance, static)
 
     monkeypatch.setattr(planner, "plan_within", noted)
     settings = {"q_clusters": 12, "kv_clusters": 24, "min_tokens": 0, "tolerance": 0.2}
