@@ -215,7 +215,8 @@ def planned_steps(monkeypatch, tensors_of_step, steps=9, **changes):
     for step in range(steps):
         for branch in ("cond", "uncond"):
             call = Call(grid=GRID, layer=0, step=step, sigma=0.5, branch=branch)
-            engine(*tensors_of_step(step), call, no_dense)
+            q, k, v = tensors_of_step(step)
+            engine(q, k, v, call, no_dense)
     return made
 
 
