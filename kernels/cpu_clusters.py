@@ -50,10 +50,12 @@ def attend_clusters(
         for h in range(heads):
             kept = masks[b, h][:, blocks[b, h, :length]]
             for row, (start, stop) in enumerate(starts[b][h]):
+                if start == stop:
+                    continue
                 read = kept[row].nonzero()[:, 0]
                 key, value = k[b, h].index_select(0, read), v[b, h].index_select(0, read)
                 key, value, bias = _with_means(key, value, plan, masks[b, h, row], b, h)
-                if start == stop or not len(key):
+                if not len(key):
                     continue
                 result, sums = attend(q[b, h, start:stop][None, None], key[None, None],
                                       value[None, None], bias, scale)  # fmt: skip

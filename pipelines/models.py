@@ -5,6 +5,7 @@ Everything that differs between models is a row here; a new model is one more ro
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -41,6 +42,14 @@ class Model:
         """The token grid of one forward call."""
         frames, height, width = self.video_shape(config, arguments)
         return TokenGrid(frames, height, width)
+
+    def layers(self, transformer: nn.Module) -> list[nn.Module]:
+        """The self-attention modules of a transformer, in order."""
+        return [
+            module
+            for path, module in transformer.named_modules()
+            if re.fullmatch(self.self_attention, path)
+        ]
 
 
 def _channels_first_video(config: Any, arguments: Arguments) -> tuple[int, int, int]:

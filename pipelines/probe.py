@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -163,10 +162,7 @@ def self_attention(pipe: Any) -> Iterator[Any]:
     components = [pipe.components.get(name) for name in TRANSFORMERS]
     modules = [getattr(module, "_orig_mod", module) for module in components if module is not None]
     for transformer in dict.fromkeys(modules):
-        pattern = find_model(transformer).self_attention
-        for path, module in transformer.named_modules():
-            if re.fullmatch(pattern, path):
-                yield module
+        yield from find_model(transformer).layers(transformer)
 
 
 def _sample(latents: Tensor) -> Tensor:

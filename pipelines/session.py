@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -94,11 +93,7 @@ class Session:
         self.remove()
 
     def _attach(self, name: str, transformer: nn.Module, model: Model) -> None:
-        layers = [
-            module
-            for path, module in transformer.named_modules()
-            if re.fullmatch(model.self_attention, path)
-        ]
+        layers = model.layers(transformer)
         call_sites = {type(module.processor).__module__ for module in layers}
         if not layers or not all(map(taps.can_tap, call_sites)):
             raise BadInputError(

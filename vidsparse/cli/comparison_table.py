@@ -129,9 +129,9 @@ def _count(things: Sized, name: str) -> str:
 
 
 def _interval(text: str, summary: Any, digits: int) -> str:
-    if summary.low is None or summary.high is None:
-        return text
-    return f"{text} [{summary.low:.{digits}f}, {summary.high:.{digits}f}]"
+    from vidsparse.metrics.report.words import ends
+
+    return f"{text} {ends(summary, digits)}".rstrip()
 
 
 def _plain(value: float | None) -> str:

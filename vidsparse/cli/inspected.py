@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.cli.plan_picture import HeadMap
-from vidsparse.cli.seen_calls import ErrorMeter, true_mass
+from vidsparse.cli.seen_calls import ErrorMeter, one_head, true_mass
 from vidsparse.engine import Call
 from vidsparse.metrics.attention import AttentionError, recall
 from vidsparse.planner import Work
@@ -93,7 +93,7 @@ def look(call: Call, work: Work, heads: Sequence[int], error: AttentionError) ->
     """
     mass = true_mass(work, heads)[:1]
     keep = work.plan.to_block_mask()
-    kept_mass = recall(mass, torch.cat([_map(keep, head) for head in heads], dim=1))
+    kept_mass = recall(mass, torch.cat([one_head(keep, head)[:1] for head in heads], dim=1))
     density = work.head_density().expand_as(error.recall)
     maps, numbers = [], []
     for index, head in enumerate(heads):
@@ -105,7 +105,7 @@ def look(call: Call, work: Work, heads: Sequence[int], error: AttentionError) ->
             "cosine": round(float(error.cosine[0, head]), 6),
         }
         numbers.append(found)
-        maps.append(_head_map(work, head, mass[0, index], _map(keep, head)[0, 0], found))
+        maps.append(_head_map(work, head, mass[0, index], one_head(keep, head)[0, 0], found))
     return Seen(call=call, maps=maps, heads=numbers)
 
 
@@ -122,7 +122,7 @@ def _head_map(work: Work, head: int, mass: Tensor, keep: Tensor, found: dict[str
     queries = torch.tensor(np.diff(q_edges)).clamp(min=1).to(mass)
     coarse = torch.zeros_like(keep)
     for level in work.levels:
-        coarse |= _map(level.plan.to_block_mask(), head)[0, 0] & ~keep
+        coarse |= one_head(level.plan.to_block_mask(), head)[0, 0] & ~keep
     more = ", the rest through its means" if plan.pooled is not None else ""
     return HeadMap(
         head=head,
@@ -141,13 +141,8 @@ def _head_map(work: Work, head: int, mass: Tensor, keep: Tensor, found: dict[str
 def _edges(offsets: Tensor | None, head: int, length: int, block: int) -> np.ndarray:
     """Where blocks start, and where the last one ends."""
     if offsets is not None:
-        return _map(offsets, head)[0, 0].cpu().numpy()
+        return one_head(offsets, head)[0, 0].cpu().numpy()
     return np.append(np.arange(0, length, block), length)
-
-
-def _map(x: Tensor, head: int) -> Tensor:
-    """The first video's part of one head, or of the one that all heads share; dimensions stay."""
-    return x[:1] if x.shape[1] == 1 else x[:1, head : head + 1]
 
 
 def _rounded(values: Tensor) -> list[float]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import vidsparse
-from vidsparse.cli.seen_calls import ErrorMeter
+from vidsparse.cli.seen_calls import ErrorMeter, by_layer_and_step
 from vidsparse.metrics.latency import Stages
 from vidsparse.preset import Preset
 from vidsparse.stats import Stats
@@ -69,13 +69,6 @@ class Run:
     def of_json(cls, values: dict[str, Any]) -> Run:
         """Read what ``to_json`` gave."""
         return cls(**{**values, "stages": Stages(**values["stages"])})
-
-    def describe_fallbacks(self) -> str | None:
-        """One clause: what fell back to dense, and why."""
-        if not self.fallbacks:
-            return None
-        reasons = (f"{reason} ({n} call{'s' * (n != 1)})" for reason, n in self.fallbacks.items())
-        return f"fell back to dense: {'; '.join(reasons)}"
 
 
 class Measured(NamedTuple):
@@ -191,19 +184,16 @@ def sparsity(stats: Stats) -> dict[str, Any]:
     """Every field of a run that a session knows."""
     by_call = {key: density.float().cpu() for key, density in stats.calls.items()}
     layers, steps = _extent(stats)
-    means: dict[tuple[int, int], list[float]] = {}
+    means = {key: float(density.mean()) for key, density in by_call.items()}
     heads: dict[int, list[Tensor]] = {}
     for key, density in by_call.items():
-        means.setdefault((key.layer, key.step), []).append(float(density.mean()))
-        if density.mean() < 1:
+        if means[key] < 1:
             heads.setdefault(key.layer, []).append(density)
     return {
         "mean_density": stats.mean_density,
         "dense_steps_share": stats.dense_steps_share,
         "sigmas": [stats.sigmas[step] for step in sorted(stats.sigmas)],
-        "density": [
-            [_mean(means.get((layer, step))) for step in range(steps)] for layer in range(layers)
-        ],
+        "density": by_layer_and_step(means, layers, steps),
         "head_density": [_head_means(heads.get(layer, [])) for layer in range(layers)],
         "engines": dict(stats.engines),
         "fallbacks": dict(stats.fallbacks),
@@ -222,7 +212,3 @@ def _head_means(calls: list[Tensor]) -> list[float]:
         return []
     heads = max(density.numel() for density in calls)
     return torch.stack([density.expand(heads) for density in calls]).mean(dim=0).tolist()
-
-
-def _mean(values: list[float] | None) -> float | None:
-    return sum(values) / len(values) if values else None

@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from vidsparse.cli.screen import note
+from vidsparse.cli.screen import note, plain_text
 
 
 class Piece(Protocol):
@@ -90,7 +90,7 @@ class Board:
     def piece(self, piece: Piece) -> Iterator[Board]:
         """Do one piece of work."""
         self._kind, self._share, self._started = piece.kind, 0.0, perf_counter()
-        self._progress.update(self._task, description=_plain(piece.label), step="")
+        self._progress.update(self._task, description=plain_text(piece.label), step="")
         yield self
         seconds = perf_counter() - self._started
         self._pace.finish(piece.kind, seconds)
@@ -168,7 +168,3 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")

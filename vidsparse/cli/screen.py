@@ -37,7 +37,7 @@ def answer_json(content: Mapping[str, Any]) -> None:
 
 def note(sentence: str) -> None:
     """Print what the user should know, beside the result."""
-    _print(Console(stderr=True, highlight=False), f"[dim]{_plain(sentence)}[/dim]")
+    _print(Console(stderr=True, highlight=False), f"[dim]{plain_text(sentence)}[/dim]")
 
 
 def complain(error: object) -> None:
@@ -60,7 +60,7 @@ def plain_table(**columns: str) -> Table:
 
 def busy(what: str) -> contextlib.AbstractContextManager[object]:
     """Show, on a terminal only, that something is going on."""
-    return Console(stderr=True, highlight=False).status(f"[dim]{_plain(what)}[/dim]")
+    return Console(stderr=True, highlight=False).status(f"[dim]{plain_text(what)}[/dim]")
 
 
 @contextlib.contextmanager
@@ -84,7 +84,7 @@ def step_bar(label: str, steps: int, density: Callable[[], float | None]) -> Ite
         console=Console(stderr=True, highlight=False),
     )
     with progress:
-        task: TaskID = progress.add_task(_plain(label), total=steps, density="")
+        task: TaskID = progress.add_task(plain_text(label), total=steps, density="")
 
         def on_step(done: int, total: int) -> None:
             shown = "[dim]decoding[/dim]" if done == total else shown_density()
@@ -111,7 +111,8 @@ def quiet_libraries() -> Iterator[None]:
             logging.disable(before)
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
+    """Text in which brackets are no markup."""
     return text.replace("[", r"\[")
 
 

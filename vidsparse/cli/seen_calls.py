@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -48,12 +48,8 @@ class ErrorMeter:
 
     def relative_l1(self, layers: int, steps: int) -> list[list[float | None]]:
         """Mean relative L1 over heads and branches, ``[layer][step]``; None where none was seen."""
-        found: dict[tuple[int, int], list[float]] = {}
-        for key, error in self.errors.items():
-            found.setdefault((key.layer, key.step), []).append(float(error.relative_l1.mean()))
-        return [
-            [_mean(found.get((layer, step))) for step in range(steps)] for layer in range(layers)
-        ]
+        means = {key: float(error.relative_l1.mean()) for key, error in self.errors.items()}
+        return by_layer_and_step(means, layers, steps)
 
 
 def measure_call(
@@ -77,12 +73,12 @@ def measure_call(
     parts = []
     for head in range(q.shape[1]):
         exact = dense_rows(
-            _head(q, head)[:, :, at], _head(k, head), _head(v, head), work.inputs.scale
+            one_head(q, head)[:, :, at], one_head(k, head), one_head(v, head), work.inputs.scale
         )
-        made = _head(out, head)[:, :, at]
+        made = one_head(out, head)[:, :, at]
         mass = true_mass(work, [head], at)
         parts.append(
-            (relative_l1(made, exact), cosine(made, exact), recall(mass, _head(keep, head)))
+            (relative_l1(made, exact), cosine(made, exact), recall(mass, one_head(keep, head)))
         )
     return AttentionError(*(torch.cat(each, dim=1) for each in zip(*parts, strict=True)))
 
@@ -103,15 +99,25 @@ def true_mass(work: Work, heads: Sequence[int], rows: Tensor | None = None) -> T
     blocks = plan.num_q_blocks, plan.num_kv_blocks
     maps = []
     for head in heads:
-        query, key, row, column = (_head(x, head) for x in (q, k, q_block, kv_block))
+        query, key, row, column = (one_head(x, head) for x in (q, k, q_block, kv_block))
         maps.append(block_mass(query, key, row, column, blocks, work.inputs.scale))
     return torch.cat(maps, dim=1)
 
 
-def _head(x: Tensor, head: int) -> Tensor:
+def one_head(x: Tensor, head: int) -> Tensor:
     """One head of a tensor with its heads in dimension 1, which may be one for all."""
     return x if x.shape[1] == 1 else x[:, head : head + 1]
 
 
-def _mean(values: list[float] | None) -> float | None:
-    return sum(values) / len(values) if values else None
+def by_layer_and_step(
+    values: Mapping[CallKey, float], layers: int, steps: int
+) -> list[list[float | None]]:
+    """Means over guidance branches, ``[layer][step]``; None where there was no call."""
+    found: dict[tuple[int, int], list[float]] = {}
+    for key, value in values.items():
+        found.setdefault((key.layer, key.step), []).append(value)
+
+    def mean(at: tuple[int, int]) -> float | None:
+        return sum(found[at]) / len(found[at]) if at in found else None
+
+    return [[mean((layer, step)) for step in range(steps)] for layer in range(layers)]

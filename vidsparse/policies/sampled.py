@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -50,6 +51,7 @@ class Samples:
         lse = scores.logsumexp(dim=-1, keepdim=True)
         return cls(rows, query, (scores - lse).exp_().to(v.dtype), lse, v)
 
+    @cached_property
     def out(self) -> Tensor:
         """Exact output of the rows, float32 ``(batch, heads, R, head_dim)``."""
         total = self.share.sum(dim=-1, keepdim=True, dtype=torch.float32)
@@ -75,7 +77,6 @@ class Samples:
             stand_ins = scores.exp(), inputs.v_means
         return Candidate(
             samples=self,
-            out=self.out(),
             row_block=q_block[..., self.rows].expand(*shape, -1),
             token_block=kv_block.expand(*shape, -1),
             stand_ins=stand_ins,
@@ -88,7 +89,6 @@ class Candidate:
 
     Attributes:
         samples: The rows.
-        out: Their exact output, ``(batch, heads, R, head_dim)``.
         row_block: The query block of each row, int64 ``(batch, heads, R)``.
         token_block: The key block of each token in raster order, int64 ``(batch, heads, seq)``.
         stand_ins: What each key block would weigh through its mean key, ``(batch, heads, R, N)``,
@@ -97,7 +97,6 @@ class Candidate:
     """
 
     samples: Samples
-    out: Tensor
     row_block: Tensor
     token_block: Tensor
     stand_ins: tuple[Tensor, Tensor] | None
@@ -124,4 +123,4 @@ class Candidate:
             mass = mass * ~kept
             total = total + mass.sum(dim=-1, keepdim=True)
             out = out + mass @ value
-        return (out / total.clamp(min=1e-20) - self.out).square().sum(dim=-1).mean(dim=-1)
+        return (out / total.clamp(min=1e-20) - self.samples.out).square().sum(dim=-1).mean(dim=-1)

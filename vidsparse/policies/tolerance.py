@@ -76,7 +76,7 @@ def _centroids(policy: Policy) -> bool:
 
 def _power(candidate: Candidate) -> Tensor:
     """Squared norm of the exact output of all heads, mean over rows, ``(batch,)``."""
-    return candidate.out.square().sum(dim=-1).mean(dim=-1).sum(dim=-1)
+    return candidate.samples.out.square().sum(dim=-1).mean(dim=-1).sum(dim=-1)
 
 
 class _Search:
@@ -86,6 +86,7 @@ class _Search:
         self, scores: Tensor, always: Tensor, inputs: Inputs, candidate: Candidate
     ) -> None:
         self._scores = scores
+        self._best = scores == scores.amax(dim=-1, keepdim=True)  # scaling a head leaves it so
         self._always = always
         self._blocks = inputs.blocks
         self._candidate = candidate
@@ -123,6 +124,5 @@ class _Search:
 
     def _keep(self, ranking: Ranking, density: float | Tensor) -> Tensor:
         """What a density buys, and the best block of every row."""
-        best = self._scores == self._scores.amax(dim=-1, keepdim=True)
         kept = ranking.keep(density)
-        return kept | (best & ~kept.any(dim=-1, keepdim=True))
+        return kept | (self._best & ~kept.any(dim=-1, keepdim=True))
