@@ -53,7 +53,7 @@ def main() -> None:
         rows.append({"what": name, "ms": timing.median, "ms_iqr": timing.spread, "share": share})
         print(f"{name:44s} {timing.median:9.3f} ms  {share:7.2%} of dense", flush=True)
     for name in candidates:
-        extra = extra_memory(candidates[name])
+        extra = kernel_bench.peak_bytes(candidates[name])
         rows.append({"what": name, "peak_bytes": extra})
         print(f"{name:44s} {extra / 2**20:9.1f} MiB at its peak", flush=True)
     if args.output:
@@ -148,17 +148,6 @@ def orders(q, k, v) -> dict[str, Callable[[], object]]:
             q, k, v, ordered, SCALE, None, False
         ),
     }
-
-
-def extra_memory(function: Callable[[], object]) -> int:
-    """Bytes a call takes at its peak, results included."""
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    result = function()
-    torch.cuda.synchronize()
-    del result
-    return torch.cuda.max_memory_allocated() - before
 
 
 def parse() -> argparse.Namespace:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from vidsparse.cli import kernel_bench, run
 
@@ -31,6 +32,7 @@ def test_every_engine_is_checked_and_timed_beside_dense(tmp_path, capsys):
     assert max(row["efficiency"] for row in dense) == 1.0
     for row in sparse:
         assert row["error"] < 1e-2
+        assert (row["extra_bytes"] is None) == (not torch.cuda.is_available())
         assert 0 < row["density"] <= 1
         assert row["efficiency"] == pytest.approx(row["density"] * row["speedup"])
         assert row["speedup"] > 0  # a busy machine may time anything

@@ -74,7 +74,13 @@ def _line(row: dict[str, Any]) -> str:
     return (
         f"{row['shape']} {row['pattern']} density {row['density']:.3f} {row['engine']}: "
         f"{row['ms']:.2f} ms, {row['tflops']:.0f} TFLOP/s, efficiency {row['efficiency']:.3f}"
+        f"{_memory(row)}"
     )
+
+
+def _memory(row: dict[str, Any]) -> str:
+    extra = row["extra_bytes"]
+    return "" if extra is None else f", {extra / 1e6:.1f} MB beyond inputs and output"
 
 
 def _table(rows: list[dict[str, Any]]) -> Any:

@@ -195,7 +195,8 @@ def _measure(
 ) -> Iterator[dict[str, Any]]:
     candidates = dict(_dense(q, k, v))
     baselines = list(candidates)
-    errors = {}
+    errors: dict[str, float] = {}
+    extra: dict[str, int | None] = {}
     for name in _able(settings, q, k, v, plan):
 
         def call(name: str = name) -> Tensor:
@@ -203,6 +204,7 @@ def _measure(
 
         try:
             errors[name] = _sampled_error(call(), q, k, v, plan)
+            extra[name] = _extra_bytes(call)
         except Exception as failure:  # of one engine; the others are still worth measuring
             sentence = " ".join(str(failure).split())[:300]
             yield {**_facts(shape, pattern, plan), "engine": name, "failed": sentence}
@@ -225,6 +227,7 @@ def _measure(
             "efficiency": share * best / timing.median,
             "speedup": best / timing.median,
             "error": errors.get(name),
+            "extra_bytes": extra.get(name),
         }
 
 
@@ -243,6 +246,24 @@ def _facts(shape: Shape, pattern: str, plan: BlockPlan) -> dict[str, Any]:
 def _numbers(timing: Timing) -> dict[str, Any]:
     numbers = asdict(timing)
     return {"ms": numbers["median"], "ms_iqr": numbers["spread"], "rounds": numbers["rounds"]}
+
+
+def peak_bytes(function: Callable[[], object]) -> int:
+    """Bytes of GPU memory a call takes at its peak, its result included."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    result = function()
+    torch.cuda.synchronize()
+    del result
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _extra_bytes(call: Callable[[], Tensor]) -> int | None:
+    """Bytes a warm call takes beyond its inputs and its output; None on a CPU."""
+    if device() != "cuda":
+        return None
+    return peak_bytes(call) - call().nbytes
 
 
 def _dense(q: Tensor, k: Tensor, v: Tensor) -> Iterator[tuple[str, Callable[[], object]]]:
