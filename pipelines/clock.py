@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from diffusers.hooks.hooks import CacheContext
 from torch import Tensor
 
@@ -32,9 +33,16 @@ class Clock:
         self.context: CacheContext | None = None
         self.finish()
 
-    def begin(self, timestep: Tensor | None) -> None:
-        """A transformer starts a forward call."""
-        sigma = self._read_sigma(timestep)
+    def begin(
+        self, timestep: Tensor | float | None, noise: tuple[float, float] | None = None
+    ) -> None:
+        """A transformer starts a forward call.
+
+        Args:
+            timestep: What carries the noise level.
+            noise: Its value without noise and with nothing else; 0 and ``train_timesteps``.
+        """
+        sigma = self._read_sigma(timestep, noise or (0.0, self._train_timesteps))
         has_risen = self.sigma is not None and sigma is not None and sigma > self.sigma
         if self.sigma is None or has_risen or self._has_been_here():
             self.step, self._calls = 0, 0
@@ -61,9 +69,13 @@ class Clock:
             self.context is not None and (self.context.step_index, self.context.name) in self._seen
         )
 
-    def _read_sigma(self, timestep: Tensor | None) -> float | None:
+    def _read_sigma(
+        self, timestep: Tensor | float | None, noise: tuple[float, float]
+    ) -> float | None:
         if self.context is not None and self.context.sigma is not None:
             return float(self.context.sigma)
         if timestep is None:
             return None
-        return float(timestep.max()) / self._train_timesteps
+        clean, full = noise
+        values = torch.as_tensor(timestep).double()
+        return float(((values - clean) / (full - clean)).max())  # of tokens, those with most noise

@@ -14,6 +14,7 @@ from torch import nn
 
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
+from vidsparse.pipelines.tokens import Branches, Layout
 
 Arguments = Mapping[str, Any]
 
@@ -28,20 +29,32 @@ class Model:
             modules and of no others.
         video_shape: From the transformer's config and the arguments of its forward call, the
             frames, rows and columns of its token grid.
-        text: Where text tokens stand in the self-attention sequence.
+        text: Where tokens that are no video stand in the self-attention sequence; or, from the
+            arguments and the number of such tokens, how many of them come first.
+        guidance: How the pipeline runs the branches of guidance: one call each, or both stacked
+            in one batch.
         timestep: Name of the forward argument that carries the noise level.
+        noise: What that argument holds where there is no noise, and where there is nothing else;
+            None is 0 and the number of training timesteps.
     """
 
     transformer: str
     self_attention: str
     video_shape: Callable[[Any, Arguments], tuple[int, int, int]]
-    text: Literal["none", "prefix", "suffix"] = "none"
+    text: Literal["none", "prefix", "suffix"] | Callable[[Arguments, int], int] = "none"
+    guidance: Literal["calls", "uncond first", "cond first"] = "calls"
     timestep: str = "timestep"
+    noise: tuple[float, float] | None = None
 
-    def grid(self, config: Any, arguments: Arguments) -> TokenGrid:
-        """The token grid of one forward call."""
-        frames, height, width = self.video_shape(config, arguments)
-        return TokenGrid(frames, height, width)
+    def layout(self, config: Any, arguments: Arguments, branches: Branches) -> Layout:
+        """How the tokens of one forward call stand."""
+        video = TokenGrid(*self.video_shape(config, arguments))
+        return Layout(video=video, before=lambda n: self._before(arguments, n), branches=branches)
+
+    def _before(self, arguments: Arguments, extra: int) -> int:
+        if callable(self.text):
+            return self.text(arguments, extra)
+        return extra if self.text == "prefix" else 0
 
     def layers(self, transformer: nn.Module) -> list[nn.Module]:
         """The self-attention modules of a transformer, in order."""

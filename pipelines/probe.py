@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vidsparse.engine import Dense
 from vidsparse.pipelines import taps
 from vidsparse.pipelines.models import find_model
 from vidsparse.pipelines.session import TRANSFORMERS
@@ -139,20 +138,13 @@ class _Timed:
         self._note = note
 
     def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        scale: float | None,
-        unsupported: str | None,
-        dense: Dense,
+        self, q: Tensor, k: Tensor, v: Tensor, asked: taps.Asked, dense: taps.Dense
     ) -> Tensor:
         with Stopwatch(q.device) as watch:
             if self._layer is None:
-                out = dense(q, k, v)
+                out = dense(q, k, v, asked.mask)
             else:
-                out = self._layer.attend(q, k, v, scale=scale, unsupported=unsupported, dense=dense)
+                out = self._layer.attend(q, k, v, asked, dense)
         self._note(q, watch)
         return out
 

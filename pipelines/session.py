@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -16,12 +17,12 @@ from diffusers.hooks.hooks import (
 )
 from torch import Tensor, nn
 
-from vidsparse.engine import Call, Dense, Observer, SparseAttention
+from vidsparse.engine import Call, Observer, SparseAttention
 from vidsparse.errors import BadInputError
-from vidsparse.grid import TokenGrid
 from vidsparse.pipelines import taps
 from vidsparse.pipelines.clock import Clock
 from vidsparse.pipelines.models import Model, find_model
+from vidsparse.pipelines.tokens import Layout, OnlyDense, Part, key_padding
 from vidsparse.preset import Preset
 from vidsparse.stats import Stats
 
@@ -56,7 +57,7 @@ class Session:
         self._undo: list[Callable[[], None]] = []
         try:
             for name, module in transformers.items():
-                self._attach(name, module, models[name])
+                self._attach(_Forward(name, module, models[name], self._clock, target))
         except BaseException:
             self.remove()
             raise
@@ -81,8 +82,9 @@ class Session:
     def remove(self) -> None:
         """Restore the pipeline; does nothing the second time."""
         taps.current.layer = None
-        while self._undo:
-            self._undo.pop()()
+        with ExitStack() as stack:  # which goes on where one of them fails
+            while self._undo:
+                stack.callback(self._undo.pop(0))
 
     def __enter__(self) -> Session:
         if not self.active:
@@ -92,19 +94,20 @@ class Session:
     def __exit__(self, *error: object) -> None:
         self.remove()
 
-    def _attach(self, name: str, transformer: nn.Module, model: Model) -> None:
+    def _attach(self, forward: _Forward) -> None:
+        transformer, model = forward.transformer, forward.model
         layers = model.layers(transformer)
         call_sites = {type(module.processor).__module__ for module in layers}
         if not layers or not all(map(taps.can_tap, call_sites)):
             raise BadInputError(
                 f"the {type(transformer).__name__} of this diffusers release keeps its "
                 f"self-attention elsewhere (looked for {model.self_attention} calling "
-                "dispatch_attention_fn): install diffusers 0.42, or report the release you use"
+                "attention of diffusers or torch): install diffusers 0.42, or report the release "
+                "you use"
             )
         for site in call_sites:
             taps.tap(site)
             self._undo.append(lambda site=site: taps.untap(site))
-        forward = _Forward(name, transformer, model, self._clock)
         for index, module in enumerate(layers):
             self._attach_layer(module, _Layer(index, forward, self._attention))
         hook = transformer.register_forward_pre_hook(forward.before, with_kwargs=True)
@@ -155,20 +158,61 @@ def _train_timesteps(target: Any) -> int:
 
 
 class _Forward:
-    """One transformer's forward call: publishes its token grid and moves the clock."""
+    """One transformer's forward call: publishes its layout and moves the clock."""
 
-    def __init__(self, name: str, transformer: nn.Module, model: Model, clock: Clock) -> None:
+    def __init__(
+        self, name: str, transformer: nn.Module, model: Model, clock: Clock, pipeline: Any
+    ) -> None:
         self.name = name
+        self.transformer = transformer
+        self.model = model
         self.clock = clock
-        self.grid: TokenGrid | None = None
-        self._model = model
+        self._pipeline = pipeline
+        self._layout: Layout | None = None
+        self._masks: list[tuple[Any, Tensor]] = []
         self._signature = inspect.signature(type(transformer).forward)
 
     def before(self, transformer: nn.Module, args: Any, kwargs: Any) -> None:
         taps.current.layer = None  # an exception inside a layer may have left one
         arguments = self._signature.bind_partial(transformer, *args, **kwargs).arguments
-        self.clock.begin(arguments.get(self._model.timestep))
-        self.grid = self._model.grid(transformer.config, arguments)
+        self.clock.begin(arguments.get(self.model.timestep), self.model.noise)
+        self._masks.clear()
+        self._layout = self.model.layout(transformer.config, arguments, self._branches)
+
+    def parts(self, shape: torch.Size, mask: Any) -> list[Part]:
+        """Cut an attention call; ``shape`` is of its queries.
+
+        Raises:
+            OnlyDense: With the reason.
+        """
+        if self._layout is None:
+            raise OnlyDense("the token grid of this call is unknown")
+        return self._layout.parts(shape, self._valid(mask, shape))
+
+    def _valid(self, mask: Any, shape: torch.Size) -> Tensor | None:
+        """What a mask says; read once for all layers that share it."""
+        if mask is None:
+            return None
+        for known, valid in self._masks:
+            if known is mask:
+                return valid
+        self._masks.append((mask, key_padding(mask, shape)))
+        return self._masks[-1][1]
+
+    def _branches(self, batch: int) -> list[tuple[slice, str]]:
+        """The guidance branches of a batch; cond comes first, others share what it planned."""
+        if batch % 2 or not self._is_stacked():
+            return [(slice(None), self.clock.branch)]
+        halves = slice(0, batch // 2), slice(batch // 2, batch)
+        cond, uncond = halves if self.model.guidance == "cond first" else reversed(halves)
+        return [(cond, "cond"), (uncond, "uncond")]
+
+    def _is_stacked(self) -> bool:
+        context = self.clock.context
+        if context is not None:
+            return context.name == "cond_uncond"
+        is_guided = getattr(self._pipeline, "do_classifier_free_guidance", False)
+        return self.model.guidance != "calls" and bool(is_guided)
 
 
 class _Layer:
@@ -180,27 +224,44 @@ class _Layer:
         self._attention = attention
 
     def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        scale: float | None,
-        unsupported: str | None,
-        dense: Dense,
+        self, q: Tensor, k: Tensor, v: Tensor, asked: taps.Asked, dense: taps.Dense
     ) -> Tensor:
+        parts, unsupported = self._parts(q, k, asked)
+        if len(parts) == 1 and (unsupported or parts[0].covers(q.shape)):
+            call = self._call(parts[0], asked, unsupported)
+            return self._attention(q, k, v, call, lambda q, k, v: dense(q, k, v, asked.mask))
+        out = v.new_zeros(*q.shape[:-1], v.shape[-1])  # padding is never read
+        for part in parts:
+            call = self._call(part, asked, None)
+            taken = (part.take(q), part.take(k), part.take(v))
+            part.put(out, self._attention(*taken, call, lambda q, k, v: dense(q, k, v, None)))
+        return out
+
+    def _parts(self, q: Tensor, k: Tensor, asked: taps.Asked) -> tuple[list[Part], str | None]:
+        """The parts of a call; or one, and the reason why it can only be dense."""
+        unsupported = asked.unsupported
+        if unsupported is None and q.shape[1] != k.shape[1]:
+            unsupported = f"{q.shape[1]} queries attend to {k.shape[1]} keys"
+        if unsupported is None:
+            try:
+                return self._forward.parts(q.shape, asked.mask), None
+            except OnlyDense as reason:
+                unsupported = str(reason)
+        return [Part.whole(self._forward.clock.branch)], unsupported
+
+    def _call(self, part: Part, asked: taps.Asked, unsupported: str | None) -> Call:
         clock = self._forward.clock
-        call = Call(
-            grid=self._forward.grid,
+        return Call(
+            grid=part.grid,
             layer=self._index,
             step=clock.step,
             sigma=clock.sigma,
-            branch=clock.branch,
+            branch=part.branch,
             expert=self._forward.name,
             unsupported=unsupported,
-            scale=scale,
+            scale=asked.scale,
+            sample=part.sample,
         )
-        return self._attention(q, k, v, call, dense)
 
 
 class _Probe(ModelHook):

@@ -49,6 +49,7 @@ class Call:
         expert: Which transformer of the pipeline.
         unsupported: Why the plug-in knows that this call cannot be sparse, in the user's words.
         scale: Score scale; ``head_dim ** -0.5`` when None.
+        sample: Which part of the batch this is, where its entries cannot run as one.
     """
 
     grid: TokenGrid | None
@@ -59,10 +60,12 @@ class Call:
     expert: str = "transformer"
     unsupported: str | None = None
     scale: float | None = None
+    sample: int = 0
 
     @property
     def key(self) -> CallKey:
-        return CallKey(self.step, self.layer, f"{self.expert}/{self.branch}")
+        part = f"#{self.sample}" if self.sample else ""
+        return CallKey(self.step, self.layer, f"{self.expert}/{self.branch}{part}")
 
 
 class SparseAttention:
@@ -168,7 +171,7 @@ class SparseAttention:
         """The call as policies see it; tensors ``(batch, heads, seq, head_dim)``."""
         assert call.grid is not None
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        key = (call.expert, call.layer, call.grid, q.shape[:2], str(q.device))
+        key = (call.expert, call.layer, call.grid, call.sample, q.shape[:2], str(q.device))
         schedule, planner = self.preset.schedule, self._planner
         return Inputs(
             blocks=Blocks(call.grid, self.preset.policy.block, q.device),

@@ -1,0 +1,176 @@
+"""Which tokens of an attention call take part, in which branch, and how they are laid out.
+
+Models pad text and mask the padding; they stack both branches of guidance in one batch. The core
+knows neither: it is handed parts of the batch in which every token takes part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidsparse.grid import TokenGrid
+
+Branches = Callable[[int], Sequence[tuple[slice, str]]]
+
+NEVER = -1e4  # what models add to the score of a key that is masked, or less
+
+
+class OnlyDense(Exception):
+    """The reason why a call can only be dense, in the user's words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Entries of a batch that share a guidance branch and a layout.
+
+    Attributes:
+        entries: Of the batch.
+        branch: Guidance branch.
+        sample: Which part of its branch this is.
+        grid: Layout of the tokens that take part.
+        tokens: Those tokens, in order: a slice, or an index ``(tokens,)`` on the device.
+    """
+
+    entries: slice
+    branch: str
+    sample: int
+    grid: TokenGrid | None
+    tokens: slice | Tensor
+
+    @classmethod
+    def whole(cls, branch: str) -> Part:
+        """A call whose layout is not known."""
+        return cls(entries=slice(None), branch=branch, sample=0, grid=None, tokens=slice(None))
+
+    def take(self, x: Tensor) -> Tensor:
+        """The part of ``(batch, seq, heads, head_dim)``; a view where it can be."""
+        return x[self.entries, self.tokens]
+
+    def put(self, out: Tensor, made: Tensor) -> None:
+        """Write what was made of the part to its place."""
+        out[self.entries, self.tokens] = made
+
+    def covers(self, shape: torch.Size) -> bool:
+        """Whether the part is the whole call."""
+        return self.tokens == slice(None) and self.entries.indices(shape[0])[:2] == (0, shape[0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """How the tokens of one forward call stand.
+
+    Attributes:
+        video: Frames, rows and columns of video tokens.
+        before: Tokens before the video, from how many tokens are not video.
+        branches: Slices of the batch and their guidance branch, from the size of the batch.
+    """
+
+    video: TokenGrid
+    before: Callable[[int], int]
+    branches: Branches
+
+    def parts(self, shape: torch.Size, valid: Tensor | None) -> list[Part]:
+        """Cut a call.
+
+        Args:
+            shape: Of the queries, ``(batch, seq, heads, head_dim)``.
+            valid: The tokens that take part, boolean ``(batch, seq)``; None for all.
+
+        Raises:
+            OnlyDense: When video tokens are masked.
+        """
+        batch, length = shape[:2]
+        rows = None if valid is None else valid.cpu()
+        device = None if valid is None else valid.device
+        return [
+            Part(
+                entries=entries,
+                branch=branch,
+                sample=sample,
+                grid=self._grid(length, row),
+                tokens=_tokens(row, device),
+            )
+            for whole, branch in self.branches(batch)
+            for sample, (entries, row) in enumerate(_alike(whole, batch, rows))
+        ]
+
+    def _grid(self, length: int, row: Tensor | None) -> TokenGrid:
+        video = self.video
+        extra = length - video.tokens
+        if extra < 0:
+            return video  # does not fit, as the engine will say
+        start = self.before(extra)
+        counted = row if row is not None else torch.ones(length, dtype=torch.bool)
+        end = start + video.tokens
+        if not counted[start:end].all():
+            raise OnlyDense("the model masks video tokens")
+        prefix, suffix = (int(part.sum()) for part in (counted[:start], counted[end:]))
+        return TokenGrid(video.frames, video.height, video.width, prefix, suffix)
+
+
+def key_padding(mask: Any, shape: torch.Size) -> Tensor:
+    """The tokens that take part, where that is all that a mask says.
+
+    Reads the mask back from its device, unless it is spread over the queries by a stride of 0.
+
+    Args:
+        mask: Boolean, or added to the scores; ``(batch, keys)`` or ``(batch, heads, queries,
+            keys)``, with 1 where it is the same for all.
+        shape: Of the queries, ``(batch, seq, heads, head_dim)``.
+
+    Returns:
+        Boolean ``(batch, seq)``.
+
+    Raises:
+        OnlyDense: When it says more: other keys for other queries or heads, or a bias.
+    """
+    batch, length = shape[:2]
+    if not isinstance(mask, Tensor) or mask.ndim not in (2, 4) or mask.shape[-1] != length:
+        raise OnlyDense("the model passes an attention mask of an unknown kind")
+    if mask.ndim == 2 and mask.shape[0] not in (1, batch):
+        raise OnlyDense("the model passes an attention mask for each query")
+    mask = mask[:, None, None] if mask.ndim == 2 else mask
+    if mask.stride(-2) == 0:  # the same for all queries, whatever its shape
+        mask = mask[:, :, :1]
+    if mask.stride(1) == 0:
+        mask = mask[:, :1]
+    taking = mask if mask.dtype == torch.bool else mask == 0
+    if mask.dtype != torch.bool and not (taking | (mask <= NEVER)).all():
+        raise OnlyDense("the model adds a bias to attention scores")
+    valid = taking[:, 0].diagonal(dim1=-2, dim2=-1) if mask.shape[-2] > 1 else taking[:, 0, 0]
+    among_valid = valid[:, None, :, None] & valid[:, None, None, :]
+    if mask.shape[1:3] != (1, 1) and not (
+        (taking == among_valid).all() or (taking == valid[:, None, None]).all()
+    ):
+        raise OnlyDense("the model passes an attention mask that differs between queries")
+    return valid.expand(batch, length)
+
+
+def _alike(
+    entries: slice, batch: int, rows: Tensor | None
+) -> Iterator[tuple[slice, Tensor | None]]:
+    """Runs of batch entries with the same valid tokens; None where all are."""
+    if rows is None or rows[entries].all():
+        yield entries, None
+        return
+    start, stop, _ = entries.indices(batch)
+    first = start
+    for entry in range(start + 1, stop + 1):
+        if entry == stop or not torch.equal(rows[entry], rows[first]):
+            yield slice(first, entry), rows[first]
+            first = entry
+
+
+def _tokens(row: Tensor | None, device: torch.device | None) -> slice | Tensor:
+    if row is None or row.all():
+        return slice(None)
+    index = row.nonzero()[:, 0]
+    first, last = int(index[0]), int(index[-1])
+    if last - first + 1 == len(index):
+        return slice(first, last + 1)
+    return index.to(device)
