@@ -150,7 +150,7 @@ def main() -> None:
     sigmas = [float(t) / 1000 for t in runner.pipe.scheduler.timesteps]
     rows: list[dict[str, Any]] = []
     started = time.perf_counter()
-    for name in args.methods.split(",") if args.methods else METHODS:
+    for name in args.methods.split(";") if args.methods else METHODS:
         for level in (Level(float(text), sigmas) for text in args.levels.split(",")):
             if time.perf_counter() - started > args.seconds:
                 break
@@ -289,7 +289,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", default="49x256x256", help="FRAMESxHEIGHTxWIDTH in pixels")
     parser.add_argument("--levels", default="0.5,0.35,0.25,0.15", help="mean densities")
-    parser.add_argument("--methods", default="", help="some of them, separated by commas")
+    parser.add_argument("--methods", default="", help="some of them, separated by semicolons")
     parser.add_argument("--prompts", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
