@@ -1,9 +1,12 @@
 """The ``triton`` engine: block-sparse attention for any block plan.
 
-Two kernels with one meaning: ``hopper.py`` where it can run, ``portable.py`` everywhere else.
+Three kernels with one meaning: ``hopper.py`` for blocks of equal size and ``packed.py`` for others
+where they can run, ``portable.py`` everywhere else.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
@@ -30,21 +33,22 @@ def triton_attention(
 
     Arguments and result as in ``reference_attention``; sums in float32, softmax in base 2.
     """
-    hopper = _hopper(q)
-    if hopper is not None and hopper.refuses(q, k, v, plan) is None:
-        # copies in order cost less than reading out of order: benchmarks/results/planning_h200.json
-        return attend_in_order(
-            hopper.launch, q, k, v, plan, scale=scale, key_length=key_length, return_lse=return_lse
-        )
+    for kernel in _hopper_kernels(q):
+        if kernel.refuses(q, k, v, plan) is None:
+            # copies in order cost less than reading out of order: results/planning_h200.json
+            return attend_in_order(
+                kernel.launch, q, k, v, plan,
+                scale=scale, key_length=key_length, return_lse=return_lse,
+            )  # fmt: skip
     return portable.launch(q, k, v, plan, scale, key_length, return_lse)[:2]
 
 
-def _hopper(q: Tensor):
-    """The module of the Hopper kernel; None on other devices and with a Triton too old for it."""
+def _hopper_kernels(q: Tensor) -> tuple[Any, ...]:
+    """The modules of Hopper kernels; none on other devices and with a Triton too old for them."""
     if not q.is_cuda or torch.cuda.get_device_capability(q.device)[0] != 9:
-        return None
+        return ()
     if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST_GLUON:
-        return None
-    from vidsparse.kernels.triton import hopper
+        return ()
+    from vidsparse.kernels.triton import hopper, packed
 
-    return hopper
+    return hopper, packed

@@ -256,7 +256,7 @@ def refuses(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None:
         "blocks are of unequal size": plan.q_offsets is None and plan.kv_offsets is None,
         "the query block is no multiple of 64": plan.q_block % 64 == 0,
         "the key block is no multiple of 16": plan.kv_block % 16 == 0,
-        "memory is not laid out for TMA": all(_suits_tma(x) for x in (q, k, v)),
+        "memory is not laid out for TMA": all(suits_tma(x) for x in (q, k, v)),
     }
     return next((reason for reason, holds in reasons.items() if not holds), None)
 
@@ -284,10 +284,10 @@ def launch(
     per_head = -(-q_len // (64 * consumers))
     programs = torch.cuda.get_device_properties(q.device).multi_processor_count * (3 - consumers)
     forward[(min(programs, per_head * batch * heads),)](
-        _descriptor(q, 64, head_dim_tile),
-        _descriptor(k, slot, head_dim_tile),
-        _descriptor(v, slot, head_dim_tile),
-        _descriptor(out, 64, head_dim_tile),
+        descriptor(q, 64, head_dim_tile),
+        descriptor(k, slot, head_dim_tile),
+        descriptor(v, slot, head_dim_tile),
+        descriptor(out, 64, head_dim_tile),
         out if lse is None else lse,
         count,
         index,
@@ -329,11 +329,11 @@ def _lists(
     return (used & exists).sum(dim=-1, dtype=torch.int32), index, kv_end
 
 
-def _descriptor(x: Tensor, rows: int, head_dim: int) -> TensorDescriptor:
+def descriptor(x: Tensor, rows: int, head_dim: int) -> TensorDescriptor:
     layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
     return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows, head_dim], layout)
 
 
-def _suits_tma(x: Tensor) -> bool:
+def suits_tma(x: Tensor) -> bool:
     aligned = all(stride > 0 and stride * x.element_size() % 16 == 0 for stride in x.stride()[:-1])
     return x.stride(-1) == 1 and aligned and x.data_ptr() % 16 == 0

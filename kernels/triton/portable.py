@@ -14,9 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vidsparse.kernels.chunks import list_chunks
 from vidsparse.kernels.plan import BlockPlan
 
 LOG2E = 1.4426950408889634
+CHUNK, SLOTS = 16, 8  # no tile of keys is narrower than a chunk
 LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
 
@@ -30,14 +32,11 @@ def _load_rows(ptr, positions, valid, stride_s, stride_d, D: tl.constexpr, BD: t
 
 @triton.jit
 def _attend_tile(
-    q, acc, m, l, k_ptr, v_ptr, kv_order_ptr, start, end, row_valid,
+    q, acc, m, l, k_ptr, v_ptr, kv_order_ptr, position, valid, row_valid,
     k_s, k_d, v_s, v_d, scale_log2,
-    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, HAS_ORDER: tl.constexpr,
-    WITH_STATS: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, HAS_ORDER: tl.constexpr, WITH_STATS: tl.constexpr,
 ):  # fmt: skip
-    """Take the keys at positions ``start`` to ``end`` (at most BN of them) into the softmax."""
-    position = start + tl.arange(0, BN)
-    valid = position < end
+    """Take the keys at those of the ``[BN]`` positions that are valid into the softmax."""
     token = position
     if HAS_ORDER:
         token = tl.load(kv_order_ptr + position, mask=valid, other=0)
@@ -71,14 +70,14 @@ def _attend_tile(
 def forward(
     q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, margin_ptr, mass_ptr,
     count_ptr, index_ptr, kv_end_ptr,
-    tile_row_ptr, tile_start_ptr, tile_end_ptr, kv_offset_ptr, q_order_ptr, kv_order_ptr,
+    tile_row_ptr, tile_start_ptr, tile_end_ptr, table_ptr, q_order_ptr, kv_order_ptr,
     q_b, q_h, q_s, q_d, k_b, k_h, k_s, k_d, v_b, v_h, v_s, v_d, o_b, o_h, o_s, o_d,
     count_b, count_h, index_b, index_h, index_m,
-    tile_b, tile_h, kv_offset_b, kv_offset_h, q_order_b, q_order_h, kv_order_b, kv_order_h,
+    tile_b, tile_h, table_b, table_h, q_order_b, q_order_h, kv_order_b, kv_order_h,
     heads, rows, width, q_len, scale_log2,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     Q_BLOCK: tl.constexpr, KV_BLOCK: tl.constexpr,
-    HAS_Q_TILES: tl.constexpr, HAS_KV_OFFSETS: tl.constexpr,
+    HAS_Q_TILES: tl.constexpr, CHUNK: tl.constexpr,
     HAS_Q_ORDER: tl.constexpr, HAS_KV_ORDER: tl.constexpr,
     HAS_LSE: tl.constexpr, WITH_STATS: tl.constexpr,
 ):  # fmt: skip
@@ -114,28 +113,31 @@ def forward(
     k_ptr += b * k_b + h * k_h
     v_ptr += b * v_b + h * v_h
     kv_order_ptr += b * kv_order_b + h * kv_order_h
-    kv_offset_ptr += b * kv_offset_b + h * kv_offset_h
+    table_ptr += b * table_b + h * table_h
     m = tl.full([BM], float("-inf"), tl.float32)
     l = tl.zeros([BM], tl.float32)
     acc = tl.zeros([BM, BD], tl.float32)
-    if HAS_KV_OFFSETS:
-        for n in tl.range(0, count):
-            block = tl.load(listed + n)
-            first = tl.load(kv_offset_ptr + block)
-            last = tl.minimum(tl.load(kv_offset_ptr + block + 1), kv_end)
-            for tile_start in tl.range(first, last, BN):
-                acc, m, l, margin, mass = _attend_tile(
-                    q, acc, m, l, k_ptr, v_ptr, kv_order_ptr, tile_start, last, row_valid,
-                    k_s, k_d, v_s, v_d, scale_log2, D, BD, BN, HAS_KV_ORDER, False,
-                )  # fmt: skip
+    column = tl.arange(0, BN)
+    if CHUNK > 0:
+        for n in tl.range(0, count, BN // CHUNK):
+            slot = n + column // CHUNK
+            chunk = tl.load(listed + slot, mask=slot < count, other=0).to(tl.int32)
+            entry = tl.load(table_ptr + chunk, mask=slot < count, other=0)
+            key = entry // (2 * CHUNK) + column % CHUNK
+            acc, m, l, margin, mass = _attend_tile(
+                q, acc, m, l, k_ptr, v_ptr, kv_order_ptr,
+                key, column % CHUNK < entry % (2 * CHUNK), row_valid,
+                k_s, k_d, v_s, v_d, scale_log2, D, BD, HAS_KV_ORDER, False,
+            )  # fmt: skip
     else:
         SUBS: tl.constexpr = (KV_BLOCK + BN - 1) // BN
         for n in tl.range(0, count * SUBS):
             first = tl.load(listed + n // SUBS) * KV_BLOCK
-            last = tl.minimum(first + KV_BLOCK, kv_end)
+            key = first + (n % SUBS) * BN + column
             acc, m, l, margin, mass = _attend_tile(
-                q, acc, m, l, k_ptr, v_ptr, kv_order_ptr, first + (n % SUBS) * BN, last, row_valid,
-                k_s, k_d, v_s, v_d, scale_log2, D, BD, BN, HAS_KV_ORDER, WITH_STATS,
+                q, acc, m, l, k_ptr, v_ptr, kv_order_ptr,
+                key, key < tl.minimum(first + KV_BLOCK, kv_end), row_valid,
+                k_s, k_d, v_s, v_d, scale_log2, D, BD, HAS_KV_ORDER, WITH_STATS,
             )  # fmt: skip
             if WITH_STATS:
                 tl.store(margin_ptr + stats_at + n, margin)
@@ -183,8 +185,10 @@ CANDIDATES = tuple(
 
 
 def _that_fit(configs: list[triton.Config], arguments: dict, **constants) -> list[triton.Config]:
-    """Candidates whose key tile is no wider than a key block needs."""
+    """Candidates whose key tile is no wider than the keys that fill it."""
     widest = max(16, triton.next_power_of_2(constants["KV_BLOCK"]))
+    if constants["CHUNK"]:  # a tile is filled from many blocks
+        widest = 128
     fit = [config for config in configs if config.kwargs["BN"] <= widest]
     if constants["WITH_STATS"]:  # a block must be one tile
         fit = [config for config in fit if config.kwargs["BN"] >= constants["KV_BLOCK"]]
@@ -196,7 +200,7 @@ def _that_fit(configs: list[triton.Config], arguments: dict, **constants) -> lis
 
 _tuned = triton.autotune(
     configs=[tiles.config() for tiles in CANDIDATES],
-    key=["D", "Q_BLOCK", "KV_BLOCK", "HAS_KV_OFFSETS", "HAS_KV_ORDER", "WITH_STATS"],
+    key=["D", "Q_BLOCK", "KV_BLOCK", "CHUNK", "HAS_KV_ORDER", "WITH_STATS"],
     prune_configs_by={"early_config_prune": _that_fit},
     cache_results=True,
 )(forward)
@@ -234,16 +238,19 @@ def launch(
     q_tiles, num_tiles = _query_tiles(plan, queries)
     if key_length is None:
         key_length = torch.full((batch,), plan.kv_len, dtype=torch.int32, device=q.device)
-    optional = [plan.kv_offsets, plan.q_order, plan.kv_order]
+    lists, table = [plan.kv_count.contiguous(), index], None
+    if plan.kv_offsets is not None:
+        chunks = list_chunks(plan, CHUNK, SLOTS, key_length, impl="triton")
+        lists, table = [chunks.count, chunks.index], chunks.table
+    optional = [table, plan.q_order, plan.kv_order]
     optional = [None if x is None else x.contiguous() for x in optional]
-    lists = [plan.kv_count.contiguous(), index]
     arguments = [
         q, k, v, out, *(out if x is None else x for x in (lse, margin, mass)),
         *lists, key_length.to(torch.int32).clamp(max=plan.kv_len),
         *(lists[0] if x is None else x for x in (*q_tiles, *optional)),
         *(stride for x in (q, k, v, out) for stride in x.stride()),
-        *_shared_strides(lists[0]), *_shared_strides(index), index.stride(2),
-        *(stride for x in (q_tiles[0], *optional) for stride in _shared_strides(x)),
+        *shared_strides(lists[0]), *shared_strides(lists[1]), lists[1].stride(2),
+        *(stride for x in (q_tiles[0], *optional) for stride in shared_strides(x)),
         heads, rows, width, q_len, scale * LOG2E,
     ]  # fmt: skip
     constants = {
@@ -253,7 +260,7 @@ def launch(
         "Q_BLOCK": plan.q_block,
         "KV_BLOCK": plan.kv_block,
         "HAS_Q_TILES": plan.q_offsets is not None,
-        "HAS_KV_OFFSETS": plan.kv_offsets is not None,
+        "CHUNK": 0 if plan.kv_offsets is None else CHUNK,
         "HAS_Q_ORDER": plan.q_order is not None,
         "HAS_KV_ORDER": plan.kv_order is not None,
         "HAS_LSE": return_lse,
@@ -290,7 +297,7 @@ def _query_tiles(plan: BlockPlan, queries: int) -> tuple[tuple[Tensor | None, ..
     return (row, start.to(torch.int32).contiguous(), end.to(torch.int32).contiguous()), number
 
 
-def _shared_strides(x: Tensor | None) -> tuple[int, int]:
+def shared_strides(x: Tensor | None) -> tuple[int, int]:
     """Strides of the batch and the head dimension, 0 where one entry serves all."""
     if x is None:
         return 0, 0

@@ -1,0 +1,368 @@
+"""Block-sparse forward for Hopper (sm_90) in Gluon, for blocks of unequal size.
+
+As ``hopper.py``, but a tile of 128 keys is filled from the chunks that ``kernels/chunks.py`` lists,
+each copied by TMA from wherever it starts: the 128-byte swizzle repeats every 8 rows, so a chunk
+may land on any multiple of them. Keys and values have a producer warp each. Tiles with short chunks
+come first, and only they are masked.
+
+A program takes query tiles of 128 rows in the order of ``query_tiles``: head by head, as one head's
+keys and values fill the cache, and those with the most keys first, forwards and backwards in turn,
+so that programs end together. Where a tile has no more than 64 rows, the second consumer hands its
+stages on unread. Values behind a short chunk are read and weigh nothing: they must be finite.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+from vidsparse.kernels.chunks import list_chunks
+from vidsparse.kernels.plan import BlockPlan
+from vidsparse.kernels.query_tiles import query_tiles
+from vidsparse.kernels.triton.hopper import LOG2E, descriptor, suits_tma
+
+QUERIES, KEYS = 128, 128
+# of 8, 16 and 32, all as fast on an H200: 8 fills tiles better, but its lists take twice the memory
+CHUNK = 16
+STAGES = 3
+
+
+@gluon.jit
+def _work(turn, tiles_ptr, lists, SLOTS: gl.constexpr):
+    """The query tile of a program's ``turn``: head, lists, rows, and the tiles of keys it reads.
+
+    Tiles of keys from ``masked`` on have short chunks; the last is always taken for one.
+    """
+    index_ptr, table_ptr, lengths_ptr, capacity, numbers, most = lists
+    way = gl.program_id(0) + (turn & 1) * (gl.num_programs(0) - 1 - 2 * gl.program_id(0))
+    tile = tiles_ptr + (turn * gl.num_programs(0) + way) * 8
+    row = gl.load(tile + 1).to(gl.int64)
+    table = table_ptr + gl.load(tile + 2) * numbers
+    whole = gl.load(tile + 5)
+    count = gl.load(tile + 6)
+    number = gl.maximum((count + SLOTS - 1) // SLOTS, 1)
+    masked = gl.minimum(whole // SLOTS, number - 1)
+    listed = index_ptr + row * capacity
+    lengths = lengths_ptr + row * most
+    rows = (gl.load(tile + 3), gl.load(tile + 4))
+    return gl.load(tile), rows, listed, table, lengths, count, number, masked
+
+
+@gluon.jit
+def _turns(total):
+    """In how many turns the program has a tile; the last turn may reach only some."""
+    turns = total // gl.num_programs(0)
+    left = total % gl.num_programs(0)
+    way = gl.program_id(0) + (turns & 1) * (gl.num_programs(0) - 1 - 2 * gl.program_id(0))
+    return turns + gl.where(way < left, 1, 0)
+
+
+@gluon.jit
+def _mask(s, lengths, CHUNK: gl.constexpr, BITS: gl.constexpr):
+    """Scores of columns behind the end of their chunk become ``-inf``."""
+    column = gl.arange(0, s.shape[1], gl.SliceLayout(0, s.type.layout))
+    last = (lengths >> (column // CHUNK * BITS).to(lengths.dtype)).to(gl.int32) & (CHUNK - 1)
+    return gl.where(gl.expand_dims(column % CHUNK <= last, 0), s, float("-inf"))
+
+
+@gluon.jit
+def _listed(listed, tile, SLOTS: gl.constexpr, ID_BITS: gl.constexpr):
+    """The chunks of a tile, as the words that hold them."""
+    WORDS: gl.constexpr = SLOTS * ID_BITS // 64
+    words = ()
+    for x in gl.static_range(WORDS):
+        words = words + (gl.load(listed + tile * WORDS + x),)  # noqa: RUF005 (not in Gluon)
+    return words
+
+
+@gluon.jit
+def _entries(words, table, SLOTS: gl.constexpr, ID_BITS: gl.constexpr):
+    """The table's entries of the chunks in ``words``."""
+    PER_WORD: gl.constexpr = 64 // ID_BITS
+    entries = ()
+    for x in gl.static_range(SLOTS):
+        chunk = (words[x // PER_WORD] >> (x % PER_WORD * ID_BITS)) & ((1 << ID_BITS) - 1)
+        entries = entries + (gl.load(table + chunk.to(gl.int32)),)  # noqa: RUF005
+    return entries
+
+
+@gluon.jit
+def _produce(
+    qd, kd, tiles_ptr, lists, total, heads, qs, ks, q_full, q_empty, k_full, k_empty,
+    SLOTS: gl.constexpr, CHUNK: gl.constexpr, BITS: gl.constexpr, ID_BITS: gl.constexpr,
+    STAGES: gl.constexpr, QUERIES_TOO: gl.constexpr,
+):  # fmt: skip
+    """Copy the keys, and queries before them, or the values, a few stages ahead of their use.
+
+    Where a tile's chunks start is read while the tile before it is copied, and which chunks those
+    are one tile earlier.
+    """
+    step = 0
+    for turn in range(_turns(total)):
+        bh, rows, listed, table, _lengths, _count, number, _masked = _work(
+            turn, tiles_ptr, lists, SLOTS
+        )
+        b = bh // heads
+        h = bh % heads
+        if QUERIES_TOO:
+            for w in gl.static_range(2):
+                mbarrier.wait(q_empty.index(w), (turn & 1) ^ 1)
+                mbarrier.expect(q_full.index(w), qd.block_type.nbytes)
+                at = [b, h, rows[0] + w * 64, 0]
+                tma.async_copy_global_to_shared(qd, at, q_full.index(w), qs.index(w))
+        entries = _entries(_listed(listed, number - 1, SLOTS, ID_BITS), table, SLOTS, ID_BITS)
+        words = _listed(listed, gl.maximum(number - 2, 0), SLOTS, ID_BITS)
+        for n in range(number):
+            later = _entries(words, table, SLOTS, ID_BITS)
+            words = _listed(listed, gl.maximum(number - 3 - n, 0), SLOTS, ID_BITS)
+            stage = step % STAGES
+            bar = k_full.index(stage)
+            mbarrier.wait(k_empty.index(stage), ((step // STAGES) & 1) ^ 1)
+            mbarrier.expect(bar, SLOTS * kd.block_type.nbytes)
+            for x in gl.static_range(SLOTS):
+                to = ks.index(stage).slice(x * CHUNK, CHUNK, dim=2)
+                key = entries[x] >> (BITS + 1)
+                tma.async_copy_global_to_shared(kd, [b, h, key, 0], bar, to)
+            entries = later
+            step += 1
+
+
+@gluon.jit
+def _attend(
+    q, o_ptr, o_s, lse_ptr, start, end, head_dim, scale_log2,
+    lengths_ptr, count, number, masked, step, ks, vs, q_empty, k_full, k_empty, v_full, v_empty,
+    CHUNK: gl.constexpr, BITS: gl.constexpr, STAGES: gl.constexpr, HAS_LSE: gl.constexpr,
+):  # fmt: skip
+    """Attend for the rows of ``q``; scores are in base 2."""
+    dtype: gl.constexpr = q.dtype
+    D: gl.constexpr = q.shape[1]
+    BN: gl.constexpr = ks.shape[3]
+    SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
+    OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, OUT, 2)
+    ROWS: gl.constexpr = gl.SliceLayout(1, OUT)
+    blank = gl.zeros([64, BN], gl.float32, SCORES)
+    lengths = gl.load(lengths_ptr + number - 1 - masked)
+    mbarrier.wait(k_full.index(step % STAGES), (step // STAGES) & 1)
+    k = ks.index(step % STAGES).reshape([BN, D]).permute((1, 0))
+    s = warpgroup_mma(q, k, blank, use_acc=False, is_async=True)
+    s = warpgroup_mma_wait(0, deps=(s,))
+    mbarrier.arrive(k_empty.index(step % STAGES), count=1)
+
+    s = _mask(s, lengths, CHUNK, BITS)
+    column = gl.arange(0, BN, gl.SliceLayout(0, SCORES))
+    s = gl.where(gl.expand_dims(column < count * CHUNK - (number - 1) * BN, 0), s, float("-inf"))
+    m = gl.max(s, 1) * scale_log2
+    m = gl.where(m == float("-inf"), 0.0, m)
+    p = gl.exp2(s * scale_log2 - gl.expand_dims(m, 1))
+    l = gl.sum(p, 1)
+    weights = gl.convert_layout(p.to(dtype), WEIGHTS)
+    acc = gl.zeros([64, D], gl.float32, OUT)
+    lengths = gl.load(lengths_ptr + gl.maximum(number - 2 - masked, 0))
+    mine = gl.where(start < end, number, 1)
+    for n in range(1, mine):
+        tile = number - 1 - n
+        now = step % STAGES
+        after = (step + 1) % STAGES
+        mbarrier.wait(k_full.index(after), ((step + 1) // STAGES) & 1)
+        k = ks.index(after).reshape([BN, D]).permute((1, 0))
+        s = warpgroup_mma(q, k, blank, use_acc=False, is_async=True)
+        mbarrier.wait(v_full.index(now), (step // STAGES) & 1)
+        acc = warpgroup_mma(weights, vs.index(now).reshape([BN, D]), acc, is_async=True)
+        later = gl.load(lengths_ptr + gl.maximum(tile - 1 - masked, 0))
+        s = warpgroup_mma_wait(1, deps=(s,))
+        mbarrier.arrive(k_empty.index(after), count=1)
+
+        if tile >= masked:
+            s = _mask(s, lengths, CHUNK, BITS)
+        lengths = later
+        m_new = gl.maximum(m, gl.max(s, 1) * scale_log2)
+        alpha = gl.exp2(m - m_new)
+        p = gl.exp2(s * scale_log2 - gl.expand_dims(m_new, 1))
+        l = l * alpha + gl.sum(p, 1)
+        m = m_new
+
+        acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))
+        mbarrier.arrive(v_empty.index(now), count=1)
+        weights = gl.convert_layout(p.to(dtype), WEIGHTS)
+        acc = acc * gl.expand_dims(gl.convert_layout(alpha, ROWS), 1)
+        step += 1
+    for _ in range(mine, number):  # there are no rows: hand the stages on unread
+        mbarrier.wait(k_full.index((step + 1) % STAGES), ((step + 1) // STAGES) & 1)
+        mbarrier.arrive(k_empty.index((step + 1) % STAGES), count=1)
+        mbarrier.wait(v_full.index(step % STAGES), (step // STAGES) & 1)
+        mbarrier.arrive(v_empty.index(step % STAGES), count=1)
+        step += 1
+    mbarrier.arrive(q_empty, count=1)
+    mbarrier.wait(v_full.index(step % STAGES), (step // STAGES) & 1)
+    v = vs.index(step % STAGES).reshape([BN, D])
+    acc = warpgroup_mma(weights, v, acc, is_async=True)
+    acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))
+    mbarrier.arrive(v_empty.index(step % STAGES), count=1)
+
+    if HAS_LSE:
+        row = start + gl.arange(0, 64, gl.SliceLayout(1, SCORES))
+        gl.store(lse_ptr + row, (m + gl.log2(l)) * 0.6931471805599453, mask=row < end)
+    l = gl.convert_layout(l, ROWS)
+    share = gl.expand_dims(gl.where(l > 0, 1.0 / l, 0.0), 1)
+    acc = gl.where(gl.expand_dims(l, 1) > 0, acc * share, 0.0)
+    row = gl.expand_dims(gl.arange(0, 64, ROWS), 1)
+    dim = gl.expand_dims(gl.arange(0, D, gl.SliceLayout(0, OUT)), 0)
+    at = o_ptr + start.to(gl.int64) * o_s + row * o_s + dim
+    gl.store(at, acc.to(dtype), mask=(start + row < end) & (dim < head_dim))
+
+
+@gluon.jit
+def _consume(
+    o_ptr, o_b, o_h, o_s, lse_ptr, tiles_ptr, lists, total, heads, q_len, head_dim, scale_log2,
+    qs, ks, vs, bars,
+    SLOTS: gl.constexpr, CHUNK: gl.constexpr, BITS: gl.constexpr, STAGES: gl.constexpr,
+    W: gl.constexpr, HAS_LSE: gl.constexpr,
+):  # fmt: skip
+    """Take the 64 rows of consumer ``W`` of each tile."""
+    q_full, q_empty, k_full, k_empty, v_full, v_empty = bars
+    step = 0
+    q = qs.index(W).reshape([64, qs.shape[4]])
+    for turn in range(_turns(total)):
+        bh, rows, _listed, _table, lengths_ptr, count, number, masked = _work(
+            turn, tiles_ptr, lists, SLOTS
+        )
+        start = rows[0] + W * 64
+        mbarrier.wait(q_full.index(W), turn & 1)
+        _attend(
+            q, o_ptr + (bh // heads).to(gl.int64) * o_b + (bh % heads).to(gl.int64) * o_h, o_s,
+            lse_ptr + bh.to(gl.int64) * q_len, start, rows[1], head_dim, scale_log2,
+            lengths_ptr, count, number, masked, step, ks, vs,
+            q_empty.index(W), k_full, k_empty, v_full, v_empty, CHUNK, BITS, STAGES, HAS_LSE,
+        )  # fmt: skip
+        step += number
+
+
+INTEGERS = ("o_b", "o_h", "o_s", "capacity", "numbers", "most", "heads", "q_len", "head_dim")
+
+
+# a size of one must stay a number: a partition cannot be handed a constant inside a tuple
+@gluon.jit(do_not_specialize=INTEGERS)
+def forward(
+    qd, kd, vd, o_ptr, o_b, o_h, o_s, lse_ptr, tiles_ptr, total_ptr, index_ptr, table_ptr,
+    lengths_ptr, capacity, numbers, most, heads, q_len, head_dim, scale_log2,
+    SLOTS: gl.constexpr, CHUNK: gl.constexpr, BITS: gl.constexpr, ID_BITS: gl.constexpr,
+    STAGES: gl.constexpr, D: gl.constexpr, HAS_LSE: gl.constexpr,
+    CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
+):  # fmt: skip
+    """Attention under lists of chunks; see ``query_tiles`` for what each program takes."""
+    dtype: gl.constexpr = kd.dtype
+    rows: gl.constexpr = gl.NVMMASharedLayout(qd.layout.swizzle_byte_width, 16, 4)
+    qs = gl.allocate_shared_memory(dtype, [2, 1, 1, 64, D], rows)
+    ks = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, SLOTS * CHUNK, D], rows)
+    vs = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, SLOTS * CHUNK, D], rows)
+    q_full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    q_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for w in gl.static_range(2):
+        mbarrier.init(q_full.index(w), count=1)
+        mbarrier.init(q_empty.index(w), count=1)
+    for s in gl.static_range(STAGES):
+        mbarrier.init(k_full.index(s), count=1)
+        mbarrier.init(k_empty.index(s), count=2)
+        mbarrier.init(v_full.index(s), count=1)
+        mbarrier.init(v_empty.index(s), count=2)
+    fence_async_shared()
+    bars = (q_full, q_empty, k_full, k_empty, v_full, v_empty)
+    lists = (index_ptr, table_ptr, lengths_ptr, capacity, numbers, most)
+    total = gl.load(total_ptr)
+    gl.warp_specialize(
+        [
+            (_consume, (o_ptr, o_b, o_h, o_s, lse_ptr, tiles_ptr, lists, total, heads, q_len,
+                        head_dim, scale_log2, qs, ks, vs, bars,
+                        SLOTS, CHUNK, BITS, STAGES, 0, HAS_LSE)),
+            (_consume, (o_ptr, o_b, o_h, o_s, lse_ptr, tiles_ptr, lists, total, heads, q_len,
+                        head_dim, scale_log2, qs, ks, vs, bars,
+                        SLOTS, CHUNK, BITS, STAGES, 1, HAS_LSE)),
+            (_produce, (qd, kd, tiles_ptr, lists, total, heads, qs, ks,
+                        q_full, q_empty, k_full, k_empty,
+                        SLOTS, CHUNK, BITS, ID_BITS, STAGES, True)),
+            (_produce, (qd, vd, tiles_ptr, lists, total, heads, qs, vs,
+                        q_full, q_empty, v_full, v_empty,
+                        SLOTS, CHUNK, BITS, ID_BITS, STAGES, False)),
+        ],
+        [4, 1, 1],
+        [CONSUMER_REGISTERS, PRODUCER_REGISTERS, PRODUCER_REGISTERS],
+    )  # fmt: skip
+
+
+def refuses(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None:
+    """Why this kernel cannot run a call, or None; needs no device sync."""
+    reasons = {
+        "it is for Hopper GPUs": q.is_cuda and torch.cuda.get_device_capability(q.device)[0] == 9,
+        "it needs fp16 or bf16": q.dtype in (torch.float16, torch.bfloat16),
+        "head_dim is above 128": q.shape[-1] <= 128,
+        "blocks are of equal size": plan.q_offsets is not None or plan.kv_offsets is not None,
+        "memory is not laid out for TMA": all(suits_tma(x) for x in (q, k, v)),
+    }
+    return next((reason for reason, holds in reasons.items() if not holds), None)
+
+
+def launch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    *,
+    scale: float,
+    key_length: Tensor | None,
+    return_lse: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Run the kernel; see ``block_sparse.py`` for the arguments. The plan has no orders."""
+    batch, heads, q_len, head_dim = q.shape
+    wide = 64 if head_dim <= 64 else 128
+    out = torch.empty_like(q)
+    lse = q.new_empty((batch, heads, q_len), dtype=torch.float32) if return_lse else None
+    chunks = list_chunks(plan, CHUNK, KEYS // CHUNK, key_length, impl="triton")
+    words = chunks.index.view(torch.int64)
+    tiles, total = query_tiles(plan, chunks, batch, heads, QUERIES)
+    programs = torch.cuda.get_device_properties(q.device).multi_processor_count
+    forward[(min(programs, tiles.shape[0]),)](
+        descriptor(q, 64, wide),
+        descriptor(k, CHUNK, wide),
+        descriptor(v, CHUNK, wide),
+        out,
+        *out.stride()[:3],
+        out if lse is None else lse,
+        tiles,
+        total,
+        words,
+        chunks.table,
+        chunks.lengths,
+        words.shape[-1],
+        chunks.table.shape[-1],
+        chunks.lengths.shape[-1],
+        heads,
+        q_len,
+        head_dim,
+        scale * LOG2E,
+        SLOTS=KEYS // CHUNK,
+        CHUNK=CHUNK,
+        BITS=CHUNK.bit_length() - 1,
+        ID_BITS=8 * chunks.index.element_size(),
+        STAGES=STAGES,
+        D=wide,
+        HAS_LSE=return_lse,
+        CONSUMER_REGISTERS=224,
+        PRODUCER_REGISTERS=56,
+        num_warps=4,
+        maxnreg=168,
+    )
+    return out, lse

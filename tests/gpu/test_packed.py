@@ -1,0 +1,139 @@
+"""Blocks of unequal size in the Hopper kernel that packs their keys: in bf16, against float64."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+
+from vidsparse.kernels.attention import attention
+from vidsparse.kernels.plan import BlockPlan, Pooled
+from vidsparse.kernels.reference import reference_attention
+from vidsparse.kernels.triton import block_sparse
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def hopper_only():
+    if len(block_sparse._hopper_kernels(torch.empty(1, device="cuda"))) == 0:
+        pytest.skip("needs a Hopper GPU and a Triton with Gluon")
+
+
+def offsets(batch, heads, length, blocks):
+    """Blocks of very different size, some of them empty."""
+    size = torch.randn(batch, heads, blocks, device="cuda").exp()
+    size *= torch.rand_like(size) > 0.1
+    size[..., 0] += 0.1
+    ends = (size.cumsum(-1) / size.sum(-1, keepdim=True) * length).round().int()
+    ends[..., -1] = length
+    return torch.nn.functional.pad(ends, (1, 0))
+
+
+def clusters(batch, heads, q_len, kv_len, q_blocks, kv_blocks, share=0.3, shared=False):
+    of = (1, 1) if shared else (batch, heads)
+    keep = torch.rand(*of, q_blocks, kv_blocks, device="cuda") < share
+    one = torch.randint(kv_blocks, (*keep.shape[:-1], 1), device="cuda")
+    keep |= torch.zeros_like(keep).scatter_(-1, one, True)
+    return BlockPlan.from_mask(
+        keep, q_len=q_len, kv_len=kv_len, q_block=128, kv_block=128,
+        q_offsets=offsets(*of, q_len, q_blocks), kv_offsets=offsets(*of, kv_len, kv_blocks),
+    ).validate()  # fmt: skip
+
+
+def qkv(batch, heads, q_len, kv_len, head_dim, dtype=torch.bfloat16):
+    shapes = ((batch, n, heads, head_dim) for n in (q_len, kv_len, kv_len))
+    return [torch.randn(s, device="cuda", dtype=dtype).transpose(1, 2) for s in shapes]
+
+
+def assert_right(q, k, v, plan, key_length=None, error=5e-3):
+    out, lse = attention(
+        q, k, v, plan, engine="triton", return_lse=True, key_length=key_length, validate=True
+    )
+    exact, exact_lse = reference_attention(
+        q.double(), k.double(), v.double(), plan, return_lse=True, key_length=key_length
+    )
+    assert float((out.double() - exact).norm()) < error * float(exact.norm()) + 1e-9
+    assert torch.equal(lse.isinf(), exact_lse.isinf())
+    finite = lse.isfinite()
+    assert float((lse - exact_lse)[finite].abs().sum()) <= 2e-2 * int(finite.sum())
+    assert (out[~finite] == 0).all()
+    assert out.stride() == torch.empty_like(q).stride()
+
+
+@pytest.mark.parametrize("head_dim", [40, 64, 96, 128])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("q_blocks", "kv_blocks"), [(9, 40), (60, 700), (2, 3), (1, 1)])
+@pytest.mark.parametrize("shared", [False, True])
+def test_clusters_of_any_size(head_dim, dtype, q_blocks, kv_blocks, shared):
+    q, k, v = qkv(2, 3, 1511, 2011, head_dim, dtype)
+    assert_right(q, k, v, clusters(2, 3, 1511, 2011, q_blocks, kv_blocks, shared=shared))
+
+
+@pytest.mark.parametrize(("q_len", "kv_len"), itertools.product([1, 63, 129], [1, 17, 127, 1009]))
+def test_short_sequences_of_prime_length(q_len, kv_len):
+    q, k, v = qkv(1, 2, q_len, kv_len, 128)
+    assert_right(q, k, v, clusters(1, 2, q_len, kv_len, 3, 5))
+
+
+@pytest.mark.parametrize("lengths", [(2011, 700, 0), (1, 2010, 15)])
+def test_key_lengths(lengths):
+    q, k, v = qkv(3, 2, 700, 2011, 128)
+    plan = clusters(3, 2, 700, 2011, 7, 30)
+    assert_right(q, k, v, plan, torch.tensor(lengths, dtype=torch.int32, device="cuda"))
+
+
+@pytest.mark.parametrize("side", ["q_offsets", "kv_offsets"])
+def test_blocks_of_unequal_size_on_one_side_alone(side):
+    q, k, v = qkv(2, 3, 1511, 2011, 128)
+    plan = clusters(2, 3, 1511, 2011, 12, 16)
+    assert_right(q, k, v, dataclasses.replace(plan, **{side: None}))
+
+
+def test_more_chunks_than_two_bytes_can_number():
+    q, k, v = qkv(1, 1, 200, 2000, 128)
+    assert_right(q, k, v, clusters(1, 1, 200, 2000, 3, 66_000))
+
+
+def test_orders_and_stand_ins():
+    q, k, v = qkv(1, 4, 1000, 1100, 128)
+    plan = clusters(1, 4, 1000, 1100, 8, 50)
+    order = [torch.rand(1, 4, n, device="cuda").argsort(dim=-1).int() for n in (1000, 1100)]
+    means = torch.randn(2, 1, 4, 50, 128, device="cuda", dtype=torch.bfloat16)
+    pooled = Pooled(key=means[0], value=means[1], size=plan.kv_sizes)
+    plan = dataclasses.replace(plan, q_order=order[0], kv_order=order[1], pooled=pooled)
+    assert_right(q, k, v, plan)
+
+
+@pytest.mark.parametrize(("head_dim", "dtype"), [(160, torch.bfloat16), (64, torch.float32)])
+def test_what_the_packed_kernel_refuses_runs_elsewhere(head_dim, dtype):
+    q, k, v = qkv(1, 2, 500, 700, head_dim, dtype)
+    assert_right(q, k, v, clusters(1, 2, 500, 700, 5, 60))
+
+
+def test_a_cuda_graph_replays_with_new_inputs_and_without_a_host_sync():
+    q, k, v = qkv(1, 2, 1000, 1000, 128)
+    plan = clusters(1, 2, 1000, 1000, 6, 40)
+    attention(q, k, v, plan, engine="triton")  # compile
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = attention(q, k, v, plan, engine="triton")
+    for x in (q, k, v):
+        x.copy_(torch.randn_like(x))
+    graph.replay()
+    exact, _ = reference_attention(q.double(), k.double(), v.double(), plan)
+    assert float((out.double() - exact).norm() / exact.norm()) < 5e-3
+
+
+def test_memory_beyond_inputs_and_output_stays_under_100_mb_at_the_wan_14b_shape():
+    tokens = 75_600
+    q, k, v = qkv(1, 40, tokens, tokens, 128)
+    plan = clusters(1, 40, tokens, tokens, 200, 1000, share=0.2)
+    attention(q, k, v, plan, engine="triton")
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    out = attention(q, k, v, plan, engine="triton")
+    torch.cuda.synchronize()
+    extra = torch.cuda.max_memory_allocated() - before - out.numel() * out.element_size()
+    assert extra < 100e6
