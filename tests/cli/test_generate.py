@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from vidsparse.cli.generate import make_many, read_prompts
-from vidsparse.cli.job import RunOptions
+from vidsparse.cli.generate import GenerateWork, read_prompts
+from vidsparse.cli.job import Job, RunOptions
 from vidsparse.errors import BadInputError
 from vidsparse.pipelines.video import read_video
 
@@ -121,7 +121,7 @@ def test_prompts_that_cannot_be_read_are_refused(tmp_path):
         read_prompts(tmp_path / "empty.txt")
 
 
-def test_one_failing_prompt_does_not_stop_the_others(tmp_path, capsys):
+def test_one_failing_prompt_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
     class Pipe:
         vae = SimpleNamespace(config={})
         transformer = SimpleNamespace(config={})
@@ -137,7 +137,8 @@ def test_one_failing_prompt_does_not_stop_the_others(tmp_path, capsys):
     options = RunOptions(frames=5, height=32, width=32)
     job = options.job(["a red square", "a red circle"])
     paths = [tmp_path / "000.mp4", tmp_path / "001.mp4"]
-    assert make_many(Pipe(), job, None, paths) == 1
+    monkeypatch.setattr(Job, "load", lambda self: Pipe())
+    assert GenerateWork(job, None, paths).do() == 1
     assert [path.exists() for path in paths] == [False, True]
     assert "vidsparse: 000.mp4 failed ('a red square'): boom" in capsys.readouterr().err
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vidsparse.cli import fingerprint
 from vidsparse.cli.clips import DENSE, Case, Clips
 from vidsparse.cli.comparison import make_results, write_files
 from vidsparse.cli.comparison_table import footer, make_table
 from vidsparse.cli.finished import Finished
-from vidsparse.cli.job import Job, Prompt, RunOptions
-from vidsparse.cli.options import Json, PresetChanges, option
+from vidsparse.cli.job import Job, Prompt, RunOptions, maybe_pool
+from vidsparse.cli.options import Json, PresetChanges, option, ray_option
 from vidsparse.cli.screen import answer, answer_json, note
 from vidsparse.cli.work import CompareWork
 from vidsparse.errors import BadInputError
@@ -55,6 +57,7 @@ def compare(
         list[str] | None,
         option("KEY=PATH: local weights of a learned metric, such as lpips_alex; repeatable."),
     ] = None,
+    ray: Annotated[str | None, ray_option()] = None,
     json: Json = False,
 ) -> None:
     """Make dense and sparse videos from the same seeds, and report what it cost and saved."""
@@ -66,17 +69,19 @@ def compare(
     found = read_weights(weights or [])
     _check_folder(output, [DENSE, *(chosen.name for chosen in presets)])
     clips = Clips(output)
-    finished = Finished(
-        job=job,
-        presets=presets,
-        cases=make_cases(job, numbers),
-        clips=clips,
-        weights=found,
-        wants_floor=noise_floor,
-        wants_errors=attention_error,
-    )
-    with clips.locked():
-        CompareWork(finished).do()
+    with maybe_pool(ray, job) as pool, clips.locked():
+        machine = partial(fingerprint.of_machine, job)
+        finished = Finished(
+            job=job,
+            presets=presets,
+            cases=make_cases(job, numbers),
+            clips=clips,
+            machine=pool.ask(machine) if pool else machine(),
+            weights=found,
+            wants_floor=noise_floor,
+            wants_errors=attention_error,
+        )
+        CompareWork(finished).do(pool)
         results = make_results(finished, shlex.join(["vidsparse", *context.obj]))
         write_files(output, finished, results)
     if json:

@@ -32,12 +32,14 @@ class Finished:
         weights: Of learned metrics.
         wants_floor: Whether to compare dense with dense by another engine.
         wants_errors: Whether to measure the error of attention calls.
+        machine: What all runs share, as ``fingerprint.of_machine`` has it.
     """
 
     job: Job
     presets: list[Preset]
     cases: list[Case]
     clips: Clips
+    machine: dict[str, Any]
     weights: Weights | None = None
     wants_floor: bool = False
     wants_errors: bool = False
@@ -97,7 +99,7 @@ class Finished:
     @cached_property
     def _machine(self) -> dict[str, Any]:
         record_format = {"record format": [each.name for each in fields(Run)]}
-        return fingerprint.of_machine(self.job) | record_format
+        return self.machine | record_format
 
     @cached_property
     def _scoring(self) -> dict[str, Any]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vidsparse.cli.job import Job, Prompt, Result, RunOptions, run_request
-from vidsparse.cli.options import PresetChanges, option
+from vidsparse.cli.job import Job, Prompt, Result, RunOptions, maybe_pool, run_request
+from vidsparse.cli.options import PresetChanges, option, ray_option
 from vidsparse.cli.screen import answer, complain
 from vidsparse.errors import BadInputError
 from vidsparse.preset import Preset
 
 if TYPE_CHECKING:
+    from vidsparse.cli.on_ray import Pool
     from vidsparse.pipelines.generate import Request
 
 
@@ -31,6 +34,7 @@ def generate(
     output: Annotated[
         Path | None, option("The file, .mp4, .webm or .npy; by default out.mp4.", "-o", "--output")
     ] = None,
+    ray: Annotated[str | None, ray_option()] = None,
 ) -> None:
     """Make a video with sparse attention."""
     from vidsparse.pipelines.video import check_writable
@@ -45,10 +49,17 @@ def generate(
         paths = [(output or Path("out")) / f"{n:03d}.mp4" for n in range(len(job.requests))]
     for path in paths:
         check_writable(path)
-    pipe = job.load()
-    if prompts is None:
-        _make(pipe, job, job.requests[0], chosen, paths[0])
-    elif failed := make_many(pipe, job, chosen, paths):
+    work = GenerateWork(job, chosen, paths)
+    if ray is not None:
+        with maybe_pool(ray, job) as pool:
+            assert pool is not None
+            failed = work.do_on(pool)
+    elif prompts is None:
+        answer(work.do_piece(0))
+        return
+    else:
+        failed = work.do()
+    if failed:
         complain(f"{failed} of {len(paths)} prompts failed")
         raise typer.Exit(1)
 
@@ -69,25 +80,93 @@ def read_prompts(file: Path) -> list[str]:
     return found
 
 
-def make_many(pipe: Any, job: Job, preset: Preset | None, paths: list[Path]) -> int:
-    """Make every video, whatever becomes of the others; return how many failed."""
-    failed = 0
-    for request, path in zip(job.requests, paths, strict=True):
-        try:
-            _make(pipe, job, request, preset, path)
-        except Exception as error:  # whatever one prompt does, the others are made
-            complain(f"{path.name} failed ({request.prompt!r}): {error}")
-            failed += 1
-    return failed
+class GenerateWork:
+    """Makes a video for each request, whatever becomes of the others.
+
+    Args:
+        job: What to make.
+        preset: What to make sparse; None for dense.
+        paths: A file for each request.
+    """
+
+    def __init__(self, job: Job, preset: Preset | None, paths: list[Path]) -> None:
+        self._job, self._preset, self._paths = job, preset, paths
+        self._pipe: Any = None
+
+    def do(self) -> int:
+        """Make them all here; return how many failed."""
+        self._load()  # what fails here fails for all
+        failed = 0
+        for number in range(len(self._paths)):
+            try:
+                answer(self.do_piece(number))
+            except Exception as error:
+                self._complain(number, error)
+                failed += 1
+        return failed
+
+    def do_on(self, pool: Pool) -> int:
+        """Make them all on a cluster; return how many failed."""
+        started, failed = time.time(), Counter[str]()
+        pieces = [Video(path, request, started) for path, request in self._work()]
+
+        def report(number: int, outcome: Any, seconds: float) -> None:
+            if isinstance(outcome, Exception):
+                self._complain(number, outcome)
+                failed["prompts"] += 1
+            else:
+                answer(outcome or f"[bold]{self._paths[number]}[/bold]")
+
+        pool.do(self, pieces, report)
+        return failed["prompts"]
+
+    def do_piece(self, number: int) -> str:
+        """Make one video; say what became of it."""
+        from vidsparse.pipelines.video import write_video
+
+        self._load()
+        path, request = self._paths[number], self._job.requests[number]
+        preset, many = self._preset, len(self._paths) > 1
+        label = path.stem if many else preset.name if preset else "dense"
+        strict = self._job.options.strict
+        result = run_request(self._pipe, request, preset, label, strict=strict)
+        write_video(path, result.frames, self._job.fps)
+        return final_line(path, result)
+
+    def _load(self) -> None:
+        if self._pipe is None:
+            self._pipe = self._job.load()
+
+    def _work(self) -> list[tuple[Path, Request]]:
+        return list(zip(self._paths, self._job.requests, strict=True))
+
+    def _complain(self, number: int, error: Exception) -> None:
+        prompt = self._job.requests[number].prompt
+        complain(f"{self._paths[number].name} failed ({prompt!r}): {error}")
 
 
-def _make(pipe: Any, job: Job, request: Request, preset: Preset | None, path: Path) -> None:
-    from vidsparse.pipelines.video import write_video
+class Video:
+    """One video as a piece of work.
 
-    label = path.stem if len(job.requests) > 1 else preset.name if preset else "dense"
-    result = run_request(pipe, request, preset, label, strict=job.options.strict)
-    write_video(path, result.frames, job.fps)
-    answer(final_line(path, result))
+    Attributes:
+        label: For a person.
+
+    Args:
+        path: Its file.
+        request: What it shows.
+        started: When the work began, in seconds since the epoch.
+    """
+
+    def __init__(self, path: Path, request: Request, started: float) -> None:
+        self.label = f"{path.name} ({request.prompt!r})"
+        self._path, self._started = path, started
+
+    def ready(self) -> bool:
+        return True
+
+    def finished(self) -> bool:
+        """Whether a worker wrote it before it died."""
+        return self._path.exists() and self._path.stat().st_mtime >= self._started
 
 
 def final_line(path: Path, result: Result) -> str:

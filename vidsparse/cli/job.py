@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -22,6 +22,7 @@ from vidsparse.stats import Stats
 if TYPE_CHECKING:
     import numpy as np
 
+    from vidsparse.cli.on_ray import Pool
     from vidsparse.pipelines.generate import Request
 
 Prompt = Annotated[
@@ -162,6 +163,23 @@ class Job:
         for request in self.requests:
             geometry_of(pipe).check_size(request.frames, request.height, request.width)
         return pipe
+
+
+def maybe_pool(ray: str | None, job: Job) -> AbstractContextManager[Pool | None]:
+    """The workers of a Ray cluster for a job; None without an address.
+
+    Raises:
+        BadInputError: When there is no such cluster, or one device was asked for.
+    """
+    if ray is None:
+        return nullcontext()
+    from vidsparse.cli.on_ray import ray_pool
+
+    if ":" in job.device:
+        raise BadInputError(
+            f"--ray gives each worker a GPU of its own: --device {job.device} is one"
+        )
+    return ray_pool(ray, on_gpu=job.device == "cuda")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,15 @@ from vidsparse.presets import find_preset
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for a program.")]
 
 
+def ray_option() -> Any:
+    """The option that spreads work over a cluster."""
+    return option(
+        "Spread the work over a Ray cluster: HOST:PORT, auto, or local for this machine.",
+        "--ray",
+        panel="Cluster",
+    )
+
+
 def option(help: str, *names: str, panel: str | None = None) -> Any:
     """An option with its help; names are made of the parameter's unless given."""
     return typer.Option(*names, help=help, rich_help_panel=panel, show_default=True)

@@ -44,9 +44,16 @@ class Pace:
     Args:
         kinds: Of all pieces that are still to do.
         known: Seconds that pieces took before, by kind.
+        workers: How many pieces are done at a time.
     """
 
-    def __init__(self, kinds: Sequence[str], known: dict[str, list[float]] | None = None) -> None:
+    def __init__(
+        self,
+        kinds: Sequence[str],
+        known: dict[str, list[float]] | None = None,
+        workers: int = 1,
+    ) -> None:
+        self._workers = workers
         self._to_do = Counter(kinds)
         self._seen: defaultdict[str, list[float]] = defaultdict(list, known or {})
 
@@ -73,7 +80,7 @@ class Pace:
         if kind is not None:
             expected = seen.get(kind, typical)
             total -= min(max(share * expected, seconds), expected)
-        return max(total, 0.0)
+        return max(total, 0.0) / self._workers
 
 
 class Board:
@@ -92,7 +99,10 @@ class Board:
         self._kind, self._share, self._started = piece.kind, 0.0, perf_counter()
         self._progress.update(self._task, description=plain_text(piece.label), step="")
         yield self
-        seconds = perf_counter() - self._started
+        self.finish(piece, perf_counter() - self._started)
+
+    def finish(self, piece: Piece, seconds: float) -> None:
+        """A piece of work is done, wherever that was."""
         self._pace.finish(piece.kind, seconds)
         self._kind, self._done = None, self._done + 1
         self._progress.update(self._task, completed=self._done, step="")

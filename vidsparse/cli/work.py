@@ -13,10 +13,11 @@ from vidsparse.cli import measured_run
 from vidsparse.cli.clips import DENSE, Case
 from vidsparse.cli.finished import ENGINES, FLOOR, Finished
 from vidsparse.cli.progress import Board, Pace, overall_bar
-from vidsparse.cli.screen import note
+from vidsparse.cli.screen import OnStep, note
 from vidsparse.preset import Preset
 
 if TYPE_CHECKING:
+    from vidsparse.cli.on_ray import Pool
     from vidsparse.metrics.scores import Scorer
 
 
@@ -28,14 +29,16 @@ class Piece:
         kind: Pieces of one kind take about as long as each other.
         label: For a person.
         finished: Whether it was done before.
-        do: Does it.
+        do: Does it, and tells of its steps.
+        ready: Whether what it needs is there.
         needs_pipe: Whether the model has to be loaded for it.
     """
 
     kind: str
     label: str
     finished: Callable[[], bool]
-    do: Callable[[Board], None]
+    do: Callable[[OnStep], None]
+    ready: Callable[[], bool] = lambda: True
     needs_pipe: bool = True
 
 
@@ -52,25 +55,45 @@ class CompareWork:
         self._pipe: Any = None
         self._warm: set[str] = set()
 
-    def do(self) -> None:
-        """Do what is not done yet, with one bar over all of it."""
+    def do(self, pool: Pool | None = None) -> None:
+        """Do what is not done yet, here or on a cluster, with one bar over all of it."""
         pieces = self.pieces()
         to_do = [piece for piece in pieces if not piece.finished()]
         if len(to_do) < len(pieces):
             note(f"{len(pieces) - len(to_do)} of {len(pieces)} pieces of work were done before")
         if self._done.clips.changed:
             note(f"made again, since these changed: {', '.join(self._done.clips.changed)}")
-        if any(piece.needs_pipe for piece in to_do):
-            self._pipe = self._done.job.load()
-        pace = Pace([piece.kind for piece in to_do], self._done.seconds())
+        pace = Pace([p.kind for p in to_do], self._done.seconds(), pool.size if pool else 1)
+        if pool is None and any(piece.needs_pipe for piece in to_do):
+            self._load()  # before the clock of the first piece runs
         with overall_bar(len(to_do), pace) as board:
+            if pool is not None:
+                pool.do(self, pieces, partial(_report, board, pieces))
+                return
             for piece in to_do:
                 with board.piece(piece):
-                    piece.do(board)
+                    self._do(piece, board.on_step)
+
+    def do_piece(self, number: int) -> None:
+        """Do one of ``pieces()``, if it is not done yet."""
+        piece = self.pieces()[number]
+        if not piece.finished():
+            self._do(piece, lambda done, total: None)
+
+    def _do(self, piece: Piece, on_step: OnStep) -> None:
+        if piece.needs_pipe:
+            self._load()
+        piece.do(on_step)
+
+    def _load(self) -> None:
+        if self._pipe is None:
+            self._scorer = None  # makes room on the device
+            self._pipe = self._done.job.load()
 
     def pieces(self) -> list[Piece]:
         """All generations, then what is measured on their frames."""
         first = self._done.cases[0]
+        has_dense = partial(self._has_run, first, None)
         found = [
             self._generation(case, preset)
             for case in self._done.cases
@@ -83,6 +106,7 @@ class CompareWork:
                     label=f"dense by another engine, {_label(first)}",
                     finished=lambda: self._done.floor() is not None,
                     do=partial(self._do_floor, first),
+                    ready=has_dense,
                 )
             )
         found.append(
@@ -91,6 +115,7 @@ class CompareWork:
                 label="dense attention by every engine",
                 finished=lambda: bool(self._done.dense_engines()),
                 do=self._do_dense_engines,
+                ready=has_dense,
                 needs_pipe=False,
             )
         )
@@ -108,6 +133,7 @@ class CompareWork:
             label=f"{name}, {_label(case)}",
             finished=lambda: self._done.run(case, preset) is not None,
             do=partial(self._do_generation, case, preset),
+            ready=partial(self._has_run, case, None) if preset else lambda: True,
         )
 
     def _errors(self, case: Case, preset: Preset) -> Piece:
@@ -124,10 +150,14 @@ class CompareWork:
             label=f"scores of {preset.name}, {_label(case)}",
             finished=lambda: self._done.scores(case, preset) is not None,
             do=partial(self._do_score, case, preset),
+            ready=lambda: self._has_run(case, None) and self._has_run(case, preset),
             needs_pipe=False,
         )
 
-    def _do_generation(self, case: Case, preset: Preset | None, board: Board) -> None:
+    def _has_run(self, case: Case, preset: Preset | None) -> bool:
+        return self._done.run(case, preset) is not None
+
+    def _do_generation(self, case: Case, preset: Preset | None, on_step: OnStep) -> None:
         name = preset.name if preset else DENSE
         if name not in self._warm:
             measured_run.warm_up(self._pipe, case.request, preset)
@@ -136,7 +166,7 @@ class CompareWork:
             self._pipe,
             case.request,
             preset,
-            board.on_step,
+            on_step,
             strict=self._done.job.options.strict,
             reference=self._done.clips.array(case, f"{DENSE}.latents") if preset else None,
         )
@@ -147,10 +177,10 @@ class CompareWork:
             case, name, self._done.settings(case, preset), made.run.to_json(), arrays
         )
 
-    def _do_floor(self, case: Case, board: Board) -> None:
+    def _do_floor(self, case: Case, on_step: OnStep) -> None:
         from vidsparse.metrics.fidelity import fidelity
 
-        how, frames = measured_run.dense_by_another_engine(self._pipe, case.request, board.on_step)
+        how, frames = measured_run.dense_by_another_engine(self._pipe, case.request, on_step)
         found = fidelity(frames, self._done.clips.array(case, DENSE))
         record = {
             "psnr": found.to_json()["psnr"],
@@ -159,7 +189,7 @@ class CompareWork:
         }
         self._done.clips.save(case, FLOOR, self._done.settings(case, None), record, {FLOOR: frames})
 
-    def _do_dense_engines(self, board: Board) -> None:
+    def _do_dense_engines(self, on_step: OnStep) -> None:
         from vidsparse.cli.dense_engines import time_dense_engines
 
         first, dense = self._done.cases[0], self._done.run(self._done.cases[0], None)
@@ -170,14 +200,14 @@ class CompareWork:
             first, ENGINES, self._done.settings(first, None), {"milliseconds": times}, {}
         )
 
-    def _do_errors(self, case: Case, preset: Preset, board: Board) -> None:
-        table = measured_run.attention_error(self._pipe, case.request, preset, board.on_step)
+    def _do_errors(self, case: Case, preset: Preset, on_step: OnStep) -> None:
+        table = measured_run.attention_error(self._pipe, case.request, preset, on_step)
         settings = self._done.settings(case, preset)
         self._done.clips.save(
             case, f"{preset.name}.errors", settings, {"attention_error": table}, {}
         )
 
-    def _do_score(self, case: Case, preset: Preset, board: Board) -> None:
+    def _do_score(self, case: Case, preset: Preset, on_step: OnStep) -> None:
         if self._done.scores(case, preset) is not None:  # the same frames were made again
             return
         frames, reference = (self._done.clips.array(case, name) for name in (preset.name, DENSE))
@@ -197,6 +227,13 @@ class CompareWork:
                 self._done.weights, fps=self._done.job.fps, device=self._done.job.device
             )
         return self._scorer
+
+
+def _report(board: Board, pieces: list[Piece], number: int, outcome: Any, seconds: float) -> None:
+    """A worker ended a piece; its failure ends the comparison, as it would here."""
+    if isinstance(outcome, Exception):
+        raise outcome
+    board.finish(pieces[number], seconds)
 
 
 def _label(case: Case) -> str:

@@ -1,0 +1,107 @@
+"""Work on a Ray cluster: the same files as here, and nothing lost or done twice when one dies."""
+
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vidsparse.pipelines.video import read_video
+
+ray = pytest.importorskip("ray")
+psutil = pytest.importorskip("psutil")
+
+SMALL = "--frames=5 --height=64 --width=64 --steps=2 --guidance=1 --set=min_tokens=0"
+SMALL = SMALL.split()
+PROMPTS = ["a red circle moving right", "a blue square", "a green star"]
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n".join(PROMPTS))
+    return path
+
+
+def test_prompts_become_the_videos_that_one_process_makes(cli, prompts, tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    assert cli("generate", "--prompts", prompts, *SMALL, "-o", here).code == 0
+    done = cli("generate", "--prompts", prompts, *SMALL, "-o", there, "--ray", "local")
+    assert done.code == 0, done.err
+    assert len(done.out.splitlines()) == 3
+    assert "Ray workers" in done.err
+    for file in here.iterdir():
+        one, other = (read_video(each).astype(int) for each in (file, there / file.name))
+        assert abs(one - other).mean() < 4  # threads sum in another order; other seeds give 40
+    assert not ray.is_initialized()
+
+
+def test_a_prompt_that_fails_on_a_worker_does_not_stop_the_others(cli, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS[:2]))
+    strict = ["--strict", "--set", "min_tokens=1000000", "--ray", "local"]
+    code, out, err = cli("generate", "--prompts", prompts, *SMALL, *strict, "-o", tmp_path / "out")
+    assert (code, out) == (1, "")
+    assert "000.mp4 failed ('a red circle moving right'): layer 0 at step 1 cannot be sparse" in err
+    assert "2 of 2 prompts failed" in err
+
+
+def test_a_worker_that_is_killed_loses_nothing_and_nothing_is_made_twice(prompts, tmp_path):
+    folder = tmp_path / "report"
+    arguments = ["--prompts", prompts, "--preset", "draft,radial", *SMALL, "-o", folder]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vidsparse", "compare", *map(str, arguments), "--ray", "local"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    made = wait_for_records(folder, process)
+    for worker in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "_Worker" in " ".join(worker.cmdline()):
+                worker.send_signal(signal.SIGKILL)
+                break
+    else:
+        pytest.fail("no worker was found to kill")
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert "a worker died at" in err
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in made.items())
+    assert "draft" in out
+    assert (folder / "index.html").exists()
+    assert len(list(folder.glob("clips/*/*.scores.json"))) == 6
+    assert not [*folder.glob("clips/*/.vidsparse-*"), *folder.glob(".vidsparse-*")]
+    frames = np.load(next(folder.glob("clips/*/draft.npy")))
+    assert frames.shape == (5, 64, 64, 3)
+
+
+def wait_for_records(folder: Path, process: subprocess.Popen) -> dict[Path, int]:
+    """When each record was written, as soon as there are two."""
+    deadline = time.monotonic() + 150
+    while time.monotonic() < deadline and process.poll() is None:
+        if len(records := list(folder.glob("clips/*/*.json"))) >= 2:
+            return {path: path.stat().st_mtime_ns for path in records}
+        time.sleep(0.05)
+    raise AssertionError(process.communicate(timeout=10)[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ray", "127.0.0.1:1"], "no Ray cluster answers at '127.0.0.1:1'"),
+        (["--ray", "nowhere"], "no Ray cluster answers at 'nowhere'"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_named(cli, prompts, tmp_path, arguments, message):
+    code, _, err = cli("generate", "--prompts", prompts, *SMALL, *arguments, "-o", tmp_path / "o")
+    assert code == 2
+    assert message in err
+
+
+def test_without_ray_the_way_to_get_it_is_named(cli, prompts, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    code, _, err = cli("generate", "--prompts", prompts, *SMALL, "--ray", "local", "-o", tmp_path)
+    assert code == 2
+    assert "pip install 'vidsparse[ray]'" in err

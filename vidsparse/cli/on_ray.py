@@ -1,0 +1,215 @@
+"""Pieces of work on the workers of a Ray cluster: the same pieces that one process does.
+
+A worker that dies takes nothing with it: what it had finished is on the disk that all share, and
+the piece it was at is done by another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Protocol
+
+from vidsparse.cli.screen import note, quiet_libraries
+from vidsparse.errors import BadInputError, VidsparseError
+
+ATTEMPTS = 3  # at a piece whose workers die
+
+
+class Piece(Protocol):
+    """A piece of work.
+
+    Attributes:
+        label: For a person.
+        ready: Whether what it needs is there.
+        finished: Whether it is done.
+    """
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def ready(self) -> Callable[[], bool]: ...
+    @property
+    def finished(self) -> Callable[[], bool]: ...
+
+
+class Doer(Protocol):
+    """Does pieces of work by their number; is sent to every worker once."""
+
+    def do_piece(self, number: int) -> Any: ...
+
+
+Report = Callable[[int, Any, float], None]  # a piece's number, its result or exception, seconds
+
+
+class Pool:
+    """Workers of a cluster, one for each GPU or, without any, for each CPU core.
+
+    Use ``ray_pool``.
+
+    Attributes:
+        size: How many workers there are.
+    """
+
+    def __init__(self, ray: Any, on_gpu: bool) -> None:
+        self._ray = ray
+        self._needs = {"num_cpus": 1, "num_gpus": 1 if on_gpu else 0}
+        resources = ray.cluster_resources()
+        self.size = int(resources.get("GPU" if on_gpu else "CPU", 0))
+        if self.size < 1:
+            raise BadInputError(
+                f"the Ray cluster has no {'GPU' if on_gpu else 'CPU core'}: add a node, or choose "
+                "another --device"
+            )
+
+    def ask(self, question: Callable[[], Any]) -> Any:
+        """What a function returns on a worker."""
+        return self._ray.get(self._ray.remote(**self._needs)(_call).remote(question))
+
+    def do(self, doer: Doer, pieces: Sequence[Piece], report: Report) -> None:
+        """Do what is not done yet, each piece as soon as it is ready and a worker is free.
+
+        Args:
+            doer: Does them; sent to the workers as it is now.
+            pieces: In the order in which they are wanted.
+            report: Told of each piece that ended; may raise, which ends the rest.
+
+        Raises:
+            VidsparseError: When workers die again and again at one piece.
+        """
+        lost: Counter[int] = Counter()
+        to_do = [number for number, piece in enumerate(pieces) if not piece.finished()]
+        with _Workers(self._ray, self._needs, doer, min(self.size, len(to_do))) as workers:
+            while to_do or workers.busy:
+                for number in [n for n in to_do if pieces[n].ready()][: len(workers.idle)]:
+                    to_do.remove(number)
+                    workers.start(number)
+                number, outcome, seconds = workers.wait()
+                if isinstance(outcome, self._ray.exceptions.RayActorError):
+                    lost[number] += 1
+                    _check_attempts(pieces[number], lost[number])
+                    if not pieces[number].finished():
+                        to_do.insert(0, number)
+                        continue
+                    outcome = None
+                report(number, outcome, seconds)
+
+
+class _Workers:
+    """Actors, idle or busy with a piece."""
+
+    def __init__(self, ray: Any, needs: dict[str, int], doer: Doer, number: int) -> None:
+        self._ray = ray
+        self._make = ray.remote(**needs)(_Worker).remote
+        self._doer = ray.put(doer)
+        self._folder = str(Path.cwd())
+        self.idle = [self._make(self._doer, self._folder) for _ in range(number)]
+        self.busy: dict[Any, tuple[Any, int]] = {}
+
+    def start(self, number: int) -> None:
+        worker = self.idle.pop()
+        self.busy[worker.do.remote(number)] = (worker, number)
+
+    def wait(self) -> tuple[int, Any, float]:
+        """The next piece that ends: its number, its result or exception, its seconds."""
+        (ended, *_), _ = self._ray.wait(list(self.busy), num_returns=1)
+        worker, number = self.busy.pop(ended)
+        try:
+            outcome, seconds = self._ray.get(ended)
+        except self._ray.exceptions.RayActorError as death:
+            outcome, seconds, worker = death, 0.0, self._make(self._doer, self._folder)
+        except Exception as error:  # of the piece: for the caller to judge
+            outcome, seconds = getattr(error, "cause", None) or error, 0.0
+        self.idle.append(worker)
+        return number, outcome, seconds
+
+    def __enter__(self) -> _Workers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for worker in (*self.idle, *(worker for worker, _ in self.busy.values())):
+            self._ray.kill(worker)
+
+
+class _Worker:
+    """Lives on a node of the cluster, keeps the model between pieces."""
+
+    def __init__(self, doer: Doer, folder: str) -> None:
+        with contextlib.suppress(OSError):  # paths as the user wrote them
+            os.chdir(folder)
+        self._doer = doer
+
+    def do(self, number: int) -> tuple[Any, float]:
+        started = perf_counter()
+        with quiet_libraries():
+            return self._doer.do_piece(number), perf_counter() - started
+
+
+@contextlib.contextmanager
+def ray_pool(address: str, *, on_gpu: bool) -> Iterator[Pool]:
+    """Connect to a cluster, or start one on this machine; let go of it at the end.
+
+    Args:
+        address: "local" for this machine, "auto" for the cluster it belongs to, ``HOST:PORT`` or
+            ``ray://HOST:PORT``.
+        on_gpu: Whether each worker needs a GPU.
+
+    Raises:
+        BadInputError: When Ray is not installed, or nothing answers at the address.
+    """
+    try:
+        import ray
+        import ray.exceptions
+    except ImportError as error:
+        raise BadInputError("--ray needs Ray: pip install 'vidsparse[ray]'") from error
+    _check_address(address)
+    try:
+        ray.init(
+            address=address, include_dashboard=False if address == "local" else None,
+            log_to_driver=False, logging_level=logging.ERROR,
+        )  # fmt: skip
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RpcError) as error:
+        raise BadInputError(_nothing_answers(address, error)) from error
+    try:
+        pool = Pool(ray, on_gpu)
+        note(f"{pool.size} Ray workers")
+        yield pool
+    finally:
+        ray.shutdown()
+
+
+def _call(question: Callable[[], Any]) -> Any:
+    return question()
+
+
+def _check_address(address: str) -> None:
+    """Knock first: Ray itself waits five minutes for an answer."""
+    if address in ("local", "auto"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise BadInputError(_nothing_answers(address, error)) from error
+
+
+def _nothing_answers(address: str, error: Exception) -> str:
+    return (
+        f"no Ray cluster answers at {address!r} ({error}): give HOST:PORT of its head node, "
+        "ray://HOST:PORT, auto, or local for this machine"
+    )
+
+
+def _check_attempts(piece: Piece, lost: int) -> None:
+    if lost >= ATTEMPTS:
+        raise VidsparseError(
+            f"{lost} workers died at {piece.label}: is there enough memory on each node? What was "
+            "finished is kept"
+        )
+    note(f"a worker died at {piece.label}: another goes on")
