@@ -1,86 +1,351 @@
 """The model table: where attention sits in each transformer, and how its tokens are laid out.
 
-Everything that differs between models is a row here; a new model is one more row.
+Everything that differs between models is a row here; a new model is one more row. The facts were
+read from diffusers 0.42: of a pipeline's noise, what it hands to its transformer, not what its
+scheduler counts in.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
 
 from torch import nn
 
 from vidsparse.errors import BadInputError
-from vidsparse.grid import TokenGrid
-from vidsparse.pipelines.tokens import Branches, Layout
+from vidsparse.pipelines import grids
+from vidsparse.pipelines.model import Model
 
-Arguments = Mapping[str, Any]
+SIGMA = (0.0, 1.0)  # timestep / 1000
+REVERSED_SIGMA = (1.0, 0.0)  # 1 - timestep / 1000
 
+VIDEO = (
+    Model(
+        name="Wan 2.1, 2.2; Lucy-Edit",
+        transformers=("WanTransformer3DModel",),
+        self_attention=r"blocks\.\d+\.attn1",
+        video_shape=grids.channels_first,
+        tested="pipeline",
+    ),
+    Model(
+        name="ChronoEdit",
+        transformers=("ChronoEditTransformer3DModel",),
+        self_attention=r"blocks\.\d+\.attn1",
+        video_shape=grids.channels_first,
+    ),
+    Model(  # causal diffusion forcing (num_frame_per_block > 1) masks by query: dense, and counted
+        name="SkyReels-V2",
+        transformers=("SkyReelsV2Transformer3DModel",),
+        self_attention=r"blocks\.\d+\.attn1",
+        video_shape=grids.channels_first,
+    ),
+    Model(  # reference images are leading frames, which nothing tells from those of the video
+        name="Wan VACE",
+        transformers=("WanVACETransformer3DModel",),
+        self_attention=r"(vace_)?blocks\.\d+\.attn1",
+        video_shape=grids.channels_first,
+    ),
+    Model(
+        name="Wan Animate",
+        transformers=("WanAnimateTransformer3DModel",),
+        self_attention=r"blocks\.\d+\.attn1",
+        video_shape=grids.without_reference,
+        text=grids.reference_frame,
+    ),
+    Model(
+        name="HunyuanVideo, SkyReels-V1",
+        transformers=("HunyuanVideoTransformer3DModel",),
+        self_attention=r"(single_)?transformer_blocks\.\d+\.attn",
+        video_shape=grids.channels_first,
+        text="suffix",
+        tested="pipeline",
+    ),
+    Model(
+        name="HunyuanVideo-1.5",
+        transformers=("HunyuanVideo15Transformer3DModel",),
+        self_attention=r"transformer_blocks\.\d+\.attn",
+        video_shape=grids.channels_first,
+        text="suffix",
+        padding=r"transformer_blocks\.\d+\.attn",
+    ),
+    Model(
+        name="HunyuanVideo Framepack",
+        transformers=("HunyuanVideoFramepackTransformer3DModel",),
+        self_attention=r"(single_)?transformer_blocks\.\d+\.attn",
+        video_shape=grids.channels_first,
+        text=grids.framepack_history,
+    ),
+    Model(  # the last blocks see the video twice: the second time is kept whole, as text is
+        name="Motif-Video",
+        transformers=("MotifVideoTransformer3DModel",),
+        self_attention=r"(single_)?transformer_blocks\.\d+\.attn",
+        video_shape=grids.channels_first,
+        text="suffix",
+    ),
+    Model(
+        name="CogVideoX 1.0, 1.5",
+        transformers=("CogVideoXTransformer3DModel",),
+        self_attention=r"transformer_blocks\.\d+\.attn1",
+        video_shape=grids.frames_first,
+        text="prefix",
+        guidance="uncond first",
+        tested="pipeline",
+    ),
+    Model(
+        name="ConsisID",
+        transformers=("ConsisIDTransformer3DModel",),
+        self_attention=r"transformer_blocks\.\d+\.attn1",
+        video_shape=grids.frames_first,
+        text="prefix",
+        guidance="uncond first",
+    ),
+    Model(
+        name="Mochi",
+        transformers=("MochiTransformer3DModel",),
+        self_attention=r"transformer_blocks\.\d+\.attn1",
+        video_shape=grids.channels_first,
+        text="suffix",
+        guidance="uncond first",
+        noise=(1000.0, 0.0),
+        one_by_one=True,
+        tested="pipeline",
+    ),
+    Model(  # extra condition frames come before the video
+        name="LTX-Video",
+        transformers=("LTXVideoTransformer3DModel",),
+        self_attention=r"transformer_blocks\.\d+\.attn1",
+        video_shape=grids.packed_video,
+        text="prefix",
+        guidance="uncond first",
+        tested="pipeline",
+    ),
+    Model(  # the video stream; extra condition frames come after the video
+        name="LTX-2",
+        transformers=("LTX2VideoTransformer3DModel",),
+        self_attention=r"transformer_blocks\.\d+\.attn1",
+        video_shape=grids.packed_video,
+        text="suffix",
+        guidance="uncond first",
+    ),
+    Model(
+        name="Allegro",
+        transformers=("AllegroTransformer3DModel",),
+        self_attention=r"transformer_blocks\.\d+\.attn1",
+        video_shape=grids.channels_first,
+        guidance="uncond first",
+    ),
+    Model(
+        name="EasyAnimate",
+        transformers=("EasyAnimateTransformer3DModel",),
+        self_attention=r"transformer_blocks\.\d+\.attn1",
+        video_shape=grids.channels_first,
+        text="prefix",
+        guidance="uncond first",
+    ),
+    Model(
+        name="Cosmos 1, 2, 2.5",
+        transformers=("CosmosTransformer3DModel",),
+        self_attention=r"transformer_blocks\.\d+\.attn1",
+        video_shape=grids.channels_first,
+        noise=grids.cosmos_noise,
+    ),
+    Model(
+        name="Kandinsky 5",
+        transformers=("Kandinsky5Transformer3DModel",),
+        self_attention=r"visual_transformer_blocks\.\d+\.self_attention",
+        video_shape=grids.channels_last,
+    ),
+    Model(
+        name="Kandinsky 6",
+        transformers=("Kandinsky6Transformer3DModel",),
+        self_attention=r"visual_transformer_blocks\.\d+\.video_dec_block\.self_attention",
+        video_shape=grids.without_tail,
+        text="suffix",
+    ),
+    Model(  # history comes before the chunk that is made
+        name="Helios",
+        transformers=("HeliosTransformer3DModel",),
+        self_attention=r"blocks\.\d+\.attn1",
+        video_shape=grids.channels_first,
+        text="prefix",
+    ),
+    Model(
+        name="AnyFlow",
+        transformers=("AnyFlowTransformer3DModel",),
+        self_attention=r"blocks\.\d+\.attn1",
+        video_shape=grids.frames_first,
+        guidance="uncond first",
+    ),
+    Model(  # reference images are further items of the batch's fifth dimension
+        name="JoyImage Edit",
+        transformers=("JoyImageEditTransformer3DModel",),
+        self_attention=r"double_blocks\.\d+\.attn",
+        video_shape=grids.channels_first,
+        text="suffix",
+    ),
+)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
-    """Facts about one transformer class of diffusers; no weights, no imports.
-
-    Attributes:
-        transformer: Class name, compared as text so that diffusers stays a lazy import.
-        self_attention: Regular expression that fully matches the names of the self-attention
-            modules and of no others.
-        video_shape: From the transformer's config and the arguments of its forward call, the
-            frames, rows and columns of its token grid.
-        text: Where tokens that are no video stand in the self-attention sequence; or, from the
-            arguments and the number of such tokens, how many of them come first.
-        guidance: How the pipeline runs the branches of guidance: one call each, or both stacked
-            in one batch.
-        timestep: Name of the forward argument that carries the noise level.
-        noise: What that argument holds where there is no noise, and where there is nothing else;
-            None is 0 and the number of training timesteps.
-    """
-
-    transformer: str
-    self_attention: str
-    video_shape: Callable[[Any, Arguments], tuple[int, int, int]]
-    text: Literal["none", "prefix", "suffix"] | Callable[[Arguments, int], int] = "none"
-    guidance: Literal["calls", "uncond first", "cond first"] = "calls"
-    timestep: str = "timestep"
-    noise: tuple[float, float] | None = None
-
-    def layout(self, config: Any, arguments: Arguments, branches: Branches) -> Layout:
-        """How the tokens of one forward call stand."""
-        video = TokenGrid(*self.video_shape(config, arguments))
-        return Layout(video=video, before=lambda n: self._before(arguments, n), branches=branches)
-
-    def _before(self, arguments: Arguments, extra: int) -> int:
-        if callable(self.text):
-            return self.text(arguments, extra)
-        return extra if self.text == "prefix" else 0
-
-    def layers(self, transformer: nn.Module) -> list[nn.Module]:
-        """The self-attention modules of a transformer, in order."""
-        return [
-            module
-            for path, module in transformer.named_modules()
-            if re.fullmatch(self.self_attention, path)
-        ]
-
-
-def _channels_first_video(config: Any, arguments: Arguments) -> tuple[int, int, int]:
-    """Latents of shape ``(batch, channels, frames, height, width)``, patched by ``patch_size``."""
-    frames, height, width = arguments["hidden_states"].shape[2:]
-    patch_t, patch_h, patch_w = config.patch_size
-    return frames // patch_t, height // patch_h, width // patch_w
-
-
-MODELS: Mapping[str, Model] = {
-    row.transformer: row
-    for row in (
-        Model(
-            transformer="WanTransformer3DModel",
-            self_attention=r"blocks\.\d+\.attn1",
-            video_shape=_channels_first_video,
+IMAGE = (
+    Model(
+        name="FLUX.1, Kontext",
+        transformers=("FluxTransformer2DModel",),
+        self_attention=r"(single_)?transformer_blocks\.\d+\.attn",
+        video_shape=grids.image_ids,
+        text=grids.text_length,
+        noise=SIGMA,
+        tested="pipeline",
+    ),
+    Model(
+        name="FLUX.2; LongCat, Ovis",
+        transformers=(
+            "Flux2Transformer2DModel",
+            "LongCatImageTransformer2DModel",
+            "OvisImageTransformer2DModel",
         ),
-    )
+        self_attention=r"(single_)?transformer_blocks\.\d+\.attn",
+        video_shape=grids.image_ids,
+        text=grids.text_length,
+        noise=SIGMA,
+    ),
+    Model(
+        name="Bria, Bria Fibo",
+        transformers=("BriaTransformer2DModel", "BriaFiboTransformer2DModel"),
+        self_attention=r"(single_)?transformer_blocks\.\d+\.attn",
+        video_shape=grids.image_ids,
+        text=grids.text_length,
+        guidance="uncond first",
+    ),
+    Model(
+        name="Qwen-Image",
+        transformers=("QwenImageTransformer2DModel",),
+        self_attention=r"transformer_blocks\.\d+\.attn",
+        video_shape=grids.image_shapes,
+        text=grids.text_length,
+        noise=SIGMA,
+        padding=r"transformer_blocks\.\d+\.attn",
+        padding_argument="encoder_hidden_states_mask",
+    ),
+    Model(
+        name="Krea 2",
+        transformers=("Krea2Transformer2DModel",),
+        self_attention=r"transformer_blocks\.\d+\.attn",
+        video_shape=grids.position_ids,
+        text="prefix",
+        noise=SIGMA,
+    ),
+    Model(  # attn2 of Stable Diffusion 3.5 medium sees the image alone
+        name="Stable Diffusion 3, 3.5",
+        transformers=("SD3Transformer2DModel",),
+        self_attention=r"transformer_blocks\.\d+\.attn2?",
+        video_shape=grids.image,
+        text="suffix",
+        guidance="uncond first",
+    ),
+    Model(
+        name="PixArt",
+        transformers=("PixArtTransformer2DModel",),
+        self_attention=r"transformer_blocks\.\d+\.attn1",
+        video_shape=grids.image,
+        guidance="uncond first",
+    ),
+    Model(
+        name="Hunyuan-DiT",
+        transformers=("HunyuanDiT2DModel",),
+        self_attention=r"blocks\.\d+\.attn1",
+        video_shape=grids.image,
+        guidance="uncond first",
+    ),
+    Model(
+        name="HunyuanImage 2.1",
+        transformers=("HunyuanImageTransformer2DModel",),
+        self_attention=r"(single_)?transformer_blocks\.\d+\.attn",
+        video_shape=grids.image_or_video,
+        text="suffix",
+    ),
+    Model(
+        name="AuraFlow",
+        transformers=("AuraFlowTransformer2DModel",),
+        self_attention=r"(joint|single)_transformer_blocks\.\d+\.attn",
+        video_shape=grids.image,
+        text="prefix",
+        guidance="uncond first",
+        noise=SIGMA,
+    ),
+    Model(
+        name="Lumina 2",
+        transformers=("Lumina2Transformer2DModel",),
+        self_attention=r"(noise_refiner|layers)\.\d+\.attn",
+        video_shape=grids.image,
+        text="before the video",
+        noise=REVERSED_SIGMA,
+    ),
+    Model(  # an image that is no square is padded, unmasked: after it, with the text
+        name="HiDream",
+        transformers=("HiDreamImageTransformer2DModel",),
+        self_attention=r"(double|single)_stream_blocks\.\d+\.block\.attn1",
+        video_shape=grids.image,
+        text="suffix",
+        guidance="uncond first",
+        timestep="timesteps",
+    ),
+    Model(
+        name="CogView 3+",
+        transformers=("CogView3PlusTransformer2DModel",),
+        self_attention=r"transformer_blocks\.\d+\.attn1",
+        video_shape=grids.image,
+        text="prefix",
+        guidance="uncond first",
+    ),
+    Model(
+        name="CogView 4",
+        transformers=("CogView4Transformer2DModel",),
+        self_attention=r"transformer_blocks\.\d+\.attn1",
+        video_shape=grids.image,
+        text="prefix",
+    ),
+    Model(
+        name="ERNIE-Image",
+        transformers=("ErnieImageTransformer2DModel",),
+        self_attention=r"layers\.\d+\.self_attention",
+        video_shape=grids.image,
+        text="suffix",
+        guidance="uncond first",
+    ),
+    Model(  # image and text are padded to multiples of 32, unmasked: after the image, with the text
+        name="Z-Image",
+        transformers=("ZImageTransformer2DModel",),
+        self_attention=r"(noise_refiner|layers)\.\d+\.attention",
+        video_shape=grids.image_list,
+        text="suffix",
+        guidance="cond first",
+        timestep="t",
+        noise=REVERSED_SIGMA,
+    ),
+)
+
+MODELS: Mapping[str, Model] = {name: row for row in VIDEO + IMAGE for name in row.transformers}
+
+UNSUPPORTED: Mapping[str, str] = {
+    "AnyFlowFARTransformer3DModel": "it runs block masks of its own over a key-value cache",
+    "ChromaTransformer2DModel": (
+        "its pipelines add 1 to the scores of pairs of tokens that are no padding, instead of "
+        "masking the others"
+    ),
+    "Cosmos3OmniTransformer": "its generated tokens attend to a longer sequence of keys",
+    "GlmImageTransformer2DModel": "its image can attend to keys in a cache",
+    "Ideogram4Transformer2DModel": "nothing yet reads the layout of its packed sequence",
+    "Kandinsky6SRTransformer3DModel": "it already has sparse attention of its own (NABLA)",
+    "LatteTransformer3DModel": (
+        "it attends within a frame and across frames by turns, in sequences too short to gain"
+    ),
+    "MiniMaxH3Transformer3DModel": "nothing yet reads the layout of its packed sequence",
+    "NucleusMoEImageTransformer2DModel": "its image attends to a longer sequence of keys",
+    "OmniGenTransformer2DModel": "its text attends causally, so its mask differs between queries",
+    "PRXTransformer2DModel": "its image attends to a longer sequence of keys",
+    "QwenImage21Transformer2DModel": "its segments attend causally, to keys in a cache",
+    "SanaTransformer2DModel": "its self-attention is linear",
+    "SanaVideoTransformer3DModel": "its self-attention is linear",
+    "SanaWMTransformer3DModel": "its self-attention is linear in most layers",
+    "WanAnimate2Transformer3DModel": "it runs block masks of its own",
 }
 
 
@@ -88,12 +353,18 @@ def find_model(transformer: nn.Module) -> Model:
     """The row of a transformer's class or of its nearest base class.
 
     Raises:
-        BadInputError: Naming the classes there are rows for.
+        BadInputError: When there is none, with the reason where there can be none.
     """
     for cls in type(transformer).__mro__:
         if cls.__name__ in MODELS:
             return MODELS[cls.__name__]
+        if cls.__name__ in UNSUPPORTED:
+            raise BadInputError(
+                f"vidsparse cannot make {cls.__name__} sparse: {UNSUPPORTED[cls.__name__]}; run it "
+                "without vidsparse"
+            )
     raise BadInputError(
-        f"vidsparse does not know the transformer {type(transformer).__name__}; it knows "
-        f"{', '.join(sorted(MODELS))}: a new model is one row in vidsparse/pipelines/models.py"
+        f"vidsparse does not know the transformer {type(transformer).__name__}; it knows the "
+        f"{len(MODELS)} of the README's table of models: a new one is one row in "
+        "vidsparse/pipelines/models.py"
     )

@@ -15,13 +15,16 @@ from diffusers.hooks.hooks import (
     ModelHook,
     StateManager,
 )
+from diffusers.hooks.layer_skip import AttentionScoreSkipFunctionMode
 from torch import Tensor, nn
 
 from vidsparse.engine import Call, Observer, SparseAttention
 from vidsparse.errors import BadInputError
 from vidsparse.pipelines import taps
 from vidsparse.pipelines.clock import Clock
-from vidsparse.pipelines.models import Model, find_model
+from vidsparse.pipelines.masks import keep_padding, source_of
+from vidsparse.pipelines.model import Model
+from vidsparse.pipelines.models import find_model
 from vidsparse.pipelines.tokens import Layout, OnlyDense, Part, key_padding
 from vidsparse.preset import Preset
 from vidsparse.stats import Stats
@@ -110,12 +113,15 @@ class Session:
             self._undo.append(lambda site=site: taps.untap(site))
         for index, module in enumerate(layers):
             self._attach_layer(module, _Layer(index, forward, self._attention))
+        for module in model.padded(transformer):
+            self._undo.append(keep_padding(module, model.padding_argument))
         hook = transformer.register_forward_pre_hook(forward.before, with_kwargs=True)
         self._undo.append(hook.remove)
         self._undo.append(_attach_probe(transformer, self._clock))
 
     def _attach_layer(self, module: nn.Module, layer: _Layer) -> None:
         def enter(module: nn.Module, args: Any) -> None:
+            layer.turn = 0
             taps.current.layer = layer
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
@@ -168,36 +174,41 @@ class _Forward:
         self.model = model
         self.clock = clock
         self._pipeline = pipeline
-        self._layout: Layout | None = None
-        self._masks: list[tuple[Any, Tensor]] = []
+        self._layout: Layout | str = "the token grid of this call is unknown"
+        self._cut: tuple[Any, torch.Size, list[Part]] | None = None
         self._signature = inspect.signature(type(transformer).forward)
 
     def before(self, transformer: nn.Module, args: Any, kwargs: Any) -> None:
         taps.current.layer = None  # an exception inside a layer may have left one
         arguments = self._signature.bind_partial(transformer, *args, **kwargs).arguments
-        self.clock.begin(arguments.get(self.model.timestep), self.model.noise)
-        self._masks.clear()
-        self._layout = self.model.layout(transformer.config, arguments, self._branches)
+        self.clock.begin(*self.model.noise_level(transformer.config, arguments))
+        self._cut = None
+        try:
+            self._layout = self.model.layout(transformer.config, arguments, self._branches)
+        except OnlyDense as reason:
+            self._layout = str(reason)
 
-    def parts(self, shape: torch.Size, mask: Any) -> list[Part]:
+    def parts(self, shape: torch.Size, mask: Any, turn: int = 0) -> list[Part]:
         """Cut an attention call; ``shape`` is of its queries.
+
+        A mask is read once for all layers that share it, which waits for the device.
+
+        Args:
+            shape: Of the queries, ``(batch, seq, heads, head_dim)``.
+            mask: As the model passes it.
+            turn: How often the layer has called attention before, in this forward call.
 
         Raises:
             OnlyDense: With the reason.
         """
-        if self._layout is None:
-            raise OnlyDense("the token grid of this call is unknown")
-        return self._layout.parts(shape, self._valid(mask, shape))
-
-    def _valid(self, mask: Any, shape: torch.Size) -> Tensor | None:
-        """What a mask says; read once for all layers that share it."""
+        if isinstance(self._layout, str):
+            raise OnlyDense(self._layout)
         if mask is None:
-            return None
-        for known, valid in self._masks:
-            if known is mask:
-                return valid
-        self._masks.append((mask, key_padding(mask, shape)))
-        return self._masks[-1][1]
+            return self._layout.parts(shape, None, turn)
+        source = source_of(mask)
+        if self._cut is None or self._cut[0] is not source or self._cut[1] != shape:
+            self._cut = source, shape, self._layout.parts(shape, key_padding(mask, shape), turn)
+        return self._cut[2]
 
     def _branches(self, batch: int) -> list[tuple[slice, str]]:
         """The guidance branches of a batch; cond comes first, others share what it planned."""
@@ -209,16 +220,19 @@ class _Forward:
 
     def _is_stacked(self) -> bool:
         context = self.clock.context
-        if context is not None:
-            return context.name == "cond_uncond"
-        is_guided = getattr(self._pipeline, "do_classifier_free_guidance", False)
-        return self.model.guidance != "calls" and bool(is_guided)
+        if self.model.guidance == "calls" or (context and context.name != "cond_uncond"):
+            return False
+        is_guided = getattr(self._pipeline, "do_classifier_free_guidance", None)
+        if is_guided is None and hasattr(self._pipeline, "guidance_scale"):
+            is_guided = self._pipeline.guidance_scale > 1
+        return context is not None if is_guided is None else bool(is_guided)
 
 
 class _Layer:
     """One self-attention layer: says where a call stands and hands it to the engine."""
 
     def __init__(self, index: int, forward: _Forward, attention: SparseAttention) -> None:
+        self.turn = 0
         self._index = index
         self._forward = forward
         self._attention = attention
@@ -227,6 +241,7 @@ class _Layer:
         self, q: Tensor, k: Tensor, v: Tensor, asked: taps.Asked, dense: taps.Dense
     ) -> Tensor:
         parts, unsupported = self._parts(q, k, asked)
+        self.turn += 1
         if len(parts) == 1 and (unsupported or parts[0].covers(q.shape)):
             call = self._call(parts[0], asked, unsupported)
             return self._attention(q, k, v, call, lambda q, k, v: dense(q, k, v, asked.mask))
@@ -242,9 +257,11 @@ class _Layer:
         unsupported = asked.unsupported
         if unsupported is None and q.shape[1] != k.shape[1]:
             unsupported = f"{q.shape[1]} queries attend to {k.shape[1]} keys"
+        if unsupported is None and _skips_scores():
+            unsupported = "the guider leaves attention scores out"
         if unsupported is None:
             try:
-                return self._forward.parts(q.shape, asked.mask), None
+                return self._forward.parts(q.shape, asked.mask, self.turn), None
             except OnlyDense as reason:
                 unsupported = str(reason)
         return [Part.whole(self._forward.clock.branch)], unsupported
@@ -262,6 +279,12 @@ class _Layer:
             scale=asked.scale,
             sample=part.sample,
         )
+
+
+def _skips_scores() -> bool:
+    """Whether perturbed-attention guidance stands between the model and its attention."""
+    modes = torch.overrides._get_current_function_mode_stack()
+    return any(isinstance(mode, AttentionScoreSkipFunctionMode) for mode in modes)
 
 
 class _Probe(ModelHook):

@@ -66,25 +66,31 @@ class Layout:
 
     Attributes:
         video: Frames, rows and columns of video tokens.
-        before: Tokens before the video, from how many tokens are not video.
+        before: Tokens before the video, from how many are not video and how many of those are
+            padding.
         branches: Slices of the batch and their guidance branch, from the size of the batch.
+        batch: Its size, where the model calls attention for each entry by itself; None.
     """
 
     video: TokenGrid
-    before: Callable[[int], int]
+    before: Callable[[int, int], int]
     branches: Branches
+    batch: int | None = None
 
-    def parts(self, shape: torch.Size, valid: Tensor | None) -> list[Part]:
+    def parts(self, shape: torch.Size, valid: Tensor | None, turn: int = 0) -> list[Part]:
         """Cut a call.
 
         Args:
             shape: Of the queries, ``(batch, seq, heads, head_dim)``.
             valid: The tokens that take part, boolean ``(batch, seq)``; None for all.
+            turn: How often the layer has called attention before, in this forward call.
 
         Raises:
             OnlyDense: When video tokens are masked.
         """
         batch, length = shape[:2]
+        if self.batch is not None and batch < self.batch:
+            return [self._entry(turn, length)]
         rows = None if valid is None else valid.cpu()
         device = None if valid is None else valid.device
         return [
@@ -99,13 +105,29 @@ class Layout:
             for sample, (entries, row) in enumerate(_alike(whole, batch, rows))
         ]
 
+    def _entry(self, turn: int, length: int) -> Part:
+        """One entry of the batch, without padding."""
+        assert self.batch is not None
+        for entries, branch in self.branches(self.batch):
+            first, stop, _ = entries.indices(self.batch)
+            if first <= turn < stop:
+                grid = self._grid(length, None)
+                return Part(
+                    entries=slice(None),
+                    branch=branch,
+                    sample=turn - first,
+                    grid=grid,
+                    tokens=slice(None),
+                )
+        raise OnlyDense(f"attention is called more than once for a batch of {self.batch}")
+
     def _grid(self, length: int, row: Tensor | None) -> TokenGrid:
         video = self.video
         extra = length - video.tokens
         if extra < 0:
             return video  # does not fit, as the engine will say
-        start = self.before(extra)
         counted = row if row is not None else torch.ones(length, dtype=torch.bool)
+        start = self.before(extra, length - int(counted.sum()))
         end = start + video.tokens
         if not counted[start:end].all():
             raise OnlyDense("the model masks video tokens")
@@ -134,6 +156,7 @@ def key_padding(mask: Any, shape: torch.Size) -> Tensor:
         raise OnlyDense("the model passes an attention mask of an unknown kind")
     if mask.ndim == 2 and mask.shape[0] not in (1, batch):
         raise OnlyDense("the model passes an attention mask for each query")
+    mask = mask.as_subclass(Tensor)
     mask = mask[:, None, None] if mask.ndim == 2 else mask
     if mask.stride(-2) == 0:  # the same for all queries, whatever its shape
         mask = mask[:, :, :1]
@@ -143,12 +166,15 @@ def key_padding(mask: Any, shape: torch.Size) -> Tensor:
     if mask.dtype != torch.bool and not (taking | (mask <= NEVER)).all():
         raise OnlyDense("the model adds a bias to attention scores")
     valid = taking[:, 0].diagonal(dim1=-2, dim2=-1) if mask.shape[-2] > 1 else taking[:, 0, 0]
-    among_valid = valid[:, None, :, None] & valid[:, None, None, :]
-    if mask.shape[1:3] != (1, 1) and not (
-        (taking == among_valid).all() or (taking == valid[:, None, None]).all()
-    ):
+    if mask.shape[1:3] != (1, 1) and not _same_for_all(taking, valid):
         raise OnlyDense("the model passes an attention mask that differs between queries")
     return valid.expand(batch, length)
+
+
+def _same_for_all(taking: Tensor, valid: Tensor) -> bool:
+    """Whether all queries attend to the valid keys; those that are padding may do without."""
+    keys, queries = valid[:, None, None], valid[:, None, :, None]
+    return bool((taking == keys).all() or (taking == queries & keys).all())
 
 
 def _alike(

@@ -9,8 +9,10 @@ from vidsparse.pipelines.tokens import Layout, OnlyDense, key_padding
 VIDEO = TokenGrid(2, 3, 4)
 
 
-def layout(before=lambda extra: 0, branches=lambda batch: [(slice(None), "cond")]):
-    return Layout(video=VIDEO, before=before, branches=branches)
+def layout(
+    before=lambda extra, padding: 0, branches=lambda batch: [(slice(None), "cond")], batch=None
+):
+    return Layout(video=VIDEO, before=before, branches=branches, batch=batch)
 
 
 def stacked(batch):
@@ -40,7 +42,7 @@ def test_a_call_without_padding_is_one_part_that_covers_it():
 def test_padding_is_left_out_wherever_it_stands(prefix, valid, grid):
     taking = torch.zeros(1, 30, dtype=torch.bool)
     taking[:, list(valid)] = True
-    (part,) = layout(before=lambda extra: prefix).parts(shape(1, 30), taking)
+    (part,) = layout(before=lambda extra, padding: prefix).parts(shape(1, 30), taking)
     assert str(part.grid) == grid
     assert not part.covers(shape(1, 30))
     x = torch.arange(30)[None, :, None, None]
@@ -61,6 +63,35 @@ def test_entries_with_text_of_other_lengths_are_parts_of_their_branch():
         ("cond", 1, 4, 5, "2x3x4+2"),
         ("cond", 2, 5, 6, "2x3x4+3"),
         ("uncond", 0, 0, 3, "2x3x4+1"),
+    ]
+
+
+def test_a_video_may_begin_where_the_text_of_each_sample_ends():
+    valid = torch.ones(2, 30, dtype=torch.bool)
+    valid[0, 28:] = False
+    parts = layout(before=lambda extra, padding: extra - padding).parts(shape(2, 30), valid)
+    assert [str(part.grid) for part in parts] == ["4+2x3x4", "6+2x3x4"]
+
+
+def test_a_model_may_call_attention_for_each_entry_by_itself():
+    cut = layout(branches=stacked, batch=4)
+    found = [cut.parts(shape(1, 24 + turn), None, turn)[0] for turn in range(4)]
+    assert [(part.branch, part.sample, str(part.grid)) for part in found] == [
+        ("uncond", 0, "2x3x4"),
+        ("uncond", 1, "2x3x4+1"),
+        ("cond", 0, "2x3x4+2"),
+        ("cond", 1, "2x3x4+3"),
+    ]
+    assert all(part.covers(shape(1, 24)) for part in found)
+    with pytest.raises(OnlyDense, match="more than once for a batch of 4"):
+        cut.parts(shape(1, 24), None, 4)
+
+
+def test_a_whole_batch_is_cut_as_ever_where_entries_may_come_one_by_one():
+    parts = layout(branches=stacked, batch=2).parts(shape(2, 24), None)
+    assert [(part.branch, part.entries) for part in parts] == [
+        ("cond", slice(1, 2)),
+        ("uncond", slice(0, 1)),
     ]
 
 

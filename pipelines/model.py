@@ -1,0 +1,107 @@
+"""What vidsparse has to know of a model: facts, and no copy of its code."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from vidsparse.grid import TokenGrid
+from vidsparse.pipelines.tokens import Branches, Layout, OnlyDense
+
+Arguments = Mapping[str, Any]  # of the transformer's forward call, by name
+Before = Callable[[Any, Arguments, int], int]
+Noise = tuple[float, float] | Callable[[Any, Any], Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A family of transformers of diffusers; no weights, no imports.
+
+    Attributes:
+        name: What people call it.
+        transformers: Class names, compared as text so that diffusers stays a lazy import.
+        self_attention: Regular expression that fully matches the names of the self-attention
+            modules over video or image tokens, and of no others.
+        video_shape: From the transformer's config and the arguments of its forward call, the
+            frames, rows and columns of its token grid; raises ``OnlyDense`` where there is none.
+        text: Where tokens that are no video (text, reference images, history) stand in the
+            self-attention sequence. "before the video" is a prefix after which the padding of
+            shorter samples stands at the end of the sequence. Or, from config, arguments and the
+            number of such tokens, how many of them come first.
+        guidance: How the pipelines run the branches of guidance: one call each, or both stacked
+            in one batch.
+        timestep: Name of the forward argument that carries the noise level.
+        noise: What that argument holds where there is no noise, and where there is nothing else;
+            None is 0 and the number of training timesteps. Or the noise level in [0, 1] from
+            config and argument.
+        one_by_one: Whether the model calls attention for each entry of the batch by itself.
+        padding: Modules which multiply a padding mask out to queries x keys, or copy it for each
+            layer.
+        padding_argument: That mask in their forward call.
+        tested: With a tiny random model alone, or in a whole pipeline too.
+    """
+
+    name: str
+    transformers: tuple[str, ...]
+    self_attention: str
+    video_shape: Callable[[Any, Arguments], tuple[int, int, int]]
+    text: Literal["none", "prefix", "suffix", "before the video"] | Before = "none"
+    guidance: Literal["calls", "uncond first", "cond first"] = "calls"
+    timestep: str = "timestep"
+    noise: Noise | None = None
+    one_by_one: bool = False
+    padding: str | None = None
+    padding_argument: str = "attention_mask"
+    tested: Literal["model", "pipeline"] = "model"
+
+    def layers(self, transformer: nn.Module) -> list[nn.Module]:
+        """The self-attention modules of a transformer, in order."""
+        return _matching(transformer, self.self_attention)
+
+    def padded(self, transformer: nn.Module) -> list[nn.Module]:
+        """The modules that are told of padding."""
+        return _matching(transformer, self.padding) if self.padding else []
+
+    def layout(self, config: Any, arguments: Arguments, branches: Branches) -> Layout:
+        """How the tokens of one forward call stand.
+
+        Raises:
+            OnlyDense: Where they do not stand as a video.
+        """
+        video = TokenGrid(*self.video_shape(config, arguments))
+        return Layout(
+            video=video,
+            before=lambda extra, padding: self._before(config, arguments, extra, padding),
+            branches=branches,
+            batch=len(arguments["hidden_states"]) if self.one_by_one else None,
+        )
+
+    def noise_level(self, config: Any, arguments: Arguments) -> tuple[Any, Any]:
+        """What carries the noise level, and its value without noise and with nothing else."""
+        given = arguments.get(self.timestep)
+        if callable(self.noise):
+            return self.noise(config, given), (0.0, 1.0)
+        return given, self.noise
+
+    def _before(self, config: Any, arguments: Arguments, extra: int, padding: int) -> int:
+        match self.text:
+            case "prefix":
+                return extra
+            case "before the video":
+                return extra - padding
+            case "suffix":
+                return 0
+            case "none":
+                if extra:
+                    raise OnlyDense(f"{extra} tokens are no video, where this model has none")
+                return 0
+            case before:
+                return before(config, arguments, extra)
+
+
+def _matching(transformer: nn.Module, paths: str) -> list[nn.Module]:
+    return [m for path, m in transformer.named_modules() if re.fullmatch(paths, path)]
