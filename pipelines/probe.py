@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from vidsparse.pipelines import taps
+from vidsparse.pipelines.asked import Asked, Dense, Layer
+from vidsparse.pipelines.compiled import make_handle
 from vidsparse.pipelines.models import find_model
 from vidsparse.pipelines.session import TRANSFORMERS
 from vidsparse.stats import Stopwatch
@@ -39,7 +41,8 @@ class Probe:
         self.shape: tuple[int, ...] | None = None
         self._device = torch.device(getattr(pipe, "_execution_device", pipe.device))
         self._watches: dict[str, list[Stopwatch]] = {"text_encoder": [], "attention": [], "vae": []}
-        self._undo: list[Callable[[], None]] = []
+        self._undo: list[Callable[[], None]] = [taps.next_epoch]
+        taps.next_epoch()
         try:
             self._attach(pipe)
         except BaseException:
@@ -64,24 +67,12 @@ class Probe:
 
     def _attach(self, pipe: Any) -> None:
         for layer in self_attention(pipe):
-            self._attach_layer(layer)
+            timed = _Timed(taps.layer_of(layer), self._note_attention)
+            self._undo.append(taps.attach(layer, timed))
         if isinstance(pipe.components.get("text_encoder"), nn.Module):
             self._attach_module("text_encoder", pipe.text_encoder)
         self._replace(pipe.vae, "decode", self._timed("vae", pipe.vae.decode))
         self._replace(pipe.scheduler, "step", self._watched(pipe.scheduler.step))
-
-    def _attach_layer(self, module: nn.Module) -> None:
-        def enter(module: nn.Module, args: Any) -> None:
-            taps.current.layer = _Timed(taps.current.layer, self._note_attention)
-
-        def leave(module: nn.Module, args: Any, output: Any) -> None:
-            taps.current.layer = None
-
-        site = type(module.processor).__module__
-        taps.tap(site)
-        self._undo.append(lambda: taps.untap(site))
-        self._undo.append(module.register_forward_pre_hook(enter).remove)
-        self._undo.append(module.register_forward_hook(leave).remove)
 
     def _note_attention(self, q: Tensor, watch: Stopwatch) -> None:
         self.shape = tuple(q.shape)
@@ -133,13 +124,12 @@ class Probe:
 class _Timed:
     """A self-attention layer whose attention, dense or a session's, is timed."""
 
-    def __init__(self, layer: taps.Layer | None, note: Callable[[Tensor, Stopwatch], None]) -> None:
+    def __init__(self, layer: Layer | None, note: Callable[[Tensor, Stopwatch], None]) -> None:
+        self.handle = make_handle(self)
         self._layer = layer
         self._note = note
 
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, asked: taps.Asked, dense: taps.Dense
-    ) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, asked: Asked, dense: Dense) -> Tensor:
         with Stopwatch(q.device) as watch:
             if self._layer is None:
                 out = dense(q, k, v, asked.mask)

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from vidsparse.engine import Call, Observer, SparseAttention
 from vidsparse.errors import BadInputError
 from vidsparse.pipelines import taps
+from vidsparse.pipelines.asked import Asked, Dense
 from vidsparse.pipelines.clock import Clock
+from vidsparse.pipelines.compiled import make_handle
 from vidsparse.pipelines.masks import keep_padding, source_of
 from vidsparse.pipelines.model import Model
 from vidsparse.pipelines.models import find_model
@@ -57,7 +59,8 @@ class Session:
         self.preset = preset
         self._attention = SparseAttention(preset, engine=engine, strict=strict)
         self._clock = Clock(_train_timesteps(target), self._attention.start_generation)
-        self._undo: list[Callable[[], None]] = []
+        self._undo: list[Callable[[], None]] = [taps.next_epoch]
+        taps.next_epoch()
         try:
             for name, module in transformers.items():
                 self._attach(_Forward(name, module, models[name], self._clock, target))
@@ -108,27 +111,15 @@ class Session:
                 "attention of diffusers or torch): install diffusers 0.42, or report the release "
                 "you use"
             )
-        for site in call_sites:
-            taps.tap(site)
-            self._undo.append(lambda site=site: taps.untap(site))
         for index, module in enumerate(layers):
-            self._attach_layer(module, _Layer(index, forward, self._attention))
+            self._undo.append(taps.attach(module, _Layer(index, forward, self._attention)))
         for module in model.padded(transformer):
             self._undo.append(keep_padding(module, model.padding_argument))
         hook = transformer.register_forward_pre_hook(forward.before, with_kwargs=True)
         self._undo.append(hook.remove)
+        hook = transformer.register_forward_hook(forward.after, always_call=True)
+        self._undo.append(hook.remove)
         self._undo.append(_attach_probe(transformer, self._clock))
-
-    def _attach_layer(self, module: nn.Module, layer: _Layer) -> None:
-        def enter(module: nn.Module, args: Any) -> None:
-            layer.turn = 0
-            taps.current.layer = layer
-
-        def leave(module: nn.Module, args: Any, output: Any) -> None:
-            taps.current.layer = None
-
-        self._undo.append(module.register_forward_pre_hook(enter).remove)
-        self._undo.append(module.register_forward_hook(leave).remove)
 
 
 def find_transformers(target: Any) -> Mapping[str, nn.Module]:
@@ -173,13 +164,16 @@ class _Forward:
         self.transformer = transformer
         self.model = model
         self.clock = clock
+        self.number = 0  # of the forward call
         self._pipeline = pipeline
         self._layout: Layout | str = "the token grid of this call is unknown"
         self._cut: tuple[Any, torch.Size, list[Part]] | None = None
         self._signature = inspect.signature(type(transformer).forward)
 
+    @torch.compiler.disable()
     def before(self, transformer: nn.Module, args: Any, kwargs: Any) -> None:
-        taps.current.layer = None  # an exception inside a layer may have left one
+        taps.current.layer = None  # Ctrl-C inside a layer may have left one
+        self.number += 1
         arguments = self._signature.bind_partial(transformer, *args, **kwargs).arguments
         self.clock.begin(*self.model.noise_level(transformer.config, arguments))
         self._cut = None
@@ -187,6 +181,11 @@ class _Forward:
             self._layout = self.model.layout(transformer.config, arguments, self._branches)
         except OnlyDense as reason:
             self._layout = str(reason)
+
+    @torch.compiler.disable()
+    def after(self, transformer: nn.Module, args: Any, output: Any) -> None:
+        """The call is over, also after an exception, which may have left a layer."""
+        taps.current.layer = None
 
     def parts(self, shape: torch.Size, mask: Any, turn: int = 0) -> list[Part]:
         """Cut an attention call; ``shape`` is of its queries.
@@ -232,16 +231,17 @@ class _Layer:
     """One self-attention layer: says where a call stands and hands it to the engine."""
 
     def __init__(self, index: int, forward: _Forward, attention: SparseAttention) -> None:
-        self.turn = 0
+        self.handle = make_handle(self)
+        self._call_number, self._turn = 0, 0
         self._index = index
         self._forward = forward
         self._attention = attention
 
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, asked: taps.Asked, dense: taps.Dense
-    ) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, asked: Asked, dense: Dense) -> Tensor:
+        if self._call_number != self._forward.number:
+            self._call_number, self._turn = self._forward.number, 0
         parts, unsupported = self._parts(q, k, asked)
-        self.turn += 1
+        self._turn += 1
         if len(parts) == 1 and (unsupported or parts[0].covers(q.shape)):
             call = self._call(parts[0], asked, unsupported)
             return self._attention(q, k, v, call, lambda q, k, v: dense(q, k, v, asked.mask))
@@ -252,7 +252,7 @@ class _Layer:
             part.put(out, self._attention(*taken, call, lambda q, k, v: dense(q, k, v, None)))
         return out
 
-    def _parts(self, q: Tensor, k: Tensor, asked: taps.Asked) -> tuple[list[Part], str | None]:
+    def _parts(self, q: Tensor, k: Tensor, asked: Asked) -> tuple[list[Part], str | None]:
         """The parts of a call; or one, and the reason why it can only be dense."""
         unsupported = asked.unsupported
         if unsupported is None and q.shape[1] != k.shape[1]:
@@ -261,12 +261,12 @@ class _Layer:
             unsupported = "the guider leaves attention scores out"
         if unsupported is None:
             try:
-                return self._forward.parts(q.shape, asked.mask, self.turn), None
+                return self._forward.parts(q.shape, asked.mask, self._turn), None
             except OnlyDense as reason:
                 unsupported = str(reason)
         return [Part.whole(self._forward.clock.branch)], unsupported
 
-    def _call(self, part: Part, asked: taps.Asked, unsupported: str | None) -> Call:
+    def _call(self, part: Part, asked: Asked, unsupported: str | None) -> Call:
         clock = self._forward.clock
         return Call(
             grid=part.grid,

@@ -13,41 +13,20 @@ import threading
 import types
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers.models import attention_dispatch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-Dense = Callable[[Tensor, Tensor, Tensor, Any], Tensor]  # q, k, v and a mask or None
+from vidsparse.pipelines import compiled
+from vidsparse.pipelines.asked import Asked, Dense, Layer
 
+LAYER = "_vidsparse_layer"  # attribute of a module
 _lock = threading.Lock()
 _taps: Counter[str] = Counter()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What a model asks of attention, beside q, k and v.
-
-    Attributes:
-        mask: As ``F.scaled_dot_product_attention`` takes it, or a backend of diffusers; None.
-        scale: Score scale; ``head_dim ** -0.5`` when None.
-        unsupported: Why this can only be dense, in the user's words; None.
-    """
-
-    mask: Any = None
-    scale: float | None = None
-    unsupported: str | None = None
-
-
-class Layer(Protocol):
-    """A self-attention layer that takes over its own attention."""
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, asked: Asked, dense: Dense) -> Tensor:
-        """Tensors ``(batch, seq, heads, head_dim)``; ``dense`` is what the model would call."""
-        ...
 
 
 class _Current(threading.local):
@@ -56,6 +35,54 @@ class _Current(threading.local):
 
 
 current = _Current()
+epoch = "0"  # changes when a session begins or ends; a number would become dynamic
+
+
+def next_epoch() -> None:
+    """A session begins or ends: compiled code, which does not notice hooks, is made anew."""
+    global epoch
+    epoch = str(int(epoch) + 1)
+
+
+def attach(module: nn.Module, layer: Layer) -> Callable[[], None]:
+    """Let a layer take over a module's attention, in the place of one that does so already.
+
+    Returns:
+        What takes it back; the last layer attached goes first.
+    """
+    site, before = type(module.processor).__module__, layer_of(module)
+    hooks = [] if before else _hooks(module)
+    vars(module)[LAYER] = layer
+    tap(site)
+
+    def detach() -> None:
+        for hook in hooks:
+            hook.remove()
+        untap(site)
+        if before is None:
+            vars(module).pop(LAYER)
+        else:
+            vars(module)[LAYER] = before
+
+    return detach
+
+
+def layer_of(module: nn.Module) -> Layer | None:
+    """The layer that has taken over a module's attention."""
+    return vars(module).get(LAYER)
+
+
+def _hooks(module: nn.Module) -> list[RemovableHandle]:
+    return [module.register_forward_pre_hook(_enter), module.register_forward_hook(_leave)]
+
+
+def _enter(module: nn.Module, args: Any) -> None:
+    """Say which layer runs; compiled blocks share a graph, so the module is asked for its own."""
+    current.layer = module._vidsparse_layer  # type: ignore[assignment]
+
+
+def _leave(module: nn.Module, args: Any, output: Any) -> None:
+    current.layer = None
 
 
 def tap(module: str) -> None:
@@ -113,6 +140,26 @@ def _tapped_dispatch(
     parallel_config: Any = None,
 ) -> Tensor:
     """``dispatch_attention_fn`` with the same signature; tensors ``(batch, seq, heads, dim)``."""
+    layer = _layer()
+    is_plain = attn_mask is None or isinstance(attn_mask, Tensor)
+    is_compiling = torch.compiler.is_compiling()
+    if layer is None or (is_compiling and not (is_plain and parallel_config is None)):
+        return _dispatch(
+            query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, attention_kwargs,
+            backend=backend, parallel_config=parallel_config,
+        )  # fmt: skip
+    reasons = {
+        **_unsupported(is_causal, enable_gqa, dropout_p),
+        "the model passes arguments of its own to the attention backend": bool(attention_kwargs),
+        "context parallelism splits the sequence": parallel_config is not None,
+    }
+    unsupported = next((reason for reason, holds in reasons.items() if holds), None)
+    if is_compiling:
+        site = "" if backend is None else str(getattr(backend, "value", backend))
+        return compiled.attend(
+            query, key, value, attn_mask, scale, is_causal, enable_gqa, unsupported or "", site,
+            layer.handle,
+        )  # fmt: skip
 
     def dense(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
         return _dispatch(
@@ -120,15 +167,9 @@ def _tapped_dispatch(
             backend=backend, parallel_config=parallel_config,
         )  # fmt: skip
 
-    layer = current.layer
-    if layer is None:
-        return dense(query, key, value, attn_mask)
-    reasons = {
-        **_unsupported(is_causal, enable_gqa, dropout_p),
-        "the model passes arguments of its own to the attention backend": bool(attention_kwargs),
-        "context parallelism splits the sequence": parallel_config is not None,
-    }
-    return _attend(layer, query, key, value, _asked(attn_mask, scale, reasons), dense)
+    return _attend(
+        layer, query, key, value, Asked(mask=attn_mask, scale=scale, unsupported=unsupported), dense
+    )
 
 
 def _tapped_sdpa(
@@ -142,20 +183,29 @@ def _tapped_sdpa(
     enable_gqa: bool = False,
 ) -> Tensor:
     """``F.scaled_dot_product_attention`` for older processors; ``(batch, heads, seq, dim)``."""
-
-    def dense(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        out = F.scaled_dot_product_attention(
-            q, k, v, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
-        return out.transpose(1, 2)
-
-    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-    layer = current.layer
+    layer = _layer()
     if layer is None:
-        return dense(q, k, v, attn_mask).transpose(1, 2)
-    asked = _asked(attn_mask, scale, _unsupported(is_causal, enable_gqa, dropout_p))
-    return _attend(layer, q, k, v, asked, dense).transpose(1, 2)
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    reasons = _unsupported(is_causal, enable_gqa, dropout_p)
+    unsupported = next((reason for reason, holds in reasons.items() if holds), None)
+    if torch.compiler.is_compiling():
+        out = compiled.attend(
+            q, k, v, attn_mask, scale, is_causal, enable_gqa, unsupported or "", compiled.SDPA,
+            layer.handle,
+        )  # fmt: skip
+    else:
+        asked = Asked(mask=attn_mask, scale=scale, unsupported=unsupported)
+        dense = compiled.dense_of(compiled.SDPA, is_causal, scale, enable_gqa)
+        out = _attend(layer, q, k, v, asked, dense)
+    return out.transpose(1, 2)
+
+
+def _layer() -> Layer | None:
+    """The layer that runs now; compiled code reads the epoch, so that it hears of a session."""
+    return current.layer if epoch else None
 
 
 def _proxy() -> types.ModuleType:
@@ -178,12 +228,6 @@ def _unsupported(is_causal: bool, enable_gqa: bool, dropout_p: float) -> dict[st
     }
 
 
-def _asked(mask: Any, scale: float | None, reasons: dict[str, bool]) -> Asked:
-    unsupported = next((reason for reason, holds in reasons.items() if holds), None)
-    return Asked(mask=mask, scale=scale, unsupported=unsupported)
-
-
-@torch.compiler.disable()
 def _attend(
     layer: Layer, query: Tensor, key: Tensor, value: Tensor, asked: Asked, dense: Dense
 ) -> Tensor:
