@@ -115,9 +115,10 @@ class Session:
             self._undo.append(taps.attach(module, _Layer(index, forward, self._attention)))
         for module in model.padded(transformer):
             self._undo.append(keep_padding(module, model.padding_argument))
-        hook = transformer.register_forward_pre_hook(forward.before, with_kwargs=True)
+        before, after = forward.hooks()
+        hook = transformer.register_forward_pre_hook(before, with_kwargs=True)
         self._undo.append(hook.remove)
-        hook = transformer.register_forward_hook(forward.after, always_call=True)
+        hook = transformer.register_forward_hook(after, always_call=True)
         self._undo.append(hook.remove)
         self._undo.append(_attach_probe(transformer, self._clock))
 
@@ -141,7 +142,7 @@ def find_transformers(target: Any) -> Mapping[str, nn.Module]:
             f"{type(target).__name__} has no transformer: pass a diffusers pipeline or its "
             "transformer"
         )
-    if any(hasattr(module, _PROBE) for module in found.values()):
+    if any(isinstance(getattr(m, _PROBE, None), _Empty) for m in found.values()):
         raise BadInputError(
             "this pipeline already has a vidsparse session: remove() it first, or leave its "
             "with block"
@@ -170,8 +171,22 @@ class _Forward:
         self._cut: tuple[Any, torch.Size, list[Part]] | None = None
         self._signature = inspect.signature(type(transformer).forward)
 
-    @torch.compiler.disable()
-    def before(self, transformer: nn.Module, args: Any, kwargs: Any) -> None:
+    def hooks(self) -> tuple[Callable[..., None], Callable[..., None]]:
+        """Before and after the call; a copy of the transformer, which keeps them, is not meant."""
+
+        @torch.compiler.disable()
+        def before(transformer: nn.Module, args: Any, kwargs: Any) -> None:
+            if transformer is self.transformer:
+                self._before(args, kwargs)
+
+        @torch.compiler.disable()
+        def after(transformer: nn.Module, args: Any, output: Any) -> None:
+            taps.current.layer = None  # an exception may have left one
+
+        return before, after
+
+    def _before(self, args: Any, kwargs: Any) -> None:
+        transformer = self.transformer
         taps.current.layer = None  # Ctrl-C inside a layer may have left one
         self.number += 1
         arguments = self._signature.bind_partial(transformer, *args, **kwargs).arguments
@@ -181,11 +196,6 @@ class _Forward:
             self._layout = self.model.layout(transformer.config, arguments, self._branches)
         except OnlyDense as reason:
             self._layout = str(reason)
-
-    @torch.compiler.disable()
-    def after(self, transformer: nn.Module, args: Any, output: Any) -> None:
-        """The call is over, also after an exception, which may have left a layer."""
-        taps.current.layer = None
 
     def parts(self, shape: torch.Size, mask: Any, turn: int = 0) -> list[Part]:
         """Cut an attention call; ``shape`` is of its queries.
@@ -236,6 +246,9 @@ class _Layer:
         self._index = index
         self._forward = forward
         self._attention = attention
+
+    def __deepcopy__(self, memo: Any) -> None:
+        """A copy of the transformer is not in the session."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, asked: Asked, dense: Dense) -> Tensor:
         if self._call_number != self._forward.number:
@@ -312,6 +325,13 @@ class _Listener(StateManager):
         self._clock.context = context
 
 
+class _Empty(nn.Module):
+    """Holds the probe; a copy of the transformer gets a module without."""
+
+    def __deepcopy__(self, memo: Any) -> nn.Module:
+        return nn.Module()
+
+
 def _attach_probe(transformer: nn.Module, clock: Clock) -> Callable[[], None]:
     """Hang the probe on an empty child module, out of every forward chain.
 
@@ -319,7 +339,7 @@ def _attach_probe(transformer: nn.Module, clock: Clock) -> Callable[[], None]:
     after a generation. An empty module has no parameters: state_dict and save_pretrained are as
     before.
     """
-    probe = torch.nn.Module()
+    probe = _Empty()
     HookRegistry.check_if_exists_or_initialize(probe).register_hook(_Probe(clock), "vidsparse")
     setattr(transformer, _PROBE, probe)
     registry = HookRegistry.check_if_exists_or_initialize(transformer)

@@ -77,8 +77,11 @@ def _hooks(module: nn.Module) -> list[RemovableHandle]:
 
 
 def _enter(module: nn.Module, args: Any) -> None:
-    """Say which layer runs; compiled blocks share a graph, so the module is asked for its own."""
-    current.layer = module._vidsparse_layer  # type: ignore[assignment]
+    """Say which layer runs; compiled blocks share a graph, so the module is asked for its own.
+
+    The copy of a module has this hook, and no layer.
+    """
+    current.layer = getattr(module, LAYER, None)
 
 
 def _leave(module: nn.Module, args: Any, output: Any) -> None:
