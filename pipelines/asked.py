@@ -38,3 +38,7 @@ class Layer(Protocol):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, asked: Asked, dense: Dense) -> Tensor:
         """Tensors ``(batch, seq, heads, head_dim)``; ``dense`` is what the model would call."""
         ...
+
+    def split_apart(self, tokens: int) -> int:
+        """How many text tokens context parallelism splits apart from the others, of so many."""
+        ...

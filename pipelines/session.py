@@ -171,6 +171,16 @@ class _Forward:
         self._cut: tuple[Any, torch.Size, list[Part]] | None = None
         self._signature = inspect.signature(type(transformer).forward)
 
+    @property
+    def splits_text(self) -> bool:
+        """Whether context parallelism gives each device a piece of the text and one of the rest."""
+        inputs = (getattr(self.transformer, "_cp_plan", None) or {}).get("", {})
+        return {"hidden_states", "encoder_hidden_states"} <= set(inputs)
+
+    def text_tokens(self, tokens: int) -> int:
+        """Those before the video, of so many."""
+        return 0 if isinstance(self._layout, str) else self._layout.text_before(tokens)
+
     def hooks(self) -> tuple[Callable[..., None], Callable[..., None]]:
         """Before and after the call; a copy of the transformer, which keeps them, is not meant."""
 
@@ -249,6 +259,10 @@ class _Layer:
 
     def __deepcopy__(self, memo: Any) -> None:
         """A copy of the transformer is not in the session."""
+
+    def split_apart(self, tokens: int) -> int:
+        """How many text tokens context parallelism splits apart from the others, of so many."""
+        return self._forward.text_tokens(tokens) if self._forward.splits_text else 0
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, asked: Asked, dense: Dense) -> Tensor:
         if self._call_number != self._forward.number:

@@ -21,7 +21,7 @@ from diffusers.models import attention_dispatch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vidsparse.pipelines import compiled
+from vidsparse.pipelines import compiled, parallel
 from vidsparse.pipelines.asked import Asked, Dense, Layer
 
 LAYER = "_vidsparse_layer"  # attribute of a module
@@ -146,7 +146,7 @@ def _tapped_dispatch(
     layer = _layer()
     is_plain = attn_mask is None or isinstance(attn_mask, Tensor)
     is_compiling = torch.compiler.is_compiling()
-    if layer is None or (is_compiling and not (is_plain and parallel_config is None)):
+    if layer is None or (is_compiling and not is_plain):
         return _dispatch(
             query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, attention_kwargs,
             backend=backend, parallel_config=parallel_config,
@@ -154,25 +154,29 @@ def _tapped_dispatch(
     reasons = {
         **_unsupported(is_causal, enable_gqa, dropout_p),
         "the model passes arguments of its own to the attention backend": bool(attention_kwargs),
-        "context parallelism splits the sequence": parallel_config is not None,
     }
     unsupported = next((reason for reason, holds in reasons.items() if holds), None)
-    if is_compiling:
+    if parallel_config is not None:
+        unsupported = unsupported or parallel.why_not(parallel_config)
+    elif is_compiling:
         site = "" if backend is None else str(getattr(backend, "value", backend))
         return compiled.attend(
             query, key, value, attn_mask, scale, is_causal, enable_gqa, unsupported or "", site,
             layer.handle,
         )  # fmt: skip
 
+    asked = Asked(mask=attn_mask, scale=scale, unsupported=unsupported)
+    is_split = parallel_config is not None and unsupported is None
+
     def dense(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
         return _dispatch(
             q, k, v, mask, dropout_p, is_causal, scale, enable_gqa, attention_kwargs,
-            backend=backend, parallel_config=parallel_config,
+            backend=backend, parallel_config=None if is_split else parallel_config,
         )  # fmt: skip
 
-    return _attend(
-        layer, query, key, value, Asked(mask=attn_mask, scale=scale, unsupported=unsupported), dense
-    )
+    if is_split:
+        return parallel.attend_parallel(layer, query, key, value, asked, dense, parallel_config)
+    return _attend(layer, query, key, value, asked, dense)
 
 
 def _tapped_sdpa(

@@ -105,6 +105,11 @@ class Layout:
             for sample, (entries, row) in enumerate(_alike(whole, batch, rows))
         ]
 
+    def text_before(self, tokens: int) -> int:
+        """Tokens before the video in a sequence without padding."""
+        extra = tokens - self.video.tokens
+        return self.before(extra, 0) if extra > 0 else 0
+
     def _entry(self, turn: int, length: int) -> Part:
         """One entry of the batch, without padding."""
         assert self.batch is not None

@@ -1,0 +1,149 @@
+"""Context parallelism on two processes: what one process makes, also where text is split apart."""
+
+import traceback
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from diffusers.hooks.context_parallel import apply_context_parallel
+from diffusers.models._modeling_parallel import ContextParallelConfig, ParallelConfig
+from torch.distributed.device_mesh import init_device_mesh
+
+import vidsparse
+from vidsparse.pipelines.parallel import why_not
+
+SPARSE: dict[str, Any] = {
+    "min_tokens": 0, "block": 16, "density": 0.3, "dense_above": 0.95, "full_below": 0.95,
+}  # fmt: skip
+RANKS = 2
+TIMES = (0.9, 0.7)
+
+
+def randn(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+def wan():
+    """Video tokens alone, split within the blocks."""
+    torch.manual_seed(0)
+    model = diffusers.WanTransformer3DModel(  # type: ignore[attr-defined]
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=16,
+        out_channels=16, text_dim=16, freq_dim=256, ffn_dim=32, num_layers=2, rope_max_seq_len=32,
+    )  # fmt: skip
+    inputs = {"hidden_states": randn(1, 16, 4, 8, 12), "encoder_hidden_states": randn(1, 8, 16)}
+    return model.eval(), inputs, 1000.0
+
+
+def flux():
+    """Text and image are split each by itself, so they arrive in turns."""
+    torch.manual_seed(0)
+    model = diffusers.FluxTransformer2DModel(  # type: ignore[attr-defined]
+        patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=32, pooled_projection_dim=32,
+        axes_dims_rope=(4, 4, 8),
+    )  # fmt: skip
+    ids = torch.zeros(10, 12, 3)
+    ids[..., 1], ids[..., 2] = torch.arange(10)[:, None], torch.arange(12)
+    inputs = {
+        "hidden_states": randn(1, 120, 4), "encoder_hidden_states": randn(1, 8, 32),
+        "pooled_projections": randn(1, 32), "img_ids": ids.flatten(0, 1),
+        "txt_ids": torch.zeros(8, 3),
+    }  # fmt: skip
+    return model.eval(), inputs, 1.0
+
+
+BUILDERS = {"wan": wan, "flux": flux}
+
+
+@torch.no_grad()
+def run(name, preset, split=None, **changes):
+    """The outputs of two steps; densities and fallbacks of the session."""
+    model, inputs, full = BUILDERS[name]()
+    if split:
+        split(model)
+    with vidsparse.sparsify(model, preset, **(SPARSE | changes)) as session:
+        made = [
+            model(**inputs, timestep=torch.tensor([t * full]), return_dict=False)[0] for t in TIMES
+        ]
+    heads = {len(density) for density in session.stats.calls.values()}
+    return torch.stack(made), heads, dict(session.stats.fallbacks)
+
+
+def splitter(rank, **degrees):
+    """What ``enable_parallelism`` does, which counts accelerators and finds none here."""
+    config = ContextParallelConfig(**degrees)
+    shape = config.mesh_shape
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=config.mesh_dim_names)
+    config.setup(rank, RANKS, torch.device("cpu"), mesh)
+
+    def split(model):
+        parallel = ParallelConfig(context_parallel_config=config)
+        for module in model.modules():
+            if hasattr(getattr(module, "processor", None), "_parallel_config"):
+                module.processor._parallel_config = parallel
+        apply_context_parallel(model, config, model._cp_plan)
+
+    return split
+
+
+def work(rank, folder, cases):
+    try:
+        torch.set_num_threads(1)
+        dist.init_process_group(
+            "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS
+        )
+        found = {}
+        for label, (name, preset, degrees, changes) in cases.items():
+            found[label] = run(name, preset, splitter(rank, **degrees), **changes)
+        torch.save(found, Path(folder) / f"{rank}.pt")
+        dist.destroy_process_group()
+    except BaseException:
+        (Path(folder) / f"{rank}.txt").write_text(traceback.format_exc())
+        raise
+
+
+ULYSSES = {"ulysses_degree": RANKS}
+CASES: dict[str, Any] = {
+    "wan": ("wan", "draft", ULYSSES, {}),
+    "wan dense": ("wan", "draft", ULYSSES, {"density": 1.0}),
+    "wan static": ("wan", "sta", ULYSSES, {}),
+    "wan anything": ("wan", "draft", ULYSSES | {"ulysses_anything": True}, {}),
+    "flux": ("flux", "draft", ULYSSES, {}),
+}
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    try:
+        mp.spawn(work, (str(folder), CASES), nprocs=RANKS)  # type: ignore[attr-defined]
+    except Exception:
+        pytest.fail("\n".join(path.read_text() for path in folder.glob("*.txt")))
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(RANKS)]
+
+
+@pytest.mark.parametrize("label", CASES)
+def test_two_processes_make_what_one_makes(ranks, label):
+    name, preset, _, changes = CASES[label]
+    expected, heads, fallbacks = run(name, preset, **changes)
+    assert not fallbacks
+    for found in ranks:
+        outputs, own_heads, own_fallbacks = found[label]
+        torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-5)
+        assert not own_fallbacks
+        if label not in ("wan dense", "wan static"):  # one number for all heads
+            assert max(heads) == 2
+            assert max(own_heads) == 1
+
+
+def test_ring_attention_is_not_sparse():
+    """The backends that a CPU has cannot run it."""
+    ring = ParallelConfig(context_parallel_config=ContextParallelConfig(ring_degree=2))
+    assert why_not(ring) == "ring attention splits the keys among devices: use ulysses_degree"
+    assert why_not(ParallelConfig()) is not None
+    ulysses = ParallelConfig(context_parallel_config=ContextParallelConfig(ulysses_degree=2))
+    assert why_not(ulysses) is None
