@@ -1,7 +1,8 @@
-"""One video from one request, the same noise on every device."""
+"""One video or image from one request, the same noise on every device."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,9 @@ import numpy as np
 import torch
 
 from vidsparse.errors import BadInputError, VidsparseError
-from vidsparse.pipelines.checkpoints import geometry_of
+from vidsparse.pipelines.geometry import call_parameters, geometry_of
+from vidsparse.pipelines.noise import check_steps, least_steps
+from vidsparse.pipelines.usual import takes_guidance
 from vidsparse.pipelines.video import to_uint8
 
 OnStep = Callable[[int, int], None]
@@ -22,11 +25,11 @@ class Request:
 
     Attributes:
         prompt: What the video shows.
-        frames: Frames of the video; which numbers are possible depends on the model.
+        frames: Frames of the video; which numbers are possible depends on the model, 1 for images.
         height: In pixels.
         width: In pixels.
         steps: Denoising steps.
-        guidance: Guidance scale; 1 or less turns guidance off.
+        guidance: Guidance scale; 1 or less turns guidance off. Some pipelines know none.
         seed: Of the noise, which is drawn on the CPU.
         negative_prompt: What guidance leads away from.
     """
@@ -55,50 +58,95 @@ def generate(pipe: Any, request: Request, on_step: OnStep | None = None) -> np.n
     """Run a pipeline.
 
     Args:
-        pipe: A diffusers video pipeline.
+        pipe: A diffusers pipeline that makes videos or images from text.
         request: What to generate.
-        on_step: Called as ``on_step(steps_done, steps)`` after each step.
+        on_step: Called as ``on_step(steps_done, steps)`` after each step, or after the last where
+            the pipeline does not tell of its steps.
 
     Returns:
-        Raw frames, uint8 ``(frames, height, width, 3)``.
+        Raw frames, uint8 ``(frames, height, width, 3)``; an image is one frame.
 
     Raises:
-        BadInputError: For a size the model cannot take.
+        BadInputError: For a size or a setting the pipeline cannot take.
         VidsparseError: When memory runs out.
     """
     geometry_of(pipe).check_size(request.frames, request.height, request.width)
-    return to_uint8(_run(pipe, request, "np", on_step).frames[0])
+    made = _run(pipe, request, "np", on_step)
+    return to_uint8(made.frames[0] if hasattr(made, "frames") else made.images[:1])
 
 
 def warm_up(pipe: Any, request: Request) -> None:
-    """Run one denoising step, so that what is only set up once is not timed."""
-    _run(pipe, request, "latent", None, steps=1)
+    """Run as few denoising steps as can be, so that what is only set up once is not timed."""
+    _run(pipe, request, "latent", None, steps=least_steps(type(pipe).__name__))
 
 
 def _run(
     pipe: Any, request: Request, output: str, on_step: OnStep | None, steps: int | None = None
 ) -> Any:
+    told = 0
+
     def step_ended(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        nonlocal told
+        told = step + 1
         if on_step is not None:
-            on_step(step + 1, request.steps)
+            on_step(told, request.steps)
         return tensors
 
+    check_steps(type(pipe).__name__, steps or request.steps)
+    wanted = _arguments(request, steps or request.steps, output)
+    wanted["callback_on_step_end"] = step_ended
     pipe.set_progress_bar_config(disable=True)
     try:
-        return pipe(
-            prompt=request.prompt,
-            negative_prompt=request.negative_prompt,
-            num_frames=request.frames,
-            height=request.height,
-            width=request.width,
-            num_inference_steps=steps or request.steps,
-            guidance_scale=request.guidance,
-            generator=torch.Generator("cpu").manual_seed(request.seed),
-            output_type=output,
-            callback_on_step_end=step_ended,
-        )
+        made = pipe(**_accepted(pipe, wanted))
     except torch.OutOfMemoryError as error:
         raise VidsparseError(
             f"the GPU ran out of memory at {request.frames} x {request.height} x {request.width}: "
             "take fewer frames or a smaller size"
         ) from error
+    if on_step is not None and not told:
+        on_step(request.steps, request.steps)
+    return made
+
+
+def _arguments(request: Request, steps: int, output: str) -> dict[str, Any]:
+    """A request in the words of diffusers."""
+    negative = {"negative_prompt": request.negative_prompt}
+    return {
+        "prompt": request.prompt,
+        **(negative if request.negative_prompt is not None else {}),  # PixArt's default is ""
+        "num_frames": request.frames,
+        "height": request.height,
+        "width": request.width,
+        "num_inference_steps": steps,
+        "guidance_scale": request.guidance,
+        "generator": torch.Generator("cpu").manual_seed(request.seed),
+        "output_type": output,
+        "use_resolution_binning": False,  # PixArt: another size than was asked for
+    }
+
+
+def _accepted(pipe: Any, wanted: dict[str, Any]) -> dict[str, Any]:
+    """What a pipeline's call takes of these arguments.
+
+    Raises:
+        BadInputError: When it cannot take a negative prompt, or needs more than a text.
+    """
+    parameters = call_parameters(pipe)
+    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
+        return wanted
+    name = type(pipe).__name__
+    if "negative_prompt" in wanted and "negative_prompt" not in parameters:
+        raise BadInputError(f"{name} takes no negative prompt: leave it out")
+    needed = [
+        key
+        for key, each in parameters.items()
+        if each.default is each.empty and key != "self" and key not in wanted
+    ]
+    if needed:
+        raise BadInputError(
+            f"{name} does not work from text alone, it also needs {', '.join(needed)}: call it "
+            "yourself, with vidsparse.sparsify"
+        )
+    if not takes_guidance(pipe):
+        parameters = parameters.keys() - {"guidance_scale"}
+    return {key: value for key, value in wanted.items() if key in parameters}

@@ -107,14 +107,20 @@ def image_list(config: Any, arguments: Arguments) -> Shape:
     return tuple(n // p for n, p in zip(latents.shape[1:], (frames, size, size), strict=True))
 
 
-def _patches(config: Any, latents: Any) -> Shape:
-    """Tokens of a latent video."""
-    size = config.patch_size
+def patch_of(config: Any) -> Shape:
+    """Latents per token of a transformer: frames, rows, columns."""
+    size = getattr(config, "patch_size", None) or config.all_patch_size[0]  # Z-Image has several
     if isinstance(size, int):
         size = (size, size)
     if len(size) == 2:
         size = (getattr(config, "patch_size_t", None) or 1, *size)
-    frames, height, width = (n // p for n, p in zip(latents, size, strict=True))
+    frames, height, width = size
+    return frames, height, width
+
+
+def _patches(config: Any, latents: Any) -> Shape:
+    """Tokens of a latent video."""
+    frames, height, width = (n // p for n, p in zip(latents, patch_of(config), strict=True))
     return frames, height, width
 
 

@@ -12,7 +12,8 @@ from typing import Any, Literal, get_args
 import torch
 
 from vidsparse.errors import BadInputError, VidsparseError
-from vidsparse.pipelines.checkpoints import TINY, find_checkpoint, read_json
+from vidsparse.pipelines.checkpoints import TINY, find_source
+from vidsparse.pipelines.skeleton import read_json
 
 __all__ = ["TINY", "Dtype", "check_folder", "load_pipeline", "resolve_device", "resolve_dtype"]
 
@@ -43,7 +44,7 @@ def load_pipeline(
     """
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
-    found = find_checkpoint(source).source
+    found = find_source(source)
     if isinstance(found, Path):
         check_folder(found, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -128,6 +129,8 @@ def _check_component(folder: Path, kind: str, allow_pickle: bool) -> None:
         read_json(config)
     if "Scheduler" in kind:
         read_json(folder / "scheduler_config.json")
+    elif (folder / "guider_config.json").is_file():
+        pass  # HunyuanVideo-1.5: how it guides, without weights
     elif not any(word in kind for word in ("Tokenizer", "Processor", "Extractor")):
         read_json(folder / "config.json")
         _check_weights(folder, allow_pickle)

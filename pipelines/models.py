@@ -246,6 +246,7 @@ IMAGE = (
         self_attention=r"transformer_blocks\.\d+\.attn1",
         video_shape=grids.image,
         guidance="uncond first",
+        tested="pipeline",
     ),
     Model(
         name="Hunyuan-DiT",

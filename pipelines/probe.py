@@ -69,8 +69,9 @@ class Probe:
         for layer in self_attention(pipe):
             timed = _Timed(taps.layer_of(layer), self._note_attention)
             self._undo.append(taps.attach(layer, timed))
-        if isinstance(pipe.components.get("text_encoder"), nn.Module):
-            self._attach_module("text_encoder", pipe.text_encoder)
+        for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
+            if isinstance(pipe.components.get(name), nn.Module):
+                self._attach_module("text_encoder", pipe.components[name])
         self._replace(pipe.vae, "decode", self._timed("vae", pipe.vae.decode))
         self._replace(pipe.scheduler, "step", self._watched(pipe.scheduler.step))
 
@@ -128,6 +129,9 @@ class _Timed:
         self.handle = make_handle(self)
         self._layer = layer
         self._note = note
+
+    def split_apart(self, tokens: int) -> int:
+        return self._layer.split_apart(tokens) if self._layer else 0
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, asked: Asked, dense: Dense) -> Tensor:
         with Stopwatch(q.device) as watch:

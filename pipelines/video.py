@@ -1,4 +1,4 @@
-"""Frames in and out of files: ``.mp4`` and ``.webm`` to look at, ``.npy`` to measure.
+"""Frames in and out of files: ``.mp4``, ``.webm`` and ``.png`` to look at, ``.npy`` to measure.
 
 Inside vidsparse a clip is "raw frames": a uint8 array ``(frames, height, width, 3)``, RGB. The
 video formats are lossy, so metrics read raw frames or ``.npy``, never a decoded preview.
@@ -28,6 +28,7 @@ _CODECS = {
     ".webm": ("libvpx-vp9", {"crf": "20", "b": "0", "color_range": "tv", **_BT601}),
 }
 SUFFIXES = (*_CODECS, ".npy")
+IMAGE_SUFFIXES = (".png", ".npy")
 
 
 def to_uint8(frames: np.ndarray | Tensor | Sequence[Image.Image]) -> np.ndarray:
@@ -94,8 +95,12 @@ def _frame_to_uint8(frame: np.ndarray | Tensor, index: int) -> np.ndarray:
     return np.rint(np.clip(frame, 0, 1) * 255).astype(np.uint8)
 
 
-def check_writable(path: str | Path) -> None:
+def check_writable(path: str | Path, *, image: bool = False) -> None:
     """Make sure, before a long generation, that its video can be written; create its folder.
+
+    Args:
+        path: Where to.
+        image: Whether it will be an image.
 
     Raises:
         BadInputError: When the suffix is unknown, the path is a folder, or no file can be created
@@ -103,8 +108,9 @@ def check_writable(path: str | Path) -> None:
     """
     path = Path(path)
     if path.is_dir():
-        raise BadInputError(f"{path} is a folder: name a file in it, such as {path / 'video.mp4'}")
-    _check_suffix(path)
+        name = "image.png" if image else "video.mp4"
+        raise BadInputError(f"{path} is a folder: name a file in it, such as {path / name}")
+    _check_suffix(path, image=image)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -138,17 +144,37 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float) -> None:
     """
     path = Path(path)
     _check_suffix(path)
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
-        raise BadInputError(
-            "a video is written from uint8 frames (frames, height, width, 3), got "
-            f"{frames.dtype} {frames.shape}: convert them with to_uint8"
-        )
+    _check_frames(frames)
     if not 0 < fps < 1000:
         raise BadInputError(f"fps must be above 0 and below 1000, got {fps}: 16 is usual")
     try:
         replace_file(path, lambda part: _write(part, frames, fps))
     except Exception as error:
-        raise _keep_elsewhere(path, frames, error) from error
+        again = "write_video(path, read_video(kept), fps)"
+        raise _keep_elsewhere(path, frames, error, again) from error
+
+
+def write_image(path: str | Path, frames: np.ndarray) -> None:
+    """Write a clip of one frame as ``.png`` or ``.npy``, either complete or not at all.
+
+    Args:
+        path: Where to; the suffix decides the format. A file already there is replaced.
+        frames: uint8 ``(1, height, width, 3)``.
+
+    Raises:
+        BadInputError: When the suffix or the frames make no sense.
+        VidsparseError: When writing fails, as for :func:`write_video`.
+    """
+    path = Path(path)
+    _check_suffix(path, image=True)
+    _check_frames(frames)
+    if len(frames) != 1:
+        raise BadInputError(f"an image is one frame, got {len(frames)}: write a video of them")
+    try:
+        replace_file(path, lambda part: _write(part, frames, fps=1))
+    except Exception as error:
+        again = "write_image(path, read_video(kept))"
+        raise _keep_elsewhere(path, frames, error, again) from error
 
 
 def read_video(path: str | Path) -> np.ndarray:
@@ -172,16 +198,28 @@ def read_video(path: str | Path) -> np.ndarray:
     return frames
 
 
-def _check_suffix(path: Path) -> None:
-    if path.suffix.lower() not in SUFFIXES:
+def _check_suffix(path: Path, *, image: bool = False) -> None:
+    possible = IMAGE_SUFFIXES if image else SUFFIXES
+    if path.suffix.lower() not in possible:
+        what = "it is an image, and " if image else ""
         raise BadInputError(
-            f"cannot write {path.name!r}: its suffix must be one of {', '.join(SUFFIXES)}"
+            f"cannot write {path.name!r}: {what}its suffix must be one of {', '.join(possible)}"
+        )
+
+
+def _check_frames(frames: np.ndarray) -> None:
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
+        raise BadInputError(
+            "a video is written from uint8 frames (frames, height, width, 3), got "
+            f"{frames.dtype} {frames.shape}: convert them with to_uint8"
         )
 
 
 def _write(path: Path, frames: np.ndarray, fps: float) -> None:
     if path.suffix == ".npy":
         np.save(path, frames)
+    elif path.suffix == ".png":
+        Image.fromarray(frames[0]).save(path)
     else:
         _encode(path, frames, fps)
 
@@ -206,8 +244,8 @@ def _encode(path: Path, frames: np.ndarray, fps: float) -> None:
         container.mux(stream.encode())
 
 
-def _keep_elsewhere(path: Path, frames: np.ndarray, error: Exception) -> VidsparseError:
-    """Save the frames where they are safe; return the error that says so."""
+def _keep_elsewhere(path: Path, frames: np.ndarray, error: Exception, again: str) -> VidsparseError:
+    """Save the frames where they are safe; return the error that says so, and how to go on."""
     kept = Path(tempfile.gettempdir()) / f"vidsparse-{secrets.token_hex(4)}.npy"
     try:
         np.save(kept, frames)
@@ -219,5 +257,5 @@ def _keep_elsewhere(path: Path, frames: np.ndarray, error: Exception) -> Vidspar
         )
     return VidsparseError(
         f"could not write {path} ({error}); its frames are kept in {kept}: free some space or "
-        "choose another folder, then write_video(path, read_video(kept), fps)"
+        f"choose another folder, then {again}"
     )

@@ -40,11 +40,16 @@ def conditions(results: Results) -> str:
     noise = floor(results)
     if results.noise_floor is not None:
         noise += f" ({results.noise_floor.how})"
+    rate = (
+        f"at {video.fps:g} fps"
+        if video.frames > 1
+        else "(one frame, so nothing is measured between frames)"
+    )
     return (
         f"{_count(len(results.prompts), 'prompt')} x {_count(len(results.seeds), 'seed')} "
         f"({', '.join(map(str, results.seeds))}), {results.steps} steps, guidance "
-        f"{results.guidance:g}, {video.frames} x {video.height} x {video.width} at {video.fps:g} "
-        f"fps, {video.tokens:,} tokens, {results.gpu or results.device} in {results.dtype}; "
+        f"{results.guidance:g}, {video.frames} x {video.height} x {video.width} {rate}, "
+        f"{video.tokens:,} tokens, {results.gpu or results.device} in {results.dtype}; "
         f"{noise}; {results.schedule_note}."
     )
 

@@ -13,6 +13,8 @@ import torch
 from vidsparse.cli.generate import GenerateWork, read_prompts
 from vidsparse.cli.job import Job, RunOptions
 from vidsparse.errors import BadInputError
+from vidsparse.pipelines.checkpoints import TINY
+from vidsparse.pipelines.skeleton import skeleton
 from vidsparse.pipelines.video import read_video
 
 PROMPT = "a red circle moving right"
@@ -122,9 +124,10 @@ def test_prompts_that_cannot_be_read_are_refused(tmp_path):
 
 
 def test_one_failing_prompt_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
+    weightless = skeleton(TINY)
+
     class Pipe:
-        vae = SimpleNamespace(config={})
-        transformer = SimpleNamespace(config={})
+        vae, transformer = weightless.vae, weightless.transformer
 
         def set_progress_bar_config(self, **config):
             pass

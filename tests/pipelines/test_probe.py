@@ -1,5 +1,7 @@
 """The probe: what it times, what it keeps, and that it leaves nothing behind."""
 
+import runpy
+from pathlib import Path
 from time import perf_counter
 
 import pytest
@@ -92,3 +94,13 @@ def test_of_large_latents_an_even_sample_is_kept():
     assert sample.tolist() == list(range(0, 3 * LATENTS, 3))
     latents.zero_()
     assert sample[-1] > 0
+
+
+def test_the_time_of_all_text_encoders_counts():
+    builders = runpy.run_path(str(Path(__file__).with_name("tiny_pipelines.py")))["BUILDERS"]
+    pipe = builders["flux"]()
+    before = traces(pipe)
+    with Probe(pipe) as probe:
+        pipe.encode_prompt(prompt="a red circle", prompt_2=None, max_sequence_length=16)
+    assert len(probe._watches["text_encoder"]) == 2  # CLIP and T5
+    assert traces(pipe) == before

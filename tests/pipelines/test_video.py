@@ -13,7 +13,13 @@ from PIL import Image
 
 from vidsparse.errors import BadInputError, VidsparseError
 from vidsparse.pipelines import video
-from vidsparse.pipelines.video import check_writable, read_video, to_uint8, write_video
+from vidsparse.pipelines.video import (
+    check_writable,
+    read_video,
+    to_uint8,
+    write_image,
+    write_video,
+)
 
 
 def smooth(frames=9, height=48, width=64):
@@ -280,3 +286,23 @@ def test_reading_refuses_an_array_that_is_not_raw_frames(tmp_path):
     np.save(tmp_path / "floats.npy", smooth() / 255)
     with pytest.raises(BadInputError, match=r"holds float64.*not raw frames"):
         read_video(tmp_path / "floats.npy")
+
+
+def test_an_image_keeps_every_pixel_as_png_and_npy(tmp_path):
+    frame = smooth(frames=1, height=31, width=33)
+    for name in ("image.PNG", "image.npy"):
+        check_writable(tmp_path / name, image=True)
+        write_image(tmp_path / name, frame)
+    with Image.open(tmp_path / "image.PNG") as image:
+        assert np.array_equal(np.asarray(image)[None], frame)
+    assert np.array_equal(read_video(tmp_path / "image.npy"), frame)
+
+
+def test_what_is_no_image_or_no_video_is_refused(tmp_path):
+    with pytest.raises(BadInputError, match="an image is one frame, got 9"):
+        write_image(tmp_path / "image.png", smooth())
+    with pytest.raises(BadInputError, match=r"one of \.png, \.npy"):
+        check_writable(tmp_path / "image.mp4", image=True)
+    with pytest.raises(BadInputError, match=r"one of \.mp4, \.webm, \.npy"):
+        write_video(tmp_path / "video.png", smooth(), fps=16)
+    assert not list(tmp_path.iterdir())

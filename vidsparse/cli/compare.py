@@ -67,7 +67,7 @@ def compare(
     numbers = read_seeds(seeds, run.seed)
     job = replace(run, seed=numbers[0]).job(_prompts(prompt, prompts))
     found = read_weights(weights or [])
-    _check_folder(output, [DENSE, *(chosen.name for chosen in presets)])
+    _check_folder(output, job, [DENSE, *(chosen.name for chosen in presets)])
     clips = Clips(output)
     with maybe_pool(ray, job) as pool, clips.locked():
         machine = partial(fingerprint.of_machine, job)
@@ -88,7 +88,7 @@ def compare(
         answer_json(results.model_dump(mode="json"))
         return
     answer(make_table(results))
-    for line in footer(results, output, finished.dense_engines()):
+    for line in footer(results, output, finished.dense_engines(), job.suffix):
         answer(line)
 
 
@@ -167,10 +167,10 @@ def _prompts(prompt: str | None, file: Path | None) -> list[str | None]:
     return different
 
 
-def _check_folder(folder: Path, names: list[str]) -> None:
+def _check_folder(folder: Path, job: Job, names: list[str]) -> None:
     from vidsparse.pipelines.video import check_writable
 
     if folder.exists() and not folder.is_dir():
         raise BadInputError(f"{folder} is a file: -o names the folder that compare writes to")
     for name in names:
-        check_writable(folder / f"{name}.mp4")
+        check_writable(folder / f"{name}{job.suffix}", image=job.checkpoint.image)

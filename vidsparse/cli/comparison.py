@@ -63,13 +63,12 @@ def write_files(folder: Path, finished: Finished, results: Results) -> None:
     """Write the videos and the sheet of the first clip, and the report."""
     from vidsparse.metrics.report.contact_sheet import contact_sheet
     from vidsparse.metrics.report.write import write_report
-    from vidsparse.pipelines.video import write_video
 
     first = finished.cases[0]
     names = [DENSE, *(preset.name for preset in finished.presets)]
     frames = {name: finished.clips.array(first, name) for name in names}
     for name, clip in frames.items():
-        write_video(folder / f"{name}.mp4", clip, finished.job.fps)
+        finished.job.write(folder / f"{name}{finished.job.suffix}", clip)
     labels = [_sheet_label(name, results) for name in names]
     rows = dict(zip(labels, frames.values(), strict=True))
     sheet = contact_sheet(rows, title=first.request.prompt)

@@ -39,13 +39,16 @@ def make_table(results: Results) -> Table:
     return table
 
 
-def footer(results: Results, folder: Path, engines: dict[str, float]) -> list[str]:
+def footer(
+    results: Results, folder: Path, engines: dict[str, float], suffix: str = ".mp4"
+) -> list[str]:
     """Under what conditions the table holds, what was gained and lost, and where the files are.
 
     Args:
         results: To describe.
         folder: Where they lie.
         engines: Milliseconds of a dense attention call by engine.
+        suffix: Of the videos or images.
     """
     video, clips = results.video, results.clips
     number = len(results.prompts) * len(results.seeds)
@@ -70,7 +73,7 @@ def footer(results: Results, folder: Path, engines: dict[str, float]) -> list[st
         *fell_back,
         *dict.fromkeys(sentence for clip in clips for sentence in clip.notes),
         f"{folder}: index.html, report.md, results.json, results.csv, sheet.png, "
-        f"{', '.join(f'{name}.mp4' for name in (DENSE, *presets))}",
+        f"{', '.join(f'{name}{suffix}' for name in (DENSE, *presets))}",
     ]
 
 

@@ -1,4 +1,4 @@
-"""``vidsparse generate``: one video from one prompt, or many from a file of prompts."""
+"""``vidsparse generate``: a video or image from one prompt, or many from a file of prompts."""
 
 from __future__ import annotations
 
@@ -32,11 +32,12 @@ def generate(
         Path | None, option("One prompt a line; -o is then a folder.", "--prompts")
     ] = None,
     output: Annotated[
-        Path | None, option("The file, .mp4, .webm or .npy; by default out.mp4.", "-o", "--output")
+        Path | None,
+        option("The file, .mp4, .webm or .npy, of an image .png or .npy.", "-o", "--output"),
     ] = None,
     ray: Annotated[str | None, ray_option()] = None,
 ) -> None:
-    """Make a video with sparse attention."""
+    """Make a video or an image with sparse attention."""
     from vidsparse.pipelines.video import check_writable
 
     if prompts is not None and prompt is not None:
@@ -44,11 +45,12 @@ def generate(
     chosen = None if dense else changes.preset(preset)
     job = run.job([prompt] if prompts is None else read_prompts(prompts))
     if prompts is None:
-        paths = [output or Path("out.mp4")]
+        paths = [output or Path(f"out{job.suffix}")]
     else:
-        paths = [(output or Path("out")) / f"{n:03d}.mp4" for n in range(len(job.requests))]
+        folder = output or Path("out")
+        paths = [folder / f"{n:03d}{job.suffix}" for n in range(len(job.requests))]
     for path in paths:
-        check_writable(path)
+        check_writable(path, image=job.checkpoint.image)
     work = GenerateWork(job, chosen, paths)
     if ray is not None:
         with maybe_pool(ray, job) as pool:
@@ -122,15 +124,13 @@ class GenerateWork:
 
     def do_piece(self, number: int) -> str:
         """Make one video; say what became of it."""
-        from vidsparse.pipelines.video import write_video
-
         self._load()
         path, request = self._paths[number], self._job.requests[number]
         preset, many = self._preset, len(self._paths) > 1
         label = path.stem if many else preset.name if preset else "dense"
         strict = self._job.options.strict
         result = run_request(self._pipe, request, preset, label, strict=strict)
-        write_video(path, result.frames, self._job.fps)
+        self._job.write(path, result.frames)
         return final_line(path, result)
 
     def _load(self) -> None:

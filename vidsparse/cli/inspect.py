@@ -98,17 +98,16 @@ def check_numbers(name: str, numbers: list[int], below: int | None) -> None:
 
 def _check_sparse(job: Job, preset: Preset, steps: list[int], layers: list[int]) -> None:
     """Say before weights load when everything that was asked for will run dense."""
-    request, geometry = job.requests[0], job.checkpoint.geometry
+    request = job.requests[0]
+    grid = job.checkpoint.geometry.sequence(request.frames, request.height, request.width)
     if preset.policy.density == 1.0:
         raise BadInputError(f"{preset.name} at density 1 is dense: there is no plan to draw")
-    if geometry is not None:
-        tokens = geometry.token_grid(request.frames, request.height, request.width).tokens
-        if tokens < preset.min_tokens:
-            raise BadInputError(
-                f"{tokens:,} tokens are too few to be sparse (min_tokens is "
-                f"{preset.min_tokens:,}): draw them with --set min_tokens=0"
-            )
-    sigmas = job.checkpoint.sigmas(request.steps)
+    if grid.tokens < preset.min_tokens:
+        raise BadInputError(
+            f"{grid.tokens:,} tokens are too few to be sparse (min_tokens is "
+            f"{preset.min_tokens:,}): draw them with --set min_tokens=0"
+        )
+    sigmas = job.checkpoint.sigmas(request.steps, grid)
     if not any(preset.schedule.way(sigmas[s], layer) > 0 for s in steps for layer in layers):
         sparse = [s for s, sigma in enumerate(sigmas) if preset.schedule.way(sigma, 10**6) > 0]
         way_out = (
@@ -151,7 +150,7 @@ def _record(
 ) -> dict[str, Any]:
     from vidsparse.cli.doctor import versions
     from vidsparse.cli.seen_calls import ROWS
-    from vidsparse.pipelines.generate import geometry_of
+    from vidsparse.pipelines.checkpoints import geometry_of
 
     request = job.requests[0]
     grid = geometry_of(pipe).token_grid(request.frames, request.height, request.width)

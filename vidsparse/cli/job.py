@@ -15,7 +15,8 @@ import vidsparse
 from vidsparse.cli.options import option
 from vidsparse.cli.screen import busy, note, step_bar
 from vidsparse.errors import BadInputError
-from vidsparse.pipelines.checkpoints import TINY, Checkpoint, find_checkpoint
+from vidsparse.pipelines.checkpoints import TINY, Checkpoint, find_checkpoint, find_source
+from vidsparse.pipelines.noise import check_steps
 from vidsparse.preset import Preset
 from vidsparse.stats import Stats
 
@@ -33,7 +34,7 @@ Prompt = Annotated[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """Which model makes which video; what is left out is as the model's authors recommend."""
+    """Which model makes which video or image; what is left out is as its authors recommend."""
 
     model: Annotated[
         str,
@@ -76,13 +77,12 @@ class RunOptions:
         """
         from vidsparse.pipelines import load
 
-        checkpoint = find_checkpoint(self.model)
-        if isinstance(checkpoint.source, Path):
+        source = find_source(self.model)
+        if isinstance(source, Path):
             load.check_folder(
-                checkpoint.source,
-                allow_pickle=self.allow_pickle,
-                trust_remote_code=self.trust_remote_code,
+                source, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code
             )
+        checkpoint = find_checkpoint(self.model)
         device = load.resolve_device(self.device)
         dtype = load.resolve_dtype(self.dtype, device)
         fps = checkpoint.fps if self.fps is None else self.fps
@@ -94,17 +94,17 @@ class RunOptions:
     def _request(self, checkpoint: Checkpoint, prompt: str | None) -> Request:
         from vidsparse.pipelines.generate import Request
 
-        def default(name: str) -> Any:
-            value = getattr(self, name)
-            return getattr(checkpoint, name) if value is None else value
-
-        size = {name: default(name) for name in ("frames", "height", "width")}
-        if checkpoint.geometry is not None:
-            checkpoint.geometry.check_size(**size)
+        size = checkpoint.size(self.frames, self.height, self.width)
+        if self.guidance is not None and not checkpoint.takes_guidance:
+            raise BadInputError(
+                f"{checkpoint.pipeline} takes no guidance scale: leave --guidance out"
+            )
+        steps = checkpoint.or_usual("steps", self.steps)
+        check_steps(checkpoint.pipeline, steps)
         return Request(
             prompt=self._prompt(checkpoint, prompt),
-            steps=default("steps"),
-            guidance=default("guidance"),
+            steps=steps,
+            guidance=checkpoint.or_usual("guidance", self.guidance),
             seed=self.seed,
             **size,
         )
@@ -147,9 +147,23 @@ class Job:
     fps: float
     requests: list[Request]
 
+    @property
+    def suffix(self) -> str:
+        """Of the files, where nobody asked for another."""
+        return ".png" if self.checkpoint.image else ".mp4"
+
+    def write(self, path: Path, frames: np.ndarray) -> None:
+        """Write what was made, a video or an image."""
+        from vidsparse.pipelines.video import write_image, write_video
+
+        if self.checkpoint.image:
+            write_image(path, frames)
+        else:
+            write_video(path, frames, self.fps)
+
     def load(self) -> Any:
         """Load the pipeline."""
-        from vidsparse.pipelines.generate import geometry_of
+        from vidsparse.pipelines.checkpoints import geometry_of
         from vidsparse.pipelines.load import load_pipeline
 
         with busy(f"loading {self.checkpoint.source}"):
@@ -184,7 +198,7 @@ def maybe_pool(ray: str | None, job: Job) -> AbstractContextManager[Pool | None]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One video.
+    """One video or image.
 
     Attributes:
         frames: uint8 ``(frames, height, width, 3)``.

@@ -104,7 +104,8 @@ def measure(
         strict: Raise where a call would fall back to dense.
         reference: Latents of the dense run.
     """
-    from vidsparse.pipelines.generate import generate, geometry_of
+    from vidsparse.pipelines.checkpoints import geometry_of
+    from vidsparse.pipelines.generate import generate
     from vidsparse.pipelines.probe import Probe
 
     device = torch.device(pipe.device)
@@ -163,11 +164,13 @@ def dense_by_another_engine(pipe: Any, request: Request, on_step: OnStep) -> tup
 
 
 def warm_up(pipe: Any, request: Request, preset: Preset | None) -> None:
-    """Run one step at full sparsity, or a dense one and the decoder, so that it is not timed."""
+    """Run a step at full sparsity, or a dense one and the decoder, so that it is not timed."""
     from vidsparse.pipelines import generate
+    from vidsparse.pipelines.noise import least_steps
 
     if preset is None:
-        generate.generate(pipe, replace(request, steps=1))
+        steps = least_steps(type(pipe).__name__)
+        generate.generate(pipe, replace(request, steps=steps))
         return
     at_once = {"dense_above": 1.0, "full_below": 1.0, "dense_layers": 0}
     with vidsparse.sparsify(pipe, preset.override(at_once)):

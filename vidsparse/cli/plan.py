@@ -10,6 +10,7 @@ from vidsparse.errors import BadInputError
 from vidsparse.forecast import Forecast, forecast
 from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.checkpoints import Checkpoint, find_checkpoint
+from vidsparse.pipelines.geometry import Geometry
 
 GRID_STEPS, GRID_SHIFT = 50, 5.0  # of a run when only a grid is given: as Wan 2.1 at 720p
 
@@ -23,7 +24,7 @@ def plan(
         str | None, option("A model folder or name, such as wan2.1-14b.", "--model")
     ] = None,
     size: Annotated[str | None, option("WIDTHxHEIGHT in pixels.", "--size")] = None,
-    frames: Annotated[int | None, option("Frames of the video.", "--frames")] = None,
+    frames: Annotated[int | None, option("Frames of the video; 1 for images.", "--frames")] = None,
     preset: Annotated[str, option("A name that `vidsparse presets` lists.")] = "balanced",
     steps: Annotated[
         int | None, option("Denoising steps; by default the model's, or 50.", "--steps")
@@ -38,29 +39,38 @@ def plan(
         raise BadInputError("--size and --frames belong to --model: a --grid is a size already")
     checkpoint = find_checkpoint(model) if model else _grid_checkpoint()
     tokens = TokenGrid.parse(grid) if grid else _model_grid(checkpoint, size, frames)
-    sigmas = checkpoint.sigmas(checkpoint.steps if steps is None else steps)
+    sigmas = checkpoint.sigmas(checkpoint.or_usual("steps", steps), tokens)
     found = forecast(chosen, tokens, sigmas, checkpoint.layers)
+    notes = [*found.notes, *([] if grid else _about_text(checkpoint.geometry))]
+    text = {"text_tokens": tokens.prefix + tokens.suffix, "layers": checkpoint.layers}
     if json:
-        answer_json(found.to_json())
+        answer_json(found.to_json() | text | {"notes": notes})
         return
-    answer(_table(found))
-    for sentence in found.notes:
+    answer(_table(found, text))
+    for sentence in notes:
         note(sentence)
 
 
 def _grid_checkpoint() -> Checkpoint:
-    return Checkpoint(source="", geometry=None, steps=GRID_STEPS, flow_shift=GRID_SHIFT)
+    return Checkpoint(source="", steps=GRID_STEPS, flow_shift=GRID_SHIFT)
 
 
 def _model_grid(checkpoint: Checkpoint, size: str | None, frames: int | None) -> TokenGrid:
-    if checkpoint.geometry is None:
-        raise BadInputError(
-            f"the configs of {checkpoint.source} are not on this machine: give a model folder, or "
-            "--grid"
-        )
-    width, height = (checkpoint.width, checkpoint.height) if size is None else read_size(size)
-    count = checkpoint.frames if frames is None else frames
-    return checkpoint.geometry.token_grid(count, height, width)
+    width, height = (None, None) if size is None else read_size(size)
+    sizes = checkpoint.size(frames, height, width)
+    return checkpoint.geometry.sequence(**sizes)
+
+
+def _about_text(geometry: Geometry) -> list[str]:
+    """What the grid assumes of the text in it."""
+    if geometry.text is None:
+        return ["the text in the sequence is left out: its length is not known without weights"]
+    if geometry.text:
+        return [
+            f"the sequence has room for {geometry.text} text tokens, the most that the pipeline "
+            "takes by default; they are always attended to in full"
+        ]
+    return []
 
 
 def read_size(text: str) -> tuple[int, int]:
@@ -75,12 +85,15 @@ def read_size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def _table(found: Forecast) -> Any:
+def _table(found: Forecast, more: dict[str, int | None]) -> Any:
     table = plain_table(preset="left", **{found.preset.name: "right"})
     facts = found.to_json()
     table.add_row("grid", facts["grid"])
     for name in ("tokens", "block", "blocks"):
         table.add_row(name, f"{facts[name]:,}")
+    for name, number in more.items():
+        if number:
+            table.add_row(name.replace("_", " "), f"{number:,}")
     for name in ("token_density", "block_density"):
         table.add_row(f"{name.replace('_', ' ')} of the mask", f"{facts[name]:.3f}")
     table.add_row(f"mean density over {facts['steps']} steps", f"{found.mean_density:.3f}")

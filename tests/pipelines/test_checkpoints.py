@@ -1,0 +1,159 @@
+"""What is known of a model without its weights is what a run with weights then does."""
+
+import json
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import vidsparse
+from vidsparse.errors import BadInputError
+from vidsparse.pipelines.checkpoints import Geometry, find_checkpoint, geometry_of
+from vidsparse.pipelines.generate import Request, generate
+
+BUILDERS = runpy.run_path(str(Path(__file__).with_name("tiny_pipelines.py")))["BUILDERS"]
+SIZES = {
+    "cogvideox": (9, 64, 96),
+    "ltx": (9, 64, 96),
+    "hunyuan_video": (9, 64, 96),
+    "mochi": (13, 64, 96),
+    "flux": (1, 24, 32),
+    "pixart": (1, 128, 160),
+}
+
+
+@pytest.fixture(params=SIZES)
+def made(request, tmp_path):
+    """A pipeline, what is known of its folder, and a size."""
+    name = request.param
+    text = {"cogvideox": 226, "mochi": 256}
+    pipe = BUILDERS[name](**({"text_tokens": text[name]} if name in text else {}))
+    pipe.save_pretrained(tmp_path, safe_serialization=True)
+    frames, height, width = SIZES[name]
+    return SimpleNamespace(
+        pipe=pipe,
+        known=find_checkpoint(tmp_path),
+        size={"frames": frames, "height": height, "width": width},
+    )
+
+
+def test_a_run_has_the_grid_layers_and_noise_that_its_folder_promised(made):
+    pipe, known, steps = made.pipe, made.known, 6
+    options = {"min_tokens": 0, "block": 16, "density": 0.3, "dense_above": 1, "full_below": 1}
+    seen = []
+    request = Request(
+        prompt="a red circle", **made.size, steps=steps, guidance=known.guidance, seed=0
+    )
+    with vidsparse.sparsify(pipe, "draft", strict=True, **options) as session:
+        session.observe(lambda call, *_: seen.append(call))
+        frames = generate(pipe, request)
+        real = list(session.stats.sigmas.values())
+    assert frames.shape == (*made.size.values(), 3)
+    assert known.geometry == geometry_of(pipe)
+    assert {call.layer for call in seen} == set(range(known.layers))
+    promised = known.geometry.sequence(**made.size)
+    for grid in {call.grid for call in seen}:
+        assert (grid.frames, grid.height, grid.width) == (
+            promised.frames, promised.height, promised.width,
+        )  # fmt: skip
+        assert grid.prefix <= promised.prefix
+        assert grid.suffix <= promised.suffix
+        assert bool(grid.prefix + grid.suffix) == bool(promised.prefix + promised.suffix)
+    assert known.sigmas(steps, promised) == pytest.approx(real, abs=2e-3)
+
+
+COG = ["AutoencoderKLCogVideoX", "CogVideoXTransformer3DModel"]
+COG_15 = {"patch_size_t": 2, "sample_frames": 81, "sample_height": 96, "sample_width": 170}
+IMAGE_VAE = {"block_out_channels": [128, 256, 512, 512], "latent_channels": 16}
+PUBLISHED = {
+    "Wan": (["AutoencoderKLWan", "WanTransformer3DModel"], {}, {}, "21x30x52", 40),
+    "HunyuanVideo": (["AutoencoderKLHunyuanVideo", "HunyuanVideoTransformer3DModel"], {}, {},
+                     "33x45x80+256", 60),
+    "HunyuanVideo15": (["AutoencoderKLHunyuanVideo15", "HunyuanVideo15Transformer3DModel"], {}, {},
+                       "31x30x53+1256", 54),
+    "CogVideoX": (COG, {}, {}, "226+13x30x45", 30),
+    "CogVideoX 1.5": (COG, {}, COG_15, "226+11x48x85", 30),
+    "LTX": (["AutoencoderKLLTXVideo", "LTXVideoTransformer3DModel"], {}, {}, "21x16x22", 28),
+    "Mochi": (["AutoencoderKLMochi", "MochiTransformer3DModel"], {}, {}, "4x30x53+256", 48),
+    "Flux": (["AutoencoderKL", "FluxTransformer2DModel"], IMAGE_VAE, {}, "512+1x64x64", 57),
+    "StableDiffusion3": (["AutoencoderKL", "SD3Transformer2DModel"], IMAGE_VAE, {},
+                         "1x64x64+333", 18),
+    "QwenImage": (["AutoencoderKLQwenImage", "QwenImageTransformer2DModel"], {}, {},
+                  "512+1x64x64", 60),
+    "PixArtSigma": (["AutoencoderKL", "PixArtTransformer2DModel"],
+                    IMAGE_VAE | {"latent_channels": 4}, {}, "1x64x64", 28),
+}  # fmt: skip
+
+
+@pytest.fixture
+def configs(tmp_path):
+    """Write the configs of a pipeline, at the sizes of diffusers' classes; no weights."""
+
+    def write(pipeline, vae, transformer):
+        kinds = {"vae": vae, "transformer": transformer}
+        index = {name: ["diffusers", config["_class_name"]] for name, config in kinds.items()}
+        for name, config in kinds.items():
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "config.json").write_text(json.dumps(config))
+        whole = {"_class_name": pipeline, "text_encoder": ["transformers", "T5EncoderModel"]}
+        (tmp_path / "model_index.json").write_text(json.dumps(whole | index))
+        return tmp_path
+
+    return write
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_models_of_published_sizes_have_their_tokens_and_layers(configs, name):
+    (vae, transformer), vae_config, config, sequence, layers = PUBLISHED[name]
+    folder = configs(
+        f"{name.split()[0]}Pipeline",
+        {"_class_name": vae, **vae_config},
+        {"_class_name": transformer, **config},
+    )
+    known = find_checkpoint(folder)
+    assert str(known.geometry.sequence(**known.size())) == sequence
+    assert known.layers == layers
+    assert known.image == (known.frames == 1)
+    assert known.takes_guidance == (name not in ("HunyuanVideo15", "QwenImage"))
+    assert known.steps is not None
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "vae", "transformer", "message"),
+    [
+        ("NopePipeline", "AutoencoderKL", "FluxTransformer2DModel", "has no NopePipeline"),
+        ("FluxPipeline", "AutoencoderKL", "SanaTransformer2DModel", "self-attention is linear"),
+        ("FluxPipeline", "AutoencoderKLNope", "FluxTransformer2DModel", "has no AutoencoderKLNope"),
+    ],
+)
+def test_a_folder_that_cannot_be_planned_is_refused(configs, pipeline, vae, transformer, message):
+    folder = configs(pipeline, {"_class_name": vae}, {"_class_name": transformer})
+    with pytest.raises(BadInputError, match=message):
+        find_checkpoint(folder)
+
+
+def test_a_pipeline_without_a_transformer_is_refused(tmp_path):
+    index = {"_class_name": "StableDiffusionXLPipeline", "unet": ["diffusers", "UNet"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(BadInputError, match="has no transformer"):
+        find_checkpoint(tmp_path)
+
+
+def test_what_a_pipeline_does_not_recommend_has_to_be_said(configs):
+    folder = configs(
+        "ZImagePipeline",
+        {"_class_name": "AutoencoderKL", **IMAGE_VAE},
+        {"_class_name": "ZImageTransformer2DModel", "n_layers": 2, "n_refiner_layers": 1},
+    )
+    known = find_checkpoint(folder)
+    with pytest.raises(BadInputError, match="ZImagePipeline recommends no height of its own"):
+        known.size()
+    assert known.size(height=1024, width=768) == {"frames": 1, "height": 1024, "width": 768}
+
+
+def test_an_image_is_one_frame():
+    geometry = Geometry(temporal=None)
+    assert str(geometry.token_grid(1, 64, 96)) == "1x4x6"
+    with pytest.raises(BadInputError, match="an image, which is 1 frame"):
+        geometry.check_size(5, 64, 96)
