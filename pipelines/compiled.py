@@ -29,7 +29,9 @@ def make_handle(layer: Layer) -> Tensor:
     return torch.tensor(number)
 
 
-def dense_of(site: str, causal: bool, scale: float | None, grouped: bool) -> Dense:
+def dense_of(
+    site: str, causal: bool, scale: float | None, grouped: bool, dropout: float = 0.0
+) -> Dense:
     """What a model would call; tensors ``(batch, seq, heads, head_dim)``.
 
     Args:
@@ -37,26 +39,31 @@ def dense_of(site: str, causal: bool, scale: float | None, grouped: bool) -> Den
         causal: As the model asks.
         scale: As the model asks.
         grouped: Whether key heads are shared.
+        dropout: Probability.
     """
 
     def dense(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
         if site == SDPA:
             q, k, v = (x.transpose(1, 2) for x in (q, k, v))
             out = F.scaled_dot_product_attention(
-                q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=grouped
+                q, k, v, mask, dropout, causal, scale=scale, enable_gqa=grouped
             )
             return out.transpose(1, 2)
         backend = AttentionBackendName(site) if site else None
-        return dispatch_attention_fn(q, k, v, mask, 0.0, causal, scale, grouped, backend=backend)
+        return dispatch_attention_fn(
+            q, k, v, mask, dropout, causal, scale, grouped, backend=backend
+        )
 
     return dense
 
 
-@torch.library.custom_op(
-    "vidsparse::layer",
-    mutates_args=(),
-    tags=[tag for name in ("cudagraph_unsafe",) if (tag := getattr(torch.Tag, name, None))],
-)
+def _tags() -> dict[str, Any]:
+    """What runs inside changes from step to step: not for CUDA graphs, where torch can be told."""
+    unsafe = getattr(torch.Tag, "cudagraph_unsafe", None)
+    return {} if unsafe is None else {"tags": [unsafe]}
+
+
+@torch.library.custom_op("vidsparse::layer", mutates_args=(), **_tags())
 def attend(
     q: Tensor,
     k: Tensor,

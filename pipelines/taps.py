@@ -144,7 +144,7 @@ def _tapped_dispatch(
 ) -> Tensor:
     """``dispatch_attention_fn`` with the same signature; tensors ``(batch, seq, heads, dim)``."""
     layer = _layer()
-    is_plain = attn_mask is None or isinstance(attn_mask, Tensor)
+    is_plain = not attention_kwargs and not dropout_p and _is_tensor_or_none(attn_mask)
     is_compiling = torch.compiler.is_compiling()
     if layer is None or (is_compiling and not is_plain):
         return _dispatch(
@@ -191,23 +191,28 @@ def _tapped_sdpa(
 ) -> Tensor:
     """``F.scaled_dot_product_attention`` for older processors; ``(batch, heads, seq, dim)``."""
     layer = _layer()
-    if layer is None:
+    is_compiling = torch.compiler.is_compiling()
+    if layer is None or (is_compiling and dropout_p):  # which the op does not know
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     reasons = _unsupported(is_causal, enable_gqa, dropout_p)
     unsupported = next((reason for reason, holds in reasons.items() if holds), None)
-    if torch.compiler.is_compiling():
+    if is_compiling:
         out = compiled.attend(
             q, k, v, attn_mask, scale, is_causal, enable_gqa, unsupported or "", compiled.SDPA,
             layer.handle,
         )  # fmt: skip
     else:
         asked = Asked(mask=attn_mask, scale=scale, unsupported=unsupported)
-        dense = compiled.dense_of(compiled.SDPA, is_causal, scale, enable_gqa)
+        dense = compiled.dense_of(compiled.SDPA, is_causal, scale, enable_gqa, dropout_p)
         out = _attend(layer, q, k, v, asked, dense)
     return out.transpose(1, 2)
+
+
+def _is_tensor_or_none(mask: Any) -> bool:
+    return mask is None or isinstance(mask, Tensor)
 
 
 def _layer() -> Layer | None:
