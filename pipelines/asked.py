@@ -8,7 +8,10 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from vidsparse.heads import HeadShare
+
 Dense = Callable[[Tensor, Tensor, Tensor, Any], Tensor]  # q, k, v and a mask or None
+DenseOf = Callable[[Any], Dense]  # from how diffusers splits the sequence over devices, or None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,11 +22,13 @@ class Asked:
         mask: As ``F.scaled_dot_product_attention`` takes it, or a backend of diffusers; None.
         scale: Score scale; ``head_dim ** -0.5`` when None.
         unsupported: Why this can only be dense, in the user's words; None.
+        share: Which of the layer's heads q, k and v hold, where devices share them; None if all.
     """
 
     mask: Any = None
     scale: float | None = None
     unsupported: str | None = None
+    share: HeadShare | None = None
 
 
 class Layer(Protocol):
@@ -35,10 +40,22 @@ class Layer(Protocol):
 
     handle: Tensor
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, asked: Asked, dense: Dense) -> Tensor:
-        """Tensors ``(batch, seq, heads, head_dim)``; ``dense`` is what the model would call."""
+    @property
+    def parallel_config(self) -> Any:
+        """How diffusers splits the sequence over devices; None where it does not."""
         ...
 
-    def split_apart(self, tokens: int) -> int:
-        """How many text tokens context parallelism splits apart from the others, of so many."""
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, asked: Asked, dense: DenseOf, parallel_config: Any
+    ) -> Tensor:
+        """Attend, on every device that shares the sequence.
+
+        Args:
+            q: ``(batch, seq, heads, head_dim)``, as the other tensors, or a piece of the sequence.
+            k: Keys.
+            v: Values.
+            asked: What the model asks.
+            dense: What the model would call.
+            parallel_config: How diffusers splits the sequence; None where it does not.
+        """
         ...

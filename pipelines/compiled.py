@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import Tensor
 
-from vidsparse.pipelines.asked import Asked, Dense, Layer
+from vidsparse.pipelines.asked import Asked, Dense, DenseOf, Layer
 
 SDPA = "torch"  # a call site that calls torch itself instead of a backend of diffusers
 _layers: WeakValueDictionary[int, Layer] = WeakValueDictionary()
@@ -31,30 +31,32 @@ def make_handle(layer: Layer) -> Tensor:
 
 def dense_of(
     site: str, causal: bool, scale: float | None, grouped: bool, dropout: float = 0.0
-) -> Dense:
-    """What a model would call; tensors ``(batch, seq, heads, head_dim)``.
+) -> DenseOf:
+    """What a model would call, given how diffusers splits the sequence; all as the model asks.
 
     Args:
         site: ``SDPA``, a backend of diffusers by name, or "" for the one that is active.
-        causal: As the model asks.
-        scale: As the model asks.
+        causal: Whether attention is causal.
+        scale: Score scale.
         grouped: Whether key heads are shared.
         dropout: Probability.
     """
 
-    def dense(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
-        if site == SDPA:
-            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-            out = F.scaled_dot_product_attention(
-                q, k, v, mask, dropout, causal, scale=scale, enable_gqa=grouped
-            )
-            return out.transpose(1, 2)
-        backend = AttentionBackendName(site) if site else None
-        return dispatch_attention_fn(
-            q, k, v, mask, dropout, causal, scale, grouped, backend=backend
+    def torch_itself(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(
+            q, k, v, mask, dropout, causal, scale=scale, enable_gqa=grouped
         )
+        return out.transpose(1, 2)
 
-    return dense
+    def backend(parallel_config: Any) -> Dense:
+        name = AttentionBackendName(site) if site else None
+        return lambda q, k, v, mask: dispatch_attention_fn(
+            q, k, v, mask, dropout, causal, scale, grouped,
+            backend=name, parallel_config=parallel_config,
+        )  # fmt: skip
+
+    return (lambda _: torch_itself) if site == SDPA else backend
 
 
 def _tags() -> dict[str, Any]:
@@ -74,6 +76,7 @@ def attend(
     grouped: bool,
     unsupported: str,
     site: str,
+    is_split: bool,
     handle: Tensor,
 ) -> Tensor:
     """Let a layer attend; without gradients.
@@ -88,11 +91,13 @@ def attend(
         grouped: Whether key heads are shared.
         unsupported: Why this can only be dense; "" where nothing is known against it.
         site: As in ``dense_of``.
+        is_split: Whether devices share the sequence.
         handle: From ``make_handle``.
     """
+    layer = _layers[int(handle)]
     asked = Asked(mask=mask, scale=scale, unsupported=unsupported or None)
     dense = dense_of(site, causal, scale, grouped)
-    out = _layers[int(handle)].attend(q, k, v, asked, dense)
+    out = layer.attend(q, k, v, asked, dense, layer.parallel_config if is_split else None)
     is_new = all(
         out.untyped_storage().data_ptr() != x.untyped_storage().data_ptr() for x in (q, k, v)
     )
@@ -102,6 +107,6 @@ def attend(
 @attend.register_fake
 def _(
     q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: Any, causal: Any, grouped: Any,
-    unsupported: Any, site: Any, handle: Any,
+    unsupported: Any, site: Any, is_split: Any, handle: Any,
 ) -> Tensor:  # fmt: skip
     return q.new_empty(*q.shape[:-1], v.shape[-1])

@@ -1,19 +1,30 @@
 """Context parallelism: diffusers splits the sequence over devices, and we attend to all of it.
 
 Ulysses (DeepSpeed-Ulysses, arXiv 2309.14509) trades tokens for heads: for the time of attention
-each device holds every token of its share of the heads. Sparse attention needs no more, since its
-plans are made for each head. A budget that heads share is shared among those of one device.
+each device holds every token of its share of the heads. Plans are made for each head there; only a
+budget that all heads of a layer share needs the scores of the others. Heads keep different numbers
+of blocks, so they are dealt out anew where the devices would have unequal work (db-SP).
 """
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
+import torch.distributed._functional_collectives as collectives
+from diffusers.hooks.context_parallel import ContextParallelSplitHook
 from diffusers.models import attention_dispatch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vidsparse.pipelines.asked import Asked, Dense, Layer
+from vidsparse.heads import HeadShare, pick, same_work
+from vidsparse.pipelines.asked import Asked, Dense, DenseOf
+from vidsparse.state import Arriving
+
+WORTH = (
+    0.05  # of the mean work: what dealing anew has to save, since it moves q, k, v and the output
+)
 
 
 def why_not(parallel_config: Any) -> str | None:
@@ -24,47 +35,180 @@ def why_not(parallel_config: Any) -> str | None:
     return None
 
 
-@torch.compiler.disable()
-def attend_parallel(
-    layer: Layer, q: Tensor, k: Tensor, v: Tensor, asked: Asked, dense: Dense, parallel_config: Any
-) -> Tensor:
-    """Attend over the devices of a Ulysses group; every one of them has to call this.
+def splits_text(transformer: nn.Module) -> bool:
+    """Whether each device gets a piece of the text and one of the rest, as joint models have it."""
+    both = {"hidden_states", "encoder_hidden_states"}
+    registries = (vars(module).get("_diffusers_hook") for module in transformer.modules())
+    return any(
+        isinstance(hook, ContextParallelSplitHook) and both <= set(hook.metadata)
+        for registry in registries
+        if registry is not None
+        for hook in registry.hooks.values()
+    )
 
-    Args:
-        layer: Attends to all tokens of its share of the heads.
-        q: ``(batch, seq / devices, heads, head_dim)``, as the other tensors.
-        k: Keys.
-        v: Values.
-        asked: What the model asks.
-        dense: What the model would call on one device.
-        parallel_config: Of diffusers.
+
+class Deal:
+    """Which heads of one layer each device takes.
+
+    The work of a step decides on the next: all calls of a step are dealt alike, since they may
+    share what they remember, and the densities have reached the host by then.
     """
-    devices = parallel_config.context_parallel_config.ulysses_degree
+
+    def __init__(self) -> None:
+        self._context: Any = None
+        self._share: HeadShare | None = None
+        self._heard: tuple[Any, Arriving] | None = None
+
+    def share(self, step: Any, heads: int, context: Any) -> HeadShare:
+        """The heads of this device.
+
+        Args:
+            step: Something else at every step.
+            heads: How many the layer has.
+            context: Context parallelism of diffusers.
+        """
+        share = self._share
+        if share is None or self._context is not context or share.number != heads:
+            share, self._context, self._heard = _in_turn(heads, context), context, None
+        if self._heard is not None and self._heard[0] != step:
+            share, self._heard = _better(share, self._heard[1].there()), None
+        self._share = share
+        return share
+
+    def hear(self, step: Any, density: Tensor) -> None:
+        """The density of all heads, ``(heads,)``, in a call of this step; or one for all."""
+        share = self._share
+        if share is not None and len(share.order) == len(density) > share.devices:
+            self._heard = step, Arriving(density)
+
+
+class Divisible(Protocol):
+    """A layer whose heads devices can share."""
+
+    deal: Deal
+
+    @property
+    def step(self) -> Any:
+        """Something else at every denoising step."""
+        ...
+
+    def pieces(self, tokens: int) -> tuple[int, ...]:
+        """Lengths of what context parallelism splits each by itself, of so many tokens."""
+        ...
+
+    def attend_here(self, q: Tensor, k: Tensor, v: Tensor, asked: Asked, dense: Dense) -> Tensor:
+        """Attend to all tokens with the heads that are here."""
+        ...
+
+
+def attend(
+    layer: Divisible,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    asked: Asked,
+    dense: DenseOf,
+    parallel_config: Any,
+) -> Tensor:
+    """Let a layer attend, on one device or on several, all of which have to call this then."""
+    if parallel_config is None:
+        return layer.attend_here(q, k, v, asked, dense(None))
+    reason = asked.unsupported or why_not(parallel_config)
+    if reason is None:
+        return _attend_by_heads(layer, q, k, v, asked, dense(None), parallel_config)
+    asked = dataclasses.replace(asked, unsupported=reason)
+    return layer.attend_here(q, k, v, asked, dense(parallel_config))
+
+
+def config_of(layer: Any) -> Any:
+    """How diffusers splits the sequence of an attention layer; None where it does not."""
+    return getattr(getattr(layer, "processor", None), "_parallel_config", None)
+
+
+def _attend_by_heads(
+    layer: Divisible,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    asked: Asked,
+    dense: Dense,
+    parallel_config: Any,
+) -> Tensor:
+    heads, context = q.shape[2], parallel_config.context_parallel_config
+    share = layer.deal.share(layer.step, heads, context)
+    is_moved = share.order != tuple(range(heads))
+    if is_moved:
+        q, k, v = (pick(x, share.order, dim=2) for x in (q, k, v))
+    is_local = isinstance(asked.mask, Tensor) and asked.mask.shape[-1] == k.shape[1]
 
     def forward_op(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, *rest: Any, **more: Any):  # noqa: ANN202
-        apart = layer.split_apart(q.shape[1])
-        q, k, v = (_together(x, apart, devices) for x in (q, k, v))
-        whole = Asked(mask=mask, scale=asked.scale)
-        return _back(layer.attend(q, k, v, whole, dense), apart, devices)
+        pieces = layer.pieces(q.shape[1])
+        q, k, v = (together(x, pieces, share.devices) for x in (q, k, v))
+        mask = together(mask, pieces, share.devices, dim=-1) if is_local else mask
+        whole = dataclasses.replace(asked, mask=mask, share=share)
+        return apart(layer.attend_here(q, k, v, whole, dense), pieces, share.devices)
 
     out: Any = attention_dispatch._templated_context_parallel_attention(
         q, k, v, asked.mask, 0.0, False, asked.scale, False, False,
         forward_op=forward_op, backward_op=None, _parallel_config=parallel_config,
     )  # fmt: skip
-    return out
+    return pick(out, [share.order.index(head) for head in range(heads)], dim=2) if is_moved else out
 
 
-def _together(x: Tensor, text: int, devices: int) -> Tensor:
-    """From text and image of the first device, then of the next, to all text, then all images."""
-    if not text:
+def together(x: Tensor, pieces: Sequence[int], devices: int, dim: int = 1) -> Tensor:
+    """From text and image of the first device, then of the next, to all text, then all images.
+
+    Args:
+        x: Any shape.
+        pieces: Lengths of what is split each by itself, such as text and image, in their order.
+        devices: Over how many.
+        dim: Where the sequence stands.
+    """
+    if len(pieces) < 2:
         return x
-    chunks = x.unflatten(1, (devices, -1))
-    own = text // devices
-    return torch.cat([chunks[:, :, :own].flatten(1, 2), chunks[:, :, own:].flatten(1, 2)], dim=1)
+    lengths = [_split(piece, devices) for piece in pieces]
+    chunks = x.split([each[device] for device in range(devices) for each in lengths], dim)
+    whole = [chunk for start in range(len(pieces)) for chunk in chunks[start :: len(pieces)]]
+    return torch.cat(whole, dim)
 
 
-def _back(x: Tensor, text: int, devices: int) -> Tensor:
-    if not text:
+def apart(x: Tensor, pieces: Sequence[int], devices: int, dim: int = 1) -> Tensor:
+    """The way back from ``together``."""
+    if len(pieces) < 2:
         return x
-    parts = (part.unflatten(1, (devices, -1)) for part in (x[:, :text], x[:, text:]))
-    return torch.cat(list(parts), dim=2).flatten(1, 2)
+    chunks = x.split([length for piece in pieces for length in _split(piece, devices)], dim)
+    return torch.cat([c for device in range(devices) for c in chunks[device::devices]], dim)
+
+
+def _split(length: int, devices: int) -> list[int]:
+    """As ``torch.tensor_split`` cuts, and so diffusers."""
+    return [length // devices + (device < length % devices) for device in range(devices)]
+
+
+def _in_turn(heads: int, context: Any) -> HeadShare:
+    """Heads as Ulysses deals them out; the last one fills what places are left."""
+    devices = context.ulysses_degree
+    places = range(-(-heads // devices) * devices)
+    return HeadShare(
+        order=tuple(min(place, heads - 1) for place in places),
+        devices=devices,
+        rank=context._ulysses_local_rank,
+        exchange=_exchange(context._ulysses_mesh.get_group(), devices),
+    )
+
+
+def _exchange(group: Any, devices: int) -> Callable[[Tensor], Tensor]:
+    def exchange(x: Tensor) -> Tensor:
+        as_bytes = x.contiguous().flatten().view(torch.uint8)  # which every network carries
+        every = collectives.all_gather_tensor(as_bytes, 0, group)
+        every = attention_dispatch._wait_tensor(every)
+        return every.view(x.dtype).view(devices, *x.shape)
+
+    return exchange
+
+
+def _better(share: HeadShare, density: Tensor) -> HeadShare:
+    """Heads dealt anew for these densities, if that saves enough."""
+    other = dataclasses.replace(share, order=same_work(density.tolist(), share.devices))
+    saved = share.imbalance(density) - other.imbalance(density)
+    return other if float(saved) > WORTH else share

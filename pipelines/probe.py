@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vidsparse.pipelines import taps
-from vidsparse.pipelines.asked import Asked, Dense, Layer
+from vidsparse.pipelines import parallel, taps
+from vidsparse.pipelines.asked import Asked, DenseOf, Layer
 from vidsparse.pipelines.compiled import make_handle
 from vidsparse.pipelines.models import find_model
 from vidsparse.pipelines.session import TRANSFORMERS
@@ -67,7 +67,7 @@ class Probe:
 
     def _attach(self, pipe: Any) -> None:
         for layer in self_attention(pipe):
-            timed = _Timed(taps.layer_of(layer), self._note_attention)
+            timed = _Timed(layer, taps.layer_of(layer), self._note_attention)
             self._undo.append(taps.attach(layer, timed))
         for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
             if isinstance(pipe.components.get(name), nn.Module):
@@ -125,20 +125,27 @@ class Probe:
 class _Timed:
     """A self-attention layer whose attention, dense or a session's, is timed."""
 
-    def __init__(self, layer: Layer | None, note: Callable[[Tensor, Stopwatch], None]) -> None:
+    def __init__(
+        self, module: nn.Module, layer: Layer | None, note: Callable[[Tensor, Stopwatch], None]
+    ) -> None:
         self.handle = make_handle(self)
+        self._module = module
         self._layer = layer
         self._note = note
 
-    def split_apart(self, tokens: int) -> int:
-        return self._layer.split_apart(tokens) if self._layer else 0
+    @property
+    def parallel_config(self) -> Any:
+        """How diffusers splits the sequence over devices; None where it does not."""
+        return parallel.config_of(self._module)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, asked: Asked, dense: Dense) -> Tensor:
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, asked: Asked, dense: DenseOf, parallel_config: Any
+    ) -> Tensor:
         with Stopwatch(q.device) as watch:
             if self._layer is None:
-                out = dense(q, k, v, asked.mask)
+                out = dense(parallel_config)(q, k, v, asked.mask)
             else:
-                out = self._layer.attend(q, k, v, asked, dense)
+                out = self._layer.attend(q, k, v, asked, dense, parallel_config)
         self._note(q, watch)
         return out
 

@@ -20,13 +20,14 @@ from torch import Tensor, nn
 
 from vidsparse.engine import Call, Observer, SparseAttention
 from vidsparse.errors import BadInputError
-from vidsparse.pipelines import taps
-from vidsparse.pipelines.asked import Asked, Dense
+from vidsparse.pipelines import parallel, taps
+from vidsparse.pipelines.asked import Asked, Dense, DenseOf
 from vidsparse.pipelines.clock import Clock
 from vidsparse.pipelines.compiled import make_handle
 from vidsparse.pipelines.masks import keep_padding, source_of
 from vidsparse.pipelines.model import Model
 from vidsparse.pipelines.models import find_model
+from vidsparse.pipelines.parallel import Deal
 from vidsparse.pipelines.tokens import Layout, OnlyDense, Part, key_padding
 from vidsparse.preset import Preset
 from vidsparse.stats import Stats
@@ -112,7 +113,7 @@ class Session:
                 "you use"
             )
         for index, module in enumerate(layers):
-            self._undo.append(taps.attach(module, _Layer(index, forward, self._attention)))
+            self._undo.append(taps.attach(module, _Layer(index, module, forward, self._attention)))
         for module in model.padded(transformer):
             self._undo.append(keep_padding(module, model.padding_argument))
         before, after = forward.hooks()
@@ -171,15 +172,14 @@ class _Forward:
         self._cut: tuple[Any, torch.Size, list[Part]] | None = None
         self._signature = inspect.signature(type(transformer).forward)
 
-    @property
-    def splits_text(self) -> bool:
-        """Whether context parallelism gives each device a piece of the text and one of the rest."""
-        inputs = (getattr(self.transformer, "_cp_plan", None) or {}).get("", {})
-        return {"hidden_states", "encoder_hidden_states"} <= set(inputs)
-
-    def text_tokens(self, tokens: int) -> int:
-        """Those before the video, of so many."""
-        return 0 if isinstance(self._layout, str) else self._layout.text_before(tokens)
+    def pieces(self, tokens: int) -> tuple[int, ...]:
+        """Lengths of what context parallelism splits each by itself, of so many tokens."""
+        layout = self._layout
+        if isinstance(layout, str) or not self._splits_text:
+            return (tokens,)
+        video = layout.video.tokens
+        first = video if self.model.text == "suffix" else layout.text_before(tokens)
+        return (first, tokens - first) if 0 < first < tokens else (tokens,)
 
     def hooks(self) -> tuple[Callable[..., None], Callable[..., None]]:
         """Before and after the call; a copy of the transformer, which keeps them, is not meant."""
@@ -202,6 +202,7 @@ class _Forward:
         arguments = self._signature.bind_partial(transformer, *args, **kwargs).arguments
         self.clock.begin(*self.model.noise_level(transformer.config, arguments))
         self._cut = None
+        self._splits_text = parallel.splits_text(transformer)
         try:
             self._layout = self.model.layout(transformer.config, arguments, self._branches)
         except OnlyDense as reason:
@@ -250,33 +251,63 @@ class _Forward:
 class _Layer:
     """One self-attention layer: says where a call stands and hands it to the engine."""
 
-    def __init__(self, index: int, forward: _Forward, attention: SparseAttention) -> None:
+    def __init__(
+        self, index: int, module: nn.Module, forward: _Forward, attention: SparseAttention
+    ) -> None:
         self.handle = make_handle(self)
+        self.deal = Deal()
         self._call_number, self._turn = 0, 0
         self._index = index
+        self._module: Any = module
         self._forward = forward
         self._attention = attention
 
     def __deepcopy__(self, memo: Any) -> None:
         """A copy of the transformer is not in the session."""
 
-    def split_apart(self, tokens: int) -> int:
-        """How many text tokens context parallelism splits apart from the others, of so many."""
-        return self._forward.text_tokens(tokens) if self._forward.splits_text else 0
+    @property
+    def step(self) -> tuple[int, int]:
+        """Which generation and denoising step."""
+        return self._attention.stats.generations, self._forward.clock.step
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, asked: Asked, dense: Dense) -> Tensor:
+    @property
+    def parallel_config(self) -> Any:
+        """How diffusers splits the sequence over devices; None where it does not."""
+        return parallel.config_of(self._module)
+
+    def pieces(self, tokens: int) -> tuple[int, ...]:
+        """Lengths of what context parallelism splits each by itself, of so many tokens."""
+        try:
+            return self._forward.pieces(tokens)
+        except OnlyDense:  # as the call will be told again
+            return (tokens,)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, asked: Asked, dense: DenseOf, parallel_config: Any
+    ) -> Tensor:
+        return parallel.attend(self, q, k, v, asked, dense, parallel_config)
+
+    def attend_here(self, q: Tensor, k: Tensor, v: Tensor, asked: Asked, dense: Dense) -> Tensor:
+        """Attend to all tokens with the heads that are here."""
         if self._call_number != self._forward.number:
             self._call_number, self._turn = self._forward.number, 0
         parts, unsupported = self._parts(q, k, asked)
         self._turn += 1
         if len(parts) == 1 and (unsupported or parts[0].covers(q.shape)):
             call = self._call(parts[0], asked, unsupported)
-            return self._attention(q, k, v, call, lambda q, k, v: dense(q, k, v, asked.mask))
+            return self._run(q, k, v, call, lambda q, k, v: dense(q, k, v, asked.mask))
         out = v.new_zeros(*q.shape[:-1], v.shape[-1])  # padding is never read
         for part in parts:
             call = self._call(part, asked, None)
             taken = (part.take(q), part.take(k), part.take(v))
-            part.put(out, self._attention(*taken, call, lambda q, k, v: dense(q, k, v, None)))
+            part.put(out, self._run(*taken, call, lambda q, k, v: dense(q, k, v, None)))
+        return out
+
+    def _run(
+        self, q: Tensor, k: Tensor, v: Tensor, call: Call, dense: Callable[..., Tensor]
+    ) -> Tensor:
+        out = self._attention(q, k, v, call, dense)
+        self.deal.hear(self.step, self._attention.stats.calls[call.key])
         return out
 
     def _parts(self, q: Tensor, k: Tensor, asked: Asked) -> tuple[list[Part], str | None]:
@@ -305,6 +336,7 @@ class _Layer:
             unsupported=unsupported,
             scale=asked.scale,
             sample=part.sample,
+            share=asked.share,
         )
 
 

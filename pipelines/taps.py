@@ -21,8 +21,8 @@ from diffusers.models import attention_dispatch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vidsparse.pipelines import compiled, parallel
-from vidsparse.pipelines.asked import Asked, Dense, Layer
+from vidsparse.pipelines import compiled
+from vidsparse.pipelines.asked import Asked, Dense, DenseOf, Layer
 
 LAYER = "_vidsparse_layer"  # attribute of a module
 _lock = threading.Lock()
@@ -156,27 +156,21 @@ def _tapped_dispatch(
         "the model passes arguments of its own to the attention backend": bool(attention_kwargs),
     }
     unsupported = next((reason for reason, holds in reasons.items() if holds), None)
-    if parallel_config is not None:
-        unsupported = unsupported or parallel.why_not(parallel_config)
-    elif is_compiling:
+    if is_compiling:
         site = "" if backend is None else str(getattr(backend, "value", backend))
         return compiled.attend(
             query, key, value, attn_mask, scale, is_causal, enable_gqa, unsupported or "", site,
-            layer.handle,
+            parallel_config is not None, layer.handle,
+        )  # fmt: skip
+
+    def dense(parallel_config: Any) -> Dense:
+        return lambda q, k, v, mask: _dispatch(
+            q, k, v, mask, dropout_p, is_causal, scale, enable_gqa, attention_kwargs,
+            backend=backend, parallel_config=parallel_config,
         )  # fmt: skip
 
     asked = Asked(mask=attn_mask, scale=scale, unsupported=unsupported)
-    is_split = parallel_config is not None and unsupported is None
-
-    def dense(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
-        return _dispatch(
-            q, k, v, mask, dropout_p, is_causal, scale, enable_gqa, attention_kwargs,
-            backend=backend, parallel_config=None if is_split else parallel_config,
-        )  # fmt: skip
-
-    if is_split:
-        return parallel.attend_parallel(layer, query, key, value, asked, dense, parallel_config)
-    return _attend(layer, query, key, value, asked, dense)
+    return _attend(layer, query, key, value, asked, dense, parallel_config)
 
 
 def _tapped_sdpa(
@@ -202,12 +196,12 @@ def _tapped_sdpa(
     if is_compiling:
         out = compiled.attend(
             q, k, v, attn_mask, scale, is_causal, enable_gqa, unsupported or "", compiled.SDPA,
-            layer.handle,
+            False, layer.handle,
         )  # fmt: skip
     else:
         asked = Asked(mask=attn_mask, scale=scale, unsupported=unsupported)
         dense = compiled.dense_of(compiled.SDPA, is_causal, scale, enable_gqa, dropout_p)
-        out = _attend(layer, q, k, v, asked, dense)
+        out = _attend(layer, q, k, v, asked, dense, None)
     return out.transpose(1, 2)
 
 
@@ -241,10 +235,16 @@ def _unsupported(is_causal: bool, enable_gqa: bool, dropout_p: float) -> dict[st
 
 
 def _attend(
-    layer: Layer, query: Tensor, key: Tensor, value: Tensor, asked: Asked, dense: Dense
+    layer: Layer,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    asked: Asked,
+    dense: DenseOf,
+    parallel_config: Any,
 ) -> Tensor:
     try:
-        return layer.attend(query, key, value, asked, dense)
+        return layer.attend(query, key, value, asked, dense, parallel_config)
     except BaseException:  # the hook that clears the layer will not run
         current.layer = None
         raise

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vidsparse.errors import DenseFallbackError
 from vidsparse.grid import TokenGrid
+from vidsparse.heads import HeadShare, all_of
 from vidsparse.kernels.attention import attention
 from vidsparse.kernels.case import Case
 from vidsparse.kernels.engines import check_engine, choose_engine
@@ -50,6 +51,7 @@ class Call:
         unsupported: Why the plug-in knows that this call cannot be sparse, in the user's words.
         scale: Score scale; ``head_dim ** -0.5`` when None.
         sample: Which part of the batch this is, where its entries cannot run as one.
+        share: Which of the layer's heads q, k and v hold, where devices share them; None if all.
     """
 
     grid: TokenGrid | None
@@ -61,6 +63,7 @@ class Call:
     unsupported: str | None = None
     scale: float | None = None
     sample: int = 0
+    share: HeadShare | None = None
 
     @property
     def key(self) -> CallKey:
@@ -173,6 +176,11 @@ class SparseAttention:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         key = (call.expert, call.layer, call.grid, call.sample, q.shape[:2], str(q.device))
         schedule, planner = self.preset.schedule, self._planner
+        state = planner.state((call.branch, *key))
+        shared = planner.state(key) if schedule.share_branches else None
+        for each in (state, shared):
+            if each is not None:
+                each.follow(call.share)
         return Inputs(
             blocks=Blocks(call.grid, self.preset.policy.block, q.device),
             q=q,
@@ -180,11 +188,12 @@ class SparseAttention:
             v=v,
             scale=q.shape[-1] ** -0.5 if call.scale is None else call.scale,
             heads=q.shape[1],
+            share=call.share,
             layer=call.layer,
             expert=call.expert,
             step=call.step,
-            state=planner.state((call.branch, *key)),
-            shared=planner.state(key) if schedule.share_branches else None,
+            state=state,
+            shared=shared,
             remember=schedule.share_branches or schedule.replan > 1,
         )
 
@@ -205,7 +214,10 @@ class SparseAttention:
             out = self._run(inputs, work.plan)
         if policy.compensation is Compensation.RESCALE:
             out = rescaled(out, work.plan, inputs)
-        self._record(call, head_density.mean(dim=0))
+        head_density = all_of(call.share, head_density).mean(dim=0)
+        self._record(call, head_density)
+        if call.share is not None:
+            self.stats.loads[call.key] = call.share.imbalance(head_density)
         return out if work.q_order is None else unpermute_tokens(out, work.q_order)
 
     def _with_residual(self, work: Work) -> tuple[Tensor, bool]:

@@ -120,10 +120,11 @@ class Planner:
         Of each head, ``(1, heads)``, if a budget says so.
         """
         if self._budgets is not None:
-            own = self._budgets.of(inputs.expert, inputs.layer, inputs.heads)
-            if own is not None:
-                on_the_way = [1.0 - way * (1.0 - density) for density in own]
-                if len(own) == 1:
+            named = self._budgets.of(inputs.expert, inputs.layer, inputs.all_heads)
+            if named is not None:
+                own = inputs.share.own if inputs.share and len(named) > 1 else range(len(named))
+                on_the_way = [1.0 - way * (1.0 - named[head]) for head in own]
+                if len(named) == 1:
                     return on_the_way[0]
                 return torch.tensor([on_the_way]).to(inputs.blocks.device, non_blocking=True)
         target = self.target(inputs)
@@ -200,7 +201,8 @@ class Planner:
     def _static_plan(self, inputs: Inputs, density: float | Tensor | None) -> BlockPlan:
         policy, blocks = self.policy, inputs.blocks
         layer = inputs.layer if policy.estimator.per_layer or policy.order.per_layer else 0
-        geometry = (blocks.grid, str(blocks.device), layer, inputs.heads)
+        own = inputs.share.own if inputs.share else ()
+        geometry = (blocks.grid, str(blocks.device), layer, inputs.heads, own)
         bare = dataclasses.replace(inputs, layer=layer, q=None, k=None, v=None)
 
         each = tuple(density.flatten().tolist()) if isinstance(density, Tensor) else density

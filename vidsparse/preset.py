@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from os import PathLike
 from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 from vidsparse.budgets import Budgets
@@ -146,14 +147,16 @@ class Preset:
 
 
 def read_value(name: str, value: Any, kind: Any) -> Any:
-    """Read text as the type of a parameter; other values pass through.
+    """Read text as the type of a parameter, and a path as a file of budgets.
 
     Raises:
         BadInputError: Naming what the parameter takes.
     """
-    if not isinstance(value, str):
-        return value
     options = get_args(kind) or (kind,)
+    if isinstance(value, PathLike):
+        value = str(value)
+    if not isinstance(value, str):
+        return _of_type(name, value, options)
     text = value.strip().lower()
     if type(None) in options and text == "none":
         return None
@@ -166,6 +169,15 @@ def read_value(name: str, value: Any, kind: Any) -> Any:
         raise BadInputError(f"{name} takes {_describe(kind)}, got {value!r}") from None
 
 
+def _of_type(name: str, value: Any, options: tuple[Any, ...]) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool) and float in options:
+        return float(value)
+    is_switch = isinstance(value, bool) and bool not in options
+    if is_switch or not isinstance(value, options):
+        raise BadInputError(f"{name} takes {_describe(options[0])}, got {value!r}")
+    return value
+
+
 _SWITCH = {"true": True, "yes": True, "on": True, "1": True} | {
     "false": False, "no": False, "off": False, "0": False
 }  # fmt: skip
@@ -174,7 +186,8 @@ _SWITCH = {"true": True, "yes": True, "on": True, "1": True} | {
 def _describe(kind: type) -> str:
     if issubclass(kind, StrEnum):
         return " or ".join(kind)
-    return {bool: "true or false", int: "a whole number"}.get(kind, "a number")
+    words = {bool: "true or false", int: "a whole number", Budgets: "the path of a JSON file"}
+    return words.get(kind, "a number")
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vidsparse.heads import HeadShare
+
 
 class LayerState:
     """What one layer remembers of earlier steps, for one geometry and one or all guidance branches.
@@ -19,9 +21,11 @@ class LayerState:
     Attributes:
         verdict: On the plan that was used again at the latest step, and that step.
         way: How far the schedule had come when the plan was made.
+        share: Which heads this is of, where devices share them.
     """
 
     def __init__(self) -> None:
+        self.share: HeadShare | None = None
         self.verdict: tuple[int, Verdict] | None = None
         self.way: float | None = None
         self.tensors: dict[str, Tensor] = {}
@@ -39,32 +43,45 @@ class LayerState:
         """How many steps ago a tensor was made; None if there is none."""
         return step - self.steps[name] if name in self.steps else None
 
+    def follow(self, share: HeadShare | None) -> None:
+        """Go with the heads where they have moved to another device."""
+        before, self.share = self.share, share
+        if before is None or share is None or before.order == share.order:
+            return
+        for name, tensor in self.tensors.items():
+            self.tensors[name] = share.mine(before.everyone(tensor))
+
     def nbytes(self) -> int:
         """Bytes held."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
-class Verdict:
-    """A yes or no of the device, on its way to the host.
+class Arriving:
+    """A small tensor of the device, on its way to the host.
 
     Asked a step later, it is there without a wait.
-
-    Args:
-        flag: Boolean ``()``.
     """
 
-    def __init__(self, flag: Tensor) -> None:
-        self._flag, self._event = flag, None
-        if flag.is_cuda:
-            self._flag = torch.empty((), dtype=torch.bool, pin_memory=True)
-            self._flag.copy_(flag, non_blocking=True)
+    def __init__(self, x: Tensor) -> None:
+        self._x, self._event = x, None
+        if x.is_cuda:
+            self._x = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+            self._x.copy_(x, non_blocking=True)
             self._event = torch.cuda.Event()
             self._event.record()
 
-    def __bool__(self) -> bool:
+    def there(self) -> Tensor:
+        """The tensor on the host."""
         if self._event is not None:
             self._event.synchronize()
-        return bool(self._flag)
+        return self._x
+
+
+class Verdict(Arriving):
+    """A yes or no, boolean ``()``."""
+
+    def __bool__(self) -> bool:
+        return bool(self.there())
 
 
 class Memory:

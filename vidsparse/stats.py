@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from statistics import mean
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ class Stats:
         notes: Sentences the user should read, each said once.
         generations: How many generations the session has seen.
         memory_bytes: What the session remembers now.
+        loads: Work of the busiest device over the mean, ``()``, of each sparse call whose heads
+            devices share.
     """
 
     calls: dict[CallKey, Tensor] = field(default_factory=dict)
@@ -41,12 +44,14 @@ class Stats:
     notes: dict[str, None] = field(default_factory=dict)
     generations: int = 0
     memory_bytes: int = 0
+    loads: dict[CallKey, Tensor] = field(default_factory=dict)
     _timed: list[tuple[Stopwatch, Stopwatch]] = field(default_factory=list, repr=False)
 
     def start_generation(self) -> None:
         """Forget the calls of the generation before."""
         self.calls.clear()
         self.sigmas.clear()
+        self.loads.clear()
         self.generations += 1
         self._timed.clear()
 
@@ -82,9 +87,14 @@ class Stats:
         return float(torch.stack([d.mean().float().cpu() for d in self.calls.values()]).mean())
 
     @property
+    def step_imbalance(self) -> dict[int, float]:
+        """Work of the busiest device over the mean, at each step; empty on one device."""
+        return _mean_by(lambda key: key.step, self.loads)
+
+    @property
     def step_density(self) -> dict[int, float]:
         """Mean density of each step."""
-        return self._mean_by(lambda key: key.step)
+        return _mean_by(lambda key: key.step, self.calls)
 
     @property
     def latest_density(self) -> float | None:
@@ -98,19 +108,13 @@ class Stats:
     @property
     def layer_density(self) -> dict[int, float]:
         """Mean density of each layer."""
-        return self._mean_by(lambda key: key.layer)
+        return _mean_by(lambda key: key.layer, self.calls)
 
     @property
     def dense_steps_share(self) -> float:
         """Share of the steps in which every call was dense: the warm-up, as it really was."""
         steps = self.step_density
         return sum(density >= 1.0 for density in steps.values()) / max(1, len(steps))
-
-    def _mean_by(self, group: Callable[[CallKey], int]) -> dict[int, float]:
-        parts: dict[int, list[float]] = {}
-        for key, density in self.calls.items():
-            parts.setdefault(group(key), []).append(float(density.mean()))
-        return {name: sum(values) / len(values) for name, values in sorted(parts.items())}
 
     def describe_fallbacks(self) -> str:
         """One clause: what fell back to dense, and why."""
@@ -137,7 +141,17 @@ class Stats:
             lines.insert(
                 1, f"sparse attention {self.attention_seconds:.1f} s, {share:.0%} of it planning"
             )
+        if self.loads:
+            load = mean(self.step_imbalance.values())
+            lines.append(f"the busiest device has {load:.2f} x the mean work")
         return "\n".join(lines)
+
+
+def _mean_by(group: Callable[[CallKey], int], values: Mapping[CallKey, Tensor]) -> dict[int, float]:
+    parts: dict[int, list[float]] = {}
+    for key, value in values.items():
+        parts.setdefault(group(key), []).append(float(value.mean()))
+    return {name: mean(each) for name, each in sorted(parts.items())}
 
 
 class Stopwatch:

@@ -9,6 +9,7 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
+from vidsparse.heads import HeadShare
 from vidsparse.kernels.pooling import pool_blocks, pool_ragged
 from vidsparse.policies.blocks import Blocks
 from vidsparse.state import LayerState
@@ -40,6 +41,7 @@ class Inputs:
         v: ``(batch, heads, seq, head_dim)``, likewise.
         scale: Score scale of the attention call.
         heads: Number of heads.
+        share: Which of the layer's heads those are, where devices share them; None if all.
         layer: Index of the layer, from 0.
         expert: Which transformer of the pipeline.
         step: Denoising step, from 0.
@@ -55,12 +57,18 @@ class Inputs:
     v: Tensor | None = None
     scale: float = 1.0
     heads: int = 1
+    share: HeadShare | None = None
     layer: int = 0
     expert: str = "transformer"
     step: int = 0
     state: LayerState = field(default_factory=LayerState)
     shared: LayerState | None = None
     remember: bool = False
+
+    @property
+    def all_heads(self) -> int:
+        """Number of heads of the layer, on all devices."""
+        return self.heads if self.share is None else self.share.number
 
     @property
     def common(self) -> LayerState:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
+from vidsparse.heads import all_of, own_of
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.kernels.select import (
     Lists,
@@ -341,6 +342,26 @@ def plan_of_lists(lists: Lists, blocks: Blocks) -> BlockPlan:
     )
 
 
+def layer_budget(
+    scores: Tensor, always: Tensor, inputs: Inputs, density: float | Tensor, least: int = 1
+) -> Lists:
+    """One budget for all heads of a layer; the lists of those that are here."""
+    scores, q_sizes, kv_sizes, always = of_the_layer(scores, always, inputs)
+    lists = select_budget(scores, q_sizes, kv_sizes, density, min_count=least, always=always)
+    return own_of(inputs.share, lists[0]), own_of(inputs.share, lists[1])
+
+
+def of_the_layer(
+    scores: Tensor, always: Tensor, inputs: Inputs
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Scores, sizes of query and of key blocks, and what is always kept, of all heads."""
+    share, q_sizes, kv_sizes = inputs.share, inputs.blocks.q_sizes, inputs.blocks.kv_sizes
+    if q_sizes.ndim > 1:
+        q_sizes, kv_sizes = all_of(share, q_sizes), all_of(share, kv_sizes)
+    always = always if always.ndim == 2 else all_of(share, always)
+    return all_of(share, scores), q_sizes, kv_sizes, always
+
+
 def _budget(
     scores: Tensor,
     always: Tensor,
@@ -350,9 +371,9 @@ def _budget(
     scope: Scope,
 ) -> Lists:
     """A budget for each head or for all of a layer."""
-    sizes = inputs.blocks.q_sizes, inputs.blocks.kv_sizes
     if scope is Scope.LAYER:
-        return select_budget(scores, *sizes, density, min_count=least, always=always)
+        return layer_budget(scores, always, inputs, density, least)
+    sizes = inputs.blocks.q_sizes, inputs.blocks.kv_sizes
     batch, heads = scores.shape[:2]
 
     def fold(x: Tensor) -> Tensor:  # heads become entries of the batch

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from vidsparse.heads import own_of
 from vidsparse.policies.estimator import Estimate, Inputs, Measure
 
 
@@ -29,5 +30,5 @@ class Random:
         """Score blocks at random, ``(1, heads, M, N)``."""
         generator = torch.Generator().manual_seed(self.seed * 100_003 + inputs.layer)
         number = inputs.blocks.number
-        scores = torch.rand(1, inputs.heads, number, number, generator=generator)
-        return Estimate(scores=scores.to(inputs.blocks.device))
+        scores = torch.rand(1, inputs.all_heads, number, number, generator=generator)
+        return Estimate(scores=own_of(inputs.share, scores).to(inputs.blocks.device))

@@ -12,13 +12,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vidsparse.heads import all_of, own_of
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.kernels.select import Ranking, select_budget
+from vidsparse.kernels.select import Ranking
 from vidsparse.policies.choice import StaticEstimate, choice_of, per_head
 from vidsparse.policies.compensation import Compensation
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.orders import Arranged
-from vidsparse.policies.policy import Policy, plan_of_lists
+from vidsparse.policies.policy import Policy, layer_budget, of_the_layer, plan_of_lists
 from vidsparse.policies.sampled import Candidate, Samples
 from vidsparse.policies.selectors import comparable
 
@@ -66,21 +67,25 @@ def still_within(
     """
     samples = Samples.draw(inputs, policy.sampled_rows)
     candidate = samples.under(arranged, centroids=_centroids(policy))
-    error = candidate.error(plan.to_block_mask()).sum(dim=-1)
-    return (error <= (SLACK * tolerance) ** 2 * _power(candidate)).all()
+    error = all_of(inputs.share, candidate.error(plan.to_block_mask())).sum(dim=-1)
+    return (error <= (SLACK * tolerance) ** 2 * _power(candidate, inputs)).all()
 
 
 def _centroids(policy: Policy) -> bool:
     return policy.compensation is Compensation.CENTROID
 
 
-def _power(candidate: Candidate) -> Tensor:
+def _power(candidate: Candidate, inputs: Inputs) -> Tensor:
     """Squared norm of the exact output of all heads, mean over rows, ``(batch,)``."""
-    return candidate.samples.out.square().sum(dim=-1).mean(dim=-1).sum(dim=-1)
+    of_heads = candidate.samples.out.square().sum(dim=-1).mean(dim=-1)
+    return all_of(inputs.share, of_heads).sum(dim=-1)
 
 
 class _Search:
-    """Budgets of one layer, and their true errors."""
+    """Budgets of one layer, and their true errors.
+
+    Scores and errors are of the heads that are here, budgets and their sums of all.
+    """
 
     def __init__(
         self, scores: Tensor, always: Tensor, inputs: Inputs, candidate: Candidate
@@ -88,14 +93,13 @@ class _Search:
         self._scores = scores
         self._best = scores == scores.amax(dim=-1, keepdim=True)  # scaling a head leaves it so
         self._always = always
-        self._blocks = inputs.blocks
+        self._inputs = inputs
         self._candidate = candidate
 
     def plan(self, density: Tensor) -> BlockPlan:
         """The best blocks of all heads; a density of each batch entry, ``(batch,)``."""
-        sizes = self._blocks.q_sizes, self._blocks.kv_sizes
-        lists = select_budget(self._scores, *sizes, density, always=self._always)
-        return plan_of_lists(lists, self._blocks)
+        lists = layer_budget(self._scores, self._always, self._inputs, density)
+        return plan_of_lists(lists, self._inputs.blocks)
 
     def scale_to_measured(self) -> None:
         """Scale each head's costs by the ratio of the measured to the estimated error."""
@@ -108,21 +112,21 @@ class _Search:
 
     def lowest_density(self, tolerance: float) -> Tensor:
         """The lowest density whose relative error stays under the tolerance, ``(batch,)``."""
-        ranking, power = self._ranking(), _power(self._candidate)
+        ranking, power = self._ranking(), _power(self._candidate, self._inputs)
         low = torch.full_like(power, LEAST)
         high = torch.ones_like(power)
         for _ in range(HALVINGS):
             middle = (low * high).sqrt()
-            error = self._candidate.error(self._keep(ranking, middle)).sum(dim=-1)
-            fine = error <= tolerance**2 * power
+            error = self._candidate.error(self._keep(ranking, middle))
+            fine = all_of(self._inputs.share, error).sum(dim=-1) <= tolerance**2 * power
             low, high = torch.where(fine, low, middle), torch.where(fine, middle, high)
         return high
 
     def _ranking(self) -> Ranking:
-        sizes = self._blocks.q_sizes, self._blocks.kv_sizes
-        return Ranking(self._scores, *sizes, always=self._always)
+        scores, *sizes, always = of_the_layer(self._scores, self._always, self._inputs)
+        return Ranking(scores, *sizes, always=always)
 
     def _keep(self, ranking: Ranking, density: float | Tensor) -> Tensor:
         """What a density buys, and the best block of every row."""
-        kept = ranking.keep(density)
+        kept = own_of(self._inputs.share, ranking.keep(density))
         return kept | (self._best & ~kept.any(dim=-1, keepdim=True))
