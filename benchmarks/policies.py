@@ -72,7 +72,9 @@ def main() -> None:
             f"reuse {row['reuse']:6.2%} a call {row['share_of_dense']:6.2%}   "
             f"attend {row['attend']:6.1%} at {row['density']:.3f}   "
             f"a run remembers {row['run_bytes'] / 1e6:6.1f} MB, {row['layer_bytes']:,} computed, "
-            f"{row['held_bytes']:,} held, {row['allocated_bytes']:,} allocated",
+            f"{row['held_bytes']:,} held, {row['allocated_bytes']:,} allocated; "
+            f"on the host {row['run_host_bytes'] / 1e6:.1f} MB, {row['layer_host_bytes']:,} "
+            f"computed, {row['held_host_bytes']:,} held",
             flush=True,
         )
     rows.append({"case": "dense", "ms": times["dense"].median})
@@ -145,7 +147,10 @@ class Layer:
         copies = [x.clone() for x in tensors]
         allocated = torch.cuda.memory_allocated() - before
         del copies
-        layer = layer_state_bytes(self.preset, GRID, HEADS, HEAD_DIM, itemsize=2)
+        layer, parked = (
+            layer_state_bytes(self.preset, GRID, HEADS, HEAD_DIM, itemsize=2, on_host=on_host)
+            for on_host in (False, True)
+        )
         return {
             "replan": self.preset.schedule.replan,
             "density": density,
@@ -154,6 +159,9 @@ class Layer:
             "held_bytes": held,
             "allocated_bytes": allocated,
             "run_bytes": layer.of_run(LAYERS, BRANCHES),
+            "layer_host_bytes": sum(parked),
+            "held_host_bytes": self.own.host_nbytes() + self.shared.host_nbytes(),
+            "run_host_bytes": parked.of_run(LAYERS, BRANCHES),
         }
 
 

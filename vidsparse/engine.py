@@ -251,4 +251,5 @@ class SparseAttention:
     def _record(self, call: Call, head_density: Tensor) -> None:
         self.stats.record(call.key, call.sigma, head_density)
         self.stats.memory_bytes = self._planner.nbytes()
+        self.stats.host_memory_bytes = self._planner.host_nbytes()
         self.stats.notes |= self._planner.notes

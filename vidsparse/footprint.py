@@ -29,13 +29,20 @@ class StateBytes(NamedTuple):
 
 
 def layer_state_bytes(
-    preset: Preset, grid: TokenGrid, heads: int, head_dim: int, *, itemsize: int = 2, batch: int = 1
+    preset: Preset,
+    grid: TokenGrid,
+    heads: int,
+    head_dim: int,
+    *,
+    itemsize: int = 2,
+    batch: int = 1,
+    on_host: bool = False,
 ) -> StateBytes:
-    """Bytes that one layer remembers.
+    """Bytes that one layer remembers, on the device or in host memory.
 
-    A plan or the observed blocks are a bit a block; clusters are remembered by members, and by the
-    labels of their tokens if another call follows them; a choice is a byte a head. Static plans,
-    shared by all layers, are not in it.
+    On the device: observed blocks, a bit each; a few members of each cluster; a choice, a byte a
+    head. On the host, where it waits for the next call: a plan, a bit a block; the labels of
+    clustered tokens; the residual. Static plans, shared by all layers, are not in it.
 
     Args:
         preset: What runs.
@@ -44,6 +51,7 @@ def layer_state_bytes(
         head_dim: Of a head.
         itemsize: Bytes of a number of the model's dtype, for the residual.
         batch: Entries of a batch, such as guidance branches that run as one.
+        on_host: What waits in host memory, instead of what is on the device.
 
     Example:
         >>> from vidsparse.presets import PRESETS
@@ -51,21 +59,27 @@ def layer_state_bytes(
         >>> layer_state_bytes(PRESETS["lite"], wan_14b, heads=40, head_dim=128).of_run(40)
         139948800
     """
-    policy, schedule = preset.policy, preset.schedule
+    policy, order, schedule = preset.policy, preset.policy.order, preset.schedule
     remembers = schedule.share_branches or schedule.replan > 1
     number = -(-grid.tokens // policy.block)
     own = common = mask = 0
-    if isinstance(policy.estimator, Observed):
-        own += number * -(-number // 8)
-    if policy.compensation is Compensation.RESIDUAL:
-        own += number * (head_dim + 1) * itemsize
-    if remembers and policy.can_reuse_plans and not policy.static:
-        rows, columns = _blocks(policy, grid)
-        mask = rows * -(-columns // 8)
-    if isinstance(policy.order, Semantic):
-        common += policy.order.state_bytes(grid, labels=remembers)
-    if policy.alternatives:
-        common += 1
+    if on_host:
+        if policy.compensation is Compensation.RESIDUAL:
+            own += number * head_dim * itemsize
+        if remembers and policy.can_reuse_plans and not policy.static:
+            rows, columns = _blocks(policy, grid)
+            mask = rows * -(-columns // 8)
+        if isinstance(order, Semantic) and remembers:
+            common += order.label_bytes(grid)
+    else:
+        if isinstance(policy.estimator, Observed):
+            own += number * -(-number // 8)
+        if policy.compensation is Compensation.RESIDUAL:
+            own += number * itemsize
+        if isinstance(order, Semantic):
+            common += order.state_bytes(grid)
+        if policy.alternatives:
+            common += 1
     own, common = own * heads * batch, common * heads * batch
     common += mask if _one_mask_for_all(policy) else mask * heads * batch
     return StateBytes(own, common) if schedule.share_branches else StateBytes(own + common, 0)

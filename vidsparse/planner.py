@@ -102,7 +102,7 @@ class Planner:
             return self._finish(*again)
         arranged, plan = self._made(inputs, way)
         if inputs.remember and self.policy.can_reuse_plans:
-            inputs.common.put(PLAN, pack_bits(plan.to_block_mask()), inputs.step)
+            inputs.common.park(PLAN, pack_bits(plan.to_block_mask()), inputs.step)
             inputs.common.way, inputs.common.verdict = way, None
         work = self._finish(arranged, plan)
         if self.policy.compensation is Compensation.LEVELS:
@@ -164,12 +164,13 @@ class Planner:
     def _remembered(self, inputs: Inputs, way: float) -> tuple[Arranged, BlockPlan] | None:
         """The order and plan of an earlier call of this layer, if young and good enough."""
         common, step = inputs.common, inputs.step
-        packed, age, verdict = common.get(PLAN), common.age(PLAN, step), common.verdict
-        if packed is None or age is None or not 0 <= age < self._replan or common.way != way:
+        age, verdict = common.age(PLAN, step), common.verdict
+        if age is None or not 0 <= age < self._replan or common.way != way:
             return None
         if verdict is not None and verdict[0] != step and not verdict[1]:
             return None
-        arranged = self._arranged_again(inputs)
+        packed, arranged = common.get(PLAN), self._arranged_again(inputs)
+        assert packed is not None
         keep = unpack_bits(packed, arranged.inputs.blocks.columns)
         plan = plan_of_lists(lists_of_mask(keep), arranged.inputs.blocks)
         tolerance = self.policy.tolerance
@@ -186,8 +187,12 @@ class Planner:
         return self.policy.order.again(inputs)
 
     def nbytes(self) -> int:
-        """Bytes remembered."""
+        """Bytes remembered on the device."""
         return self._plans.nbytes() + self._estimates.nbytes() + self._states.nbytes()
+
+    def host_nbytes(self) -> int:
+        """Bytes remembered in host memory."""
+        return self._states.nbytes(LayerState.host_nbytes)
 
     def _finish(self, arranged: Arranged, plan: BlockPlan) -> Work:
         if self.policy.compensation is Compensation.CENTROID:

@@ -19,6 +19,8 @@ class LayerState:
     branches that run as one batch stay apart.
 
     Attributes:
+        tensors: Those on the device, by name.
+        parked: Those that wait in host memory, by name.
         verdict: On the plan that was used again at the latest step, and that step.
         way: How far the schedule had come when the plan was made.
         share: Which heads this is of, where devices share them.
@@ -29,15 +31,21 @@ class LayerState:
         self.verdict: tuple[int, Verdict] | None = None
         self.way: float | None = None
         self.tensors: dict[str, Tensor] = {}
+        self.parked: dict[str, Parked] = {}
         self.steps: dict[str, int] = {}
 
     def get(self, name: str) -> Tensor | None:
-        """A tensor, or None if there is none."""
-        return self.tensors.get(name)
+        """A tensor on the device, or None if there is none."""
+        return self.parked[name].back() if name in self.parked else self.tensors.get(name)
 
     def put(self, name: str, value: Tensor, step: int) -> None:
         """Remember a tensor and the step it is of."""
         self.tensors[name], self.steps[name] = value, step
+
+    def park(self, name: str, value: Tensor, step: int) -> None:
+        """Remember a tensor in host memory: one that is large, and read once in a while."""
+        self.parked.setdefault(name, Parked()).put(value)
+        self.steps[name] = step
 
     def age(self, name: str, step: int) -> int | None:
         """How many steps ago a tensor was made; None if there is none."""
@@ -50,10 +58,46 @@ class LayerState:
             return
         for name, tensor in self.tensors.items():
             self.tensors[name] = share.mine(before.everyone(tensor))
+        for parked in self.parked.values():
+            parked.put(share.mine(before.everyone(parked.back())))
 
     def nbytes(self) -> int:
-        """Bytes held."""
+        """Bytes held on the device."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def host_nbytes(self) -> int:
+        """Bytes held in host memory."""
+        return sum(parked.nbytes for parked in self.parked.values())
+
+
+class Parked:
+    """A tensor of the device that waits in pinned host memory.
+
+    The copies there and back stand in the device's queue, so nothing waits for them.
+    """
+
+    def __init__(self) -> None:
+        self._x: Tensor | None = None
+
+    def put(self, x: Tensor) -> None:
+        """Copy it away, into the place of the one before where it fits."""
+        self._device = x.device
+        if not x.is_cuda:
+            self._x = x
+            return
+        if self._x is None or (self._x.shape, self._x.dtype) != (x.shape, x.dtype):
+            self._x = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+        self._x.copy_(x, non_blocking=True)
+
+    def back(self) -> Tensor:
+        """A copy on the device."""
+        assert self._x is not None
+        return self._x.to(self._device, non_blocking=True)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held in host memory."""
+        return 0 if self._x is None else self._x.nbytes
 
 
 class Arriving:
@@ -89,7 +133,7 @@ class Memory:
 
     Args:
         capacity: How many values are kept.
-        nbytes: Size of a value in bytes.
+        nbytes: Size of a value in bytes, on its device.
     """
 
     def __init__(self, capacity: int, nbytes: Callable[[Any], int]) -> None:
@@ -110,9 +154,9 @@ class Memory:
         """Forget everything."""
         self._values.clear()
 
-    def nbytes(self) -> int:
-        """Bytes held now."""
-        return sum(self._nbytes(value) for value in self._values.values())
+    def nbytes(self, size: Callable[[Any], int] | None = None) -> int:
+        """Bytes held now, by this size of a value if it is given."""
+        return sum(map(size or self._nbytes, self._values.values()))
 
     def __len__(self) -> int:
         return len(self._values)

@@ -32,7 +32,8 @@ class Stats:
         engines: How many calls each kernel engine ran.
         notes: Sentences the user should read, each said once.
         generations: How many generations the session has seen.
-        memory_bytes: What the session remembers now.
+        memory_bytes: What the session remembers now, on the device.
+        host_memory_bytes: And in host memory.
         loads: Work of the busiest device over the mean, ``()``, of each sparse call whose heads
             devices share.
     """
@@ -44,6 +45,7 @@ class Stats:
     notes: dict[str, None] = field(default_factory=dict)
     generations: int = 0
     memory_bytes: int = 0
+    host_memory_bytes: int = 0
     loads: dict[CallKey, Tensor] = field(default_factory=dict)
     _timed: list[tuple[Stopwatch, Stopwatch]] = field(default_factory=list, repr=False)
 

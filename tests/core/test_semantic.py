@@ -101,7 +101,7 @@ def test_later_steps_start_where_the_clusters_were(make_inputs):
     cold = once.arrange(make_inputs(grid, 16, q=k, k=k, v=k))
     assert spreads[1] < 1.05 * spreads[0]
     assert spreads[1] < spread_within(k, cold.kv_order, cold.inputs.blocks.kv_offsets)
-    assert order.state_bytes(grid, labels=False) * 2 == inputs.state.nbytes()
+    assert order.state_bytes(grid) * 2 == inputs.state.nbytes()
 
 
 @pytest.mark.parametrize("name", ["svg2", "svg2-ear"])

@@ -145,7 +145,7 @@ def refresh_residual(
     lacking = dense[0].float() - sparse[0].float() * ratio[:, :, rows]
     residue = pool_blocks(lacking, plan.q_block)
     inputs.state.put(RATIO, ratio.to(dense[0].dtype), inputs.step)
-    inputs.state.put(RESIDUE, residue.to(dense[0].dtype), inputs.step)
+    inputs.state.park(RESIDUE, residue.to(dense[0].dtype), inputs.step)
 
 
 def with_residual(out: Tensor, plan: BlockPlan, inputs: Inputs) -> Tensor:

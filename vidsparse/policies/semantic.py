@@ -26,7 +26,8 @@ class Semantic:
     The first call of a generation starts from tokens drawn at random. Later ones start where the
     clusters of the step before are now: at the mean of a few of their members, which costs a
     hundredth of the memory of centroids and follows the tokens as they change. A call that is told
-    to remember leaves the labels of its tokens for the other guidance branch, a byte or two each.
+    to remember leaves the labels of its tokens for the other guidance branch, a byte or two each,
+    in host memory.
 
     Attributes:
         q_clusters: Of queries; fewer where there are not 16 tokens for each.
@@ -87,11 +88,13 @@ class Semantic:
         most = max(1, grid.video_tokens // 16)
         return min(self.q_clusters, most), min(self.kv_clusters, most)
 
-    def state_bytes(self, grid: TokenGrid, *, labels: bool) -> int:
-        """Bytes a head remembers, with or without the labels of its tokens."""
-        numbers = self.clusters(grid)
-        members = sum(numbers) * MEMBERS * 4
-        return members + labels * sum(_label_type(n).itemsize for n in numbers) * grid.video_tokens
+    def state_bytes(self, grid: TokenGrid) -> int:
+        """Bytes a head remembers on the device: the members of its clusters."""
+        return sum(self.clusters(grid)) * MEMBERS * 4
+
+    def label_bytes(self, grid: TokenGrid) -> int:
+        """Bytes a head remembers in host memory: the labels of its tokens."""
+        return sum(_label_type(n).itemsize for n in self.clusters(grid)) * grid.video_tokens
 
     def _side(self, name: str, x: Tensor, number: int, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """The order and the offsets of queries or of keys, text in clusters of its own."""
@@ -108,7 +111,7 @@ class Semantic:
         inputs.common.put(f"{name} members", members_of(clusters), inputs.step)
         if inputs.remember:
             labels = clusters.labels.to(_label_type(number))
-            inputs.common.put(f"{name} labels", labels, inputs.step)
+            inputs.common.park(f"{name} labels", labels, inputs.step)
         return with_text(clusters.order, clusters.offsets, grid)
 
 
