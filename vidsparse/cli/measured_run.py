@@ -148,19 +148,14 @@ def attention_error(pipe: Any, request: Request, preset: Preset, on_step: OnStep
 
 
 def dense_by_another_engine(pipe: Any, request: Request, on_step: OnStep) -> tuple[str, np.ndarray]:
-    """Generate once densely with attention summed in another order; say how, and give the frames.
-
-    The plain formula holds every score at once, so a GPU takes the memory-efficient kernel.
-    """
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
+    """Generate once densely with attention summed in another order; say how, and give the frames."""
+    from vidsparse.cli.dense_engines import another_engine
     from vidsparse.pipelines.generate import generate
 
-    on_gpu = torch.device(pipe.device).type == "cuda"
-    backend = SDPBackend.EFFICIENT_ATTENTION if on_gpu else SDPBackend.MATH
-    with sdpa_kernel(backend):
+    name, engine = another_engine(torch.device(pipe.device))
+    with engine:
         frames = generate(pipe, request, on_step)
-    return f"dense against dense with PyTorch's {backend.name.lower()} attention", frames
+    return f"dense against dense with PyTorch's {name}", frames
 
 
 def warm_up(pipe: Any, request: Request, preset: Preset | None) -> None:
