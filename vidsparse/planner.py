@@ -224,6 +224,10 @@ class Planner:
                     f"density {made.density:.2f} is the least that this mask allows on the grid "
                     f"{blocks.grid} with blocks of {blocks.block}; {asked:.2f} was asked for"
                 )
+            if density is None and made.density >= 1.0:
+                self.notes.setdefault(
+                    f"the mask keeps every block of the grid {blocks.grid}: nothing is saved"
+                )
             return made
 
         return self._plans.get((geometry, each), plan)

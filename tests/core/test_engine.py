@@ -207,6 +207,16 @@ def test_the_ramp_is_followed_by_the_realised_density(dense):
     assert realised == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2], abs=0.5 / 32)
 
 
+def test_a_mask_that_keeps_all_of_an_image_is_noted(dense):
+    engine = SparseAttention(preset("radial"))
+    q, k, v = qkv(seq=144)
+    for step in range(2):
+        engine(q, k, v, Call(grid=TokenGrid(1, 12, 12), layer=0, step=step, sigma=0.1), dense)
+    assert list(engine.stats.notes) == [
+        "the mask keeps every block of the grid 1x12x12: nothing is saved"
+    ]
+
+
 def test_a_density_that_the_grid_cannot_reach_is_noted_once(dense):
     engine = SparseAttention(preset("radial", density=0.02))
     q, k, v = qkv()

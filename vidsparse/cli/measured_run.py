@@ -148,7 +148,7 @@ def attention_error(pipe: Any, request: Request, preset: Preset, on_step: OnStep
 
 
 def dense_by_another_engine(pipe: Any, request: Request, on_step: OnStep) -> tuple[str, np.ndarray]:
-    """Generate once densely with attention summed in another order; say how, and give the frames."""
+    """Generate once densely with attention summed in another order: say how, give the frames."""
     from vidsparse.cli.dense_engines import another_engine
     from vidsparse.pipelines.generate import generate
 
