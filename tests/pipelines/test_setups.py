@@ -1,4 +1,4 @@
-"""Real set-ups: offload, casting, LoRA, int8 weights, caches; before a session or within."""
+"""Real set-ups: offload, casting, LoRA, quantised weights, caches; before a session or within."""
 
 import contextlib
 import copy
@@ -54,6 +54,24 @@ def lora_taken_out(pipe):
 def int8(pipe):
     quantization = pytest.importorskip("torchao.quantization")
     quantization.quantize_(pipe.transformer, quantization.Int8WeightOnlyConfig())
+
+
+def bitsandbytes(make: str, **weights: Any) -> Setup:
+    """Layers quantised one by one: ``quantization_config`` asks for a GPU."""
+
+    def quantise(pipe):
+        package = pytest.importorskip("bitsandbytes")
+        for block in pipe.transformer.blocks:
+            for name, module in list(block.named_modules()):
+                if type(module) is not torch.nn.Linear:
+                    continue
+                size = module.in_features, module.out_features
+                new = getattr(package.nn, make)(*size, **weights)
+                new.load_state_dict(module.state_dict())
+                parent, _, leaf = name.rpartition(".")
+                setattr(block.get_submodule(parent), leaf, new.to("cpu"))
+
+    return quantise
 
 
 def cache(config: Callable[..., object]) -> Setup:
@@ -125,7 +143,9 @@ CHANGE_THE_MODEL: dict[str, Setup] = {
     ),
     "LoRA": lora,
     "LoRA fused": lora_fused,
-    "int8 weights": int8,
+    "torchao int8": int8,
+    "bitsandbytes nf4": bitsandbytes("Linear4bit", quant_type="nf4"),
+    "bitsandbytes int8": bitsandbytes("Linear8bitLt", has_fp16_weights=False),
 }
 SKIP_CALLS: dict[str, Setup] = {
     "FirstBlockCache": cache(lambda pipe: hooks.FirstBlockCacheConfig(threshold=0.2)),
@@ -172,6 +192,8 @@ def test_a_session_and_a_set_up_go_together_in_either_order(wan, untouched, name
             torch.testing.assert_close(expected, untouched("one_expert"), rtol=1e-4, atol=1e-5)
         else:
             assert not torch.allclose(video, untouched("one_expert"), atol=1e-4)
+        if name in CHANGE_THE_MODEL:
+            assert not torch.allclose(expected, untouched("one_expert"), atol=1e-5)
     assert taps.tapped_modules() == []
 
 
