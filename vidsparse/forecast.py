@@ -18,6 +18,8 @@ from vidsparse.policies.random import Random
 from vidsparse.policies.selectors import Selector
 from vidsparse.preset import Preset
 
+MANY = 1000  # blocks in a row: that they are whole does not show in what a ramp asks for
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
@@ -121,6 +123,8 @@ class _Mask:
 
     def at(self, way: float) -> float:
         """The density of the plan that is made so far from dense."""
+        if 0 < way < 1 and self._inputs.blocks.number >= MANY:
+            return 1 - way * (1 - self.at(1.0))
         if way not in self._known:
             self._known[way] = self.planner.static_plan(self._inputs, way).density
         return self._known[way]

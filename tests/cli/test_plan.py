@@ -2,6 +2,10 @@ import json
 
 import pytest
 
+from vidsparse import forecast
+from vidsparse.grid import TokenGrid
+from vidsparse.presets import PRESETS
+
 KEYS = (
     "tokens token_density block_density mean_density dense_steps_share grid preset parameters "
     "steps sigmas"
@@ -27,6 +31,17 @@ def test_the_density_of_the_radial_mask_is_that_of_the_paper(cli):
 def test_methods_that_rank_blocks_keep_the_density_they_are_given(cli, preset):
     found = read(cli("plan", "--grid", "7x20x20", "--preset", preset, "--density", 0.4, "--json"))
     assert found["token_density"] == found["block_density"] == pytest.approx(0.4, abs=0.02)
+
+
+def test_on_many_blocks_the_ramp_is_what_it_asks_for(monkeypatch):
+    grid, sigmas = TokenGrid(9, 48, 48), [0.9, 0.86, 0.83, 0.7]
+    chosen = PRESETS["draft"].override({"block": 16})
+    short = forecast.forecast(chosen, grid, sigmas, layers=4)
+    assert -(-grid.tokens // 16) > forecast.MANY
+    monkeypatch.setattr(forecast, "MANY", 1 << 30)
+    planned = forecast.forecast(chosen, grid, sigmas, layers=4)
+    assert short.step_density == pytest.approx(planned.step_density, abs=2e-3)
+    assert short.step_density[-1] == planned.step_density[-1] < 0.5
 
 
 def test_a_density_below_what_the_mask_allows_is_noted(cli):
