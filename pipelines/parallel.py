@@ -3,7 +3,8 @@
 Ulysses (DeepSpeed-Ulysses, arXiv 2309.14509) trades tokens for heads: for the time of attention
 each device holds every token of its share of the heads. Plans are made for each head there; only a
 budget that all heads of a layer share needs the scores of the others. Heads keep different numbers
-of blocks, so they are dealt out anew where the devices would have unequal work (db-SP).
+of blocks, so they are dealt out anew where the devices would have unequal work (db-SP). A ring's
+devices, which would pass keys around, trade tokens for heads too: a plan needs all keys of a head.
 """
 
 from __future__ import annotations
@@ -16,23 +17,14 @@ import torch
 import torch.distributed._functional_collectives as collectives
 from diffusers.hooks.context_parallel import ContextParallelSplitHook
 from diffusers.models import attention_dispatch
+from diffusers.models._modeling_parallel import ContextParallelConfig, ParallelConfig
 from torch import Tensor, nn
 
 from vidsparse.heads import HeadShare, pick, same_work
 from vidsparse.pipelines.asked import Asked, Dense, DenseOf
 from vidsparse.state import Arriving
 
-WORTH = (
-    0.05  # of the mean work: what dealing anew has to save, since it moves q, k, v and the output
-)
-
-
-def why_not(parallel_config: Any) -> str | None:
-    """Why a way to split the sequence leaves attention dense; None where it does not."""
-    context = getattr(parallel_config, "context_parallel_config", None)
-    if context is None or context.ring_degree > 1:
-        return "ring attention splits the keys among devices: use ulysses_degree"
-    return None
+WORTH = 0.05  # of the mean work; dealing anew moves q, k, v and the output
 
 
 def splits_text(transformer: nn.Module) -> bool:
@@ -55,7 +47,7 @@ class Deal:
     """
 
     def __init__(self) -> None:
-        self._context: Any = None
+        self._mesh: Any = None
         self._share: HeadShare | None = None
         self._heard: tuple[Any, Arriving] | None = None
 
@@ -65,11 +57,12 @@ class Deal:
         Args:
             step: Something else at every step.
             heads: How many the layer has.
-            context: Context parallelism of diffusers.
+            context: Context parallelism of diffusers, by Ulysses.
         """
         share = self._share
-        if share is None or self._context is not context or share.number != heads:
-            share, self._context, self._heard = _in_turn(heads, context), context, None
+        mesh = context._ulysses_mesh
+        if share is None or self._mesh is not mesh or share.number != heads:
+            share, self._mesh, self._heard = _in_turn(heads, context), mesh, None
         if self._heard is not None and self._heard[0] != step:
             share, self._heard = _better(share, self._heard[1].there()), None
         self._share = share
@@ -111,13 +104,10 @@ def attend(
     parallel_config: Any,
 ) -> Tensor:
     """Let a layer attend, on one device or on several, all of which have to call this then."""
-    if parallel_config is None:
-        return layer.attend_here(q, k, v, asked, dense(None))
-    reason = asked.unsupported or why_not(parallel_config)
-    if reason is None:
-        return _attend_by_heads(layer, q, k, v, asked, dense(None), parallel_config)
-    asked = dataclasses.replace(asked, unsupported=reason)
-    return layer.attend_here(q, k, v, asked, dense(parallel_config))
+    context = getattr(parallel_config, "context_parallel_config", None)
+    if context is None or asked.unsupported:
+        return layer.attend_here(q, k, v, asked, dense(parallel_config))
+    return _attend_by_heads(layer, q, k, v, asked, dense(None), _by_heads(context))
 
 
 def config_of(layer: Any) -> Any:
@@ -132,9 +122,9 @@ def _attend_by_heads(
     v: Tensor,
     asked: Asked,
     dense: Dense,
-    parallel_config: Any,
+    context: ContextParallelConfig,
 ) -> Tensor:
-    heads, context = q.shape[2], parallel_config.context_parallel_config
+    heads = q.shape[2]
     share = layer.deal.share(layer.step, heads, context)
     is_moved = share.order != tuple(range(heads))
     if is_moved:
@@ -150,9 +140,22 @@ def _attend_by_heads(
 
     out: Any = attention_dispatch._templated_context_parallel_attention(
         q, k, v, asked.mask, 0.0, False, asked.scale, False, False,
-        forward_op=forward_op, backward_op=None, _parallel_config=parallel_config,
+        forward_op=forward_op, backward_op=None,
+        _parallel_config=ParallelConfig(context_parallel_config=context),
     )  # fmt: skip
     return pick(out, [share.order.index(head) for head in range(heads)], dim=2) if is_moved else out
+
+
+def _by_heads(context: ContextParallelConfig) -> ContextParallelConfig:
+    """The same devices and pieces of the sequence, in one Ulysses group."""
+    if context.ring_degree == 1:
+        return context
+    mesh = context._flattened_mesh
+    ulysses = ContextParallelConfig(
+        ulysses_degree=mesh.size(), ulysses_anything=context.ring_anything
+    )
+    ulysses._ulysses_mesh, ulysses._ulysses_local_rank = mesh, mesh.get_local_rank()
+    return ulysses
 
 
 def together(x: Tensor, pieces: Sequence[int], devices: int, dim: int = 1) -> Tensor:

@@ -15,7 +15,6 @@ from diffusers.models._modeling_parallel import ContextParallelConfig, ParallelC
 from torch.distributed.device_mesh import init_device_mesh
 
 import vidsparse
-from vidsparse.pipelines.parallel import why_not
 from vidsparse.stats import Stats
 
 SPARSE: dict[str, Any] = {
@@ -115,6 +114,7 @@ def work(rank, folder, cases):
 
 
 ULYSSES = {"ulysses_degree": RANKS}
+RING = {"ring_degree": RANKS}
 ANYTHING = ULYSSES | {"ulysses_anything": True}
 UNEVEN = [0.9, 0.7, 0.2, 0.1]  # of heads in turn: 1.68 times the mean on the first device
 CASES: dict[str, Any] = {
@@ -128,6 +128,14 @@ CASES: dict[str, Any] = {
     "plans kept": ("wan", "draft", ULYSSES, {"replan": 3, "budgets": "uneven.json"}),
     "uneven heads": ("wan", "draft", ULYSSES, {"budgets": "uneven.json"}),
     "any number of heads": ("wan with 3 heads", "balanced", ANYTHING, {}),
+    "ring": ("wan", "balanced", RING, {}),
+    "uneven heads on a ring": ("wan", "draft", RING, {"budgets": "uneven.json"}),
+    "ring of any number of heads": (
+        "wan with 3 heads",
+        "draft",
+        RING | {"ring_anything": True},
+        {},
+    ),
     "text apart": ("flux", "draft", ULYSSES, {}),
     "compiled": ("wan", "balanced", ULYSSES, {"is_compiled": True}),
 }
@@ -185,18 +193,9 @@ def test_a_device_remembers_its_own_heads(ranks, alone, label):
         assert own.host_memory_bytes == whole.host_memory_bytes / RANKS > 0
 
 
-@pytest.mark.parametrize("label", ["uneven heads", "plans kept"])
+@pytest.mark.parametrize("label", ["uneven heads", "uneven heads on a ring", "plans kept"])
 def test_heads_are_dealt_out_by_their_work(ranks, label):
     """In turn at the first step; by what that step kept at the second."""
     first, *later = ranks[0][label].stats.step_imbalance.values()
     assert first == pytest.approx(1.6 / 0.95, abs=0.1)
     assert max(later) < 1.1
-
-
-def test_ring_attention_is_not_sparse():
-    """The backends that a CPU has cannot run it."""
-    ring = ParallelConfig(context_parallel_config=ContextParallelConfig(ring_degree=2))
-    assert why_not(ring) == "ring attention splits the keys among devices: use ulysses_degree"
-    assert why_not(ParallelConfig()) is not None
-    ulysses = ParallelConfig(context_parallel_config=ContextParallelConfig(ulysses_degree=2))
-    assert why_not(ulysses) is None
