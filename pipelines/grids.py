@@ -54,6 +54,14 @@ def without_reference(config: Any, arguments: Arguments) -> Shape:
     return frames - 1, height, width
 
 
+def without_references(config: Any, arguments: Arguments) -> Shape:
+    """Wan VACE, whose reference images are leading frames without a mask and nothing to make."""
+    frames, height, width = channels_first(config, arguments)
+    to_make = arguments["control_hidden_states"][:, config.in_channels :] != 0
+    first = to_make.any(dim=4).any(dim=3).any(dim=1).any(dim=0).int().argmax()
+    return frames - int(first), height, width
+
+
 def image(config: Any, arguments: Arguments) -> Shape:
     """Latents ``(batch, channels, height, width)``: an image is one frame."""
     return _patches(config, (1, *arguments["hidden_states"].shape[-2:]))
@@ -156,6 +164,11 @@ def text_length(config: Any, arguments: Arguments, extra: int) -> int:
 def reference_frame(config: Any, arguments: Arguments, extra: int) -> int:
     """Reference frame before."""
     return prod(channels_first(config, arguments)[1:])
+
+
+def reference_frames(config: Any, arguments: Arguments, extra: int) -> int:
+    """Reference images before."""
+    return extra
 
 
 def framepack_history(config: Any, arguments: Arguments, extra: int) -> int:

@@ -38,11 +38,12 @@ VIDEO = (
         self_attention=r"blocks\.\d+\.attn1",
         video_shape=grids.channels_first,
     ),
-    Model(  # reference images are leading frames, which nothing tells from those of the video
+    Model(
         name="Wan VACE",
         transformers=("WanVACETransformer3DModel",),
         self_attention=r"(vace_)?blocks\.\d+\.attn1",
-        video_shape=grids.channels_first,
+        video_shape=grids.without_references,
+        text=grids.reference_frames,
     ),
     Model(
         name="Wan Animate",

@@ -153,9 +153,7 @@ def token(x, tiny, at, grid):
         return x[:, -1, :, frame, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
     if tiny.axes is None:
         return x[:, tiny.start + (frame * grid.height + row) * grid.width + column]
-    where = at[-len(tiny.axes) :]
-    if "reference" in find_model(tiny.module).video_shape.__name__:
-        where = (frame + 1, row, column)  # the first frame is no video
+    where = (frame + tiny.references, row, column)[-len(tiny.axes) :]
     for axis, index, size in zip(tiny.axes, where, tiny.patch, strict=True):
         x = x.narrow(axis, index * size, size)
     return x

@@ -37,6 +37,7 @@ class Tiny:
         axes: Its dimensions of frames, rows and columns; None where tokens are packed.
         patch: Values in a token along each.
         start: Tokens before the video in the argument, where tokens are packed.
+        references: Frames before the video.
         masked: Whether the model masks padding, which we leave out: equal but for rounding.
     """
 
@@ -48,6 +49,7 @@ class Tiny:
     axes: tuple[int, ...] | None = (2, 3, 4)
     patch: tuple[int, ...] = (1, 2, 2)
     start: int = 0
+    references: int = 0
     masked: bool = False
 
 
@@ -115,6 +117,15 @@ def wan_vace():
     return Tiny(module=module, inputs=inputs, layers=3)
 
 
+def wan_vace_references():
+    """Two reference images: leading frames, of which nothing is masked or to be made."""
+    control = video(96)
+    control[:, 16:, :2] = 0
+    tiny = wan_vace()
+    inputs = tiny.inputs | {"control_hidden_states": control}
+    return replace(tiny, inputs=inputs, grids=["70+1x5x7"], references=2)
+
+
 def wan_animate():
     module = make(
         "WanAnimateTransformer3DModel",
@@ -136,7 +147,7 @@ def wan_animate():
         "pose_hidden_states": video(16),
         "face_pixel_values": randn(1, 3, 9, 16, 16),
     }
-    return Tiny(module=module, inputs=inputs, grids=["35+3x5x7"])
+    return Tiny(module=module, inputs=inputs, grids=["35+3x5x7"], references=1)
 
 
 def chronoedit():
@@ -885,7 +896,8 @@ def z_image():
 
 
 _BUILDERS: list[Callable[[], Tiny]] = [
-    wan, wan_i2v, wan_ti2v, wan_vace, wan_animate, chronoedit, skyreels_v2, anyflow, helios,
+    wan, wan_i2v, wan_ti2v, wan_vace, wan_vace_references, wan_animate, chronoedit, skyreels_v2,
+    anyflow, helios,
     hunyuan_video, hunyuan_video_batch, hunyuan_video_i2v, hunyuan_video_15, hunyuan_video_15_i2v,
     framepack, motif_video, cogvideox, cogvideox_15, consisid, mochi, ltx, ltx_condition, ltx2,
     ltx2_condition, allegro, allegro_masked, easyanimate, cosmos_1, cosmos_2, cosmos_25,
