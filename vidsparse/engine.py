@@ -207,7 +207,7 @@ class SparseAttention:
             out = seen.out
         elif policy.compensation is Compensation.RESIDUAL:
             out, refreshed = self._with_residual(work)
-            head_density = torch.ones_like(head_density) if refreshed else head_density
+            head_density = head_density + 1 if refreshed else head_density
         elif work.levels:
             out = with_levels(inputs, work.plan, work.levels, self._attend_with_lse(inputs.scale))
         else:
@@ -221,14 +221,14 @@ class SparseAttention:
         return out if work.q_order is None else unpermute_tokens(out, work.q_order)
 
     def _with_residual(self, work: Work) -> tuple[Tensor, bool]:
-        """The corrected output, and whether it is dense because the residual was measured."""
+        """The corrected output, and whether dense ran besides because the residual was measured."""
         inputs, plan = work.inputs, work.plan
         age = inputs.state.age(RESIDUE, inputs.step)
         if age is not None and 0 <= age < self.preset.policy.refresh:
-            return with_residual(self._run(inputs, plan), plan, inputs), False
+            return with_residual(self._run(inputs, plan), inputs), False
         attend = self._attend_with_lse(inputs.scale)
         sparse, dense = (attend(*inputs.qkv, each) for each in (plan, dense_plan(plan)))
-        refresh_residual(inputs, plan, sparse, dense)
+        refresh_residual(inputs, sparse, dense)
         return dense[0], True
 
     def _run(self, inputs: Inputs, plan: BlockPlan) -> Tensor:

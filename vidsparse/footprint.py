@@ -42,7 +42,7 @@ def layer_state_bytes(
 
     On the device: observed blocks, a bit each; a few members of each cluster; a choice, a byte a
     head. On the host, where it waits for the next call: a plan, a bit a block; the labels of
-    clustered tokens; the residual. Static plans, shared by all layers, are not in it.
+    clustered tokens; the residual of every token. Static plans, shared by all layers, are not in it.
 
     Args:
         preset: What runs.
@@ -65,7 +65,7 @@ def layer_state_bytes(
     own = common = mask = 0
     if on_host:
         if policy.compensation is Compensation.RESIDUAL:
-            own += number * head_dim * itemsize
+            own += grid.tokens * (head_dim + 1) * itemsize
         if remembers and policy.can_reuse_plans and not policy.static:
             rows, columns = _blocks(policy, grid)
             mask = rows * -(-columns // 8)
@@ -74,8 +74,6 @@ def layer_state_bytes(
     else:
         if isinstance(policy.estimator, Observed):
             own += number * -(-number // 8)
-        if policy.compensation is Compensation.RESIDUAL:
-            own += number * itemsize
         if isinstance(order, Semantic):
             common += order.state_bytes(grid)
         if policy.alternatives:

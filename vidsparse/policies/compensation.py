@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.kernels.compensate import rescale
-from vidsparse.kernels.plan import BlockPlan, Pooled, block_of_token
+from vidsparse.kernels.plan import BlockPlan, Pooled
 from vidsparse.kernels.pooling import pool_blocks
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.pooled import pooled_mass
@@ -27,8 +27,8 @@ class Compensation(StrEnum):
             skipped blocks are added, where that gains more than it errs (Rectified SpaAttn).
         CENTROID: They attend through their mean key and value, scored with ``+ ln(size)``.
         LEVELS: The next best attend through means of 2, 4 and 8 tokens (PSA).
-        RESIDUAL: What they gave at the last refresh, as one mean per query block, is added to the
-            output, scaled by the share of mass it had then (Re-ttention, arXiv 2505.22918).
+        RESIDUAL: What they gave each token at the last refresh is added to the output, which is
+            scaled by the share of mass it had then (Re-ttention, arXiv 2505.22918).
     """
 
     NONE = "none"
@@ -129,31 +129,30 @@ RISE = 0.04  # of the ratio at every step after a refresh
 
 
 def refresh_residual(
-    inputs: Inputs, plan: BlockPlan, sparse: tuple[Tensor, Tensor], dense: tuple[Tensor, Tensor]
+    inputs: Inputs, sparse: tuple[Tensor, Tensor], dense: tuple[Tensor, Tensor]
 ) -> None:
-    """Remember what the sparse output lacks, per query block.
+    """Remember what the sparse output of every token lacks, in host memory.
+
+    One mean for a block of tokens would take a 64th of the memory, and makes a result that is worse
+    than without any residual.
 
     Args:
         inputs: In the plan's order.
-        plan: Of equal blocks.
         sparse: Output ``(batch, heads, seq, head_dim)`` and log-sum-exp ``(batch, heads, seq)`` of
             the plan.
         dense: Those of dense attention.
     """
-    ratio = pool_blocks((sparse[1] - dense[1]).exp()[..., None], plan.q_block)
-    rows = block_of_token(plan.q_len, plan.q_block, None, None).to(dense[0].device)[0, 0]
-    lacking = dense[0].float() - sparse[0].float() * ratio[:, :, rows]
-    residue = pool_blocks(lacking, plan.q_block)
-    inputs.state.put(RATIO, ratio.to(dense[0].dtype), inputs.step)
-    inputs.state.park(RESIDUE, residue.to(dense[0].dtype), inputs.step)
+    ratio = (sparse[1] - dense[1]).exp()[..., None].to(dense[0].dtype)
+    inputs.state.park(RATIO, ratio, inputs.step)
+    residue = torch.addcmul(dense[0], sparse[0], ratio, value=-1)
+    inputs.state.park(RESIDUE, residue, inputs.step)
 
 
-def with_residual(out: Tensor, plan: BlockPlan, inputs: Inputs) -> Tensor:
+def with_residual(out: Tensor, inputs: Inputs) -> Tensor:
     """The output scaled by the remembered ratio, which rises to one, plus the residual."""
     ratio, residue = inputs.state.get(RATIO), inputs.state.get(RESIDUE)
     assert ratio is not None
     assert residue is not None
     age = inputs.state.age(RATIO, inputs.step) or 0
-    rows = torch.arange(plan.q_len, device=out.device) // plan.q_block
-    ratio = (ratio.float() + RISE * age).clamp(max=1.0)
-    return (out * ratio[:, :, rows] + residue.float()[:, :, rows]).to(out.dtype)
+    ratio = (ratio.float() + RISE * age).clamp(max=1.0).to(out.dtype)
+    return torch.addcmul(residue, out, ratio)
