@@ -143,6 +143,7 @@ def main() -> None:
         merge(args.merge, args.output)
         return
     runner = Runner(args)
+    knobs = read_knobs(args.knobs) if args.knobs else {}
     cases = [(p, s) for s in range(args.seeds) for p in PROMPTS[: args.prompts]]
     generate = cached(runner)
     dense = {case: generate(case) for case in cases}
@@ -156,7 +157,8 @@ def main() -> None:
             if time.perf_counter() - started > args.seconds:
                 break
             try:
-                rows.append(run_method(generate, dense, name, level, runner))
+                known = knobs.get((name, level.density))
+                rows.append(run_method(generate, dense, name, level, runner, known))
             except vidsparse.BadInputError as error:
                 rows.append({"method": name, "level": level.density, "error": str(error)})
             show(rows[-1])
@@ -172,6 +174,17 @@ def merge(parts: list[Path], output: Path) -> None:
     output.write_text(json.dumps(whole, indent=1) + "\n")
 
 
+def read_knobs(path: Path) -> dict[tuple[str, float], float]:
+    """What an earlier run set the knob of each method to, at each level."""
+    rows = [row for row in json.loads(path.read_text())["rows"] if "settings" in row]
+    return {
+        (row["method"], row["level"]): row["settings"][
+            METHODS[row["method"]].get("knob", "density")
+        ]
+        for row in rows
+    }
+
+
 def cached(runner: Runner) -> Callable[[tuple[str, int]], Any]:
     def generate(case: tuple[str, int]) -> Any:
         runner.seed = case[1]
@@ -181,14 +194,20 @@ def cached(runner: Runner) -> Callable[[tuple[str, int]], Any]:
 
 
 def run_method(
-    generate: Callable[..., Any], dense: dict[Any, Any], name: str, level: Level, runner: Runner
+    generate: Callable[..., Any],
+    dense: dict[Any, Any],
+    name: str,
+    level: Level,
+    runner: Runner,
+    known: float | None = None,
 ) -> dict[str, Any]:
-    """The knob is set on the first clip; then all clips run with it."""
+    """The knob is set on the first clip, unless it is known; then all clips run with it."""
     settings: dict[str, Any] = {"block": 64, "min_tokens": 0} | METHODS[name] | level.schedule
     preset = settings.pop("preset", name)
     knob = settings.pop("knob", "density")
     value, bounds = settings.pop("start", level.start()), settings.pop("range", (0.005, 1.0))
     value = value[level.density] if isinstance(value, dict) else value
+    value = value if known is None else known
     low, high = bounds
 
     def run(case: Any) -> Run:
@@ -203,7 +222,7 @@ def run_method(
     for trial in range(TRIALS):
         runs = {first: run(first)}
         realised = runs[first].stats.mean_density
-        if abs(realised - level.density) < CLOSE or trial == TRIALS - 1:
+        if known or abs(realised - level.density) < CLOSE or trial == TRIALS - 1:
             break
         if knob == "density":
             value = min(1.0, max(0.005, value + (level.density - realised) / level.way))
@@ -295,6 +314,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--knobs", type=Path, help="results whose knobs are taken as they are")
     parser.add_argument("--seconds", type=float, default=1e9, help="start nothing after this time")
     parser.add_argument("--merge", type=Path, nargs="+", help="only put these results into one")
     parser.add_argument("-o", "--output", type=Path, required=True)

@@ -114,7 +114,9 @@ class Preset:
             order=changed(self.policy.order),
             estimator=changed(self.policy.estimator),
             alternatives=tuple(
-                dataclasses.replace(each, estimator=changed(each.estimator))
+                dataclasses.replace(
+                    each, order=changed(each.order), estimator=changed(each.estimator)
+                )
                 for each in self.policy.alternatives
             ),
             **{name: value for name, value in values.items() if name in own},

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from vidsparse.errors import BadInputError
 from vidsparse.policies.compensation import Compensation
 from vidsparse.policies.exact import Antidiagonal, Exact
-from vidsparse.policies.geometric import Band, Disc, Neighbourhood, Places
+from vidsparse.policies.geometric import Axis, Band, Disc, Neighbourhood, Places, Slab
 from vidsparse.policies.observed import Observed
 from vidsparse.policies.orders import AXES, Axes, Cycle, Hilbert, Raster, Tile
 from vidsparse.policies.policy import Alternative, Policy
@@ -94,13 +94,20 @@ PRESETS: Mapping[str, Preset] = _table(
     ),
     Preset(
         name="sta",
-        summary="A window of whole tiles slides over the video",
+        summary="A window of whole tiles, or a slab of them, whichever errs least in each head",
         source="Sliding Tile Attention, arXiv 2502.04507",
         policy=Policy(
-            order=Tile(tile_frames=6, tile_height=8, tile_width=8),
-            estimator=Neighbourhood(window_frames=18, unit_frames=6, unit_height=8, unit_width=8),
+            order=Tile(tile_frames=4, tile_height=4, tile_width=4),
+            estimator=Neighbourhood(unit_frames=4, unit_height=4, unit_width=4),
             selector=Selector.THRESHOLD,
-            block=128,
+            density=0.2,
+            alternatives=tuple(
+                Alternative(
+                    order=Tile(tile_frames=4, tile_height=4, tile_width=4),
+                    estimator=Slab(axis=axis, unit_frames=4, unit_height=4, unit_width=4),
+                )
+                for axis in Axis
+            ),
         ),
     ),
     Preset(

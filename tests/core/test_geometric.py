@@ -10,7 +10,7 @@ from vidsparse.grid import TokenGrid
 from vidsparse.planner import Planner
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.estimator import Inputs
-from vidsparse.policies.geometric import Band, Disc, Neighbourhood, Places
+from vidsparse.policies.geometric import Axis, Band, Disc, Neighbourhood, Places, Slab
 from vidsparse.policies.orders import Raster, Tile, coordinates
 from vidsparse.policies.policy import Policy
 from vidsparse.policies.selectors import Selector
@@ -76,6 +76,28 @@ def test_a_window_as_large_as_the_grid_is_dense():
     assert static_plan(TokenGrid(3, 7, 7, 4, 2), rule).density == 1.0
 
 
+def test_a_window_across_all_frames_narrows_to_the_nearest_ones_under_a_density():
+    grid, rule = TokenGrid(8, 4, 4), Neighbourhood(window_frames=8, window_height=4, window_width=4)
+    frame = torch.arange(8)
+    for density, reach in ((0.35, 1), (0.5, 1), (0.54, 2), (0.72, 3)):  # 22, 34, 44 of 64 pairs
+        mask = static_plan(grid, rule, density=density, block=16).to_block_mask()[0, 0]
+        assert torch.equal(mask, (frame[:, None] - frame).abs() <= reach)  # a frame is a block
+
+
+@pytest.mark.parametrize(("axis", "of"), [("frames", 0), ("height", 1), ("width", 2)])
+def test_a_slab_holds_all_that_is_in_the_same_box_along_its_axis(axis, of):
+    grid = TokenGrid(5, 6, 8)
+    rule = Slab(axis=Axis(axis), unit_frames=2, unit_height=2, unit_width=4, overlap=1e-9)
+    box = Tile(tile_frames=1, tile_height=2, tile_width=4)
+    # blocks of 16 are two boxes side by side: the whole width, so narrower than a block is not cut
+    mask = static_plan(grid, rule, box, block=16).to_dense_mask()[0, 0]
+    place = coordinates(grid)[box.positions(grid).long()] // torch.tensor([2, 2, 4])
+    same = place[:, None, of] == place[None, :, of]
+    assert (mask | ~same).all()
+    assert torch.equal(mask, torch.ones_like(mask)) == (axis == "width")
+    assert mask.float().mean() == pytest.approx({0: 0.36, 1: 1 / 3, 2: 1.0}[of])
+
+
 def test_a_circle_leaves_out_what_lies_on_it():
     grid, rule = TokenGrid(1, 9, 9), Disc(radius=3.0, overlap=0.001)
     plan = static_plan(grid, rule, Tile(tile_height=1, tile_width=1), block=16)
@@ -110,7 +132,7 @@ def test_places_keeps_the_same_place_in_every_frame():
 
 
 @pytest.mark.parametrize("grid", ["7+5x7x11+3", "1x13x13", "2x2x2"])
-@pytest.mark.parametrize("estimator", [Band(), Places(), Neighbourhood(), Disc()], ids=repr)
+@pytest.mark.parametrize("estimator", [Band(), Places(), Neighbourhood(), Slab(), Disc()], ids=repr)
 def test_text_is_exact_and_no_row_is_empty_on_ragged_grids(grid, estimator):
     grid = TokenGrid.parse(grid)
     for order in (Raster(), Tile()):
@@ -126,6 +148,7 @@ def test_text_is_exact_and_no_row_is_empty_on_ragged_grids(grid, estimator):
     ("parameters", "message"),
     [
         ({"window_height": 0}, "window_height must be at least 1, got 0"),
+        ({"unit_width": -1}, "unit_width must be at least 1, got -1"),
         ({"stride": 0}, "stride must be at least 1"),
         ({"overlap": 0}, r"overlap must be in \(0, 1\]"),
     ],

@@ -16,8 +16,8 @@ from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.choice import CHOICE
 from vidsparse.policies.compensation import with_centroids
 from vidsparse.policies.estimator import Inputs
-from vidsparse.policies.geometric import Band
-from vidsparse.policies.orders import Axes, Hilbert, Raster, Tile
+from vidsparse.policies.geometric import Axis, Band
+from vidsparse.policies.orders import Axes, Hilbert, Raster, Tile, coordinates
 from vidsparse.policies.policy import Alternative, Policy
 from vidsparse.policies.pooled import Pooled
 from vidsparse.policies.random import Random
@@ -145,6 +145,21 @@ def test_every_head_takes_the_order_it_errs_least_in():
     Planner(policy).work(inputs, 1.0)
     choice: Any = inputs.state.get(CHOICE)
     assert choice.tolist() == [[0, 1]]
+
+
+def test_heads_of_sliding_tiles_take_the_slab_in_which_tokens_are_alike():
+    grid = TokenGrid(8, 8, 8)
+    place = coordinates(grid)
+    x = 6 * torch.stack([torch.eye(8)[place[:, axis]] for axis in range(3)])[None]
+    inputs = Inputs(
+        blocks=Blocks(grid, 16, torch.device("cpu")),
+        q=x, k=x, v=torch.randn(1, 3, 512, 8), scale=0.5, heads=3,
+    )  # fmt: skip
+    small = {"block": 16, "density": 0.5} | {f"unit_{axis}": 2 for axis in Axis}
+    small |= {f"tile_{axis}": 2 for axis in Axis}
+    Planner(PRESETS["sta"].override(small).policy).work(inputs, 1.0)
+    choice: Any = inputs.state.get(CHOICE)
+    assert choice.tolist() == [[1, 2, 3]]  # frames, height, width; the window is the first
 
 
 @pytest.mark.parametrize(("every", "times"), [(0, 1), (1, 6), (3, 2)])

@@ -1,4 +1,4 @@
-"""Masks that need no data: bands, neighbourhoods and discs. Radial Attention has its own file.
+"""Masks that need no data: bands, neighbourhoods, slabs and discs. Radial Attention has its own file.
 
 Each is a distance between two tokens, at most 1 inside the mask. A block scores minus the distance
 within which ``overlap`` of its pairs lie, so a mask can be widened or narrowed to any density.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import ClassVar
 
 import torch
@@ -74,7 +75,8 @@ class Neighbourhood:
 
     All sizes are in tokens. With ``unit_*`` above 1, queries and keys count as the boxes they lie
     in and windows are whole boxes: sliding tiles. A window that would leave the grid is moved back
-    inside, so every query sees equally much.
+    inside, so every query sees equally much. An axis that the window spans does not count; under a
+    density, of what is equally far from the window the nearest to the query is seen first.
 
     Attributes:
         window_frames: Latent frames of the window.
@@ -106,9 +108,7 @@ class Neighbourhood:
     def __post_init__(self) -> None:
         sizes = ("window_frames", "window_height", "window_width")
         units = ("unit_frames", "unit_height", "unit_width", "stride", "dilation")
-        for name in (*sizes, *units):
-            if getattr(self, name) < 1:
-                raise BadInputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        _check_sizes(self, (*sizes, *units))
         _check_overlap(self.overlap)
 
     def estimate(self, inputs: Inputs) -> Estimate:
@@ -125,27 +125,89 @@ class Neighbourhood:
             q: Frame, row and column of a query, int64 ``(..., 3)``.
             k: Those of a key, broadcastable to q.
         """
+        units = (self.unit_frames, self.unit_height, self.unit_width)
         axes = zip(
             (grid.frames, grid.height, grid.width),
             (self.window_frames, self.window_height, self.window_width),
-            (self.unit_frames, self.unit_height, self.unit_width),
+            units,
             q.unbind(-1),
             k.unbind(-1),
             strict=True,
         )
-        farthest = torch.zeros(())
+        farthest = torch.zeros((), device=q.device)
         for length, window, unit, query, key in axes:
             boxes, reach = math.ceil(length / unit), max(1, round(window / unit))
             query, key = query // unit, key // unit
             leader = (query // self.stride * self.stride + self.stride // 2).clamp(max=boxes - 1)
             start = (leader - reach // 2).clamp(min=0, max=max(0, boxes - reach))
             away = ((key - start - (reach - 1) / 2).abs() + 0.5) / (reach / 2)
+            away = away if reach < boxes else torch.zeros_like(away)
             away = away.masked_fill((key - query) % self.dilation != 0, FAR)
-            farthest = farthest.to(away.device).maximum(away)
-        return farthest
+            farthest = farthest.maximum(away)
+        return farthest - TIE * (1 - apart(grid, q, k, units))
 
 
 FAR = 1e6  # what no window reaches
+TIE = 1e-3  # less than any two windows differ by
+
+
+def apart(grid: TokenGrid, q: Tensor, k: Tensor, units: tuple[int, int, int]) -> Tensor:
+    """How far apart the boxes of q and k are, in [0, 1): of the grid's diagonal."""
+    size = torch.tensor([grid.frames, grid.height, grid.width], device=q.device)
+    unit = torch.tensor(units, device=q.device)
+    boxes = (size + unit - 1) // unit
+    return (((q // unit - k // unit) / boxes).square().sum(dim=-1) / 3).sqrt()
+
+
+class Axis(StrEnum):
+    """An axis of the token grid."""
+
+    FRAMES = "frames"
+    HEIGHT = "height"
+    WIDTH = "width"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slab:
+    """All that lies in the query's box along one axis, wherever it is along the others.
+
+    What the search of STA (arXiv 2502.04507) gives to heads that look at whole frames, whole rows
+    or whole columns. Under a density the next boxes follow, in each the nearest first.
+
+    Attributes:
+        axis: Along which keys are near.
+        unit_frames: Latent frames of a box.
+        unit_height: Rows of a box.
+        unit_width: Columns of a box.
+        overlap: Share of a block's pairs inside the slab for the block to be.
+    """
+
+    axis: Axis = Axis.FRAMES
+    unit_frames: int = 1
+    unit_height: int = 1
+    unit_width: int = 1
+    overlap: float = 0.33
+
+    needs_data: ClassVar[bool] = False
+    per_layer: ClassVar[bool] = False
+    has_mask: ClassVar[bool] = True
+    measure: ClassVar[Measure] = Measure.RANK
+
+    def __post_init__(self) -> None:
+        _check_sizes(self, ("unit_frames", "unit_height", "unit_width"))
+        _check_overlap(self.overlap)
+
+    def estimate(self, inputs: Inputs) -> Estimate:
+        """Score blocks by how many boxes away they are, ``(1, 1, N, N)``."""
+        grid, units = inputs.blocks.grid, (self.unit_frames, self.unit_height, self.unit_width)
+        axis = list(Axis).index(self.axis)
+
+        def distance(q: Tensor, k: Tensor) -> Tensor:
+            away = (q[..., axis] // units[axis] - k[..., axis] // units[axis]).abs()
+            return 1 + away - TIE * (1 - apart(grid, q, k, units))
+
+        score = -block_distance(inputs.blocks, distance, self.overlap)
+        return Estimate(scores=score, threshold=-1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +240,12 @@ class Disc:
 
         score = -block_distance(inputs.blocks, distance, self.overlap)
         return Estimate(scores=score, threshold=math.nextafter(-1.0, 0.0))
+
+
+def _check_sizes(rule: object, names: tuple[str, ...]) -> None:
+    for name in names:
+        if getattr(rule, name) < 1:
+            raise BadInputError(f"{name} must be at least 1, got {getattr(rule, name)}")
 
 
 def _check_overlap(overlap: float) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from vidsparse.policies.estimator import Estimator
 from vidsparse.policies.exact import Antidiagonal, Exact
-from vidsparse.policies.geometric import Band, Disc, Neighbourhood, Places
+from vidsparse.policies.geometric import Band, Disc, Neighbourhood, Places, Slab
 from vidsparse.policies.observed import Observed
 from vidsparse.policies.orders import Axes, Cycle, Hilbert, Order, Raster, Tile
 from vidsparse.policies.pooled import Pooled, SubBlock
@@ -38,6 +38,7 @@ ESTIMATORS: Mapping[str, type[Estimator]] = {
     "places": Places,
     "stripes": Stripes,
     "neighbourhood": Neighbourhood,
+    "slab": Slab,
     "disc": Disc,
     "random": Random,
 }
