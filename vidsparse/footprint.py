@@ -42,7 +42,7 @@ def layer_state_bytes(
 
     On the device: observed blocks, a bit each; a few members of each cluster; a choice, a byte a
     head. On the host, where it waits for the next call: a plan, a bit a block; the labels of
-    clustered tokens; the residual of every token. Static plans, shared by all layers, are not in it.
+    clustered tokens; the residual of every token. Static plans, which layers share, are not in it.
 
     Args:
         preset: What runs.

@@ -1,4 +1,4 @@
-"""Masks that need no data: bands, neighbourhoods, slabs and discs. Radial Attention has its own file.
+"""Masks that need no data: bands, windows, slabs and discs. Radial Attention has its own file.
 
 Each is a distance between two tokens, at most 1 inside the mask. A block scores minus the distance
 within which ``overlap`` of its pairs lie, so a mask can be widened or narrowed to any density.
