@@ -4,7 +4,9 @@
     torchrun --nproc-per-node 2 benchmarks/context_parallel.py --tiny    # on a CPU: that it runs
 
 Random weights, as in ``real_sizes.py``, whose models these are. Every device first runs the whole
-model by itself, then all of them share the sequence; the outputs have to agree.
+model by itself, then all of them share the sequence; the outputs have to agree. All heads of random
+weights are alike: ``--uneven`` makes those of Wan sharper one after the other, as trained ones
+differ, and runs each preset with heads dealt out by their density and, beside it, left in turn.
 """
 
 from __future__ import annotations
@@ -28,8 +30,12 @@ from torch.distributed.device_mesh import init_device_mesh
 
 import vidsparse
 from vidsparse.cli import kernel_bench
+from vidsparse.pipelines import parallel
 
 WARM = 2  # steps
+SHARPEST = 4.0  # times the logits of the widest head
+IN_TURN = ", heads in turn"
+DEALT_FROM = parallel.WORTH
 
 
 class Timed(NamedTuple):
@@ -49,12 +55,16 @@ def main() -> None:
     for name in args.models.split(","):
         torch.manual_seed(0)
         model, real = build(MODELS[name], args.tiny), MODELS[name]
+        if args.uneven:
+            sharpen(model)
         if model._cp_plan is None:
             sys.exit(f"diffusers has no context-parallel plan for {type(model).__name__} ({name})")
         inputs = real.inputs(real_sizes.TINY_SCALE if args.tiny else 1.0, model.config)
         presets = [None, *args.presets.split(",")]
         alone = {preset: timed(model, real, inputs, preset, args) for preset in presets}
         share_the_sequence(model, args, rank, devices)
+        if args.uneven:
+            presets += [preset + IN_TURN for preset in presets if preset]
         for preset in presets:
             try:
                 together = timed(model, real, inputs, preset, args)
@@ -77,7 +87,10 @@ def main() -> None:
 def timed(model: Any, real: Any, inputs: dict[str, Any], preset: str | None, args: Any) -> Timed:
     """Some steps; the time of those after the first two, on the slowest device."""
     settings: dict[str, Any] = {"dense_above": 1.0, "full_below": 0.99, "min_tokens": 0}
-    session = vidsparse.sparsify(model, preset, **settings) if preset else None
+    in_turn = preset is not None and preset.endswith(IN_TURN)
+    parallel.WORTH = 1e9 if in_turn else DEALT_FROM
+    name = preset and preset.removesuffix(IN_TURN)
+    session = vidsparse.sparsify(model, name, **settings) if name else None
     times, output = [], torch.empty(0)
     argument, full = real.timestep
     for step in range(args.steps + WARM):
@@ -101,7 +114,7 @@ def row(
     name: str, preset: str | None, devices: int, alone: dict[Any, Timed], together: Timed
 ) -> dict[str, Any]:
     """Speedups over one device, and over one device dense; the error against one device."""
-    one = alone[preset]
+    one = alone[preset and preset.removesuffix(IN_TURN)]
     error = (together.output.double() - one.output.double()).norm() / one.output.double().norm()
     found = {
         "model": name,
@@ -125,6 +138,15 @@ def row(
     }
 
 
+def sharpen(model: Any) -> None:
+    """Scale the queries of each head of Wan, more from head to head."""
+    heads = model.config.num_attention_heads
+    scale = torch.logspace(0, 1, heads, base=SHARPEST, device=DEVICE, dtype=real_sizes.DTYPE)
+    for block in model.blocks:
+        weight = block.attn1.norm_q.weight
+        weight.data = (weight.data.view(heads, -1) * scale[:, None]).flatten()
+
+
 def share_the_sequence(model: Any, args: Any, rank: int, devices: int) -> None:
     """As a user does it; by hand on a CPU, which diffusers does not take for a device."""
     degree: dict[str, Any] = {f"{args.by}_degree": devices}
@@ -144,6 +166,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default="wan-14b-720p", help="of real_sizes.py, by comma")
     parser.add_argument("--presets", default="balanced,draft,radial")
+    parser.add_argument("--uneven", action="store_true", help="heads that differ (Wan)")
     parser.add_argument("--by", choices=["ulysses", "ring"], default="ulysses")
     parser.add_argument("--steps", type=int, default=3, help="timed calls")
     parser.add_argument("--tiny", action="store_true")

@@ -6,15 +6,17 @@ maximum of its row; AdaSpa (arXiv 2502.21079) ranks blocks by their mass.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
 from vidsparse.kernels.plan import BlockPlan, block_of_token
 from vidsparse.kernels.reference import reference_attention, scores_and_values
+
+NOTHING = float("-inf")
 
 
 class Observed(NamedTuple):
@@ -87,29 +89,36 @@ def _observe_reference(
         q, k, v, plan, scale=scale, key_length=key_length, return_lse=True
     )
     scores, _ = scores_and_values(q, k, v, plan, scale, key_length)
+    if plan.kv_order is not None:  # by position in the ordered sequence
+        order = plan.kv_order.long().unsqueeze(2)
+        scores = scores.gather(-1, order.expand(scores.shape))
+    missing = plan.num_kv_blocks * plan.kv_block - plan.kv_len
+    tiles = F.pad(scores, (0, missing), value=NOTHING).unflatten(-1, (-1, plan.kv_block))
     rows = block_of_token(plan.q_len, plan.q_block, None, plan.q_order).to(q.device)
-    rows = rows.expand(*q.shape[:3])
-    running = torch.full(q.shape[:3], float("-inf"), dtype=scores.dtype, device=q.device)
-    margins, masses = [], []
-    for n in range(plan.kv_index.shape[-1]):
-        listed = (n < plan.kv_count)[..., None]
-        one = dataclasses.replace(
-            plan, kv_count=listed[..., 0].int(), kv_index=plan.kv_index[..., n : n + 1]
+    rows = rows.expand(q.shape[:3])[..., None]
+    used = torch.arange(plan.kv_index.shape[-1], device=q.device) < plan.kv_count[..., None]
+
+    def in_list_order(x: Tensor) -> Tensor:
+        """From ``(batch, heads, q_len, N)`` to ``(batch, heads, q_len, K)``."""
+        listed, is_used = (
+            y.expand(*q.shape[:2], -1, -1).gather(2, rows.expand(-1, -1, -1, y.shape[-1]))
+            for y in (plan.kv_index.where(used, 0).long(), used)
         )
-        tile = scores.masked_fill(~one.to_dense_mask(), float("-inf"))
-        highest = tile.amax(dim=-1)
-        lead = (highest - running).where(highest.isfinite(), float("-inf"))
-        margins.append(_reduce_rows(lead, rows, plan.num_q_blocks, "amax"))
-        top = _reduce_rows(highest, rows, plan.num_q_blocks, "amax")
-        safe = top.where(top.isfinite(), 0)
-        weights = (tile - safe.gather(-1, rows)[..., None]).exp().sum(dim=-1)
-        masses.append(_reduce_rows(weights, rows, plan.num_q_blocks, "sum").log() + safe)
-        running = running.maximum(highest)
-    margin, mass = (torch.stack(x, dim=-1).float() for x in (margins, masses))
-    return Observed(out, lse.float(), margin, mass)
+        return x.gather(-1, listed).masked_fill(~is_used, NOTHING)
+
+    highest = in_list_order(tiles.amax(dim=-1))
+    before = F.pad(highest.cummax(dim=-1).values[..., :-1], (1, 0), value=NOTHING)
+    lead = (highest - before).where(highest.isfinite(), NOTHING)
+    margin = _of_blocks(lead, rows, plan.num_q_blocks, "amax")
+    mass = in_list_order(tiles.logsumexp(dim=-1))
+    top = _of_blocks(mass, rows, plan.num_q_blocks, "amax")
+    safe = top.where(top.isfinite(), 0)
+    weights = (mass - safe.gather(2, rows.expand(mass.shape))).exp()
+    mass = _of_blocks(weights, rows, plan.num_q_blocks, "sum").log() + safe
+    return Observed(out, lse.float(), margin.float(), mass.float())
 
 
-def _reduce_rows(x: Tensor, rows: Tensor, blocks: int, how: str) -> Tensor:
-    """Reduce ``(batch, heads, q_len)`` to ``(batch, heads, M)`` by the block of each row."""
-    start = x.new_full((*x.shape[:2], blocks), float("-inf") if how == "amax" else 0.0)
-    return start.scatter_reduce(-1, rows, x, reduce=how)
+def _of_blocks(x: Tensor, rows: Tensor, blocks: int, how: str) -> Tensor:
+    """Reduce ``(batch, heads, q_len, K)`` to ``(batch, heads, M, K)`` by the block of each row."""
+    start = x.new_full((*x.shape[:2], blocks, x.shape[-1]), NOTHING if how == "amax" else 0.0)
+    return start.scatter_reduce(2, rows.expand(x.shape), x, reduce=how)

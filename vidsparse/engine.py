@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -117,20 +117,22 @@ class SparseAttention:
         Raises:
             DenseFallbackError: When the session is strict and this call cannot be sparse.
         """
-        if self._scheduled_dense(call):
+        is_dense = self._scheduled_dense(call)
+        reason = self._why_dense(q, k, call)
+        if is_dense and (reason is not None or not self._learns(call)):
             self._record(call, torch.ones(1))
             return dense(q, k, v)
-        reason = self._why_dense(q, k, call)
         if reason is not None:
             return self._fall_back(reason, q, k, v, call, dense)
         with Stopwatch(q.device) as total:
             with Stopwatch(q.device) as planning:
                 inputs = self._inputs(q, k, v, call)
                 way = self.preset.schedule.way(call.sigma or 0.0, call.layer)
-                work = self._planner.work(inputs, way)
+                full = is_dense or self._refreshes(inputs)  # a dense step says what others lack
+                work = self._planner.work(inputs, 1.0 if full else way)
             out = self._attend(work, call, way)
         self.stats.time(total, planning)
-        for observe in self.observers:
+        for observe in [] if is_dense else self.observers:
             observe(call, work, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), out)
         return out.transpose(1, 2)
 
@@ -140,6 +142,21 @@ class SparseAttention:
             return False
         way = self.preset.schedule.way(call.sigma, call.layer)
         return way <= 0.0 or self.preset.policy.density == 1.0
+
+    def _learns(self, call: Call) -> bool:
+        """Whether a dense step is run here, because later ones build on what is seen in it."""
+        policy, schedule = self.preset.policy, self.preset.schedule
+        if call.layer < schedule.dense_layers or policy.density == 1.0:
+            return False
+        has_residual = policy.compensation is Compensation.RESIDUAL
+        return has_residual or isinstance(policy.estimator, Observed)
+
+    def _refreshes(self, inputs: Inputs) -> bool:
+        """Whether it is time to measure what the sparse output lacks."""
+        if self.preset.policy.compensation is not Compensation.RESIDUAL:
+            return False
+        age = inputs.state.age(RESIDUE, inputs.step)
+        return age is None or not 0 <= age < self.preset.policy.refresh
 
     def _why_dense(self, q: Tensor, k: Tensor, call: Call) -> str | None:
         """The reason this call cannot be sparse, in the user's words."""
@@ -200,13 +217,16 @@ class SparseAttention:
     def _attend(self, work: Work, call: Call, way: float) -> Tensor:
         """Run a plan, with what its policy does after it; back in raster order."""
         policy, inputs = self.preset.policy, work.inputs
+        if isinstance(policy.estimator, Observed) and way <= 0:
+            work = replace(work, plan=dense_plan(work.plan))
         head_density = work.head_density()
         if isinstance(policy.estimator, Observed):
-            seen = observe_attention(*inputs.qkv, work.plan, scale=inputs.scale)
-            policy.estimator.observe(inputs, work.plan, seen, way)
+            visits = policy.estimator.visits(work.plan)
+            seen = observe_attention(*inputs.qkv, visits, scale=inputs.scale)
+            policy.estimator.observe(inputs, visits, seen, way)
             out = seen.out
         elif policy.compensation is Compensation.RESIDUAL:
-            out, refreshed = self._with_residual(work)
+            out, refreshed = self._with_residual(work, way)
             head_density = head_density + 1 if refreshed else head_density
         elif work.levels:
             out = with_levels(inputs, work.plan, work.levels, self._attend_with_lse(inputs.scale))
@@ -220,12 +240,11 @@ class SparseAttention:
             self.stats.loads[call.key] = call.share.imbalance(head_density)
         return out if work.q_order is None else unpermute_tokens(out, work.q_order)
 
-    def _with_residual(self, work: Work) -> tuple[Tensor, bool]:
+    def _with_residual(self, work: Work, way: float) -> tuple[Tensor, bool]:
         """The corrected output, and whether dense ran besides because the residual was measured."""
         inputs, plan = work.inputs, work.plan
-        age = inputs.state.age(RESIDUE, inputs.step)
-        if age is not None and 0 <= age < self.preset.policy.refresh:
-            return with_residual(self._run(inputs, plan), inputs), False
+        if way > 0 and not self._refreshes(inputs):
+            return with_residual(self._run(inputs, plan), inputs, way), False
         attend = self._attend_with_lse(inputs.scale)
         sparse, dense = (attend(*inputs.qkv, each) for each in (plan, dense_plan(plan)))
         refresh_residual(inputs, sparse, dense)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from vidsparse.errors import BadInputError
 from vidsparse.policies.compensation import Compensation
 from vidsparse.policies.exact import Antidiagonal, Exact
-from vidsparse.policies.geometric import Axis, Band, Disc, Neighbourhood, Places, Slab
+from vidsparse.policies.geometric import Axis, Band, Disc, Neighbourhood, Slab
 from vidsparse.policies.observed import Observed
 from vidsparse.policies.orders import AXES, Axes, Cycle, Hilbert, Raster, Tile
 from vidsparse.policies.policy import Alternative, Policy
@@ -137,6 +137,7 @@ PRESETS: Mapping[str, Preset] = _table(
             order=Semantic(q_clusters=300, kv_clusters=1000),
             estimator=Routing(),
             selector=Selector.TOP_P,
+            scope=Scope.HEAD,
             p=0.85,
             compensation=Compensation.CENTROID,
         ),
@@ -146,7 +147,7 @@ PRESETS: Mapping[str, Preset] = _table(
         summary="A strided sample of the scores of every block, kept up to a share of the mass",
         source="XAttention, arXiv 2503.16428",
         policy=Policy(
-            estimator=Antidiagonal(), selector=Selector.TOP_P, p=0.9, scope=Scope.ROW, block=128
+            estimator=Antidiagonal(), selector=Selector.TOP_P, p=0.9, scope=Scope.HEAD, block=128
         ),
     ),
     Preset(
@@ -185,7 +186,6 @@ PRESETS: Mapping[str, Preset] = _table(
             order=Hilbert(),
             estimator=Pooled(),
             selector=Selector.TOP_P,
-            scope=Scope.ROW,
             p=0.3,
             floor=0.2,
             # no anchor: on a curve nearly every block holds some token of the first frame
@@ -202,6 +202,7 @@ PRESETS: Mapping[str, Preset] = _table(
             estimator=Pooled(),
             selector=Selector.TOP_P,
             scope=Scope.HEAD,
+            mass_of=Scope.HEAD,
             p=0.25,
         ),
     ),
@@ -217,14 +218,16 @@ PRESETS: Mapping[str, Preset] = _table(
     ),
     Preset(
         name="sparse-vdit",
-        summary="Each head takes the best of three patterns, once a generation",
+        summary="Each head takes a diagonal, many diagonals or stripes, once a generation",
         source="Sparse-vDiT, arXiv 2506.03065",
         policy=Policy(
             estimator=Band(),
             selector=Selector.THRESHOLD,
             density=0.25,
             alternatives=(
-                Alternative(order=Raster(), estimator=Places()),
+                # many diagonals, a band around each frame's own, are one with all frames of a
+                # place side by side, where they fill blocks better
+                Alternative(order=Axes(axes="hwf"), estimator=Band()),
                 Alternative(order=Raster(), estimator=Stripes()),
             ),
             choose_every=0,

@@ -82,17 +82,16 @@ def test_equal_values_cost_nothing_to_skip(make_inputs):
 def test_routing_error_is_the_formula_of_the_paper(inputs):
     q, k, v = (x[0, 1].double() for x in inputs.qkv)
     scores = Routing().estimate(inputs).scores[0, 1].double()
-    ratios = []
     for i, query in enumerate(q.split(16)):
         mean = query.mean(dim=0)
         row = []
         for key, value in zip(k.split(16), v.split(16), strict=True):
             stand_in = (mean @ key.mean(dim=0) * inputs.scale).exp() * value.mean(dim=0)
             exact = (key @ mean * inputs.scale).exp()[:, None] * value
-            row.append((stand_in - exact).square().sum() / len(key))
-        ratios.append(scores[i] / torch.stack(row))
-    for ratio in ratios:  # the scale of a row is its own
-        torch.testing.assert_close(ratio, ratio[:1].expand(3), atol=0, rtol=1e-3)
+            row.append((stand_in - exact).square().sum())
+        total = (k @ mean * inputs.scale).exp().sum()
+        truth = torch.stack(row).sqrt() / total
+        torch.testing.assert_close(scores[i], truth, atol=0, rtol=1e-3)
 
 
 def test_a_block_of_equal_tokens_has_no_routing_error(make_inputs):

@@ -91,7 +91,9 @@ def test_a_slab_holds_all_that_is_in_the_same_box_along_its_axis(axis, of):
     box = Tile(tile_frames=1, tile_height=2, tile_width=4)
     # blocks of 16 are two boxes side by side: the whole width, so narrower than a block is not cut
     mask = static_plan(grid, rule, box, block=16).to_dense_mask()[0, 0]
-    place = coordinates(grid)[box.positions(grid).long()] // torch.tensor([2, 2, 4])
+    positions = box.positions(grid)
+    assert positions is not None
+    place = coordinates(grid)[positions.long()] // torch.tensor([2, 2, 4])
     same = place[:, None, of] == place[None, :, of]
     assert (mask | ~same).all()
     assert torch.equal(mask, torch.ones_like(mask)) == (axis == "width")

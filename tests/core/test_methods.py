@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from vidsparse.engine import Call, SparseAttention
 from vidsparse.footprint import layer_state_bytes
 from vidsparse.grid import TokenGrid
+from vidsparse.kernels.plan import BlockPlan
 from vidsparse.policies.observed import Observed
 from vidsparse.policies.selectors import Selector
 from vidsparse.presets import ALIASES, PRESETS, find_preset
@@ -197,6 +198,24 @@ def test_lite_only_drops_blocks_until_rotation_shows_them_again():
         seen.add(bytes(state.get("tiles").numpy().tobytes()))
     assert len(seen) > 1
     assert isinstance(reopening.preset.policy.estimator, Observed)
+
+
+def test_lite_learns_from_scheduled_dense_steps_and_starts_at_the_diagonal():
+    grid = TokenGrid(4, 8, 8)
+    q, k, v = qkv(grid)
+    engine = SparseAttention(preset("lite", rotate=0.0, margin=2.0, dense_above=0.6))
+    first, second = run(engine, grid, (4 * q, 4 * k, v), (0.97, 0.4))
+    torch.testing.assert_close(first, dense(4 * q, 4 * k, v), atol=2e-5, rtol=1e-4)
+    assert engine.stats.step_density[0] == 1
+    assert engine.stats.step_density[1] < 0.9
+    assert not torch.equal(first, second)
+    plan = BlockPlan.from_mask(
+        torch.tensor([[[[1, 1, 0, 1], [1, 1, 0, 1], [1, 0, 1, 0], [1, 0, 0, 1]]]]).bool(),
+        q_len=64, kv_len=64, q_block=16, kv_block=16,
+    )  # fmt: skip
+    visits = Observed().visits(plan)
+    rows = zip(visits.kv_index[0, 0].tolist(), visits.kv_count[0, 0].tolist(), strict=True)
+    assert [row[:count] for row, count in rows] == [[0, 1, 3], [1, 3, 0], [2, 0], [3, 0]]
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -97,7 +97,7 @@ def test_a_floor_lifts_every_row(make_inputs):
 def test_top_p_keeps_the_fewest_blocks_that_hold_the_share(make_inputs):
     share = torch.tensor([0.5, 0.26, 0.14, 0.06, 0.04])
     values = torch.stack([share.roll(i) for i in range(5)]).log()[None, None]
-    policy = Policy(estimator=Exact(), selector=Selector.TOP_P, scope=Scope.ROW, p=0.75, block=16)
+    policy = Policy(estimator=Exact(), selector=Selector.TOP_P, p=0.75, block=16)
     mask = plan(policy, values, make_inputs).to_block_mask()[0, 0]
     assert [set(row.nonzero()[:, 0].tolist()) for row in mask] == [
         {i, (i + 1) % 5} for i in range(5)
@@ -109,7 +109,7 @@ def test_top_p_keeps_the_fewest_blocks_that_hold_the_share(make_inputs):
 def test_top_p_under_a_density_shares_one_p_among_all_rows(make_inputs):
     sharp, flat = torch.tensor([0.9, 0.04, 0.03, 0.02, 0.01]), torch.full((5,), 0.2)
     values = torch.stack([sharp.roll(i) if i < 3 else flat for i in range(5)]).log()[None, None]
-    policy = Policy(estimator=Exact(), selector=Selector.TOP_P, scope=Scope.ROW, p=0.5, block=16)
+    policy = Policy(estimator=Exact(), selector=Selector.TOP_P, p=0.5, block=16)
     made = plan(policy, values, make_inputs, density=0.5)
     assert made.density == pytest.approx(0.5, abs=0.07)
     counts = made.kv_count[0, 0]
@@ -119,7 +119,14 @@ def test_top_p_under_a_density_shares_one_p_among_all_rows(make_inputs):
 def test_a_threshold_over_a_head_spends_where_the_mass_is(make_inputs):
     values = torch.full((1, 1, 5, 5), 0.2)  # row 0 looks at one block, the others at all
     values[0, 0, 0] = torch.tensor([0.96, 0.01, 0.01, 0.01, 0.01])
-    policy = Policy(estimator=Exact(), selector=Selector.TOP_P, scope=Scope.HEAD, p=0.5, block=16)
+    policy = Policy(
+        estimator=Exact(),
+        selector=Selector.TOP_P,
+        scope=Scope.HEAD,
+        mass_of=Scope.HEAD,
+        p=0.5,
+        block=16,
+    )
     counts = plan(policy, values.log(), make_inputs).kv_count[0, 0]
     assert int(counts[0]) == 1
     assert int(counts[1:].sum()) >= 8  # 0.96 + 8 x 0.2 is half of the mass of five rows

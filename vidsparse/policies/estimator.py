@@ -21,7 +21,8 @@ class Measure(Enum):
     Attributes:
         RANK: Nothing but an order within a head's map.
         LOG_MASS: Log of attention mass, of any scale in each row.
-        COST: Error of the output if this block alone is skipped; comparable in all of a layer.
+        COST: Error of the output if this block alone is skipped, of blocks of unequal size over the
+            root of their size; comparable in all of a layer.
     """
 
     RANK = auto()

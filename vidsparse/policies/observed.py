@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,6 +16,7 @@ from vidsparse.policies.estimator import Estimate, Inputs, Measure
 from vidsparse.state import pack_bits, unpack_bits
 
 TILES = "tiles"
+EARLIEST = 1 / 8  # of the way: as far as a margin widens, for what is seen at dense steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,8 +24,9 @@ class Observed:
     """Visit the blocks that mattered when they were last visited; all of them at first.
 
     A visited block stays if, in any row, one of its scores came within the threshold of the largest
-    score so far. Alone this only ever drops blocks: ``rotate`` is the way back, since a block that
-    is always kept for one step is seen again.
+    score so far. Visits start at the query block itself and go round: queries mostly score high
+    near themselves, so few blocks pass for want of a maximum. Alone this only ever drops blocks:
+    ``rotate`` is the way back, since a block that is always kept for one step is seen again.
 
     Attributes:
         margin: In log2 units: -10 is careful, 0 keeps only blocks that raise a row's maximum.
@@ -52,9 +55,25 @@ class Observed:
             scores = unpack_bits(tiles, number).float()
         return Estimate(scores=scores, threshold=0.5)
 
+    def visits(self, plan: BlockPlan) -> BlockPlan:
+        """The plan with each list turned round, so that the query block itself comes first."""
+        index, count = plan.kv_index, plan.kv_count[..., None]
+        at = torch.arange(index.shape[-1], device=index.device)
+        row = torch.arange(index.shape[-2], device=index.device)[:, None]
+        before = ((index < row) & (at < count)).sum(dim=-1, keepdim=True)
+        turned = index.gather(-1, (at + before) % count.clamp(min=1))
+        return dataclasses.replace(plan, kv_index=turned)
+
     def observe(self, inputs: Inputs, plan: BlockPlan, seen: Seen, way: float) -> None:
-        """Remember which of the visited blocks mattered; early on, the margin is wider."""
-        cutoff = (self.margin + math.log2(max(way, 1e-9))) * math.log(2)
+        """Remember which of the visited blocks mattered; early on, the margin is wider.
+
+        Args:
+            inputs: Of the call.
+            plan: As the blocks were visited.
+            seen: What the kernel reported of each.
+            way: How far the schedule has come from dense, in [0, 1].
+        """
+        cutoff = (self.margin + math.log2(max(way, EARLIEST))) * math.log(2)
         used = torch.arange(plan.kv_index.shape[-1], device=plan.kv_index.device)
         mattered = (seen.margin >= cutoff) & (used < plan.kv_count[..., None])
         listed = plan.kv_index.where(used < plan.kv_count[..., None], 0).long()

@@ -23,7 +23,7 @@ from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.compensation import Compensation
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
 from vidsparse.policies.observed import Observed
-from vidsparse.policies.orders import Order, Raster
+from vidsparse.policies.orders import Axes, Hilbert, Order, Raster
 from vidsparse.policies.radial import Radial
 from vidsparse.policies.selectors import (
     Scope,
@@ -71,7 +71,9 @@ class Policy:
         order: Where tokens are put before blocks are cut.
         estimator: Scores the blocks.
         selector: How blocks are kept under a density.
-        scope: Where ``budget`` and ``top_p`` share by need: row, head or layer.
+        scope: Where the blocks of a density are shared by need, under ``budget`` and ``top_p``:
+            among all heads of a layer, or in each head by itself.
+        mass_of: Of what ``top_p`` keeps a share: of the mass of each row, or of a whole head.
         compensation: What is done for the blocks that are skipped.
         density: Share of query-key pairs that are computed once the schedule has left the dense
             steps, in (0, 1]. None leaves it to ``p`` or to the estimator's own mask.
@@ -96,6 +98,7 @@ class Policy:
     estimator: Estimator
     selector: Selector = Selector.TOP_K
     scope: Scope = Scope.LAYER
+    mass_of: Scope = Scope.ROW
     compensation: Compensation = Compensation.NONE
     density: float | None = None
     p: float | None = None
@@ -115,6 +118,7 @@ class Policy:
     def __post_init__(self) -> None:
         self._check_numbers()
         self._check_parts()
+        self._check_anchor()
 
     def _check_numbers(self) -> None:
         for name in ("density", "p", "tolerance"):
@@ -143,8 +147,10 @@ class Policy:
             self.selector is not Selector.TOP_K or self.block != 128
         ):
             raise BadInputError("compensation=levels takes selector=top_k and block=128")
-        if self.selector is Selector.BUDGET and self.scope is Scope.ROW:
-            raise BadInputError("a budget of each row by itself is selector=top_k")
+        if self.scope is Scope.ROW:
+            raise BadInputError("scope=row: a density of each row by itself is selector=top_k")
+        if self.mass_of is Scope.LAYER:
+            raise BadInputError("mass_of takes row or head: each head has its own softmax")
         if isinstance(self.estimator, Observed):
             if self.density is not None:
                 raise BadInputError("this preset has no density: change its margin")
@@ -174,6 +180,15 @@ class Policy:
             raise BadInputError(
                 "a semantic order makes clusters, not equal blocks: use estimator pooled, "
                 "value_aware or routing, anchor=none and compensation none or centroid"
+            )
+
+    def _check_anchor(self) -> None:
+        spread = [each.order for each in self.candidates if _spreads_frames(each.order)]
+        if self.anchor is not Anchor.NONE and spread:
+            raise BadInputError(
+                f"anchor={self.anchor} keeps the blocks of the first frame, of which the order "
+                f"{spread[0]} puts a token into nearly every block: leave anchor=none, or take "
+                "an order that goes frame by frame"
             )
 
     def _needs_equal_blocks(self) -> bool:
@@ -293,12 +308,11 @@ class Policy:
         source = estimate.log_mass if estimate.log_mass is not None else estimate.scores
         mass = comparable(source, Measure.LOG_MASS if counted else self.estimator.measure)
         if density is not None:
-            scope = Scope.LAYER if self.scope is Scope.ROW else self.scope
-            left = mass_left(mass, self.scope)
-            lists = _budget(left, always, inputs, density, least, scope)
-        elif self.scope is Scope.HEAD:
+            left = mass_left(mass, self.mass_of)
+            lists = _budget(left, always, inputs, density, least, self.scope)
+        elif self.mass_of is Scope.HEAD:
             assert p is not None
-            left = mass_left(mass, self.scope)
+            left = mass_left(mass, self.mass_of)
             lists = select_threshold(left, 1.0 - p, min_count=least, always=always)
         else:
             assert p is not None
@@ -321,6 +335,11 @@ class Policy:
     ) -> Lists:
         scores = comparable(scores, self.estimator.measure)
         return _budget(scores, always, inputs, density, least, scope)
+
+
+def _spreads_frames(order: Order) -> bool:
+    """Whether the tokens of one frame stand in nearly every block."""
+    return isinstance(order, Hilbert) or (isinstance(order, Axes) and order.axes[0] != "f")
 
 
 def lists_of_mask(keep: Tensor, least: int = 1) -> Lists:

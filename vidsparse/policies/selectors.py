@@ -58,7 +58,7 @@ def mass_left(mass: Tensor, scope: Scope) -> Tensor:
     """The share of the row's (or head's) mass that a block and all worse ones hold, in (0, 1].
 
     Top-p keeps the blocks for which it is above 1 - p, so this is a score whose budget is one p for
-    the whole layer. Summed from the worst block up: next to one, small shares would be lost.
+    a whole head or layer. Summed from the worst block up: next to one, small shares would be lost.
     """
     flat = mass.flatten(-2) if scope is Scope.HEAD else mass
     ranked, order = flat.sort(dim=-1, stable=True)

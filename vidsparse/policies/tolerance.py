@@ -105,7 +105,10 @@ class _Search:
         """Scale each head's costs by the ratio of the measured to the estimated error."""
         kept = self._keep(self._ranking(), COMPARED_AT)
         measured = self._candidate.error(kept)
-        estimated = self._scores.masked_fill(kept, 0.0).square().sum(dim=-1).mean(dim=-1)
+        squares = self._scores.masked_fill(kept, 0.0).square()
+        if self._inputs.blocks.kv_offsets is not None:  # what counts is a block's, not a key's
+            squares = squares * self._inputs.blocks.kv_sizes.unsqueeze(-2)
+        estimated = squares.sum(dim=-1).mean(dim=-1)
         ratio = (measured / estimated.clamp(min=1e-20)).sqrt()
         ratio = torch.where(ratio > 0, ratio, 1.0)  # a head that lost nothing has nothing to scale
         self._scores = self._scores * ratio[..., None, None]

@@ -60,7 +60,8 @@ class ValueAware:
 
     def estimate(self, inputs: Inputs) -> Estimate:
         """Score each block by the error of skipping it, ``(batch, heads, M, N)``."""
-        return Estimate(scores=block_value_error(self._log_mass(inputs), inputs.v_means))
+        error = block_value_error(self._log_mass(inputs), inputs.v_means)
+        return Estimate(scores=per_key(error, inputs))
 
     def _log_mass(self, inputs: Inputs) -> Tensor:
         if self.mass is Mass.POOLED:
@@ -72,13 +73,13 @@ class ValueAware:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Routing:
-    """SVG-EAR's error of standing in for a block by its mean, per pair.
+    """SVG-EAR's error of standing in for a block by its mean.
 
-        E(i, j) = sum over k in j of |exp(q_i . k_j) v_j - exp(q_i . k) v_k|^2 / (|Q_i| |K_j|)
+        E(i, j) = sum over k in j of |exp(q_i . k_j) v_j - exp(q_i . k) v_k|^2 / Z_i^2
 
-    with the means q_i, k_j and v_j of clusters or blocks: what centroid compensation gets wrong,
-    relative to the largest score of the row. Costs as much as the scores of the means of all
-    query clusters against all keys.
+    with the means q_i, k_j and v_j of clusters or blocks and the sum Z_i of ``exp(q_i . k)`` over
+    all keys: the squared error of the output by what centroid compensation gets wrong. Scores are
+    its roots. Costs as much as the scores of the means of all query clusters against all keys.
     """
 
     needs_data: ClassVar[bool] = True
@@ -90,8 +91,19 @@ class Routing:
         """Score each block by the error of its stand-in, ``(batch, heads, M, N)``."""
         batch, heads = inputs.qkv[0].shape[:2]
         errors = [_routing_error(inputs, b, h) for b in range(batch) for h in range(heads)]
-        scores = torch.stack(errors).unflatten(0, (batch, heads))
-        return Estimate(scores=scores, log_mass=pooled_mass(inputs))
+        error = torch.stack(errors).unflatten(0, (batch, heads))
+        return Estimate(scores=per_key(error, inputs), log_mass=pooled_mass(inputs))
+
+
+def per_key(error: Tensor, inputs: Inputs) -> Tensor:
+    """Errors of blocks of unequal size over the roots of their sizes.
+
+    Squared errors add up, and what a block costs is its size: the best buy for a budget is the most
+    squared error a key.
+    """
+    if inputs.blocks.kv_offsets is None:
+        return error
+    return error * inputs.blocks.kv_sizes.clamp(min=1).rsqrt().unsqueeze(-2)
 
 
 def _routing_error(inputs: Inputs, b: int, h: int) -> Tensor:
@@ -111,7 +123,7 @@ def _routing_error(inputs: Inputs, b: int, h: int) -> Tensor:
     total = torch.zeros_like(mean_scores).index_add_(1, block, own)
     sizes = _of_head(inputs.blocks.kv_sizes, b, h)
     total += mean_weight.square() * value_mean.square().sum(-1) * sizes
-    return total.clamp(min=0) / sizes.clamp(min=1)
+    return total.clamp(min=0).sqrt() / weight.sum(-1, keepdim=True)
 
 
 def _block_of_position(inputs: Inputs, b: int, h: int) -> Tensor:
