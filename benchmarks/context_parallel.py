@@ -5,16 +5,18 @@
 
 Random weights, as in ``real_sizes.py``, whose models these are. Every device first runs the whole
 model by itself, then all of them share the sequence; the outputs have to agree. All heads of random
-weights are alike: ``--uneven`` makes those of Wan sharper one after the other, as trained ones
-differ, and runs each preset with heads dealt out by their density and, beside it, left in turn.
+weights are alike: ``--uneven`` gives them densities from 0.05 to 0.45, one after another, and runs
+each preset with heads dealt out by their density and, beside it, left in turn.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -33,7 +35,7 @@ from vidsparse.cli import kernel_bench
 from vidsparse.pipelines import parallel
 
 WARM = 2  # steps
-SHARPEST = 4.0  # times the logits of the widest head
+LEAST, MOST = 0.05, 0.45  # density of a head
 IN_TURN = ", heads in turn"
 DEALT_FROM = parallel.WORTH
 
@@ -55,8 +57,6 @@ def main() -> None:
     for name in args.models.split(","):
         torch.manual_seed(0)
         model, real = build(MODELS[name], args.tiny), MODELS[name]
-        if args.uneven:
-            sharpen(model)
         if model._cp_plan is None:
             sys.exit(f"diffusers has no context-parallel plan for {type(model).__name__} ({name})")
         inputs = real.inputs(real_sizes.TINY_SCALE if args.tiny else 1.0, model.config)
@@ -87,6 +87,7 @@ def main() -> None:
 def timed(model: Any, real: Any, inputs: dict[str, Any], preset: str | None, args: Any) -> Timed:
     """Some steps; the time of those after the first two, on the slowest device."""
     settings: dict[str, Any] = {"dense_above": 1.0, "full_below": 0.99, "min_tokens": 0}
+    settings |= {"budgets": uneven_budgets(model)} if args.uneven else {}
     in_turn = preset is not None and preset.endswith(IN_TURN)
     parallel.WORTH = 1e9 if in_turn else DEALT_FROM
     name = preset and preset.removesuffix(IN_TURN)
@@ -138,13 +139,14 @@ def row(
     }
 
 
-def sharpen(model: Any) -> None:
-    """Scale the queries of each head of Wan, more from head to head."""
+def uneven_budgets(model: Any) -> Path:
+    """A file in which the heads of every layer have densities that rise one after the other."""
     heads = model.config.num_attention_heads
-    scale = torch.logspace(0, 1, heads, base=SHARPEST, device=DEVICE, dtype=real_sizes.DTYPE)
-    for block in model.blocks:
-        weight = block.attn1.norm_q.weight
-        weight.data = (weight.data.view(heads, -1) * scale[:, None]).flatten()
+    each = torch.linspace(LEAST, MOST, heads).tolist()
+    layers = sum("attn1" in name and name.count(".") == 2 for name, _ in model.named_modules())
+    path = Path(tempfile.gettempdir()) / f"uneven_budgets_{dist.get_rank()}.json"
+    path.write_text(json.dumps({str(layer): each for layer in range(layers)}))
+    return path
 
 
 def share_the_sequence(model: Any, args: Any, rank: int, devices: int) -> None:

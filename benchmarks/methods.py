@@ -80,10 +80,15 @@ SCHEDULES = {  # dense above, full below: the lower the level, the shorter the d
     0.25: (0.98, 0.9),
     0.15: (1.0, 0.97),
 }
-TOLERANCES = {0.5: 0.01, 0.45: 0.014, 0.35: 0.035, 0.3: 0.05, 0.25: 0.08, 0.15: 0.25}
+TOLERANCES = {0.5: 0.008, 0.45: 0.011, 0.35: 0.027, 0.3: 0.04, 0.25: 0.065, 0.15: 0.2}
+MOVES: dict[str, Callable[[float, float, float], float]] = {  # of a knob, where a density is off
+    "density": lambda value, off, way: min(1.0, max(0.005, value - off / way)),
+    "tolerance": lambda value, off, way: min(0.9, value * math.exp(off / 0.08)),
+    "margin": lambda value, off, way: value + off / 0.1,
+}
 METHODS: dict[str, dict[str, Any]] = {
     "random": {},
-    "auto": {"knob": "tolerance", "start": TOLERANCES, "range": (0.002, 0.9), "replan": 1},
+    "auto": {"knob": "tolerance", "start": TOLERANCES, "replan": 1},
     "semantic": {},
     "svg2": {},
     "svg2-ear": {},
@@ -99,19 +104,16 @@ METHODS: dict[str, dict[str, Any]] = {
     "re-ttention": {},
     "psa": {"block": 128},
     "rectified": {},
-    "lite": {"knob": "margin", "start": -3.0, "range": (-20.0, 4.0)},
+    "lite": {"knob": "margin", "start": -1.0},
     "radial": {},
     "sta": {},
     "value error of 8 rows": {"preset": "balanced", "mass": "rows"},
     "value error of all rows": {"preset": "balanced", "mass": "rows", "rows": 0},
     "svg2, branches apart": {"preset": "svg2", "share_branches": False},
-    "semantic, branches apart": {"preset": "semantic", "share_branches": False},
+    "balanced, means for what is skipped": {"preset": "balanced", "compensation": "centroid"},
     "draft, branches apart": {"preset": "draft", "share_branches": False},
-    "auto, plans kept for 4 steps": {
-        "preset": "auto", "knob": "tolerance", "start": TOLERANCES, "range": (0.002, 0.9),
-    },
-}  # fmt: skip
-TRIALS = 5  # of the knob
+    "auto, plans kept for 4 steps": {"preset": "auto", "knob": "tolerance", "start": TOLERANCES},
+}
 CLOSE = 0.012  # of the level: as near as blocks allow
 
 
@@ -146,9 +148,7 @@ def main() -> None:
     knobs = read_knobs(args.knobs) if args.knobs else {}
     cases = [(p, s) for s in range(args.seeds) for p in PROMPTS[: args.prompts]]
     generate = cached(runner)
-    dense = {case: generate(case) for case in cases}
-    with sdpa_kernel(SDPBackend.MATH):
-        floor = fidelity(generate(cases[0]), dense[cases[0]]).psnr
+    dense, floor = dense_clips(generate, cases, args.dense)
     sigmas = [float(t) / 1000 for t in runner.pipe.scheduler.timesteps]
     rows: list[dict[str, Any]] = []
     started = time.perf_counter()
@@ -158,7 +158,7 @@ def main() -> None:
                 break
             try:
                 known = knobs.get((name, level.density))
-                rows.append(run_method(generate, dense, name, level, runner, known))
+                rows.append(run_method(generate, dense, name, level, runner, known, args.trials))
             except vidsparse.BadInputError as error:
                 rows.append({"method": name, "level": level.density, "error": str(error)})
             show(rows[-1])
@@ -185,6 +185,21 @@ def read_knobs(path: Path) -> dict[tuple[str, float], float]:
     }
 
 
+def dense_clips(
+    generate: Callable[..., Any], cases: list[tuple[str, int]], path: Path | None
+) -> tuple[dict[tuple[str, int], np.ndarray], float]:
+    """The clip of every case, and the noise floor; from a file if it is there, else into it."""
+    if path and path.exists():
+        found = np.load(path)
+        return {case: found[repr(case)] for case in cases}, float(found["floor"])
+    dense = {case: generate(case) for case in cases}
+    with sdpa_kernel(SDPBackend.MATH):
+        floor = fidelity(generate(cases[0]), dense[cases[0]]).psnr
+    if path:
+        np.savez(path, floor=floor, **{repr(case): clip for case, clip in dense.items()})
+    return dense, floor
+
+
 def cached(runner: Runner) -> Callable[[tuple[str, int]], Any]:
     def generate(case: tuple[str, int]) -> Any:
         runner.seed = case[1]
@@ -200,15 +215,15 @@ def run_method(
     level: Level,
     runner: Runner,
     known: float | None = None,
+    trials: int = 5,
 ) -> dict[str, Any]:
     """The knob is set on the first clip, unless it is known; then all clips run with it."""
     settings: dict[str, Any] = {"block": 64, "min_tokens": 0} | METHODS[name] | level.schedule
     preset = settings.pop("preset", name)
     knob = settings.pop("knob", "density")
-    value, bounds = settings.pop("start", level.start()), settings.pop("range", (0.005, 1.0))
+    value = settings.pop("start", level.start())
     value = value[level.density] if isinstance(value, dict) else value
     value = value if known is None else known
-    low, high = bounds
 
     def run(case: Any) -> Run:
         start = time.perf_counter()
@@ -219,16 +234,12 @@ def run_method(
 
     first, *others = dense
     runs: dict[Any, Run] = {}
-    for trial in range(TRIALS):
+    for trial in range(trials):
         runs = {first: run(first)}
         realised = runs[first].stats.mean_density
-        if known or abs(realised - level.density) < CLOSE or trial == TRIALS - 1:
+        if known or abs(realised - level.density) < CLOSE or trial == trials - 1:
             break
-        if knob == "density":
-            value = min(1.0, max(0.005, value + (level.density - realised) / level.way))
-        else:  # more tolerance is less density
-            low, high = (value, high) if realised > level.density else (low, value)
-            value = (low + high) / 2 if low < 0 else math.sqrt(low * high)
+        value = MOVES[knob](value, realised - level.density, level.way)
     runs |= {case: run(case) for case in others}
     stats = [each.stats for each in runs.values()]
     scores = [fidelity(each.frames, dense[case]) for case, each in runs.items()]
@@ -314,7 +325,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--trials", type=int, default=5, help="of a knob, to meet a level")
     parser.add_argument("--knobs", type=Path, help="results whose knobs are taken as they are")
+    parser.add_argument("--dense", type=Path, help="file of dense clips, for runs that share them")
     parser.add_argument("--seconds", type=float, default=1e9, help="start nothing after this time")
     parser.add_argument("--merge", type=Path, nargs="+", help="only put these results into one")
     parser.add_argument("-o", "--output", type=Path, required=True)

@@ -39,6 +39,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "balanced, 4 x 4 parts": ("balanced", {"parts": 16}),
     "svg2": ("svg2", {}),
     "svg2, one budget": ("svg2", {"density": 0.25}),
+    "svg2-ear": ("svg2-ear", {}),
     "semantic": ("semantic", {}),
     "semantic, 100 x 500": ("semantic", {"q_clusters": 100, "kv_clusters": 500}),
     "auto": ("auto", {"tolerance": 0.5}),
@@ -54,7 +55,9 @@ def main() -> None:
     made = [torch.randn(1, GRID.tokens, HEADS, HEAD_DIM, device="cuda").bfloat16() for _ in "qkv"]
     q, k, v = (x.transpose(1, 2) for x in made)
     steps, rows = {"dense": dense(q, k, v)}, []
-    for name, (preset, changes) in CASES.items():
+    chosen = args.cases.split(";") if args.cases else CASES
+    for name in chosen:
+        preset, changes = CASES[name]
         try:
             layer = Layer((q, k, v), preset, changes)
             facts = layer.facts()
@@ -167,6 +170,7 @@ class Layer:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", default="", help="some of them, separated by semicolons")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("-o", "--output", type=Path)
     return parser.parse_args()

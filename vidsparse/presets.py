@@ -17,7 +17,7 @@ from vidsparse.policies.random import Random
 from vidsparse.policies.selectors import Scope, Selector
 from vidsparse.policies.semantic import Semantic
 from vidsparse.policies.stripes import Stripes
-from vidsparse.policies.value_aware import Mass, Routing, ValueAware
+from vidsparse.policies.value_aware import Routing, ValueAware
 from vidsparse.preset import Preset, suggest
 from vidsparse.schedule import Schedule
 
@@ -61,7 +61,7 @@ PRESETS: Mapping[str, Preset] = _table(
         source="ours",
         policy=Policy(
             order=Semantic(q_clusters=200, kv_clusters=1000),
-            estimator=ValueAware(mass=Mass.POOLED),
+            estimator=Routing(),
             selector=Selector.TOLERANCE,
             compensation=Compensation.CENTROID,
             tolerance=0.05,
@@ -70,12 +70,13 @@ PRESETS: Mapping[str, Preset] = _table(
     ),
     Preset(
         name="semantic",
-        summary="Clusters as blocks, by what skipping them would cost; means stand in for the rest",
-        source="ours: the clusters of SVG2 and the stand-ins of SVG-EAR, one budget a layer",
+        summary="Clusters as blocks; means stand in for those where that errs least",
+        source="ours: the clusters of SVG2, the stand-ins of SVG-EAR, one budget a head",
         policy=Policy(
             order=Semantic(q_clusters=200, kv_clusters=1000),
-            estimator=ValueAware(mass=Mass.POOLED),
+            estimator=Routing(),
             selector=Selector.BUDGET,
+            scope=Scope.HEAD,
             compensation=Compensation.CENTROID,
             density=0.2,
         ),
@@ -112,13 +113,14 @@ PRESETS: Mapping[str, Preset] = _table(
     ),
     Preset(
         name="svg",
-        summary="A band in time or in space, whichever errs less on sampled rows of each head",
+        summary="A band in time or in space, whichever errs less on each head's sampled rows",
         source="Sparse VideoGen, arXiv 2502.01776",
         policy=Policy(
             estimator=Band(),
             selector=Selector.THRESHOLD,
             density=0.25,
             alternatives=(Alternative(order=Axes(axes="hwf"), estimator=Band()),),
+            choose_every=0,  # the paper's choice at every step is worse here, and costs more
         ),
     ),
     Preset(
@@ -161,7 +163,7 @@ PRESETS: Mapping[str, Preset] = _table(
         name="lite",
         summary="Skips the blocks that the kernel saw to matter little, and looks again in turn",
         source="LiteAttention, arXiv 2511.11062, with re-opening",
-        policy=Policy(estimator=Observed(), selector=Selector.THRESHOLD, rotate=0.05, block=128),
+        policy=Policy(estimator=Observed(), selector=Selector.THRESHOLD, rotate=0.02, block=128),
     ),
     Preset(
         name="paro",
@@ -235,7 +237,7 @@ PRESETS: Mapping[str, Preset] = _table(
     ),
     Preset(
         name="rainfusion",
-        summary="Each head is found to be near in time, near in space or textural, at every step",
+        summary="Each head is found to be near in time, near in space or textural: then by a draft",
         source="RainFusion, arXiv 2505.21036",
         policy=Policy(
             estimator=Band(),
@@ -243,15 +245,18 @@ PRESETS: Mapping[str, Preset] = _table(
             density=0.25,
             alternatives=(
                 Alternative(order=Axes(axes="hwf"), estimator=Band()),
-                Alternative(order=Raster(), estimator=Stripes()),
+                Alternative(order=Raster(), estimator=Pooled()),
             ),
+            choose_every=0,
         ),
     ),
     Preset(
         name="re-ttention",
         summary="Draft, plus what it lacked when it was last compared with dense attention",
         source="Re-ttention, arXiv 2505.22918",
-        policy=Policy(estimator=Pooled(), density=0.15, compensation=Compensation.RESIDUAL),
+        policy=Policy(
+            estimator=Pooled(), density=0.15, compensation=Compensation.RESIDUAL, refresh=10
+        ),
     ),
     Preset(
         name="psa",

@@ -7,8 +7,9 @@ from vidsparse.kernels.antidiagonal import antidiagonal_scores
 from vidsparse.kernels.block_scores import block_mass, block_value_error
 from vidsparse.kernels.kmeans import kmeans
 from vidsparse.kernels.permute import order_by_label, permute_tokens, unpermute_tokens
-from vidsparse.kernels.pooling import part_sizes, pool_blocks
+from vidsparse.kernels.pooling import part_sizes, pool_blocks, pool_ragged
 from vidsparse.kernels.select import select_budget, select_top_k, select_top_p
+from vidsparse.kernels.stand_in_error import stand_in_error
 
 pytestmark = pytest.mark.gpu
 IMPLS = ("triton", "reference")
@@ -77,3 +78,13 @@ def test_sorting_and_permuting():
     y = permute_tokens(x, got[0])
     assert torch.equal(y, permute_tokens(x, got[0], impl="reference"))
     assert torch.equal(unpermute_tokens(y, got[0], like=x), x)
+
+
+def test_errors_of_stand_ins():
+    query, k, v = tokens(40).float(), tokens(9_001), tokens(9_001)
+    edges = torch.arange(0, 9_002, 100, dtype=torch.int32, device="cuda")
+    edges[-1] = 9_001
+    offsets = edges[None, None]
+    means = [pool_ragged(x, offsets) for x in (k, v)]
+    got = [stand_in_error(query, k, v, *means, offsets, scale=0.09, impl=impl) for impl in IMPLS]
+    torch.testing.assert_close(got[0], got[1], atol=1e-6, rtol=1e-2)

@@ -59,6 +59,14 @@ class Blocks:
         """Tokens in each key block, float32 ``(N,)`` or ``(B|1, H|1, N)``."""
         return self.sizes if self.kv_offsets is None else self.kv_offsets.diff(dim=-1).float()
 
+    @property
+    def kv_starts(self) -> Tensor:
+        """Where key blocks start, and where the last one ends, int32 ``(B|1, H|1, N + 1)``."""
+        if self.kv_offsets is not None:
+            return self.kv_offsets
+        starts = torch.arange(self.number + 1, dtype=torch.int32, device=self.device) * self.block
+        return starts.clamp(max=self.grid.tokens)[None, None]
+
     @cached_property
     def always_kept(self) -> Tensor:
         """Boolean ``(M, N)``: rows and columns that hold text, and of equal blocks the diagonal."""

@@ -288,6 +288,7 @@ class Policy:
         if density is None:
             assert estimate.threshold is not None
             return select_threshold(scores, estimate.threshold, min_count=least, always=always)
+        scores = comparable(scores, self.estimator.measure)
         keep = best_of_map(scores, always, blocks.sizes, density)
         return lists_of_mask(keep, least)
 

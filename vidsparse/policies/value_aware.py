@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
 from vidsparse.kernels.block_scores import block_value_error
+from vidsparse.kernels.stand_in_error import stand_in_error
 from vidsparse.policies.estimator import Estimate, Inputs, Measure
 from vidsparse.policies.exact import sampled_mass
 from vidsparse.policies.pooled import pooled_mass, subblock_mass
@@ -89,9 +89,10 @@ class Routing:
 
     def estimate(self, inputs: Inputs) -> Estimate:
         """Score each block by the error of its stand-in, ``(batch, heads, M, N)``."""
-        batch, heads = inputs.qkv[0].shape[:2]
-        errors = [_routing_error(inputs, b, h) for b in range(batch) for h in range(heads)]
-        error = torch.stack(errors).unflatten(0, (batch, heads))
+        _, k, v = inputs.qkv
+        offsets = inputs.blocks.kv_starts
+        means = inputs.q_means, inputs.k_means, inputs.v_means
+        error = stand_in_error(means[0], k, v, *means[1:], offsets, scale=inputs.scale)
         return Estimate(scores=per_key(error, inputs), log_mass=pooled_mass(inputs))
 
 
@@ -104,38 +105,3 @@ def per_key(error: Tensor, inputs: Inputs) -> Tensor:
     if inputs.blocks.kv_offsets is None:
         return error
     return error * inputs.blocks.kv_sizes.clamp(min=1).rsqrt().unsqueeze(-2)
-
-
-def _routing_error(inputs: Inputs, b: int, h: int) -> Tensor:
-    """The errors of one head, ``(M, N)``; its scores against all keys are held at once."""
-    key, value = (x[b, h].float() for x in inputs.qkv[1:])
-    query, key_mean, value_mean = (
-        x[b, h] for x in (inputs.q_means, inputs.k_means, inputs.v_means)
-    )
-    block = _block_of_position(inputs, b, h)
-    scores = query @ key.T * inputs.scale
-    mean_scores = query @ key_mean.T * inputs.scale
-    top = torch.maximum(scores.amax(-1, keepdim=True), mean_scores.amax(-1, keepdim=True))
-    weight, mean_weight = (scores - top).exp(), (mean_scores - top).exp()
-    norm = value.square().sum(-1)
-    along = (value * value_mean[block]).sum(-1)
-    own = weight.square() * norm - 2 * weight * mean_weight[:, block] * along
-    total = torch.zeros_like(mean_scores).index_add_(1, block, own)
-    sizes = _of_head(inputs.blocks.kv_sizes, b, h)
-    total += mean_weight.square() * value_mean.square().sum(-1) * sizes
-    return total.clamp(min=0).sqrt() / weight.sum(-1, keepdim=True)
-
-
-def _block_of_position(inputs: Inputs, b: int, h: int) -> Tensor:
-    offsets = inputs.blocks.kv_offsets
-    at = torch.arange(inputs.blocks.grid.tokens, device=inputs.blocks.device)
-    if offsets is None:
-        return at // inputs.blocks.block
-    return torch.searchsorted(_of_head(offsets, b, h)[1:].contiguous().long(), at, right=True)
-
-
-def _of_head(x: Tensor, b: int, h: int) -> Tensor:
-    """One head's vector of one that may be shared."""
-    if x.ndim == 1:
-        return x
-    return x[b % x.shape[0], h % x.shape[1]]
