@@ -101,7 +101,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "paro": {},
     "rainfusion": {},
     "sparse-vdit": {},
-    "re-ttention": {},
+    "re-ttention": {"refresh": 20},  # a dense step each fifth one would cost more than a level has
     "psa": {"block": 128},
     "rectified": {},
     "lite": {"knob": "margin", "start": -1.0},

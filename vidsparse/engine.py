@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -117,22 +117,20 @@ class SparseAttention:
         Raises:
             DenseFallbackError: When the session is strict and this call cannot be sparse.
         """
-        is_dense = self._scheduled_dense(call)
-        reason = self._why_dense(q, k, call)
-        if is_dense and (reason is not None or not self._learns(call)):
+        if self._scheduled_dense(call):
             self._record(call, torch.ones(1))
             return dense(q, k, v)
+        reason = self._why_dense(q, k, call)
         if reason is not None:
             return self._fall_back(reason, q, k, v, call, dense)
         with Stopwatch(q.device) as total:
             with Stopwatch(q.device) as planning:
                 inputs = self._inputs(q, k, v, call)
                 way = self.preset.schedule.way(call.sigma or 0.0, call.layer)
-                full = is_dense or self._refreshes(inputs)  # a dense step says what others lack
-                work = self._planner.work(inputs, 1.0 if full else way)
+                work = self._planner.work(inputs, way)
             out = self._attend(work, call, way)
         self.stats.time(total, planning)
-        for observe in [] if is_dense else self.observers:
+        for observe in self.observers:
             observe(call, work, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), out)
         return out.transpose(1, 2)
 
@@ -142,21 +140,6 @@ class SparseAttention:
             return False
         way = self.preset.schedule.way(call.sigma, call.layer)
         return way <= 0.0 or self.preset.policy.density == 1.0
-
-    def _learns(self, call: Call) -> bool:
-        """Whether a dense step is run here, because later ones build on what is seen in it."""
-        policy, schedule = self.preset.policy, self.preset.schedule
-        if call.layer < schedule.dense_layers or policy.density == 1.0:
-            return False
-        has_residual = policy.compensation is Compensation.RESIDUAL
-        return has_residual or isinstance(policy.estimator, Observed)
-
-    def _refreshes(self, inputs: Inputs) -> bool:
-        """Whether it is time to measure what the sparse output lacks."""
-        if self.preset.policy.compensation is not Compensation.RESIDUAL:
-            return False
-        age = inputs.state.age(RESIDUE, inputs.step)
-        return age is None or not 0 <= age < self.preset.policy.refresh
 
     def _why_dense(self, q: Tensor, k: Tensor, call: Call) -> str | None:
         """The reason this call cannot be sparse, in the user's words."""
@@ -217,8 +200,6 @@ class SparseAttention:
     def _attend(self, work: Work, call: Call, way: float) -> Tensor:
         """Run a plan, with what its policy does after it; back in raster order."""
         policy, inputs = self.preset.policy, work.inputs
-        if isinstance(policy.estimator, Observed) and way <= 0:
-            work = replace(work, plan=dense_plan(work.plan))
         head_density = work.head_density()
         if isinstance(policy.estimator, Observed):
             visits = policy.estimator.visits(work.plan)
@@ -226,7 +207,7 @@ class SparseAttention:
             policy.estimator.observe(inputs, visits, seen, way)
             out = seen.out
         elif policy.compensation is Compensation.RESIDUAL:
-            out, refreshed = self._with_residual(work, way)
+            out, refreshed = self._with_residual(work)
             head_density = head_density + 1 if refreshed else head_density
         elif work.levels:
             out = with_levels(inputs, work.plan, work.levels, self._attend_with_lse(inputs.scale))
@@ -240,11 +221,12 @@ class SparseAttention:
             self.stats.loads[call.key] = call.share.imbalance(head_density)
         return out if work.q_order is None else unpermute_tokens(out, work.q_order)
 
-    def _with_residual(self, work: Work, way: float) -> tuple[Tensor, bool]:
+    def _with_residual(self, work: Work) -> tuple[Tensor, bool]:
         """The corrected output, and whether dense ran besides because the residual was measured."""
         inputs, plan = work.inputs, work.plan
-        if way > 0 and not self._refreshes(inputs):
-            return with_residual(self._run(inputs, plan), inputs, way), False
+        age = inputs.state.age(RESIDUE, inputs.step)
+        if age is not None and 0 <= age < self.preset.policy.refresh:
+            return with_residual(self._run(inputs, plan), inputs), False
         attend = self._attend_with_lse(inputs.scale)
         sparse, dense = (attend(*inputs.qkv, each) for each in (plan, dense_plan(plan)))
         refresh_residual(inputs, sparse, dense)

@@ -163,7 +163,7 @@ PRESETS: Mapping[str, Preset] = _table(
         name="lite",
         summary="Skips the blocks that the kernel saw to matter little, and looks again in turn",
         source="LiteAttention, arXiv 2511.11062, with re-opening",
-        policy=Policy(estimator=Observed(), selector=Selector.THRESHOLD, rotate=0.02, block=128),
+        policy=Policy(estimator=Observed(), selector=Selector.THRESHOLD, rotate=0.01, block=128),
     ),
     Preset(
         name="paro",
@@ -254,9 +254,7 @@ PRESETS: Mapping[str, Preset] = _table(
         name="re-ttention",
         summary="Draft, plus what it lacked when it was last compared with dense attention",
         source="Re-ttention, arXiv 2505.22918",
-        policy=Policy(
-            estimator=Pooled(), density=0.15, compensation=Compensation.RESIDUAL, refresh=10
-        ),
+        policy=Policy(estimator=Pooled(), density=0.15, compensation=Compensation.RESIDUAL),
     ),
     Preset(
         name="psa",

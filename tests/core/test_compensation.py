@@ -129,21 +129,3 @@ def test_the_gate_of_rectified_asks_for_more_gain_than_error(make_inputs):
 def test_parts_that_do_not_go_together_are_named(name, changes, message):
     with pytest.raises(BadInputError, match=message):
         make(name, **changes)
-
-
-def test_scheduled_dense_steps_measure_the_residual_and_the_ramp_takes_a_part_of_it():
-    q, k, v = tokens(), tokens(), tokens()
-    engine = make("re-ttention", density=0.2, dense_above=0.9, full_below=0.3, refresh=9)
-    exact = dense(q, k, v)
-    first = engine(q, k, v, dataclasses.replace(CALL, sigma=0.95), dense)
-    torch.testing.assert_close(first, exact, atol=1e-5, rtol=1e-4)
-    half = engine(q, k, v, dataclasses.replace(CALL, step=1, sigma=0.6), dense)
-    assert engine.stats.step_density[1] < 0.7  # it need not be dense itself
-    inputs = engine._inputs(q, k, v, dataclasses.replace(CALL, step=1))
-    ratio, residue = inputs.state.get("ratio of denominators"), inputs.state.get("residual")
-    assert ratio is not None
-    assert residue is not None
-    plain = make("draft", density=0.2, dense_above=0.9, full_below=0.3)
-    sparse = plain(q, k, v, dataclasses.replace(CALL, sigma=0.6), dense).transpose(1, 2)
-    by_hand = sparse * (1 - 0.5 * (1 - (ratio + 0.04).clamp(max=1))) + 0.5 * residue
-    torch.testing.assert_close(half, by_hand.transpose(1, 2), atol=1e-5, rtol=1e-4)

@@ -200,15 +200,7 @@ def test_lite_only_drops_blocks_until_rotation_shows_them_again():
     assert isinstance(reopening.preset.policy.estimator, Observed)
 
 
-def test_lite_learns_from_scheduled_dense_steps_and_starts_at_the_diagonal():
-    grid = TokenGrid(4, 8, 8)
-    q, k, v = qkv(grid)
-    engine = SparseAttention(preset("lite", rotate=0.0, margin=2.0, dense_above=0.6))
-    first, second = run(engine, grid, (4 * q, 4 * k, v), (0.97, 0.4))
-    torch.testing.assert_close(first, dense(4 * q, 4 * k, v), atol=2e-5, rtol=1e-4)
-    assert engine.stats.step_density[0] == 1
-    assert engine.stats.step_density[1] < 0.9
-    assert not torch.equal(first, second)
+def test_visits_of_lite_start_at_the_diagonal_and_go_round():
     plan = BlockPlan.from_mask(
         torch.tensor([[[[1, 1, 0, 1], [1, 1, 0, 1], [1, 0, 1, 0], [1, 0, 0, 1]]]]).bool(),
         q_len=64, kv_len=64, q_block=16, kv_block=16,

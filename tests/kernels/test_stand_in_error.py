@@ -55,7 +55,7 @@ def test_equal_tokens_have_no_error_and_strides_do_not_matter(device, impl):
     query, k, v = (torch.randn(1, 20, 2, 16, device=device).transpose(1, 2) for _ in range(3))
     k[:, :, 4:12], v[:, :, 4:12] = k[:, :, 4:5].clone(), v[:, :, 4:5].clone()
     got = errors_of(query, k, v, [0, 4, 12, 20], 1.0, impl)
-    assert float(got[..., 1].max()) < 1e-3 * float(got.max())
+    assert float(got[..., 1].max()) < 2e-3 * float(v.norm(dim=-1).max())  # the root of rounding
     same = errors_of(query, k.contiguous(), v.contiguous(), [0, 4, 12, 20], 1.0, impl)
     torch.testing.assert_close(got, same)
 

@@ -148,20 +148,11 @@ def refresh_residual(
     inputs.state.park(RESIDUE, residue, inputs.step)
 
 
-def with_residual(out: Tensor, inputs: Inputs, way: float) -> Tensor:
-    """The output scaled by the remembered ratio, which rises to one, plus the residual.
-
-    Both are of full sparsity; on the way there less is skipped, and less is made up for.
-
-    Args:
-        out: Of the plan, ``(batch, heads, seq, head_dim)``.
-        inputs: In the plan's order.
-        way: How far the schedule has come from dense, in (0, 1].
-    """
+def with_residual(out: Tensor, inputs: Inputs) -> Tensor:
+    """The output scaled by the remembered ratio, which rises to one, plus the residual."""
     ratio, residue = inputs.state.get(RATIO), inputs.state.get(RESIDUE)
     assert ratio is not None
     assert residue is not None
     age = inputs.state.age(RATIO, inputs.step) or 0
-    ratio = (ratio.float() + RISE * age).clamp(max=1.0)
-    ratio = (1 - way * (1 - ratio)).to(out.dtype)
-    return torch.addcmul(way * residue, out, ratio)
+    ratio = (ratio.float() + RISE * age).clamp(max=1.0).to(out.dtype)
+    return torch.addcmul(residue, out, ratio)

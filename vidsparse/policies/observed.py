@@ -16,7 +16,6 @@ from vidsparse.policies.estimator import Estimate, Inputs, Measure
 from vidsparse.state import pack_bits, unpack_bits
 
 TILES = "tiles"
-EARLIEST = 1 / 8  # of the way: as far as a margin widens, for what is seen at dense steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +70,9 @@ class Observed:
             inputs: Of the call.
             plan: As the blocks were visited.
             seen: What the kernel reported of each.
-            way: How far the schedule has come from dense, in [0, 1].
+            way: How far the schedule has come from dense, in (0, 1].
         """
-        cutoff = (self.margin + math.log2(max(way, EARLIEST))) * math.log(2)
+        cutoff = (self.margin + math.log2(max(way, 1e-9))) * math.log(2)
         used = torch.arange(plan.kv_index.shape[-1], device=plan.kv_index.device)
         mattered = (seen.margin >= cutoff) & (used < plan.kv_count[..., None])
         listed = plan.kv_index.where(used < plan.kv_count[..., None], 0).long()

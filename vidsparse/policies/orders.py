@@ -175,8 +175,8 @@ class Cycle(StaticOrder):
     """
 
     chunk_frames: int = 2
-    chunk_height: int = 8
-    chunk_width: int = 8
+    chunk_height: int = 4
+    chunk_width: int = 16
 
     per_layer: ClassVar[bool] = True
 
