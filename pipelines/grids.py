@@ -106,6 +106,14 @@ def image_shapes(config: Any, arguments: Arguments) -> Shape:
     return frames, height, width
 
 
+def shape_list(config: Any, arguments: Arguments) -> Shape:
+    """JoyImage Edit Plus: the shapes of the image and of the references after it, by entry."""
+    shapes = {shapes[0] for shapes in arguments["shape_list"]}
+    if len(shapes) > 1:
+        raise OnlyDense("the images of a batch differ in size")
+    return shapes.pop()
+
+
 def image_list(config: Any, arguments: Arguments) -> Shape:
     """Z-Image: a list of images, or of several for each entry of the batch."""
     latents = arguments["x"][0]
@@ -159,6 +167,24 @@ def _last_video(coordinates: Tensor) -> Shape:
 def text_length(config: Any, arguments: Arguments, extra: int) -> int:
     """Text before, reference images after."""
     return arguments["encoder_hidden_states"].shape[1]
+
+
+def text_of_joint_blocks(config: Any, arguments: Arguments, extra: int) -> int:
+    """Text before, reference images after; or the image alone."""
+    return text_length(config, arguments, extra) if extra else 0
+
+
+def gist_of_text(config: Any, arguments: Arguments, extra: int) -> int:
+    """Bria Fibo 2: the gist of the text before, images to edit after; the first blocks see no text.
+
+    Prompts of different lengths move the gist to the end.
+    """
+    references = arguments.get("context_latents") or []
+    images = sum(prod(_patches(config, (1, *latents.shape[-2:]))) for latents in references)
+    is_batch = len(arguments["hidden_states"]) > 1
+    if extra > images and is_batch and arguments.get("encoder_attention_mask") is not None:
+        raise OnlyDense("prompts of different lengths stand in one batch")
+    return extra - images
 
 
 def reference_frame(config: Any, arguments: Arguments, extra: int) -> int:

@@ -176,6 +176,14 @@ VIDEO = (
         video_shape=grids.frames_first,
         guidance="uncond first",
     ),
+    Model(  # reference images come after the image, and padding to the longest of a batch
+        name="JoyImage Edit Plus",
+        transformers=("JoyImageEditPlusTransformer3DModel",),
+        self_attention=r"double_blocks\.\d+\.attn",
+        video_shape=grids.shape_list,
+        text="suffix",
+        guidance="uncond first",
+    ),
     Model(  # reference images are further items of the batch's fifth dimension
         name="JoyImage Edit",
         transformers=("JoyImageEditTransformer3DModel",),
@@ -205,6 +213,22 @@ IMAGE = (
         self_attention=r"(single_)?transformer_blocks\.\d+\.attn",
         video_shape=grids.image_ids,
         text=grids.text_length,
+        noise=SIGMA,
+    ),
+    Model(  # its first blocks see the image alone
+        name="FLUX.3",
+        transformers=("Flux3Transformer2DModel",),
+        self_attention=r"(mode_blocks\.image|single_transformer_blocks)\.\d+\.attn",
+        video_shape=grids.image_ids,
+        text=grids.text_of_joint_blocks,
+        noise=SIGMA,
+    ),
+    Model(
+        name="Bria Fibo 2",
+        transformers=("BriaFibo2Transformer2DModel",),
+        self_attention=r"(noise_refiner|layers)\.\d+\.attention",
+        video_shape=grids.image,
+        text=grids.gist_of_text,
         noise=SIGMA,
     ),
     Model(
@@ -273,6 +297,14 @@ IMAGE = (
         noise=SIGMA,
     ),
     Model(
+        name="Lumina-Next",
+        transformers=("LuminaNextDiT2DModel",),
+        self_attention=r"layers\.\d+\.attn1",
+        video_shape=grids.image,
+        guidance="cond first",
+        noise=REVERSED_SIGMA,
+    ),
+    Model(
         name="Lumina 2",
         transformers=("Lumina2Transformer2DModel",),
         self_attention=r"(noise_refiner|layers)\.\d+\.attn",
@@ -333,6 +365,8 @@ UNSUPPORTED: Mapping[str, str] = {
         "masking the others"
     ),
     "Cosmos3OmniTransformer": "its generated tokens attend to a longer sequence of keys",
+    "DiTTransformer2DModel": "its images have at most 1,024 tokens, too few to gain",
+    "DreamLiteTransformer2DModel": "it is a block of a U-Net",
     "GlmImageTransformer2DModel": "its image can attend to keys in a cache",
     "Ideogram4Transformer2DModel": "nothing yet reads the layout of its packed sequence",
     "Kandinsky6SRTransformer3DModel": "it already has sparse attention of its own (NABLA)",
@@ -346,7 +380,9 @@ UNSUPPORTED: Mapping[str, str] = {
     "QwenImage21Transformer2DModel": "its segments attend causally, to keys in a cache",
     "SanaTransformer2DModel": "its self-attention is linear",
     "SanaVideoTransformer3DModel": "its self-attention is linear",
+    "SanaWMLTX2RefinerTransformer3DModel": "its video attends to keys in a cache",
     "SanaWMTransformer3DModel": "its self-attention is linear in most layers",
+    "Transformer2DModel": "it is a part of other models, such as U-Nets",
     "WanAnimate2Transformer3DModel": "it runs block masks of its own",
 }
 

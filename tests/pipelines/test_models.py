@@ -1,6 +1,7 @@
 """Every row of the model table, on a tiny random model of the real class."""
 
 import math
+import re
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 from diffusers.hooks.layer_skip import AttentionScoreSkipFunctionMode
+from diffusers.models import transformers
 
 import vidsparse
 from vidsparse.engine import SparseAttention
 from vidsparse.pipelines import taps
 from vidsparse.pipelines.models import MODELS as ROWS
-from vidsparse.pipelines.models import find_model
+from vidsparse.pipelines.models import UNSUPPORTED, find_model
 from vidsparse.pipelines.tokens import OnlyDense
 
 MODELS = runpy.run_path(str(Path(__file__).with_name("tiny_models.py")))["MODELS"]
@@ -149,7 +151,7 @@ def disturbed(tiny):
 def token(x, tiny, at, grid):
     """A view of the values that one token is made of."""
     frame, row, column = at
-    if x.ndim == 6:  # items of a batch, the last of which is the image
+    if tiny.stacked:
         return x[:, -1, :, frame, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
     if tiny.axes is None:
         return x[:, tiny.start + (frame * grid.height + row) * grid.width + column]
@@ -198,6 +200,20 @@ def test_every_class_of_the_table_has_a_tiny_model():
     assert {type(make().module).__name__ for make in MODELS.values()} == set(ROWS)
 
 
+def test_every_image_or_video_transformer_of_diffusers_is_in_the_table_or_refused():
+    """A class that a new release brings is either supported or refused with its reason."""
+    found: set[str] = set()
+    named = re.compile(
+        r"^class (\w+(?:2DModel|3DModel|OmniTransformer))\([^)]*ModelMixin", re.MULTILINE
+    )
+    for path in Path(transformers.__file__).parent.glob("*.py"):
+        found |= set(named.findall(path.read_text()))
+    found -= {"UNet2DModel"}
+    assert len(found) > 50
+    assert found <= set(ROWS) | set(UNSUPPORTED)
+    assert set(ROWS) <= found
+
+
 STACKED = {
     "cogvideox": "uncond first",
     "mochi": "uncond first",
@@ -240,6 +256,7 @@ def test_stacked_guidance_is_told_apart(name, said, is_guided, calls):
     [
         ("kandinsky5", {"sparse_params": {"to_fractal": False}}, "sparse attention of its own"),
         ("flux2", {"kv_cache_mode": "extract"}, "keys of reference images in a cache"),
+        ("joyimage_plus", {"shape_list": [[(1, 5, 7)], [(1, 7, 5)]]}, "of a batch differ in size"),
         ("flux", {"img_ids": torch.zeros(35, 3)}, "ids of 35 image tokens span 1 x 1"),
         ("z_image", {"x": [[torch.zeros(4, 1, 10, 14)]]}, "in between text and image"),
         ("ltx_condition", {"video_coords": torch.rand(1, 3, 210)}, "not those of a video"),

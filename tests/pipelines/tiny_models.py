@@ -14,6 +14,7 @@ from typing import Any
 import diffusers
 import torch
 import torch.nn.functional as F
+from diffusers.models.embeddings import get_2d_rotary_pos_embed_lumina
 from torch import nn
 
 LEVEL = 0.75  # noise, in every model
@@ -38,6 +39,7 @@ class Tiny:
         patch: Values in a token along each.
         start: Tokens before the video in the argument, where tokens are packed.
         references: Frames before the video.
+        stacked: Whether images are items of a second dimension, of which the last is made.
         masked: Whether the model masks padding, which we leave out: equal but for rounding.
     """
 
@@ -50,6 +52,7 @@ class Tiny:
     patch: tuple[int, ...] = (1, 2, 2)
     start: int = 0
     references: int = 0
+    stacked: bool = False
     masked: bool = False
 
 
@@ -545,7 +548,23 @@ def joyimage():
         "timestep": T,
         "encoder_hidden_states": randn(1, 7, 8),
     }
-    return Tiny(module=module, inputs=inputs, grids=["1x5x7+42"], axes=None)
+    return Tiny(module=module, inputs=inputs, grids=["1x5x7+42"], axes=None, stacked=True)
+
+
+def joyimage_plus():
+    """A reference image of 2 x 4 tokens."""
+    module = make("JoyImageEditPlusTransformer3DModel",
+        patch_size=[1, 2, 2], in_channels=4, hidden_size=16, num_attention_heads=2, text_dim=8,
+        num_layers=2, rope_dim_list=[2, 2, 4],
+    )  # fmt: skip
+    inputs = {
+        "hidden_states": randn(1, 35 + 8, 4, 1, 2, 2),
+        "timestep": T,
+        "encoder_hidden_states": randn(1, 12, 8),
+        "encoder_hidden_states_mask": TEXT,
+        "shape_list": [[(1, 5, 7), (1, 2, 4)]],
+    }
+    return Tiny(module=module, inputs=inputs, grids=["1x5x7+17"], axes=None, masked=True)
 
 
 # Images
@@ -596,6 +615,46 @@ def flux2_edit():
         "img_ids": torch.cat([ids(9, 11, 4), ids(4, 6, 4, first=10.0)])[None],
     }
     return replace(made, inputs=inputs, grids=["9+1x9x11+24"])
+
+
+def flux3():
+    """The first layer sees the image alone."""
+    config = {"in_channels": 4, "cond_in_channels": 4, "num_layers": 1, "num_single_layers": 1}
+    sizes = {"attention_head_dim": 16, "num_attention_heads": 2, "joint_attention_dim": 32}
+    module = make("Flux3Transformer2DModel", **config, **sizes, axes_dims_rope=(4, 4, 4, 4))
+    grids = ["1x5x7", "9+1x5x7"]
+    return Tiny(module=module, inputs=_flux_inputs(4), grids=grids, axes=None)
+
+
+def flux3_edit():
+    references = {
+        "image_cond_hidden_states": randn(1, 24, 4),
+        "image_cond_ids": ids(4, 6, 4, first=10.0),
+    }
+    made = flux3()
+    return replace(made, inputs=made.inputs | references, grids=["1x5x7", "9+1x5x7+24"])
+
+
+def bria_fibo2():
+    module = make("BriaFibo2Transformer2DModel",
+        in_channels=4, dim=64, n_layers=2, n_refiner_layers=1, n_heads=2, cap_feat_dim=16,
+        injection_layer_ids=(1,), perceiver_num_layers=1, min_num_gist_tokens=8,
+        max_num_gist_tokens=16, gist_step=4, gist_min_text_len=4, gist_max_text_len=32,
+        axes_dims=(8, 12, 12), axes_lens=(64, 32, 32),
+    )  # fmt: skip
+    inputs = {
+        "hidden_states": image(4),
+        "timestep": SIGMA,
+        "encoder_hidden_states": randn(1, 2, 18, 16),
+    }
+    grids = ["12+1x5x7", "1x5x7"]
+    return Tiny(module=module, inputs=inputs, grids=grids, layers=3, axes=(2, 3), patch=(2, 2))
+
+
+def bria_fibo2_edit():
+    made = bria_fibo2()
+    inputs = made.inputs | {"context_latents": [image(4, height=4, width=6)]}
+    return replace(made, inputs=inputs, grids=["12+1x5x7+6", "1x5x7+6"])
 
 
 def longcat_image():
@@ -783,6 +842,23 @@ def auraflow():
     return Tiny(module=module, inputs=inputs, grids=["17+1x5x7"], axes=(2, 3), patch=(2, 2))
 
 
+def lumina_next():
+    module = make("LuminaNextDiT2DModel",
+        sample_size=16, patch_size=2, in_channels=4, hidden_size=24, num_layers=2,
+        num_attention_heads=3, num_kv_heads=1, multiple_of=16, ffn_dim_multiplier=None,
+        norm_eps=1e-5, learn_sigma=False, qk_norm=True, cross_attention_dim=32,
+    )  # fmt: skip
+    inputs = {
+        "hidden_states": image(4),
+        "timestep": 1 - SIGMA,
+        "encoder_hidden_states": randn(1, 7, 32),
+        "encoder_mask": torch.ones(1, 7),
+        "image_rotary_emb": get_2d_rotary_pos_embed_lumina(8, 384, 384),
+        "cross_attention_kwargs": {"base_sequence_length": 64},
+    }
+    return Tiny(module=module, inputs=inputs, grids=["1x5x7"], axes=(2, 3), patch=(2, 2))
+
+
 def lumina2():
     """Two prompts: the image begins where each ends."""
     module = make("Lumina2Transformer2DModel",
@@ -901,9 +977,10 @@ _BUILDERS: list[Callable[[], Tiny]] = [
     hunyuan_video, hunyuan_video_batch, hunyuan_video_i2v, hunyuan_video_15, hunyuan_video_15_i2v,
     framepack, motif_video, cogvideox, cogvideox_15, consisid, mochi, ltx, ltx_condition, ltx2,
     ltx2_condition, allegro, allegro_masked, easyanimate, cosmos_1, cosmos_2, cosmos_25,
-    kandinsky5, kandinsky6, kandinsky6_i2v, joyimage, flux, flux_kontext, flux2, flux2_edit,
-    longcat_image, ovis_image, bria, bria_fibo, qwen_image, qwen_image_edit, qwen_image_layered,
-    krea2, sd3, pixart, hunyuan_dit, hunyuan_image, hunyuan_image_refiner, auraflow, lumina2,
+    kandinsky5, kandinsky6, kandinsky6_i2v, joyimage, joyimage_plus, flux, flux_kontext, flux2,
+    flux2_edit, flux3, flux3_edit, longcat_image, ovis_image, bria, bria_fibo, bria_fibo2,
+    bria_fibo2_edit, qwen_image, qwen_image_edit, qwen_image_layered, krea2, sd3, pixart,
+    hunyuan_dit, hunyuan_image, hunyuan_image_refiner, auraflow, lumina_next, lumina2,
     hidream, hidream_wide, cogview3_plus, cogview4, ernie_image, z_image,
 ]  # fmt: skip
 
