@@ -54,7 +54,8 @@ def draw(axis: Any, record: dict[str, Any]) -> None:
     axis.set_xlim(right=right + 0.1)
     tokens = TOKENS.get(record["size"], record["size"])
     clips = len(record["cases"])
-    axis.set_title(f"{tokens} tokens, {record['steps']} steps, {clips} clips", fontsize=10)
+    title = f"{tokens} tokens, {record['steps']} steps, {clips} clips"
+    axis.set_title(f"{title}\n{record['note']}" if "note" in record else title, fontsize=10)
     axis.set_xlabel("mean density, dense steps included")
     axis.set_ylabel("PSNR against dense, dB")
     axis.grid(alpha=0.3)

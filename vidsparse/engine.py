@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -174,10 +174,11 @@ class SparseAttention:
         """The call as policies see it; tensors ``(batch, heads, seq, head_dim)``."""
         assert call.grid is not None
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        key = (call.expert, call.layer, call.grid, call.sample, q.shape[:2], str(q.device))
+        where = (call.expert, call.layer, call.sample, q.shape[:2], str(q.device))
         schedule, planner = self.preset.schedule, self._planner
-        state = planner.state((call.branch, *key))
-        shared = planner.state(key) if schedule.share_branches else None
+        state = planner.state((call.branch, call.grid, *where))
+        video = replace(call.grid, suffix=0)  # texts of the branches may differ in length
+        shared = planner.state((video, *where)) if schedule.share_branches else None
         for each in (state, shared):
             if each is not None:
                 each.follow(call.share)

@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vidsparse.budgets import Budgets
@@ -171,13 +172,26 @@ class Planner:
             return None
         packed, arranged = common.get(PLAN), self._arranged_again(inputs)
         assert packed is not None
-        keep = unpack_bits(packed, arranged.inputs.blocks.columns)
+        keep = self._fitted(packed, arranged.inputs)
         plan = plan_of_lists(lists_of_mask(keep), arranged.inputs.blocks)
         tolerance = self.policy.tolerance
         if tolerance is not None and age > 0 and (verdict is None or verdict[0] != step):
             within = still_within(self.policy, inputs, arranged, plan, tolerance * way)
             common.verdict = step, Verdict(within)
         return arranged, plan
+
+    def _fitted(self, packed: Tensor, inputs: Inputs) -> Tensor:
+        """The remembered mask, for a call whose text after the video may be of another length.
+
+        What it says of the video stays; text is kept whole, as always.
+        """
+        columns = inputs.blocks.columns
+        always = self.policy.always(inputs)
+        more = always.shape[-2] - packed.shape[-2]
+        if not more:
+            return unpack_bits(packed, columns)
+        keep = unpack_bits(packed, 8 * packed.shape[-1])
+        return F.pad(keep, (0, columns - keep.shape[-1], 0, more)) | always
 
     def _arranged_again(self, inputs: Inputs) -> Arranged:
         """In the order of the plan that is remembered."""

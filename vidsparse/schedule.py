@@ -27,7 +27,8 @@ class Schedule:
             the ramp has come to its end.
         share_branches: Guidance branches that run one after the other use one order and one plan,
             made by the first of a step. Guidance multiplies what their errors differ in, and
-            errors of the same plan are alike; it also halves the cost of planning.
+            errors of the same plan are alike; it also halves the cost of planning. Their texts may
+            differ in length after the video, not before it.
     """
 
     dense_above: float = 0.95

@@ -162,6 +162,39 @@ def test_branches_in_turn_share_one_plan(name):
 
 
 @pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("texts", [(3, 40), (40, 3), (0, 20), (20, 0)])
+def test_branches_share_a_plan_where_their_texts_differ_in_length(name, texts):
+    chosen = preset(name)
+    engine = SparseAttention(chosen, strict=True)
+    works: list[Any] = []
+    engine.observers.append(lambda call, work, *tensors: works.append(work))
+    for step, sigma in enumerate(SIGMAS):
+        for branch, text in zip(("cond", "uncond"), texts, strict=True):
+            grid = TokenGrid(4, 6, 7, 0, text)
+            tensors = qkv(grid)
+            call = Call(grid=grid, layer=1, step=step, sigma=sigma, branch=branch)
+            out = attend(engine, tensors, call)
+            assert out.isfinite().all()
+            if name != "rectified":  # scales text rows too
+                end = grid.video_tokens
+                torch.testing.assert_close(
+                    out[:, end:], dense(*tensors)[:, end:], atol=2e-5, rtol=1e-4
+                )
+    if not chosen.policy.can_reuse_plans or chosen.policy.static:
+        return
+    for one, other in zip(works[::2], works[1::2], strict=True):
+        one.plan.validate()
+        other.plan.validate()
+        masks = [work.plan.to_block_mask() for work in (one, other)]
+        rows, columns = (min(m.shape[dim] for m in masks) - 1 for dim in (-2, -1))
+        if chosen.policy.order.static:
+            rows = columns = 4 * 6 * 7 // chosen.policy.block  # the next block may hold text
+        same, shared = (mask[..., :rows, :columns] for mask in masks)
+        filled = same.any(dim=-1)  # without its text a row may be empty, and gets some block
+        assert torch.equal(same[filled], shared[filled])
+
+
+@pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("steps", [4, 8])
 def test_few_steps_and_a_late_start_follow_the_noise_level(name, steps):
     grid = TokenGrid(4, 6, 7)

@@ -112,8 +112,11 @@ def usual_block() -> int:
     return 128 if device() == "cuda" else 64
 
 
-def record(rows: list[dict[str, Any]], command: str) -> dict[str, Any]:
-    """The rows with everything that is needed to repeat them."""
+TURNS = "medians of rounds in which all candidates of a shape and density take turns"
+
+
+def record(rows: list[dict[str, Any]], command: str, what: str = TURNS) -> dict[str, Any]:
+    """The rows with everything that is needed to repeat them, and what their numbers are."""
     from vidsparse.cli.doctor import versions
 
     name = torch.cuda.get_device_name() if device() == "cuda" else platform.processor()
@@ -121,7 +124,7 @@ def record(rows: list[dict[str, Any]], command: str) -> dict[str, Any]:
         "command": command,
         "device": name or platform.machine(),
         "versions": versions(),
-        "what": "medians of rounds in which all candidates of a shape and density take turns",
+        "what": what,
         "rows": rows,
     }
 
