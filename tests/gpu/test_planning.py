@@ -85,6 +85,8 @@ def test_errors_of_stand_ins():
     edges = torch.arange(0, 9_002, 100, dtype=torch.int32, device="cuda")
     edges[-1] = 9_001
     offsets = edges[None, None]
-    means = [pool_ragged(x, offsets) for x in (k, v)]
-    got = [stand_in_error(query, k, v, *means, offsets, scale=0.09, impl=impl) for impl in IMPLS]
+    key, value = (pool_ragged(x, offsets) for x in (k, v))
+    got = [
+        stand_in_error(query, k, v, key, value, offsets, scale=0.09, impl=impl) for impl in IMPLS
+    ]
     torch.testing.assert_close(got[0], got[1], atol=1e-6, rtol=1e-2)

@@ -34,8 +34,8 @@ def by_hand(query, k, v, edges, scale):
 
 def errors_of(query, k, v, edges, scale, impl):
     offsets = torch.tensor(edges, dtype=torch.int32, device=k.device)[None, None]
-    means = (pool_ragged(x, offsets, impl="reference") for x in (k, v))
-    return stand_in_error(query, k, v, *means, offsets, scale=scale, impl=impl)
+    key, value = (pool_ragged(x, offsets, impl="reference") for x in (k, v))
+    return stand_in_error(query, k, v, key, value, offsets, scale=scale, impl=impl)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
