@@ -42,6 +42,8 @@ class Model:
         padding: Modules which multiply a padding mask out to queries x keys, or copy it for each
             layer.
         padding_argument: That mask in their forward call.
+        has_own_rows: Whether text before the video attends to other tokens than the video does,
+            which its mask says.
         tested: With a tiny random model alone, or in a whole pipeline too.
     """
 
@@ -56,6 +58,7 @@ class Model:
     one_by_one: bool = False
     padding: str | None = None
     padding_argument: str = "attention_mask"
+    has_own_rows: bool = False
     tested: Literal["model", "pipeline"] = "model"
 
     def layers(self, transformer: nn.Module) -> list[nn.Module]:
@@ -78,6 +81,7 @@ class Model:
             before=lambda extra, padding: self._before(config, arguments, extra, padding),
             branches=branches,
             batch=len(arguments["hidden_states"]) if self.one_by_one else None,
+            has_own_rows=self.has_own_rows,
         )
 
     def noise_level(self, config: Any, arguments: Arguments) -> tuple[Any, Any]:

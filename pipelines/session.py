@@ -227,7 +227,8 @@ class _Forward:
             return self._layout.parts(shape, None, turn)
         source = source_of(mask)
         if self._cut is None or self._cut[0] is not source or self._cut[1] != shape:
-            self._cut = source, shape, self._layout.parts(shape, key_padding(mask, shape), turn)
+            valid = key_padding(mask, shape, self._layout.own_rows(shape[1]))
+            self._cut = source, shape, self._layout.parts(shape, valid, turn)
         return self._cut[2]
 
     def _branches(self, batch: int) -> list[tuple[slice, str]]:
@@ -301,6 +302,10 @@ class _Layer:
             call = self._call(part, asked, None)
             taken = (part.take(q), part.take(k), part.take(v))
             part.put(out, self._run(*taken, call, lambda q, k, v: dense(q, k, v, None)))
+            if part.apart is not None:
+                rows = q[part.entries, part.apart], k[part.entries], v[part.entries]
+                mask = asked.mask[part.entries, ..., part.apart, :]
+                out[part.entries, part.apart] = dense(*rows, mask)
         return out
 
     def _run(

@@ -34,6 +34,7 @@ class Part:
         sample: Which part of its branch this is.
         grid: Layout of the tokens that take part.
         tokens: Those tokens, in order: a slice, or an index ``(tokens,)`` on the device.
+        apart: Text that attends to other tokens than the video does, so by itself; None.
     """
 
     entries: slice
@@ -41,6 +42,7 @@ class Part:
     sample: int
     grid: TokenGrid | None
     tokens: slice | Tensor
+    apart: slice | None = None
 
     @classmethod
     def whole(cls, branch: str) -> Part:
@@ -56,7 +58,9 @@ class Part:
         out[self.entries, self.tokens] = made
 
     def covers(self, shape: torch.Size) -> bool:
-        """Whether the part is the whole call."""
+        """Whether the part is the whole call, done at once."""
+        if self.apart is not None:
+            return False
         return self.tokens == slice(None) and self.entries.indices(shape[0])[:2] == (0, shape[0])
 
 
@@ -70,12 +74,14 @@ class Layout:
             padding.
         branches: Slices of the batch and their guidance branch, from the size of the batch.
         batch: Its size, where the model calls attention for each entry by itself; None.
+        has_own_rows: Whether text before the video attends to other tokens than the video does.
     """
 
     video: TokenGrid
     before: Callable[[int, int], int]
     branches: Branches
     batch: int | None = None
+    has_own_rows: bool = False
 
     def parts(self, shape: torch.Size, valid: Tensor | None, turn: int = 0) -> list[Part]:
         """Cut a call.
@@ -100,10 +106,15 @@ class Layout:
                 sample=sample,
                 grid=self._grid(length, row),
                 tokens=_tokens(row, device),
+                apart=None if valid is None else self.own_rows(length),
             )
             for whole, branch in self.branches(batch)
             for sample, (entries, row) in enumerate(_alike(whole, batch, rows))
         ]
+
+    def own_rows(self, tokens: int) -> slice | None:
+        """The text that attends by itself, padding and all."""
+        return slice(0, self.text_before(tokens)) if self.has_own_rows else None
 
     def text_before(self, tokens: int) -> int:
         """Tokens before the video in a sequence without padding."""
@@ -140,7 +151,7 @@ class Layout:
         return TokenGrid(video.frames, video.height, video.width, prefix, suffix)
 
 
-def key_padding(mask: Any, shape: torch.Size) -> Tensor:
+def key_padding(mask: Any, shape: torch.Size, own_rows: slice | None = None) -> Tensor:
     """The tokens that take part, where that is all that a mask says.
 
     Reads the mask back from its device, unless it is spread over the queries by a stride of 0.
@@ -149,6 +160,7 @@ def key_padding(mask: Any, shape: torch.Size) -> Tensor:
         mask: Boolean, or added to the scores; ``(batch, keys)`` or ``(batch, heads, queries,
             keys)``, with 1 where it is the same for all.
         shape: Of the queries, ``(batch, seq, heads, head_dim)``.
+        own_rows: The first queries, if they may attend to other keys than the rest.
 
     Returns:
         Boolean ``(batch, seq)``.
@@ -167,10 +179,13 @@ def key_padding(mask: Any, shape: torch.Size) -> Tensor:
         mask = mask[:, :, :1]
     if mask.stride(1) == 0:
         mask = mask[:, :1]
+    if own_rows is not None and mask.shape[-2] > 1:
+        mask = mask[:, :, own_rows.stop :]
     taking = mask if mask.dtype == torch.bool else mask == 0
     if mask.dtype != torch.bool and not (taking | (mask <= NEVER)).all():
         raise OnlyDense("the model adds a bias to attention scores")
-    valid = taking[:, 0].diagonal(dim1=-2, dim2=-1) if mask.shape[-2] > 1 else taking[:, 0, 0]
+    has_all_rows = mask.shape[-2] == length > 1
+    valid = taking[:, 0].diagonal(dim1=-2, dim2=-1) if has_all_rows else taking[:, 0, -1]
     if mask.shape[1:3] != (1, 1) and not _same_for_all(taking, valid):
         raise OnlyDense("the model passes an attention mask that differs between queries")
     return valid.expand(batch, length)
@@ -179,7 +194,9 @@ def key_padding(mask: Any, shape: torch.Size) -> Tensor:
 def _same_for_all(taking: Tensor, valid: Tensor) -> bool:
     """Whether all queries attend to the valid keys; those that are padding may do without."""
     keys, queries = valid[:, None, None], valid[:, None, :, None]
-    return bool((taking == keys).all() or (taking == queries & keys).all())
+    if (taking == keys).all():
+        return True
+    return taking.shape[-2] == valid.shape[-1] and bool((taking == queries & keys).all())
 
 
 def _alike(

@@ -286,6 +286,31 @@ def test_unknown_tokens_are_never_taken_for_video():
         layout.parts(torch.Size((1, 110, 2, 12)), None)
 
 
+def test_text_that_attends_causally_stays_exact_beside_a_sparse_image():
+    tiny = MODELS["omnigen"]()
+    seen = []
+    layer = find_model(tiny.module).layers(tiny.module)[0]
+    layer.register_forward_hook(lambda module, args, out: seen.append(out))
+    run(tiny)
+    with sparsify(tiny.module):
+        run(tiny)
+    dense, sparse = seen
+    torch.testing.assert_close(sparse[:, :10], dense[:, :10], rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(sparse[:, 10:], dense[:, 10:], atol=1e-3)
+
+
+def test_a_mask_that_differs_between_image_tokens_is_dense_with_a_reason():
+    tiny = MODELS["omnigen"]()
+    mask = tiny.inputs["attention_mask"].clone()
+    mask[1, -1, 20] = 0
+    expected = run(tiny, attention_mask=mask)
+    with sparsify(tiny.module, strict=False) as session:
+        assert_equal(run(tiny, attention_mask=mask), expected)
+    assert set(session.stats.fallbacks) == {
+        "the model passes an attention mask that differs between queries"
+    }
+
+
 def test_causal_diffusion_forcing_is_dense_with_a_reason():
     """SkyReels-V2 masks the frames to come."""
     tiny = MODELS["skyreels_v2"]()

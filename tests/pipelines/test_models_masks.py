@@ -58,9 +58,9 @@ def test_padding_is_read_once_for_all_layers(name, layers, monkeypatch):
     """Each time waits for a GPU."""
     read = []
 
-    def spy(mask, shape):
+    def spy(mask, shape, own_rows):
         read.append(shape)
-        return key_padding(mask, shape)
+        return key_padding(mask, shape, own_rows)
 
     monkeypatch.setattr("vidsparse.pipelines.session.key_padding", spy)
     tiny = MODELS[name]()

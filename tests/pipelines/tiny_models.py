@@ -878,6 +878,31 @@ def lumina2():
     )
 
 
+def omnigen():
+    """Two prompts, the first of which is padded before; text attends causally."""
+    module = make("OmniGenTransformer2DModel",
+        in_channels=4, patch_size=2, hidden_size=32, num_attention_heads=2, num_key_value_heads=2,
+        intermediate_size=32, num_layers=2, pad_token_id=0, vocab_size=50, time_step_dim=4,
+        max_position_embeddings=512, original_max_position_embeddings=512,
+        rope_scaling={"long_factor": list(range(1, 9)), "short_factor": list(range(1, 9))},
+    )  # fmt: skip
+    words, seen = torch.tensor([[0] * 3 + [1] * 6, [1] * 9]), 9 + 1 + 35
+    mask = torch.ones(2, seen, seen)
+    mask[:, :10] = torch.ones(seen, seen).tril()[:10]  # text and time
+    mask[0, 3:, :3], mask[0, :3] = 0, 1
+    inputs = {
+        "hidden_states": image(4, 2),
+        "timestep": 1 - SIGMA.expand(2),
+        "input_ids": words * torch.arange(1, 10),
+        "input_img_latents": [],
+        "input_image_sizes": {},
+        "attention_mask": mask,
+        "position_ids": torch.arange(seen).expand(2, -1),
+    }
+    grids = ["10+1x5x7", "7+1x5x7"]
+    return Tiny(module=module, inputs=inputs, grids=grids, axes=(2, 3), patch=(2, 2), masked=True)
+
+
 def hidream(height=12, width=12):
     module = make("HiDreamImageTransformer2DModel",
         patch_size=2, in_channels=4, out_channels=4, num_layers=1, num_single_layers=1,
@@ -980,7 +1005,7 @@ _BUILDERS: list[Callable[[], Tiny]] = [
     kandinsky5, kandinsky6, kandinsky6_i2v, joyimage, joyimage_plus, flux, flux_kontext, flux2,
     flux2_edit, flux3, flux3_edit, longcat_image, ovis_image, bria, bria_fibo, bria_fibo2,
     bria_fibo2_edit, qwen_image, qwen_image_edit, qwen_image_layered, krea2, sd3, pixart,
-    hunyuan_dit, hunyuan_image, hunyuan_image_refiner, auraflow, lumina_next, lumina2,
+    hunyuan_dit, hunyuan_image, hunyuan_image_refiner, auraflow, lumina_next, lumina2, omnigen,
     hidream, hidream_wide, cogview3_plus, cogview4, ernie_image, z_image,
 ]  # fmt: skip
 
