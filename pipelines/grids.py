@@ -170,14 +170,17 @@ def text_length(config: Any, arguments: Arguments, extra: int) -> int:
 
 
 def text_of_joint_blocks(config: Any, arguments: Arguments, extra: int) -> int:
-    """Text before, reference images after; or the image alone."""
+    """Text before, reference images after.
+
+    The blocks of FLUX.3 that are no joint ones see the image alone.
+    """
     return text_length(config, arguments, extra) if extra else 0
 
 
 def gist_of_text(config: Any, arguments: Arguments, extra: int) -> int:
-    """Bria Fibo 2: the gist of the text before, images to edit after; the first blocks see no text.
+    """Gist of the text before, images to edit after.
 
-    Prompts of different lengths move the gist to the end.
+    The first blocks of Bria Fibo 2 see no text. Prompts of different lengths move it to the end.
     """
     references = arguments.get("context_latents") or []
     images = sum(prod(_patches(config, (1, *latents.shape[-2:]))) for latents in references)

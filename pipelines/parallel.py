@@ -64,7 +64,7 @@ class Deal:
         if share is None or self._mesh is not mesh or share.number != heads:
             share, self._mesh, self._heard = _in_turn(heads, context), mesh, None
         if self._heard is not None and self._heard[0] != step:
-            share, self._heard = _better(share, self._heard[1].there()), None
+            share, self._heard = better_share(share, self._heard[1].there()), None
         self._share = share
         return share
 
@@ -210,7 +210,7 @@ def _exchange(group: Any, devices: int) -> Callable[[Tensor], Tensor]:
     return exchange
 
 
-def _better(share: HeadShare, density: Tensor) -> HeadShare:
+def better_share(share: HeadShare, density: Tensor) -> HeadShare:
     """Heads dealt anew for these densities, if that saves enough."""
     other = dataclasses.replace(share, order=same_work(density.tolist(), share.devices))
     saved = share.imbalance(density) - other.imbalance(density)

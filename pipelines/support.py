@@ -58,7 +58,7 @@ def _readable(paths: str) -> str:
 def _where(model: Model) -> str:
     """Where tokens stand that are no video."""
     if callable(model.text):
-        return (model.text.__doc__ or "").strip(".").lower()
+        return (model.text.__doc__ or "").partition("\n")[0].strip(".").lower()
     words = {"none": "", "prefix": "before", "suffix": "after", "before the video": "before"}
     return words[model.text]
 
