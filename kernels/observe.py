@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vidsparse.errors import BadInputError
 from vidsparse.kernels.plan import BlockPlan, block_of_token
-from vidsparse.kernels.reference import reference_attention, scores_and_values
+from vidsparse.kernels.reference import attend_to, scores_and_values
 
 NOTHING = float("-inf")
 
@@ -85,10 +85,8 @@ def observe_attention(
 def _observe_reference(
     q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, key_length: Tensor | None
 ) -> Observed:
-    out, lse = reference_attention(
-        q, k, v, plan, scale=scale, key_length=key_length, return_lse=True
-    )
-    scores, _ = scores_and_values(q, k, v, plan, scale, key_length)
+    scores, value = scores_and_values(q, k, v, plan, scale, key_length)
+    out, lse = attend_to(scores, value)
     if plan.kv_order is not None:  # by position in the ordered sequence
         order = plan.kv_order.long().unsqueeze(2)
         scores = scores.gather(-1, order.expand(scores.shape))
@@ -115,7 +113,7 @@ def _observe_reference(
     safe = top.where(top.isfinite(), 0)
     weights = (mass - safe.gather(2, rows.expand(mass.shape))).exp()
     mass = _of_blocks(weights, rows, plan.num_q_blocks, "sum").log() + safe
-    return Observed(out, lse.float(), margin.float(), mass.float())
+    return Observed(out.to(q.dtype), lse.float(), margin.float(), mass.float())
 
 
 def _of_blocks(x: Tensor, rows: Tensor, blocks: int, how: str) -> Tensor:

@@ -65,11 +65,16 @@ def reference_attention(
         ``-inf``.
     """
     scale = float(q.shape[-1] ** -0.5 if scale is None else scale)
-    scores, value = scores_and_values(q, k, v, plan, scale, key_length)
+    out, lse = attend_to(*scores_and_values(q, k, v, plan, scale, key_length))
+    out = torch.empty_like(q).copy_(out) if not q.requires_grad else out
+    return out.to(q.dtype), lse if return_lse else None
+
+
+def attend_to(scores: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp of scores ``(batch, heads, q_len, columns)`` and columns' values."""
     lse = scores.logsumexp(dim=-1)
     weight = (scores - lse.where(lse.isfinite(), 0)[..., None]).exp()
-    out = torch.empty_like(q).copy_(weight @ value) if not q.requires_grad else weight @ value
-    return out.to(q.dtype), lse if return_lse else None
+    return weight @ value, lse
 
 
 def scores_and_values(

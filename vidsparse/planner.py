@@ -185,13 +185,12 @@ class Planner:
 
         What it says of the video stays; text is kept whole, as always.
         """
-        columns = inputs.blocks.columns
-        always = self.policy.always(inputs)
-        more = always.shape[-2] - packed.shape[-2]
-        if not more:
+        rows, columns = inputs.blocks.rows, inputs.blocks.columns
+        if packed.shape[-2] == rows:
             return unpack_bits(packed, columns)
         keep = unpack_bits(packed, 8 * packed.shape[-1])
-        return F.pad(keep, (0, columns - keep.shape[-1], 0, more)) | always
+        keep = F.pad(keep, (0, columns - keep.shape[-1], 0, rows - keep.shape[-2]))
+        return keep | self.policy.always(inputs)
 
     def _arranged_again(self, inputs: Inputs) -> Arranged:
         """In the order of the plan that is remembered."""

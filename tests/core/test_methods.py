@@ -162,7 +162,7 @@ def test_branches_in_turn_share_one_plan(name):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-@pytest.mark.parametrize("texts", [(3, 40), (40, 3), (0, 20), (20, 0)])
+@pytest.mark.parametrize("texts", [(3, 40), (20, 0)])
 def test_branches_share_a_plan_where_their_texts_differ_in_length(name, texts):
     chosen = preset(name)
     engine = SparseAttention(chosen, strict=True)

@@ -40,6 +40,11 @@ class Blocks:
         return -(-self.grid.tokens // self.block)
 
     @property
+    def rows(self) -> int:
+        """How many query blocks there are."""
+        return self.number if self.q_offsets is None else self.q_offsets.shape[-1] - 1
+
+    @property
     def columns(self) -> int:
         """How many key blocks there are."""
         return self.number if self.kv_offsets is None else self.kv_offsets.shape[-1] - 1
