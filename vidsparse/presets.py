@@ -14,7 +14,7 @@ from vidsparse.policies.policy import Alternative, Policy
 from vidsparse.policies.pooled import Pooled
 from vidsparse.policies.radial import Radial
 from vidsparse.policies.random import Random
-from vidsparse.policies.selectors import Scope, Selector
+from vidsparse.policies.selectors import MassOf, Scope, Selector
 from vidsparse.policies.semantic import Semantic
 from vidsparse.policies.stripes import Stripes
 from vidsparse.policies.value_aware import Routing, ValueAware
@@ -204,7 +204,7 @@ PRESETS: Mapping[str, Preset] = _table(
             estimator=Pooled(),
             selector=Selector.TOP_P,
             scope=Scope.HEAD,
-            mass_of=Scope.HEAD,
+            mass_of=MassOf.HEAD,
             p=0.25,
         ),
     ),

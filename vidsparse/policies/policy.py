@@ -26,6 +26,7 @@ from vidsparse.policies.observed import Observed
 from vidsparse.policies.orders import Axes, Hilbert, Order, Raster
 from vidsparse.policies.radial import Radial
 from vidsparse.policies.selectors import (
+    MassOf,
     Scope,
     Selector,
     best_of_map,
@@ -98,7 +99,7 @@ class Policy:
     estimator: Estimator
     selector: Selector = Selector.TOP_K
     scope: Scope = Scope.LAYER
-    mass_of: Scope = Scope.ROW
+    mass_of: MassOf = MassOf.ROW
     compensation: Compensation = Compensation.NONE
     density: float | None = None
     p: float | None = None
@@ -147,10 +148,6 @@ class Policy:
             self.selector is not Selector.TOP_K or self.block != 128
         ):
             raise BadInputError("compensation=levels takes selector=top_k and block=128")
-        if self.scope is Scope.ROW:
-            raise BadInputError("scope=row: a density of each row by itself is selector=top_k")
-        if self.mass_of is Scope.LAYER:
-            raise BadInputError("mass_of takes row or head: each head has its own softmax")
         if isinstance(self.estimator, Observed):
             if self.density is not None:
                 raise BadInputError("this preset has no density: change its margin")
@@ -311,7 +308,7 @@ class Policy:
         if density is not None:
             left = mass_left(mass, self.mass_of)
             lists = _budget(left, always, inputs, density, least, self.scope)
-        elif self.mass_of is Scope.HEAD:
+        elif self.mass_of is MassOf.HEAD:
             assert p is not None
             left = mass_left(mass, self.mass_of)
             lists = select_threshold(left, 1.0 - p, min_count=least, always=always)

@@ -34,17 +34,27 @@ class Selector(StrEnum):
 
 
 class Scope(StrEnum):
-    """Where a budget, or a share of mass, is spent by need.
+    """Where the blocks of a density are shared by need.
 
     Attributes:
-        ROW: In each row by itself.
-        HEAD: In each head's whole map.
+        HEAD: In each head's map.
         LAYER: In all heads of a layer.
+    """
+
+    HEAD = "head"
+    LAYER = "layer"
+
+
+class MassOf(StrEnum):
+    """Of what ``top_p`` keeps a share.
+
+    Attributes:
+        ROW: Of the mass of each row.
+        HEAD: Of that of a head's whole map.
     """
 
     ROW = "row"
     HEAD = "head"
-    LAYER = "layer"
 
 
 def comparable(scores: Tensor, measure: Measure) -> Tensor:
@@ -54,18 +64,18 @@ def comparable(scores: Tensor, measure: Measure) -> Tensor:
     return scores
 
 
-def mass_left(mass: Tensor, scope: Scope) -> Tensor:
+def mass_left(mass: Tensor, of: MassOf) -> Tensor:
     """The share of the row's (or head's) mass that a block and all worse ones hold, in (0, 1].
 
     Top-p keeps the blocks for which it is above 1 - p, so this is a score whose budget is one p for
     a whole head or layer. Summed from the worst block up: next to one, small shares would be lost.
     """
-    flat = mass.flatten(-2) if scope is Scope.HEAD else mass
+    flat = mass.flatten(-2) if of is MassOf.HEAD else mass
     ranked, order = flat.sort(dim=-1, stable=True)
     left = ranked.cumsum(dim=-1)
     left = left / left[..., -1:].clamp(min=1e-30)
     share = torch.empty_like(left).scatter_(-1, order, left)
-    return share.unflatten(-1, mass.shape[-2:]) if scope is Scope.HEAD else share
+    return share.unflatten(-1, mass.shape[-2:]) if of is MassOf.HEAD else share
 
 
 def best_of_map(scores: Tensor, always: Tensor, sizes: Tensor, density: float) -> Tensor:
