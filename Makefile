@@ -11,7 +11,7 @@ demo: .venv/core.stamp
 	.venv/bin/vidsparse compare "$(PROMPT)" --preset balanced,draft --seed 0 -o demo
 
 test: .venv/dev.stamp
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: .venv/dev.stamp
 	.venv/bin/ruff check .
