@@ -33,6 +33,7 @@ from torch.distributed.device_mesh import init_device_mesh
 import vidsparse
 from vidsparse.cli import kernel_bench
 from vidsparse.pipelines import parallel
+from vidsparse.pipelines.models import find_model
 
 WARM = 2  # steps
 LEAST, MOST = 0.05, 0.45  # density of a head
@@ -144,7 +145,7 @@ def uneven_budgets(model: Any) -> Path:
     """A file in which the heads of every layer have densities that rise one after the other."""
     heads = model.config.num_attention_heads
     each = torch.linspace(LEAST, MOST, heads).tolist()
-    layers = sum("attn1" in name and name.count(".") == 2 for name, _ in model.named_modules())
+    layers = len(find_model(model).layers(model))
     path = Path(tempfile.gettempdir()) / f"uneven_budgets_{dist.get_rank()}.json"
     path.write_text(json.dumps({str(layer): each for layer in range(layers)}))
     return path
@@ -169,7 +170,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default="wan-14b-720p", help="of real_sizes.py, by comma")
     parser.add_argument("--presets", default="balanced,draft,radial")
-    parser.add_argument("--uneven", action="store_true", help="heads that differ (Wan)")
+    parser.add_argument("--uneven", action="store_true", help="heads that differ")
     parser.add_argument("--by", choices=["ulysses", "ring"], default="ulysses")
     parser.add_argument("--steps", type=int, default=3, help="timed calls")
     parser.add_argument("--tiny", action="store_true")

@@ -95,13 +95,13 @@ def _observe_reference(
     rows = block_of_token(plan.q_len, plan.q_block, None, plan.q_order).to(q.device)
     rows = rows.expand(q.shape[:3])[..., None]
     used = torch.arange(plan.kv_index.shape[-1], device=q.device) < plan.kv_count[..., None]
+    listed, is_used = (
+        y.expand(*q.shape[:2], -1, -1).gather(2, rows.expand(-1, -1, -1, y.shape[-1]))
+        for y in (plan.kv_index.where(used, 0).long(), used)
+    )
 
     def in_list_order(x: Tensor) -> Tensor:
         """From ``(batch, heads, q_len, N)`` to ``(batch, heads, q_len, K)``."""
-        listed, is_used = (
-            y.expand(*q.shape[:2], -1, -1).gather(2, rows.expand(-1, -1, -1, y.shape[-1]))
-            for y in (plan.kv_index.where(used, 0).long(), used)
-        )
         return x.gather(-1, listed).masked_fill(~is_used, NOTHING)
 
     highest = in_list_order(tiles.amax(dim=-1))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
+from vidsparse.kernels.plan import block_of_token
 
 HIGHEST = 40.0  # score of a key above the best mean of its row; beyond, it counts as that
 
@@ -77,9 +78,7 @@ def _squares_and_mass(
 ) -> tuple[Tensor, Tensor]:
     """Squared error and mass of each block, relative to the top of each row, ``(B, H, M, N)``."""
     key, value = k.float(), v.float()
-    position = torch.arange(k.shape[2], device=k.device, dtype=offsets.dtype)
-    position = position.expand(*k.shape[:2], -1).contiguous()
-    block = torch.searchsorted(offsets[..., 1:].contiguous(), position, right=True)
+    block = block_of_token(k.shape[2], 1, offsets, None)
     norm = value.square().sum(dim=-1)
     along = (value * value_means.gather(2, block[..., None].expand(value.shape))).sum(dim=-1)
     weight = (query @ key.mT * scale - top).clamp(max=HIGHEST).exp()

@@ -11,6 +11,7 @@ from vidsparse.policies.policy import Anchor, Policy
 from vidsparse.policies.random import Random
 from vidsparse.policies.selectors import MassOf, Scope, Selector, best_of_map, mass_left
 from vidsparse.policies.value_aware import ValueAware
+from vidsparse.presets import PRESETS
 
 DIAGONAL = torch.eye(3).bool()
 SIZES = torch.tensor([2.0, 2.0, 1.0])  # pairs: 4 4 2 / 4 4 2 / 2 2 1, 25 in all, 9 on the diagonal
@@ -188,3 +189,12 @@ def test_parts_that_do_not_fit_are_refused(parameters, message):
         parameters = parameters | {"selector": Selector(parameters["selector"])}
     with pytest.raises(BadInputError, match=message):
         Policy(**parameters)
+
+
+def test_a_density_is_shared_in_a_head_or_a_layer_and_in_nothing_else():
+    for name, value, known in (
+        ("scope", "row", "head or layer"),
+        ("mass_of", "layer", "row or head"),
+    ):
+        with pytest.raises(BadInputError, match=f"{name} takes {known}, got '{value}'"):
+            PRESETS["svg2"].override({name: value})

@@ -12,11 +12,6 @@ from vidsparse.kernels.stand_in_error import stand_in_error
 IMPLS = ["triton", "reference"]
 
 
-def means_of(x, edges):
-    parts = [x[..., start:stop, :] for start, stop in pairwise(edges)]
-    return torch.stack([part.sum(-2) / max(1, part.shape[-2]) for part in parts], dim=-2)
-
-
 def by_hand(query, k, v, edges, scale):
     query, k, v = query.double(), k.double(), v.double()
     weights = (query @ k.mT * scale).exp()

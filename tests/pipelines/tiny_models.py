@@ -537,12 +537,15 @@ def kandinsky6_i2v():
     return Tiny(module=module, inputs=inputs, axes=(1, 2, 3), grids=[f"{GRID}+35"])
 
 
+JOYIMAGE = {
+    "patch_size": [1, 2, 2], "in_channels": 4, "hidden_size": 16, "num_attention_heads": 2,
+    "text_dim": 8, "num_layers": 2, "rope_dim_list": [2, 2, 4],
+}  # fmt: skip
+
+
 def joyimage():
     """The image, and a reference image after it, which the pipeline passes before it."""
-    module = make("JoyImageEditTransformer3DModel",
-        patch_size=[1, 2, 2], in_channels=4, hidden_size=16, num_attention_heads=2, text_dim=8,
-        num_layers=2, rope_dim_list=[2, 2, 4],
-    )  # fmt: skip
+    module = make("JoyImageEditTransformer3DModel", **JOYIMAGE)
     inputs = {
         "hidden_states": randn(1, 2, 4, 1, 10, 14),
         "timestep": T,
@@ -553,10 +556,7 @@ def joyimage():
 
 def joyimage_plus():
     """A reference image of 2 x 4 tokens."""
-    module = make("JoyImageEditPlusTransformer3DModel",
-        patch_size=[1, 2, 2], in_channels=4, hidden_size=16, num_attention_heads=2, text_dim=8,
-        num_layers=2, rope_dim_list=[2, 2, 4],
-    )  # fmt: skip
+    module = make("JoyImageEditPlusTransformer3DModel", **JOYIMAGE)
     inputs = {
         "hidden_states": randn(1, 35 + 8, 4, 1, 2, 2),
         "timestep": T,
