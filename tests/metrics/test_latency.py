@@ -1,7 +1,7 @@
 """Timing in turns, and where the time of a generation goes."""
 
 import math
-import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,19 +15,28 @@ def test_candidates_alternate_and_the_first_round_does_not_count():
     assert {name: timing.rounds for name, timing in times.items()} == {"a": 3, "b": 3}
 
 
-def test_the_median_is_in_milliseconds_and_ignores_one_slow_round():
-    pauses = iter([0, 0, 0.01, 0.01, 0.2, 0.01, 0.01])
-    timing = take_turns({"nap": lambda: time.sleep(next(pauses))}, rounds=5)["nap"]
-    assert 9 < timing.median < 60
-    assert timing.spread < 100
+@pytest.fixture
+def pass_time(monkeypatch):
+    """A clock that only moves when it is told to: how busy the machine is does not matter."""
+    now = [0.0]
+    clock = SimpleNamespace(perf_counter=lambda: now[0])
+    monkeypatch.setattr("vidsparse.metrics.latency.time", clock)
+    return lambda seconds: now.__setitem__(0, now[0] + seconds)
 
 
-def test_a_short_candidate_is_repeated_within_its_turn():
+def test_the_median_is_in_milliseconds_and_ignores_one_slow_round(pass_time):
+    pauses = iter([9, 9, 0.01, 0.012, 0.2, 0.012, 0.012])  # the first two do not count
+    timing = take_turns({"nap": lambda: pass_time(next(pauses))}, rounds=5)["nap"]
+    assert timing.median == pytest.approx(12)
+    assert timing.spread == pytest.approx(0)
+
+
+def test_a_short_candidate_is_repeated_within_its_turn(pass_time):
     calls = []
-    timing = take_turns({"nap": lambda: (calls.append(0), time.sleep(0.002))}, rounds=2,
+    timing = take_turns({"nap": lambda: (calls.append(0), pass_time(0.0024))}, rounds=2,
                         at_least_ms=20.0)["nap"]  # fmt: skip
-    assert len(calls) >= 2 + 2 * 4
-    assert timing.median < 15
+    assert len(calls) == 2 + 2 * 8
+    assert timing.median == pytest.approx(2.4)
 
 
 def test_what_is_in_no_stage_is_other_and_stages_add_up():
