@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from vidsparse.kernels.plan import BlockPlan, block_of_token
+from vidsparse.kernels.plan import BlockPlan, Pooled, block_of_token
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], tuple[Tensor, Tensor | None]]
 
@@ -48,17 +48,21 @@ def attend_clusters(
     for b in range(batch):
         length = min(max(0, lengths[b]), plan.kv_len)
         for h in range(heads):
-            kept = masks[b, h][:, blocks[b, h, :length]]
-            for row, (start, stop) in enumerate(starts[b][h]):
-                if start == stop:
+            key, value, kept = k[b, h, :length], v[b, h, :length], masks[b, h]
+            read, bias = kept[:, blocks[b, h, :length]], None
+            if plan.pooled is not None:
+                key, value, read, bias = _with_means(key, value, read, kept, plan.pooled, b, h)
+            rows = read.nonzero()[:, 1].split(read.sum(dim=1).tolist())
+            for (start, stop), row in zip(starts[b][h], rows, strict=True):
+                if start == stop or not len(row):
                     continue
-                read = kept[row].nonzero()[:, 0]
-                key, value = k[b, h].index_select(0, read), v[b, h].index_select(0, read)
-                key, value, bias = _with_means(key, value, plan, masks[b, h, row], b, h)
-                if not len(key):
-                    continue
-                result, sums = attend(q[b, h, start:stop][None, None], key[None, None],
-                                      value[None, None], bias, scale)  # fmt: skip
+                result, sums = attend(
+                    q[b, h, start:stop][None, None],
+                    key.index_select(0, row)[None, None],
+                    value.index_select(0, row)[None, None],
+                    None if bias is None else bias[row][None, None, None],
+                    scale,
+                )
                 out[b, h, start:stop] = result[0, 0]
                 if sums is not None:
                     lse[b, h, start:stop] = sums[0, 0]
@@ -66,20 +70,21 @@ def attend_clusters(
 
 
 def _with_means(
-    key: Tensor, value: Tensor, plan: BlockPlan, kept: Tensor, b: int, h: int
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Keys and values with the means of skipped blocks after them, and ``ln(size)`` for those."""
-    if plan.pooled is None:
-        return key, value, None
-    size = plan.pooled.size
+    key: Tensor, value: Tensor, read: Tensor, kept: Tensor, pooled: Pooled, b: int, h: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The means of all blocks after the tokens of one head, read where a block is skipped.
+
+    Returns:
+        Keys, values, what each query block reads of them, and their bias: ``ln(size)`` for means.
+    """
+    size = pooled.size
     size = size if size.ndim == 1 else size[b % size.shape[0], h % size.shape[1]]
-    skipped = (~kept & (size > 0)).nonzero()[:, 0]
-    bias = key.new_zeros(len(key) + len(skipped))
-    bias[len(key) :] = size[skipped].log()
-    mean_key, mean_value = (
-        x[b, h].index_select(0, skipped).to(key.dtype) for x in (plan.pooled.key, plan.pooled.value)
+    return (
+        torch.cat([key, pooled.key[b, h].to(key.dtype)]),
+        torch.cat([value, pooled.value[b, h].to(value.dtype)]),
+        torch.cat([read, ~kept & (size > 0)], dim=1),
+        torch.cat([key.new_zeros(len(key)), size.log().to(key.dtype)]),
     )
-    return torch.cat([key, mean_key]), torch.cat([value, mean_value]), bias[None, None, None]
 
 
 def _offsets(

@@ -16,6 +16,8 @@ from torch import Tensor
 from vidsparse.errors import BadInputError
 from vidsparse.kernels.permute import order_by_label
 
+AT_ONCE = 1024  # tokens whose scores are made together, so that they stay in a CPU's cache
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Clusters:
@@ -96,10 +98,12 @@ def _draw(x: Tensor, clusters: int, generator: torch.Generator | None) -> Tensor
 def _step_reference(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Labels under the centroids, the tokens' order and offsets by label, and new centroids."""
     rounded = centroids.to(x.dtype).float()  # as the kernel has them
-    score = x.float() @ rounded.mT - rounded.square().sum(dim=-1)[..., None, :] / 2
-    labels = score.argmax(dim=-1)
-    member = torch.nn.functional.one_hot(labels, centroids.shape[2]).float()
-    sizes = member.sum(dim=2)[..., None]
-    means = member.mT @ x.float() / sizes.clamp(min=1)
+    half = rounded.square().sum(dim=-1)[..., None, :] / 2
+    parts = x.split(AT_ONCE, dim=2)
+    labels = torch.cat([(p.float() @ rounded.mT - half).argmax(dim=-1) for p in parts], dim=2)
     order, offsets = order_by_label(labels.int(), centroids.shape[2], impl="reference")
+    sizes = offsets.diff(dim=-1)[..., None]
+    rows = labels[..., None].expand(x.shape)
+    sums = torch.zeros_like(centroids).scatter_add_(2, rows, x.float())
+    means = sums / sizes.clamp(min=1)
     return labels.int(), order, offsets, torch.where(sizes > 0, means, centroids)
