@@ -20,6 +20,12 @@ SMALL = SMALL.split()
 PROMPTS = ["a red circle moving right", "a blue square", "a green star"]
 
 
+@pytest.fixture(autouse=True)
+def workers_get_their_share(monkeypatch):
+    """Ray makes its workers nice: beside other work on few cores they would get next to nothing."""
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+
+
 @pytest.fixture
 def prompts(tmp_path):
     path = tmp_path / "prompts.txt"
