@@ -77,8 +77,7 @@ def _with_means(
     Returns:
         Keys, values, what each query block reads of them, and their bias: ``ln(size)`` for means.
     """
-    size = pooled.size
-    size = size if size.ndim == 1 else size[b % size.shape[0], h % size.shape[1]]
+    size = pooled.size.expand(*pooled.key.shape[:2], -1)[b, h]
     return (
         torch.cat([key, pooled.key[b, h].to(key.dtype)]),
         torch.cat([value, pooled.value[b, h].to(value.dtype)]),

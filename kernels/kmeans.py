@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
-from vidsparse.kernels.permute import order_by_label
+from vidsparse.kernels.permute import order_by_label, permute_tokens
+from vidsparse.kernels.pooling import pool_ragged
 
 AT_ONCE = 1024  # tokens whose scores are made together, so that they stay in a CPU's cache
 
@@ -102,8 +103,6 @@ def _step_reference(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tenso
     parts = x.split(AT_ONCE, dim=2)
     labels = torch.cat([(p.float() @ rounded.mT - half).argmax(dim=-1) for p in parts], dim=2)
     order, offsets = order_by_label(labels.int(), centroids.shape[2], impl="reference")
-    sizes = offsets.diff(dim=-1)[..., None]
-    rows = labels[..., None].expand(x.shape)
-    sums = torch.zeros_like(centroids).scatter_add_(2, rows, x.float())
-    means = sums / sizes.clamp(min=1)
-    return labels.int(), order, offsets, torch.where(sizes > 0, means, centroids)
+    means = pool_ragged(permute_tokens(x, order, impl="reference"), offsets, impl="reference")
+    filled = offsets.diff(dim=-1)[..., None] > 0
+    return labels.int(), order, offsets, torch.where(filled, means, centroids)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
+from vidsparse.kernels.plan import block_of_token
 
 
 def pool_blocks(
@@ -83,9 +84,7 @@ def pool_ragged(x: Tensor, offsets: Tensor, *, impl: str = "auto") -> Tensor:
         from vidsparse.kernels.triton.pooling import launch_ragged
 
         return launch_ragged(x, offsets)
-    position = torch.arange(x.shape[2], device=x.device, dtype=offsets.dtype)
-    position = position.expand(*x.shape[:2], -1).contiguous()
-    block = torch.searchsorted(offsets[..., 1:].contiguous(), position, right=True)
+    block = block_of_token(x.shape[2], 1, offsets, None)
     sums = torch.zeros(
         *x.shape[:2], offsets.shape[-1] - 1, x.shape[3], dtype=torch.float32, device=x.device
     ).scatter_add_(2, block[..., None].expand(x.shape), x.float())
