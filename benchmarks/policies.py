@@ -37,6 +37,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sub-block": ("draft", {"density": 0.25, "estimator": "subblock"}),
     "balanced": ("balanced", {}),
     "balanced, 4 x 4 parts": ("balanced", {"parts": 16}),
+    "balanced, by the errors of means": (
+        "balanced",
+        {"estimator": "routing", "compensation": "centroid"},
+    ),
     "svg2": ("svg2", {}),
     "svg2, one budget": ("svg2", {"density": 0.25}),
     "svg2-ear": ("svg2-ear", {}),

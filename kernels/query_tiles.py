@@ -1,6 +1,8 @@
-"""Tiles of queries for blocks of unequal size, in the order that balances a persistent grid."""
+"""Tiles of queries, each within one query block."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,6 +57,42 @@ def query_tiles(
     tiles = torch.nn.functional.pad(facts, (0, 1))[row]
     tiles[:, 3] += (tile - (ends - number)[row]) * queries
     return tiles, ends[-1:]
+
+
+class RowTiles(NamedTuple):
+    """Tiles of queries in the order of the sequence, each within one query block.
+
+    Attributes:
+        row: Block of each tile, int32 ``(B|1, H|1, number)``; None for blocks of one size.
+        start: First position of each.
+        end: End of its block.
+        number: Tiles of a head.
+    """
+
+    row: Tensor | None
+    start: Tensor | None
+    end: Tensor | None
+    number: int
+
+
+def tiles_of_rows(plan: BlockPlan, queries: int) -> RowTiles:
+    """Cut query blocks into tiles of so many rows.
+
+    How many tiles blocks of unequal size need is not known here, only that it is no more than
+    ``q_len // queries + M``; those not needed have row M.
+    """
+    if plan.q_offsets is None:
+        return RowTiles(None, None, None, plan.num_q_blocks * -(-plan.q_block // queries))
+    starts, sizes = plan.q_offsets[..., :-1], plan.q_offsets.diff(dim=-1)
+    ends = ((sizes + queries - 1) // queries).cumsum(dim=-1, dtype=torch.int32)
+    number = plan.q_len // queries + sizes.shape[-1]
+    tile = torch.arange(number, dtype=torch.int32, device=ends.device).expand(*ends.shape[:2], -1)
+    row = torch.searchsorted(ends, tile.contiguous(), right=True, out_int32=True)
+    inside = row.clamp(max=sizes.shape[-1] - 1).long()
+    first = (ends - (sizes + queries - 1) // queries).gather(-1, inside)
+    start = (starts.gather(-1, inside) + (tile - first) * queries).to(torch.int32).contiguous()
+    end = plan.q_offsets[..., 1:].gather(-1, inside).to(torch.int32).contiguous()
+    return RowTiles(row, start, end, number)
 
 
 def _number(shape: tuple[int, ...], device: torch.device) -> Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from diffusers.hooks.hooks import CacheContext
 from torch import Tensor
+
+from vidsparse.pipelines.noise import level_after
 
 
 class Clock:
@@ -19,17 +21,26 @@ class Clock:
         train_timesteps: The timestep of pure noise.
         on_start: Called when a generation begins: noise has risen, the last one has finished, or
             the pipeline is where it has been before, since the last one was cut short.
+        levels: Noise levels of the steps of this generation, asked when it begins; empty if nobody
+            knows.
 
     Attributes:
         step: Denoising step, from 0; -1 before the first.
         sigma: Noise level in [0, 1], None between generations.
+        next_sigma: Noise level of the step after this one; None if unknown, or at the last.
         branch: Guidance branch.
         context: What the pipeline last said of itself.
     """
 
-    def __init__(self, train_timesteps: int, on_start: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        train_timesteps: int,
+        on_start: Callable[[], None],
+        levels: Callable[[], Sequence[float]] = tuple,
+    ) -> None:
         self._train_timesteps = train_timesteps
         self._on_start = on_start
+        self._ask_levels = levels
         self.context: CacheContext | None = None
         self.finish()
 
@@ -47,11 +58,13 @@ class Clock:
         if self.sigma is None or has_risen or self._has_been_here():
             self.step, self._calls = 0, 0
             self._seen.clear()
+            self._levels = self._ask_levels()
             self._on_start()
         elif sigma != self.sigma:
             self.step, self._calls = self.step + 1, 0
         else:
             self._calls += 1
+        self.next_sigma = None if sigma is None else level_after(sigma, self._levels)
         self.sigma = sigma
         if self.context is not None and self.context.step_index is not None:
             self.step = self.context.step_index
@@ -62,6 +75,8 @@ class Clock:
         """The generation is over."""
         self._seen: set[tuple[int, str]] = set()
         self.step, self.sigma, self.branch, self._calls = -1, None, "", 0
+        self.next_sigma: float | None = None
+        self._levels: Sequence[float] = ()
 
     def _has_been_here(self) -> bool:
         """Whether the pipeline names a step and branch again: the run before was cut short."""

@@ -27,6 +27,7 @@ from vidsparse.pipelines.compiled import make_handle
 from vidsparse.pipelines.masks import keep_padding, source_of
 from vidsparse.pipelines.model import Model
 from vidsparse.pipelines.models import find_model
+from vidsparse.pipelines.noise import noise_levels
 from vidsparse.pipelines.parallel import Deal
 from vidsparse.pipelines.tokens import Layout, OnlyDense, Part, key_padding
 from vidsparse.preset import Preset
@@ -59,7 +60,11 @@ class Session:
         models = {name: find_model(module) for name, module in transformers.items()}
         self.preset = preset
         self._attention = SparseAttention(preset, engine=engine, strict=strict)
-        self._clock = Clock(_train_timesteps(target), self._attention.start_generation)
+        self._clock = Clock(
+            _train_timesteps(target),
+            self._attention.start_generation,
+            lambda: noise_levels(getattr(target, "scheduler", None)),
+        )
         self._undo: list[Callable[[], None]] = [taps.next_epoch]
         taps.next_epoch()
         try:
@@ -336,6 +341,7 @@ class _Layer:
             layer=self._index,
             step=clock.step,
             sigma=clock.sigma,
+            next_sigma=clock.next_sigma,
             branch=part.branch,
             expert=self._forward.name,
             unsupported=unsupported,

@@ -17,7 +17,7 @@ from vidsparse.kernels.engines import check_engine, choose_engine
 from vidsparse.kernels.observe import observe_attention
 from vidsparse.kernels.permute import unpermute_tokens
 from vidsparse.kernels.plan import BlockPlan, dense_plan
-from vidsparse.planner import Planner, Work
+from vidsparse.planner import PLAN, Planner, Work
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.compensation import (
     RESIDUE,
@@ -46,6 +46,7 @@ class Call:
         layer: Index of the self-attention layer in its transformer, from 0.
         step: Denoising step, from 0.
         sigma: Noise level in [0, 1]; None when unknown.
+        next_sigma: Noise level of the next step; None when unknown, or at the last.
         branch: Guidance branch: cond, uncond, or another name.
         expert: Which transformer of the pipeline.
         unsupported: Why the plug-in knows that this call cannot be sparse, in the user's words.
@@ -58,6 +59,7 @@ class Call:
     layer: int
     step: int
     sigma: float | None
+    next_sigma: float | None = None
     branch: str = "cond"
     expert: str = "transformer"
     unsupported: str | None = None
@@ -126,7 +128,7 @@ class SparseAttention:
         with Stopwatch(q.device) as total:
             with Stopwatch(q.device) as planning:
                 inputs = self._inputs(q, k, v, call)
-                way = self.preset.schedule.way(call.sigma or 0.0, call.layer)
+                way = self._way(call)
                 work = self._planner.work(inputs, way)
             out = self._attend(work, call, way)
         self.stats.time(total, planning)
@@ -138,8 +140,20 @@ class SparseAttention:
         """Whether this call is dense whatever the policy would do: not a fallback."""
         if call.sigma is None:
             return False
-        way = self.preset.schedule.way(call.sigma, call.layer)
-        return way <= 0.0 or self.preset.policy.density == 1.0
+        return self._way(call) <= 0.0 or self.preset.policy.density == 1.0
+
+    def _way(self, call: Call) -> float:
+        """How far a call has come from dense, 0, to full sparsity, 1.
+
+        What is observed is first observed at the last dense step, as if it were the one after;
+        where nobody knows which that is, at a dense one besides those of the schedule.
+        """
+        schedule = self.preset.schedule
+        way = schedule.way(call.sigma or 0.0, call.layer)
+        observes = isinstance(self.preset.policy.estimator, Observed)
+        if way > 0.0 or call.next_sigma is None or not observes:
+            return way
+        return schedule.way(call.next_sigma, call.layer)
 
     def _why_dense(self, q: Tensor, k: Tensor, call: Call) -> str | None:
         """The reason this call cannot be sparse, in the user's words."""
@@ -207,7 +221,7 @@ class SparseAttention:
             seen = observe_attention(*inputs.qkv, visits, scale=inputs.scale)
             policy.estimator.observe(inputs, visits, seen, way)
             out = seen.out
-        elif policy.compensation is Compensation.RESIDUAL:
+        elif policy.compensation is Compensation.RESIDUAL and way >= 1.0:
             out, refreshed = self._with_residual(work)
             head_density = head_density + 1 if refreshed else head_density
         elif work.levels:
@@ -223,10 +237,14 @@ class SparseAttention:
         return out if work.q_order is None else unpermute_tokens(out, work.q_order)
 
     def _with_residual(self, work: Work) -> tuple[Tensor, bool]:
-        """The corrected output, and whether dense ran besides because the residual was measured."""
-        inputs, plan = work.inputs, work.plan
-        age = inputs.state.age(RESIDUE, inputs.step)
-        if age is not None and 0 <= age < self.preset.policy.refresh:
+        """The corrected output, and whether dense ran besides because the residual was measured.
+
+        It is of one plan, so it is measured when a plan is made, and used while that is kept.
+        """
+        inputs, plan, step = work.inputs, work.plan, work.inputs.step
+        age, plan_age = inputs.state.age(RESIDUE, step), inputs.common.age(PLAN, step)
+        oldest = self.preset.schedule.replan - 1  # a static plan has no age
+        if age is not None and 0 <= age <= (oldest if plan_age is None else plan_age):
             return with_residual(self._run(inputs, plan), inputs), False
         attend = self._attend_with_lse(inputs.scale)
         sparse, dense = (attend(*inputs.qkv, each) for each in (plan, dense_plan(plan)))

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 from vidsparse.budgets import Budgets
 from vidsparse.errors import BadInputError
+from vidsparse.policies.compensation import Compensation
 from vidsparse.policies.parts import ESTIMATORS, ORDERS
 from vidsparse.policies.policy import Policy
 from vidsparse.schedule import Schedule
@@ -49,6 +50,11 @@ class Preset:
             raise BadInputError(
                 f"preset {self.name!r} cannot use plans again: they depend on levels or on "
                 "observations of their own step (replan=1)"
+            )
+        if self.schedule.replan == 1 and self.policy.compensation is Compensation.RESIDUAL:
+            raise BadInputError(
+                "compensation=residual is measured at a dense step whenever a plan is made, and "
+                "pays only while the plan is kept: give replan, of 2 steps at least, such as 5"
             )
 
     def parameters(self) -> dict[str, Any]:

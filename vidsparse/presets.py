@@ -252,9 +252,10 @@ PRESETS: Mapping[str, Preset] = _table(
     ),
     Preset(
         name="re-ttention",
-        summary="Draft, plus what it lacked when it was last compared with dense attention",
+        summary="Draft, plus what it lacked against dense attention when it was planned",
         source="Re-ttention, arXiv 2505.22918",
         policy=Policy(estimator=Pooled(), density=0.15, compensation=Compensation.RESIDUAL),
+        schedule=Schedule(replan=5),
     ),
     Preset(
         name="psa",

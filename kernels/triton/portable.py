@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vidsparse.kernels.chunks import list_chunks
 from vidsparse.kernels.plan import BlockPlan
+from vidsparse.kernels.query_tiles import tiles_of_rows
 
 LOG2E = 1.4426950408889634
 CHUNK, SLOTS = 16, 8  # no tile of keys is narrower than a chunk
@@ -23,11 +24,29 @@ LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def _load_rows(ptr, positions, valid, stride_s, stride_d, D: tl.constexpr, BD: tl.constexpr):
+def load_rows(ptr, positions, valid, stride_s, stride_d, D: tl.constexpr, BD: tl.constexpr):
     """Rows of a ``(seq, head_dim)`` view, zero where not valid: ``[rows, BD]``."""
     dims = tl.arange(0, BD)
     at = ptr + positions.to(tl.int64)[:, None] * stride_s + dims[None, :].to(tl.int64) * stride_d
     return tl.load(at, mask=valid[:, None] & (dims < D)[None, :], other=0.0)
+
+
+@triton.jit
+def rows_of_tile(
+    tile, tiles_at, row_ptr, start_ptr, end_ptr, q_len,
+    BM: tl.constexpr, Q_BLOCK: tl.constexpr, HAS_TILES: tl.constexpr,
+):  # fmt: skip
+    """The query block of a tile, its first position and the end of its block; see RowTiles."""
+    if HAS_TILES:
+        row = tl.load(row_ptr + tiles_at + tile)
+        start = tl.load(start_ptr + tiles_at + tile)
+        end = tl.load(end_ptr + tiles_at + tile)
+    else:
+        PER_ROW: tl.constexpr = (Q_BLOCK + BM - 1) // BM
+        row = tile // PER_ROW
+        start = row * Q_BLOCK + (tile % PER_ROW) * BM
+        end = tl.minimum((row + 1) * Q_BLOCK, q_len)
+    return row, start, end
 
 
 @triton.jit
@@ -40,7 +59,7 @@ def _attend_tile(
     token = position
     if HAS_ORDER:
         token = tl.load(kv_order_ptr + position, mask=valid, other=0)
-    k = _load_rows(k_ptr, token, valid, k_s, k_d, D, BD)
+    k = load_rows(k_ptr, token, valid, k_s, k_d, D, BD)
     s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2  # [BM, BN]
     s = tl.where(valid[None, :], s, float("-inf"))
     tile_max = tl.max(s, 1)
@@ -49,7 +68,7 @@ def _attend_tile(
     p = tl.exp2(s - m_safe[:, None])
     alpha = tl.exp2(m - m_safe)
     tile_sum = tl.sum(p, 1)
-    v = _load_rows(v_ptr, token, valid, v_s, v_d, D, BD)
+    v = load_rows(v_ptr, token, valid, v_s, v_d, D, BD)
     acc = acc * alpha[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
     l = l * alpha + tile_sum
     margin = 0.0
@@ -85,26 +104,19 @@ def forward(
     tile = tl.program_id(0)
     b = (tl.program_id(1) // heads).to(tl.int64)
     h = (tl.program_id(1) % heads).to(tl.int64)
-    if HAS_Q_TILES:
-        at = b * tile_b + h * tile_h + tile
-        row = tl.load(tile_row_ptr + at)
-        start = tl.load(tile_start_ptr + at)
-        end = tl.load(tile_end_ptr + at)
-        if row >= rows:
-            return
-    else:
-        PER_ROW: tl.constexpr = (Q_BLOCK + BM - 1) // BM
-        row = tile // PER_ROW
-        start = row * Q_BLOCK + (tile % PER_ROW) * BM
-        end = tl.minimum((row + 1) * Q_BLOCK, q_len)
-
+    row, start, end = rows_of_tile(
+        tile, b * tile_b + h * tile_h, tile_row_ptr, tile_start_ptr, tile_end_ptr, q_len,
+        BM, Q_BLOCK, HAS_Q_TILES,
+    )  # fmt: skip
+    if row >= rows:
+        return
     position = start + tl.arange(0, BM)
     row_valid = position < end
     token = position
     if HAS_Q_ORDER:
         order = q_order_ptr + b * q_order_b + h * q_order_h
         token = tl.load(order + position, mask=row_valid, other=0)
-    q = _load_rows(q_ptr + b * q_b + h * q_h, token, row_valid, q_s, q_d, D, BD)
+    q = load_rows(q_ptr + b * q_b + h * q_h, token, row_valid, q_s, q_d, D, BD)
 
     kv_end = tl.load(kv_end_ptr + b)
     count = tl.load(count_ptr + b * count_b + h * count_h + row)
@@ -235,7 +247,7 @@ def launch(
     shape = (batch, heads, rows, width) if with_stats else (0,)
     margin, mass = (q.new_zeros(shape, dtype=torch.float32) for _ in range(2))
     queries = min(64 if head_dim > 128 else 128, max(16, triton.next_power_of_2(plan.q_block)))
-    q_tiles, num_tiles = _query_tiles(plan, queries)
+    q_tiles = tiles_of_rows(plan, queries)
     if key_length is None:
         key_length = torch.full((batch,), plan.kv_len, dtype=torch.int32, device=q.device)
     lists, table = [plan.kv_count.contiguous(), index], None
@@ -247,10 +259,10 @@ def launch(
     arguments = [
         q, k, v, out, *(out if x is None else x for x in (lse, margin, mass)),
         *lists, key_length.to(torch.int32).clamp(max=plan.kv_len),
-        *(lists[0] if x is None else x for x in (*q_tiles, *optional)),
+        *(lists[0] if x is None else x for x in (*q_tiles[:3], *optional)),
         *(stride for x in (q, k, v, out) for stride in x.stride()),
         *shared_strides(lists[0]), *shared_strides(lists[1]), lists[1].stride(2),
-        *(stride for x in (q_tiles[0], *optional) for stride in shared_strides(x)),
+        *(stride for x in (q_tiles.row, *optional) for stride in shared_strides(x)),
         heads, rows, width, q_len, scale * LOG2E,
     ]  # fmt: skip
     constants = {
@@ -266,7 +278,7 @@ def launch(
         "HAS_LSE": return_lse,
         "WITH_STATS": with_stats,
     }
-    grid = (num_tiles, batch * heads)
+    grid = (q_tiles.number, batch * heads)
     if tiles is None and q.is_cuda:
         _tuned[grid](*arguments, **constants)
         return Result(out, lse, margin, mass)
@@ -275,26 +287,6 @@ def launch(
         tiles = Tiles(keys=keys if with_stats else min(64, keys), num_warps=4, num_stages=2)
     forward[grid](*arguments, **constants, **tiles.config().all_kwargs())
     return Result(out, lse, margin, mass)
-
-
-def _query_tiles(plan: BlockPlan, queries: int) -> tuple[tuple[Tensor | None, ...], int]:
-    """Row, start and end of each tile of queries, for blocks of unequal size; how many there are.
-
-    How many tiles the blocks need is not known here, only that it is no more than
-    ``q_len // queries + M``; those not needed have row M.
-    """
-    if plan.q_offsets is None:
-        return (None, None, None), plan.num_q_blocks * -(-plan.q_block // queries)
-    starts, sizes = plan.q_offsets[..., :-1], plan.q_offsets.diff(dim=-1)
-    ends = ((sizes + queries - 1) // queries).cumsum(dim=-1, dtype=torch.int32)
-    number = plan.q_len // queries + sizes.shape[-1]
-    tile = torch.arange(number, dtype=torch.int32, device=ends.device).expand(*ends.shape[:2], -1)
-    row = torch.searchsorted(ends, tile.contiguous(), right=True, out_int32=True)
-    inside = row.clamp(max=sizes.shape[-1] - 1).long()
-    first = (ends - (sizes + queries - 1) // queries).gather(-1, inside)
-    start = starts.gather(-1, inside) + (tile - first) * queries
-    end = plan.q_offsets[..., 1:].gather(-1, inside)
-    return (row, start.to(torch.int32).contiguous(), end.to(torch.int32).contiguous()), number
 
 
 def shared_strides(x: Tensor | None) -> tuple[int, int]:

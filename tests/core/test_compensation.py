@@ -83,9 +83,9 @@ def test_a_residual_is_of_every_token_and_gives_way_to_the_sparse_output():
     torch.testing.assert_close(out, by_hand, atol=1e-5, rtol=1e-4)
 
 
-def test_a_residual_makes_the_refresh_step_dense_and_later_steps_better():
+def test_a_residual_makes_the_planning_step_dense_and_later_steps_better():
     q, k, v = tokens(), tokens(), tokens()
-    plain, engine = make("draft", density=0.2), make("re-ttention", density=0.2, refresh=4)
+    plain, engine = make("draft", density=0.2), make("re-ttention", density=0.2, replan=4)
     exact = dense(q, k, v)
     torch.testing.assert_close(engine(q, k, v, CALL, dense), exact, atol=1e-5, rtol=1e-4)
     assert engine.stats.mean_density == 1 + plain_density(plain, q, k, v)  # both have run
@@ -97,6 +97,31 @@ def test_a_residual_makes_the_refresh_step_dense_and_later_steps_better():
         assert engine.stats.step_density[step] < 0.3
     refreshed = engine(q, k, v, dataclasses.replace(CALL, step=4), dense)
     torch.testing.assert_close(refreshed, exact, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_each_branch_measures_the_residual_of_the_plan_it_runs(static):
+    changes = {"estimator": "band", "selector": "threshold"} if static else {}
+    engine = make("re-ttention", density=0.2, replan=3, **changes)
+    for step in range(6):
+        q, k, v = tokens(), tokens(), tokens()  # what changes calls for other plans
+        for branch in ("cond", "uncond"):
+            call = dataclasses.replace(CALL, step=step, branch=branch)
+            error = (engine(q, k, v, call, dense) - dense(q, k, v)).abs().max()
+            assert (error < 1e-5) == (step in (0, 3))
+    found = [1 + 0.2 if step in (0, 3) else 0.2 for step in range(6)]
+    assert list(engine.stats.step_density.values()) == pytest.approx(found, abs=0.1)
+
+
+def test_a_ramp_whose_plans_change_has_no_residual():
+    q, k, v = tokens(), tokens(), tokens()
+    changes = {"density": 0.2, "dense_above": 0.9, "full_below": 0.5}
+    engine, plain = make("re-ttention", **changes), make("draft", **changes)
+    for step, sigma in enumerate((0.8, 0.6)):
+        call = dataclasses.replace(CALL, step=step, sigma=sigma)
+        assert torch.equal(engine(q, k, v, call, dense), plain(q, k, v, call, dense))
+    full = dataclasses.replace(CALL, step=2, sigma=0.5)
+    torch.testing.assert_close(engine(q, k, v, full, dense), dense(q, k, v), atol=1e-5, rtol=1e-4)
 
 
 def test_the_gate_of_rectified_asks_for_more_gain_than_error(make_inputs):
@@ -120,6 +145,7 @@ def test_the_gate_of_rectified_asks_for_more_gain_than_error(make_inputs):
         ("lite", {"density": 0.3}, "this preset has no density: change its margin"),
         ("svg2", {"compensation": "residual"}, "clusters, not equal blocks"),
         ("lite", {"replan": 2}, "cannot use plans again"),
+        ("draft", {"compensation": "residual"}, "give replan, of 2 steps at least"),
         ("auto", {"compensation": "rescale"}, "tolerance measures compensation none or"),
         ("radial", {"order": "tile"}, "order=raster"),
         ("draft", {"order": "tiles"}, "unknown order 'tiles': did you mean tile"),

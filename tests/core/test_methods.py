@@ -233,6 +233,25 @@ def test_lite_only_drops_blocks_until_rotation_shows_them_again():
     assert isinstance(reopening.preset.policy.estimator, Observed)
 
 
+def test_lite_first_looks_at_the_last_dense_step_where_the_run_tells_which_that_is():
+    grid = TokenGrid(4, 8, 8)
+    q, k, v = qkv(grid)
+    sigmas = (1.0, 0.95, 0.85, 0.4)
+    told, untold = (SparseAttention(preset("lite", margin=-1.0)) for _ in range(2))
+    for step, (sigma, after) in enumerate(zip(sigmas, (*sigmas[1:], None), strict=True)):
+        call = Call(grid=grid, layer=1, step=step, sigma=sigma)
+        untold(4 * q, 4 * k, v, call, dense)
+        out = told(4 * q, 4 * k, v, dataclasses.replace(call, next_sigma=after), dense)
+        if step == 1:
+            torch.testing.assert_close(out, dense(4 * q, 4 * k, v), atol=1e-5, rtol=1e-4)
+    assert told.stats.dense_steps_share == 0.5
+    dense_steps = [
+        [step for step, density in engine.stats.step_density.items() if density == 1]
+        for engine in (told, untold)
+    ]
+    assert dense_steps == [[0, 1], [0, 1, 2]]
+
+
 def test_visits_of_lite_start_at_the_diagonal_and_go_round():
     plan = BlockPlan.from_mask(
         torch.tensor([[[[1, 1, 0, 1], [1, 1, 0, 1], [1, 0, 1, 0], [1, 0, 0, 1]]]]).bool(),

@@ -180,7 +180,7 @@ def test_rotation_shows_every_block_once_in_a_round(make_inputs):
         ({"estimator": Exact(), "selector": "top_p"}, "only ranks blocks: give it a density"),
         ({"estimator": Exact(), "density": 0.5, "floor": 2}, r"floor must be in \[0, 1\], got 2"),
         ({"estimator": Exact(), "density": 0.5, "rotate": 1}, r"rotate must be in \[0, 1\)"),
-        ({"estimator": Exact(), "density": 0.5, "refresh": 0}, "refresh must be at least 1"),
+        ({"estimator": Exact(), "density": 0.5, "choose_every": -1}, "choose_every must be"),
         ({"estimator": Exact(), "selector": "top_p", "p": 0.0}, r"p must be in \(0, 1\], got 0"),
     ],
 )

@@ -37,6 +37,19 @@ def test_without_a_word_noise_is_read_from_the_timestep(run):
     assert run.call(timestep=[750.0]) == (0, 0.75, "call0")
 
 
+def test_the_noise_of_the_next_step_is_looked_up_where_the_scheduler_tells_its_levels(run):
+    levels = [1.0, 0.9, 0.9, 0.75, 0.5]  # a level counts once, whatever calls there are at it
+    run.clock = Clock(1000, run.start, lambda: levels)
+    found = []
+    for timestep in (900.0, 900.0, 751.0, 500.0):  # from image to video: it starts late
+        run.call([timestep])
+        found.append(run.clock.next_sigma)
+    assert found == [0.75, 0.75, 0.5, None]
+    run.clock = Clock(1000, run.start)
+    run.call([900.0])
+    assert run.clock.next_sigma is None
+
+
 def test_timesteps_of_single_tokens_count_at_their_noisiest(run):
     assert run.call(timestep=[[0.0, 0.0, 500.0]])[1] == 0.5
 

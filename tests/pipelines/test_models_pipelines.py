@@ -74,8 +74,12 @@ def test_a_generation_is_told_by_step_branch_and_noise(case):
     with vidsparse.sparsify(pipe, "draft", strict=True, **dense):
         torch.testing.assert_close(generate(), untouched, rtol=1e-4, atol=1e-5)
     with vidsparse.sparsify(pipe, "draft", strict=True, **SPARSE) as session:
+        told: dict[int, float | None] = {}
+        session.observe(lambda call, *_: told.update({call.step: call.next_sigma}))
         sparse = generate()
         stats = session.stats
+        for step in told.keys() - {STEPS - 1}:
+            assert told[step] == pytest.approx(stats.sigmas[step + 1], abs=0.002)
         found = {(key.step, key.layer, key.branch.split("/")[1]) for key in stats.calls}
         assert found == {
             (step, layer, branch)

@@ -27,8 +27,9 @@ class Compensation(StrEnum):
             skipped blocks are added, where that gains more than it errs (Rectified SpaAttn).
         CENTROID: They attend through their mean key and value, scored with ``+ ln(size)``.
         LEVELS: The next best attend through means of 2, 4 and 8 tokens (PSA).
-        RESIDUAL: What they gave each token at the last refresh is added to the output, which is
-            scaled by the share of mass it had then (Re-ttention, arXiv 2505.22918).
+        RESIDUAL: What they gave each token when the plan was made is added to the output, which is
+            scaled by the share of mass it had then (Re-ttention, arXiv 2505.22918). From full
+            sparsity on: a plan that changes from step to step lacks something else every time.
     """
 
     NONE = "none"
@@ -125,7 +126,7 @@ def with_levels(
 
 
 RATIO, RESIDUE = "ratio of denominators", "residual"
-RISE = 0.04  # of the ratio at every step after a refresh
+RISE = 0.04  # of the ratio at every step after it was measured
 
 
 def refresh_residual(

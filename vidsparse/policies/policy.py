@@ -92,7 +92,6 @@ class Policy:
         level2: Share of the key blocks that ``levels`` reads as means of 2 tokens, in [0, 1].
         level4: The same, of 4 tokens.
         level8: The same, of 8 tokens.
-        refresh: Steps until ``residual`` is measured anew, at a dense step.
     """
 
     order: Order = Raster()  # noqa: RUF009 it is frozen
@@ -113,7 +112,6 @@ class Policy:
     level2: float = 0.0
     level4: float = 0.0
     level8: float = 0.0
-    refresh: int = 5
     tolerance: float | None = None
 
     def __post_init__(self) -> None:
@@ -133,7 +131,7 @@ class Policy:
             raise BadInputError(f"rotate must be in [0, 1), got {self.rotate:g}")
         if self.block % 16 or not 16 <= self.block <= 256:
             raise BadInputError(f"block must be a multiple of 16 from 16 to 256, got {self.block}")
-        for name, least in (("choose_every", 0), ("sampled_rows", 1), ("refresh", 1)):
+        for name, least in (("choose_every", 0), ("sampled_rows", 1)):
             if getattr(self, name) < least:
                 raise BadInputError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
