@@ -67,7 +67,7 @@ def layer_state_bytes(
         if policy.compensation is Compensation.RESIDUAL:
             own += grid.tokens * (head_dim + 1) * itemsize
         if remembers and policy.can_reuse_plans and not policy.static:
-            rows, columns = _blocks(policy, grid)
+            rows, columns = block_counts(policy, grid)
             mask = rows * -(-columns // 8)
         if isinstance(order, Semantic) and remembers:
             common += order.label_bytes(grid)
@@ -89,7 +89,7 @@ def _one_mask_for_all(policy: Policy) -> bool:
     return alike and not policy.estimator.needs_data and not policy.rotate
 
 
-def _blocks(policy: Policy, grid: TokenGrid) -> tuple[int, int]:
+def block_counts(policy: Policy, grid: TokenGrid) -> tuple[int, int]:
     """Blocks of queries and of keys."""
     if not isinstance(policy.order, Semantic):
         number = -(-grid.tokens // policy.block)

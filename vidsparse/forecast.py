@@ -8,9 +8,11 @@ from typing import Any
 import torch
 
 from vidsparse.errors import BadInputError
+from vidsparse.footprint import block_counts
 from vidsparse.grid import TokenGrid
 from vidsparse.planner import Planner
 from vidsparse.policies.blocks import Blocks
+from vidsparse.policies.compensation import Compensation
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.policy import Policy
 from vidsparse.policies.radial import Radial
@@ -86,7 +88,9 @@ def forecast(preset: Preset, grid: TokenGrid, sigmas: list[float], layers: int |
     schedule = preset.schedule
     block_density = mask.at(1.0)
     notes += mask.planner.notes  # of the mask; the ramp above it would only say the same again
-    steps = [mask.at(schedule.way(sigma, schedule.dense_layers)) for sigma in sigmas]
+    ways = [schedule.way(sigma, schedule.dense_layers) for sigma in sigmas]
+    besides = _compensated(preset, grid, ways, [mask.at(way) for way in ways])
+    steps = [mask.at(way) + more for way, more in zip(ways, besides, strict=True)]
     return Forecast(
         preset=preset,
         grid=grid,
@@ -135,6 +139,23 @@ class _Mask:
             blocks = self._inputs.blocks
             return self.policy.estimator.token_density(blocks.grid, blocks.block)
         return block_density
+
+
+def _compensated(
+    preset: Preset, grid: TokenGrid, ways: list[float], densities: list[float]
+) -> list[float]:
+    """What compensation computes at each step beside the plan, as a share of all pairs."""
+    policy, replan = preset.policy, preset.schedule.replan
+    if policy.compensation is Compensation.LEVELS:
+        means = sum(share / tokens for tokens, share in policy.levels.items())
+        return [way * means for way in ways]
+    if policy.compensation is Compensation.CENTROID:
+        means = block_counts(policy, grid)[1] / grid.tokens
+        return [(1 - density) * means for density in densities]
+    if policy.compensation is Compensation.RESIDUAL:
+        full = [step for step, way in enumerate(ways) if way >= 1]  # each new plan: a dense step
+        return [float(step in full[::replan]) for step in range(len(ways))]
+    return [0.0] * len(ways)
 
 
 def _always_dense(preset: Preset, grid: TokenGrid, layers: int | None) -> tuple[float, list[str]]:

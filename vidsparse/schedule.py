@@ -24,7 +24,8 @@ class Schedule:
         dense_layers: The first so many layers are always dense.
         budgets: A JSON file with a density for each layer, or each head of it, at full sparsity.
         replan: A layer's plan is made anew after so many steps; in between it is used again, once
-            the ramp has come to its end.
+            the ramp has come to its end. Under compensation residual each new plan, from then on,
+            costs a dense step.
         share_branches: Guidance branches that run one after the other use one order and one plan,
             made by the first of a step. Guidance multiplies what their errors differ in, and
             errors of the same plan are alike; it also halves the cost of planning. Their texts may

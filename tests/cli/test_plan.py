@@ -1,8 +1,10 @@
 import json
 
 import pytest
+import torch
 
 from vidsparse import forecast
+from vidsparse.engine import Call, SparseAttention
 from vidsparse.grid import TokenGrid
 from vidsparse.presets import PRESETS
 
@@ -42,6 +44,21 @@ def test_on_many_blocks_the_ramp_is_what_it_asks_for(monkeypatch):
     planned = forecast.forecast(chosen, grid, sigmas, layers=4)
     assert short.step_density == pytest.approx(planned.step_density, abs=2e-3)
     assert short.step_density[-1] == planned.step_density[-1] < 0.5
+
+
+@pytest.mark.parametrize("name", ["draft", "psa", "semantic", "re-ttention"])
+def test_what_stands_in_for_skipped_blocks_counts_as_in_a_run(name):
+    grid, sigmas = TokenGrid(6, 16, 32), [0.97, 0.88, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]
+    chosen = PRESETS[name].override({"min_tokens": 0})
+    engine = SparseAttention(chosen, strict=True)
+    for step, sigma in enumerate(sigmas):
+        call = Call(grid=grid, layer=0, step=step, sigma=sigma)
+        q, k, v = torch.randn(3, 1, grid.tokens, 2, 16)
+        engine(q, k, v, call, lambda q, k, v: v)
+    found = forecast.forecast(chosen, grid, sigmas, layers=1)
+    ran = list(engine.stats.step_density.values())
+    assert found.step_density == pytest.approx(ran, abs=0.02)
+    assert found.dense_steps_share == engine.stats.dense_steps_share
 
 
 def test_a_density_below_what_the_mask_allows_is_noted(cli):
