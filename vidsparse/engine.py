@@ -30,6 +30,7 @@ from vidsparse.policies.compensation import (
 )
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.observed import Observed
+from vidsparse.policies.policy import Policy
 from vidsparse.preset import Preset
 from vidsparse.stats import CallKey, Stats, Stopwatch
 
@@ -191,8 +192,8 @@ class SparseAttention:
         where = (call.expert, call.layer, call.sample, q.shape[:2], str(q.device))
         schedule, planner = self.preset.schedule, self._planner
         state = planner.state((call.branch, call.grid, *where))
-        video = replace(call.grid, suffix=0)  # texts of the branches may differ in length
-        shared = planner.state((video, *where)) if schedule.share_branches else None
+        alike = _alike_in_branches(call.grid, self.preset.policy)
+        shared = planner.state((alike, *where)) if schedule.share_branches else None
         for each in (state, shared):
             if each is not None:
                 each.follow(call.share)
@@ -273,3 +274,12 @@ class SparseAttention:
         self.stats.memory_bytes = self._planner.nbytes()
         self.stats.host_memory_bytes = self._planner.host_nbytes()
         self.stats.notes |= self._planner.notes
+
+
+def _alike_in_branches(grid: TokenGrid, policy: Policy) -> TokenGrid:
+    """What branches have in common that can share a plan: their texts may differ in length.
+
+    Before the video only where text is a cluster of its own; equal blocks would be cut elsewhere.
+    """
+    prefix = grid.prefix if policy.order.static else min(grid.prefix, 1)
+    return replace(grid, prefix=prefix, suffix=0)

@@ -29,7 +29,7 @@ class Schedule:
         share_branches: Guidance branches that run one after the other use one order and one plan,
             made by the first of a step. Guidance multiplies what their errors differ in, and
             errors of the same plan are alike; it also halves the cost of planning. Their texts may
-            differ in length after the video, not before it.
+            differ in length: after the video, and where blocks are clusters before it too.
     """
 
     dense_above: float = 0.95

@@ -194,6 +194,31 @@ def test_branches_share_a_plan_where_their_texts_differ_in_length(name, texts):
         assert torch.equal(same[filled], shared[filled])
 
 
+@pytest.mark.parametrize("name", ["semantic", "auto", "svg2"])
+@pytest.mark.parametrize("suffixes", [(0, 0), (2, 9), (4, 0)])
+def test_clusters_are_shared_where_texts_before_the_video_differ_in_length(name, suffixes):
+    chosen = preset(name)
+    engine = SparseAttention(chosen, strict=True)
+    works: list[Any] = []
+    engine.observers.append(lambda call, work, *tensors: works.append(work))
+    for step, sigma in enumerate(SIGMAS):
+        for branch, prefix, suffix in zip(("cond", "uncond"), (3, 40), suffixes, strict=True):
+            grid = TokenGrid(4, 6, 7, prefix, suffix)
+            tensors = qkv(grid)
+            call = Call(grid=grid, layer=1, step=step, sigma=sigma, branch=branch)
+            out, exact = attend(engine, tensors, call), dense(*tensors)
+            for text in (slice(prefix), slice(prefix + grid.video_tokens, None)):
+                torch.testing.assert_close(out[:, text], exact[:, text], atol=2e-5, rtol=1e-4)
+    for one, other in zip(works[::2], works[1::2], strict=True):
+        other.plan.validate()
+        masks = [work.plan.to_block_mask()[..., 1:-1, 1:-1] for work in (one, other)]
+        rows, columns = (min(m.shape[dim] for m in masks) for dim in (-2, -1))
+        same, shared = (mask[..., :rows, :columns] for mask in masks)
+        filled = same.any(dim=-1)  # without its text a row may be empty, and gets some block
+        assert torch.equal(same[filled], shared[filled])
+        assert torch.equal(one.q_order[..., 3:171] - 3, other.q_order[..., 40:208] - 40)
+
+
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("steps", [4, 8])
 def test_few_steps_and_a_late_start_follow_the_noise_level(name, steps):
