@@ -1,5 +1,7 @@
 """Noise levels as schedulers tell them during a run."""
 
+from itertools import pairwise
+
 import diffusers
 import pytest
 
@@ -24,7 +26,7 @@ def test_the_level_after_each_timestep_is_that_of_the_next(name, config):
     levels = noise_levels(scheduler)
     read = sorted({float(t) / 1000 for t in scheduler.timesteps}, reverse=True)
     assert len(read) >= 8
-    for sigma, after in zip(read, read[1:], strict=False):
+    for sigma, after in pairwise(read):
         assert level_after(sigma, levels) == pytest.approx(after, abs=0.002)
 
 
