@@ -57,13 +57,13 @@ def observe_attention(
         plan: Of equal blocks of at most 128 tokens, without pooled stand-ins.
         scale: Score scale, ``head_dim ** -0.5`` when None.
         key_length: Keys that exist in each batch entry, int32 ``(batch,)``.
-        impl: "triton", "reference", or "auto": Triton on CUDA.
+        impl: "triton", "cpu", "reference", or "auto": Triton on CUDA, else "cpu".
 
     Raises:
         BadInputError: For a plan of unequal or larger blocks, or with pooled stand-ins.
     """
-    if impl not in ("auto", "triton", "reference"):
-        raise BadInputError(f"unknown impl {impl!r}: choose auto, triton or reference")
+    if impl not in ("auto", "triton", "cpu", "reference"):
+        raise BadInputError(f"unknown impl {impl!r}: choose auto, triton, cpu or reference")
     if plan.q_offsets is not None or plan.kv_offsets is not None or plan.pooled is not None:
         raise BadInputError("observing needs equal blocks and no pooled stand-ins")
     if max(plan.q_block, plan.kv_block) > 128:
@@ -79,7 +79,11 @@ def observe_attention(
         assert margin is not None
         assert mass is not None
         return Observed(out, lse, margin, mass)
-    return _observe_reference(q, k, v, plan, scale, key_length)
+    if impl == "reference":
+        return _observe_reference(q, k, v, plan, scale, key_length)
+    from vidsparse.kernels.cpu_observe import observe_gathered
+
+    return observe_gathered(q, k, v, plan, scale, key_length)
 
 
 def _observe_reference(

@@ -8,7 +8,7 @@ import torch
 from vidsparse.errors import BadInputError
 from vidsparse.kernels.observe import observe_attention
 
-IMPLS = ["triton", "reference"]
+IMPLS = ["triton", "cpu", "reference"]
 
 
 @pytest.mark.parametrize("impl", IMPLS)
