@@ -9,10 +9,9 @@ import itertools
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from vidsparse.kernels.observe import NOTHING, Observed
+from vidsparse.kernels.observe import NOTHING, Observed, lead_of
 from vidsparse.kernels.order import attend_in_order
 from vidsparse.kernels.plan import BlockPlan
 
@@ -72,16 +71,14 @@ def _of_list(
     wide = torch.promote_types(q.dtype, torch.float32)
     scores = (q.to(wide) @ k.to(wide).mT * scale).masked_fill_(~exists, NOTHING)
     highest = scores.unflatten(-1, (number, -1)).amax(dim=-1)  # (rows, number)
-    running = highest.cummax(dim=-1).values
-    before = F.pad(running[:, :-1], (1, 0), value=NOTHING)
-    lead = (highest - before).where(highest.isfinite(), NOTHING)
-    top = running[:, -1:].where(running[:, -1:].isfinite(), 0)
+    top = highest.amax(dim=-1, keepdim=True)
+    top = top.where(top.isfinite(), 0)
     weights = (scores - top).exp_()
     tiles = weights.unflatten(-1, (number, -1)).sum(dim=-1)
     total = tiles.sum(dim=-1, keepdim=True)
     return Observed(
         out=(weights @ v.to(wide) / total.where(total > 0, 1)).to(q.dtype),
         lse=(total.log() + top)[:, 0].float(),
-        margin=lead.amax(dim=0).float(),
+        margin=lead_of(highest).amax(dim=0).float(),
         mass=(tiles.log() + top).logsumexp(dim=0).float(),
     )

@@ -108,9 +108,7 @@ def _observe_reference(
         """From ``(batch, heads, q_len, N)`` to ``(batch, heads, q_len, K)``."""
         return x.gather(-1, listed).masked_fill(~is_used, NOTHING)
 
-    highest = in_list_order(tiles.amax(dim=-1))
-    before = F.pad(highest.cummax(dim=-1).values[..., :-1], (1, 0), value=NOTHING)
-    lead = (highest - before).where(highest.isfinite(), NOTHING)
+    lead = lead_of(in_list_order(tiles.amax(dim=-1)))
     margin = _of_blocks(lead, rows, plan.num_q_blocks, "amax")
     mass = in_list_order(tiles.logsumexp(dim=-1))
     top = _of_blocks(mass, rows, plan.num_q_blocks, "amax")
@@ -118,6 +116,12 @@ def _observe_reference(
     weights = (mass - safe.gather(2, rows.expand(mass.shape))).exp()
     mass = _of_blocks(weights, rows, plan.num_q_blocks, "sum").log() + safe
     return Observed(out.to(q.dtype), lse.float(), margin.float(), mass.float())
+
+
+def lead_of(highest: Tensor) -> Tensor:
+    """How far each block's highest score in a row, ``(..., K)``, lies above those before it."""
+    before = F.pad(highest.cummax(dim=-1).values[..., :-1], (1, 0), value=NOTHING)
+    return (highest - before).where(highest.isfinite(), NOTHING)
 
 
 def _of_blocks(x: Tensor, rows: Tensor, blocks: int, how: str) -> Tensor:

@@ -120,7 +120,8 @@ class SparseAttention:
         Raises:
             DenseFallbackError: When the session is strict and this call cannot be sparse.
         """
-        if self._scheduled_dense(call):
+        way = self._way(call)
+        if self._scheduled_dense(call, way):
             self._record(call, torch.ones(1))
             return dense(q, k, v)
         reason = self._why_dense(q, k, call)
@@ -129,7 +130,6 @@ class SparseAttention:
         with Stopwatch(q.device) as total:
             with Stopwatch(q.device) as planning:
                 inputs = self._inputs(q, k, v, call)
-                way = self._way(call)
                 work = self._planner.work(inputs, way)
             out = self._attend(work, call, way)
         self.stats.time(total, planning)
@@ -137,11 +137,11 @@ class SparseAttention:
             observe(call, work, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), out)
         return out.transpose(1, 2)
 
-    def _scheduled_dense(self, call: Call) -> bool:
+    def _scheduled_dense(self, call: Call, way: float) -> bool:
         """Whether this call is dense whatever the policy would do: not a fallback."""
         if call.sigma is None:
             return False
-        return self._way(call) <= 0.0 or self.preset.policy.density == 1.0
+        return way <= 0.0 or self.preset.policy.density == 1.0
 
     def _way(self, call: Call) -> float:
         """How far a call has come from dense, 0, to full sparsity, 1.

@@ -89,8 +89,9 @@ def forecast(preset: Preset, grid: TokenGrid, sigmas: list[float], layers: int |
     block_density = mask.at(1.0)
     notes += mask.planner.notes  # of the mask; the ramp above it would only say the same again
     ways = [schedule.way(sigma, schedule.dense_layers) for sigma in sigmas]
-    besides = _compensated(preset, grid, ways, [mask.at(way) for way in ways])
-    steps = [mask.at(way) + more for way, more in zip(ways, besides, strict=True)]
+    planned = [mask.at(way) for way in ways]
+    besides = _compensated(preset, grid, ways, planned)
+    steps = [sum(both) for both in zip(planned, besides, strict=True)]
     return Forecast(
         preset=preset,
         grid=grid,

@@ -47,6 +47,20 @@ def run(engine, grid, tensors, sigmas=SIGMAS, **changes):
     ]
 
 
+def watched(engine) -> list[Any]:
+    """The works of the engine, as they come."""
+    works: list[Any] = []
+    engine.observers.append(lambda call, work, *tensors: works.append(work))
+    return works
+
+
+def assert_agree(masks, rows, columns):
+    """Two block masks are one in so many rows and columns, which hold no text after the video."""
+    same, shared = (mask[..., :rows, :columns] for mask in masks)
+    filled = same.any(dim=-1)  # without its text a row may be empty, and gets some block
+    assert torch.equal(same[filled], shared[filled])
+
+
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("grid", GRIDS)
 def test_every_grid_gives_finite_attention_and_exact_text_rows(name, grid):
@@ -143,8 +157,7 @@ def test_a_video_of_wan_14b_remembers_less_than_200_mb(name):
 def test_branches_in_turn_share_one_plan(name):
     chosen, grid = preset(name), TokenGrid(4, 6, 7)
     engine = SparseAttention(chosen)
-    works: list[Any] = []
-    engine.observers.append(lambda call, work, *tensors: works.append(work))
+    works = watched(engine)
     branches = {"cond": qkv(grid), "uncond": qkv(grid)}
     for step, sigma in enumerate(SIGMAS):
         for branch, tensors in branches.items():
@@ -166,8 +179,7 @@ def test_branches_in_turn_share_one_plan(name):
 def test_branches_share_a_plan_where_their_texts_differ_in_length(name, texts):
     chosen = preset(name)
     engine = SparseAttention(chosen, strict=True)
-    works: list[Any] = []
-    engine.observers.append(lambda call, work, *tensors: works.append(work))
+    works = watched(engine)
     for step, sigma in enumerate(SIGMAS):
         for branch, text in zip(("cond", "uncond"), texts, strict=True):
             grid = TokenGrid(4, 6, 7, 0, text)
@@ -189,9 +201,7 @@ def test_branches_share_a_plan_where_their_texts_differ_in_length(name, texts):
         rows, columns = (min(m.shape[dim] for m in masks) - 1 for dim in (-2, -1))
         if chosen.policy.order.static:
             rows = columns = 4 * 6 * 7 // chosen.policy.block  # the next block may hold text
-        same, shared = (mask[..., :rows, :columns] for mask in masks)
-        filled = same.any(dim=-1)  # without its text a row may be empty, and gets some block
-        assert torch.equal(same[filled], shared[filled])
+        assert_agree(masks, rows, columns)
 
 
 @pytest.mark.parametrize("name", ["semantic", "auto", "svg2"])
@@ -199,8 +209,7 @@ def test_branches_share_a_plan_where_their_texts_differ_in_length(name, texts):
 def test_clusters_are_shared_where_texts_before_the_video_differ_in_length(name, suffixes):
     chosen = preset(name)
     engine = SparseAttention(chosen, strict=True)
-    works: list[Any] = []
-    engine.observers.append(lambda call, work, *tensors: works.append(work))
+    works = watched(engine)
     for step, sigma in enumerate(SIGMAS):
         for branch, prefix, suffix in zip(("cond", "uncond"), (3, 40), suffixes, strict=True):
             grid = TokenGrid(4, 6, 7, prefix, suffix)
@@ -213,9 +222,7 @@ def test_clusters_are_shared_where_texts_before_the_video_differ_in_length(name,
         other.plan.validate()
         masks = [work.plan.to_block_mask()[..., 1:-1, 1:-1] for work in (one, other)]
         rows, columns = (min(m.shape[dim] for m in masks) for dim in (-2, -1))
-        same, shared = (mask[..., :rows, :columns] for mask in masks)
-        filled = same.any(dim=-1)  # without its text a row may be empty, and gets some block
-        assert torch.equal(same[filled], shared[filled])
+        assert_agree(masks, rows, columns)
         assert torch.equal(one.q_order[..., 3:171] - 3, other.q_order[..., 40:208] - 40)
 
 
