@@ -1,96 +1,112 @@
-"""The clock of a pipeline: which step, which noise level, which guidance branch."""
+"""The clock of a session: which generation, which step, which noise level, which branch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable
+from types import FrameType
 
 import torch
 from diffusers.hooks.hooks import CacheContext
 from torch import Tensor
 
-from vidsparse.pipelines.noise import level_after
+from vidsparse.pipelines.runs import Reading, Run, Unnamed, kind_of
 
 
 class Clock:
-    """One per pipeline, shared by all its transformers.
+    """One per session, shared by all its transformers.
 
-    It believes the pipeline's own ``cache_context`` first. Where a pipeline tells nothing, the
-    noise level is read from the timestep argument, which waits for the device once per forward.
+    A *generation* is one call of a pipeline; a *run* is one pass through a list of steps, of which
+    a generation of several windows has several. Steps are counted through a generation.
 
     Args:
-        train_timesteps: The timestep of pure noise.
-        on_start: Called when a generation begins: noise has risen, the last one has finished, or
-            the pipeline is where it has been before, since the last one was cut short.
-        levels: Noise levels of the steps of this generation, asked when it begins; empty if nobody
-            knows.
+        on_generation: Called when one begins.
+        on_run: Called when another run of the same generation begins.
+        on_note: Called with what had to be assumed.
 
     Attributes:
-        step: Denoising step, from 0; -1 before the first.
-        sigma: Noise level in [0, 1], None between generations.
+        step: Denoising step of the generation, from 0; -1 before the first.
+        sigma: Noise level in [0, 1]; None between generations.
         next_sigma: Noise level of the step after this one; None if unknown, or at the last.
         branch: Guidance branch.
+        known: Whether somebody said which step this is; if not, nothing may be remembered.
+        runs: How many runs have begun in this session.
         context: What the pipeline last said of itself.
     """
 
     def __init__(
         self,
-        train_timesteps: int,
-        on_start: Callable[[], None],
-        levels: Callable[[], Sequence[float]] = tuple,
+        on_generation: Callable[[], None],
+        on_run: Callable[[], None] = lambda: None,
+        on_note: Callable[[str], None] = lambda note: None,
     ) -> None:
-        self._train_timesteps = train_timesteps
-        self._on_start = on_start
-        self._ask_levels = levels
+        self._on_generation = on_generation
+        self._on_run = on_run
+        self._on_note = on_note
         self.context: CacheContext | None = None
+        self.runs = 0
         self.finish()
 
-    def begin(
-        self, timestep: Tensor | float | None, noise: tuple[float, float] | None = None
-    ) -> None:
-        """A transformer starts a forward call.
-
-        Args:
-            timestep: What carries the noise level.
-            noise: Its value without noise and with nothing else; 0 and ``train_timesteps``.
-        """
-        sigma = self._read_sigma(timestep, noise or (0.0, self._train_timesteps))
-        has_risen = self.sigma is not None and sigma is not None and sigma > self.sigma
-        if self.sigma is None or has_risen or self._has_been_here():
-            self.step, self._calls = 0, 0
-            self._seen.clear()
-            self._levels = self._ask_levels()
-            self._on_start()
-        elif sigma != self.sigma:
-            self.step, self._calls = self.step + 1, 0
-        else:
-            self._calls += 1
-        self.next_sigma = None if sigma is None else level_after(sigma, self._levels)
-        self.sigma = sigma
-        if self.context is not None and self.context.step_index is not None:
-            self.step = self.context.step_index
-            self._seen.add((self.step, self.context.name))
-        self.branch = self.context.name if self.context is not None else f"call{self._calls}"
+    def begin(self, reading: Reading) -> None:
+        """A transformer starts a forward call."""
+        make = kind_of(reading, self._run)
+        if (
+            self._run is None
+            or type(self._run) is not make
+            or not self._run.goes_on(reading)
+            or self._is_another_call(reading)
+        ):
+            self._start(make, reading)
+        run, before = self._run, self.step
+        assert run is not None
+        step, self.sigma, self.next_sigma = run.move(reading)
+        self.step, self.known = self._base + step, run.known
+        if self.step != before:
+            self._names.clear()
+        self.branch = self._name(reading.context)
+        if not run.known:
+            self._on_note(Unnamed.note)
 
     def finish(self) -> None:
         """The generation is over."""
-        self._seen: set[tuple[int, str]] = set()
-        self.step, self.sigma, self.branch, self._calls = -1, None, "", 0
-        self.next_sigma: float | None = None
-        self._levels: Sequence[float] = ()
+        self._run: Run | None = None
+        self._frame: FrameType | None = None  # held no longer than the call it is of
+        self._names: Counter[str] = Counter()
+        self._base = 0
+        self.step, self.sigma, self.next_sigma, self.branch = -1, None, None, ""
+        self.known = False
 
-    def _has_been_here(self) -> bool:
-        """Whether the pipeline names a step and branch again: the run before was cut short."""
-        return (
-            self.context is not None and (self.context.step_index, self.context.name) in self._seen
-        )
+    def _start(self, make: Callable[[Reading], Run], reading: Reading) -> None:
+        """Another run begins: of the same generation where the same call of a pipeline makes it."""
+        goes_on = self._frame is not None and not self._is_another_call(reading)
+        self._frame = None if reading.running is None else reading.running.frame
+        self._run = make(reading)
+        self._base = self.step + 1 if goes_on else 0
+        self.step = -1
+        self.runs += 1
+        (self._on_run if goes_on else self._on_generation)()
 
-    def _read_sigma(
-        self, timestep: Tensor | float | None, noise: tuple[float, float]
-    ) -> float | None:
-        if self.context is not None and self.context.sigma is not None:
-            return float(self.context.sigma)
-        if timestep is None:
-            return None
-        clean, full = noise
-        values = torch.as_tensor(timestep).double()
-        return float(((values - clean) / (full - clean)).max())  # of tokens, those with most noise
+    def _is_another_call(self, reading: Reading) -> bool:
+        return (None if reading.running is None else reading.running.frame) is not self._frame
+
+    def _name(self, context: CacheContext | None) -> str:
+        """The branch of a call; one that comes again within a step is another."""
+        name = f"call{self._names.total()}" if context is None else context.name
+        self._names[name] += 1
+        return name if self._names[name] == 1 else f"{name}.{self._names[name]}"
+
+
+def read_noise(timestep: Tensor | float | None, clean: float, full: float) -> float | None:
+    """The noise level in [0, 1] that a timestep says; of single tokens', the highest.
+
+    Computed on the host, since a device may lack float64.
+
+    Args:
+        timestep: What carries the noise level; None if there is nothing.
+        clean: Its value without noise.
+        full: Its value with nothing else.
+    """
+    if timestep is None:
+        return None
+    values = torch.as_tensor(timestep).detach().cpu().double()
+    return float(((values - clean) / (full - clean)).max())

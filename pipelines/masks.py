@@ -9,10 +9,13 @@ their own code neither allocates the one nor hides that it is still the same mas
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from vidsparse.pipelines.undo import Undo, drop_hooks
 
 _KEEPS = {  # what a padding mask becomes by these is still the same padding
     torch.nn.functional.pad,
@@ -58,19 +61,29 @@ class Padding(Tensor):
         return made
 
 
-def keep_padding(module: nn.Module, argument: str) -> Callable[[], None]:
-    """Hand a module its padding mask as a ``Padding``; returns what takes that back.
+def keep_padding(module: nn.Module, argument: str, undo: Undo) -> None:
+    """Hand a module its padding mask as a ``Padding``.
 
     A compiled module is left to build what it builds.
     """
+    enter = KeepPadding(argument)
+    undo.do(
+        lambda: module.register_forward_pre_hook(enter, with_kwargs=True),
+        lambda: drop_hooks(module, enter),
+    )
 
-    def enter(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        mask = kwargs.get(argument)
+
+@dataclass(eq=False)
+class KeepPadding:
+    """A hook before the forward call of a module, which is told of padding in this argument."""
+
+    argument: str
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        mask = kwargs.get(self.argument)
         if not isinstance(mask, Tensor) or mask.ndim != 2 or torch.compiler.is_compiling():
             return None
-        return args, kwargs | {argument: Padding.of(mask.bool())}
-
-    return module.register_forward_pre_hook(enter, with_kwargs=True).remove
+        return args, kwargs | {self.argument: Padding.of(mask.bool())}
 
 
 def source_of(mask: Any) -> Any:

@@ -91,6 +91,10 @@ class Model:
             return self.noise(config, given), (0.0, 1.0)
         return given, self.noise
 
+    def latents(self, arguments: Arguments) -> Tensor | list[Tensor] | None:
+        """What the forward call makes a prediction of, by entries of the batch."""
+        return arguments.get("hidden_states", arguments.get("x"))
+
     def _before(self, config: Any, arguments: Arguments, extra: int, padding: int) -> int:
         match self.text:
             case "prefix":

@@ -14,6 +14,7 @@ from vidsparse.pipelines.asked import Asked, DenseOf, Layer
 from vidsparse.pipelines.compiled import make_handle
 from vidsparse.pipelines.models import find_model
 from vidsparse.pipelines.session import TRANSFORMERS
+from vidsparse.pipelines.undo import Undo, drop_hooks
 from vidsparse.stats import Stopwatch
 
 LATENTS = 1 << 16  # values of each step that are kept
@@ -41,9 +42,9 @@ class Probe:
         self.shape: tuple[int, ...] | None = None
         self._device = torch.device(getattr(pipe, "_execution_device", pipe.device))
         self._watches: dict[str, list[Stopwatch]] = {"text_encoder": [], "attention": [], "vae": []}
-        self._undo: list[Callable[[], None]] = [taps.next_epoch]
-        taps.next_epoch()
+        self._undo = Undo()
         try:
+            self._undo.do(taps.next_epoch, taps.next_epoch)
             self._attach(pipe)
         except BaseException:
             self.remove()
@@ -56,8 +57,7 @@ class Probe:
 
     def remove(self) -> None:
         """Take the hooks away; does nothing the second time."""
-        while self._undo:
-            self._undo.pop()()
+        self._undo.run()
 
     def __enter__(self) -> Probe:
         return self
@@ -68,7 +68,7 @@ class Probe:
     def _attach(self, pipe: Any) -> None:
         for layer in self_attention(pipe):
             timed = _Timed(layer, taps.layer_of(layer), self._note_attention)
-            self._undo.append(taps.attach(layer, timed))
+            taps.attach(layer, timed, self._undo)
         for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
             if isinstance(pipe.components.get(name), nn.Module):
                 self._attach_module("text_encoder", pipe.components[name])
@@ -86,8 +86,11 @@ class Probe:
         def leave(module: nn.Module, args: Any, output: Any) -> None:
             self._watches[stage][-1].__exit__()
 
-        self._undo.append(module.register_forward_pre_hook(enter).remove)
-        self._undo.append(module.register_forward_hook(leave).remove)
+        def hook() -> None:
+            module.register_forward_pre_hook(enter)
+            module.register_forward_hook(leave)
+
+        self._undo.do(hook, lambda: drop_hooks(module, enter, leave))
 
     def _timed(self, stage: str, method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
@@ -118,8 +121,7 @@ class Probe:
             else:
                 vars(owner)[name] = before
 
-        self._undo.append(restore)
-        vars(owner)[name] = method
+        self._undo.do(lambda: vars(owner).update({name: method}), restore)
 
 
 class _Timed:

@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-from diffusers.hooks.hooks import (
-    BaseState,
-    CacheContext,
-    HookRegistry,
-    ModelHook,
-    StateManager,
-)
-from diffusers.hooks.layer_skip import AttentionScoreSkipFunctionMode
-from torch import Tensor, nn
+from torch import nn
 
-from vidsparse.engine import Call, Observer, SparseAttention
+from vidsparse.engine import Observer, SparseAttention
 from vidsparse.errors import BadInputError
-from vidsparse.pipelines import parallel, taps
-from vidsparse.pipelines.asked import Asked, Dense, DenseOf
+from vidsparse.pipelines import taps
 from vidsparse.pipelines.clock import Clock
-from vidsparse.pipelines.compiled import make_handle
-from vidsparse.pipelines.masks import keep_padding, source_of
-from vidsparse.pipelines.model import Model
+from vidsparse.pipelines.forward import Forward
+from vidsparse.pipelines.listener import listen, session_in
+from vidsparse.pipelines.masks import keep_padding
 from vidsparse.pipelines.models import find_model
-from vidsparse.pipelines.noise import noise_levels
-from vidsparse.pipelines.parallel import Deal
-from vidsparse.pipelines.tokens import Layout, OnlyDense, Part, key_padding
+from vidsparse.pipelines.running import is_running
+from vidsparse.pipelines.undo import Undo, drop_hooks
 from vidsparse.preset import Preset
 from vidsparse.stats import Stats
 
 TRANSFORMERS = ("transformer", "transformer_2")
-_PROBE = "_vidsparse_probe"
 
 
 class Session:
@@ -57,19 +43,33 @@ class Session:
         self, target: Any, preset: Preset, *, strict: bool = False, engine: str = "auto"
     ) -> None:
         transformers = find_transformers(target)
+        if any(session_in(module) for module in transformers.values()):
+            raise BadInputError(
+                "this pipeline already has a vidsparse session: remove() it first "
+                "(vidsparse.session_of finds it), or leave its with block"
+            )
         models = {name: find_model(module) for name, module in transformers.items()}
         self.preset = preset
+        self._target = target
+        self._transformers = transformers
         self._attention = SparseAttention(preset, engine=engine, strict=strict)
         self._clock = Clock(
-            _train_timesteps(target),
             self._attention.start_generation,
-            lambda: noise_levels(getattr(target, "scheduler", None)),
+            self._attention.start_run,
+            lambda note: self.stats.notes.update({note: None}),
         )
-        self._undo: list[Callable[[], None]] = [taps.next_epoch]
-        taps.next_epoch()
+        self._undo = Undo()
+        forwards = [
+            Forward(name, module, models[name], self._clock, self._attention, target)
+            for name, module in transformers.items()
+        ]
+        for forward in forwards:
+            _check_layers(forward)
         try:
-            for name, module in transformers.items():
-                self._attach(_Forward(name, module, models[name], self._clock, target))
+            self._undo.do(taps.next_epoch, taps.next_epoch)
+            for forward in forwards:
+                self._attach(forward)
+            taps.watch(self._meet_stranger, self._undo)
         except BaseException:
             self.remove()
             raise
@@ -85,6 +85,8 @@ class Session:
 
     def summary(self) -> str:
         """A few lines on what the session did."""
+        for name in self._replaced():
+            self.stats.notes.setdefault(_assigned_anew(name))
         return f"{self.preset.name}: {self.stats.summary()}"
 
     def observe(self, observer: Observer) -> None:
@@ -92,11 +94,13 @@ class Session:
         self._attention.observers.append(observer)
 
     def remove(self) -> None:
-        """Restore the pipeline; does nothing the second time."""
+        """Restore the pipeline; does nothing the second time.
+
+        Ctrl-C waits until that is done.
+        """
         taps.current.layer = None
-        with ExitStack() as stack:  # which goes on where one of them fails
-            while self._undo:
-                stack.callback(self._undo.pop(0))
+        self._clock.finish()
+        self._undo.run()
 
     def __enter__(self) -> Session:
         if not self.active:
@@ -106,34 +110,79 @@ class Session:
     def __exit__(self, *error: object) -> None:
         self.remove()
 
-    def _attach(self, forward: _Forward) -> None:
-        transformer, model = forward.transformer, forward.model
-        layers = model.layers(transformer)
-        call_sites = {type(module.processor).__module__ for module in layers}
-        if not layers or not all(map(taps.can_tap, call_sites)):
-            raise BadInputError(
-                f"the {type(transformer).__name__} of this diffusers release keeps its "
-                f"self-attention elsewhere (looked for {model.self_attention} calling "
-                "attention of diffusers or torch): install diffusers 0.42, or report the release "
-                "you use"
-            )
-        for index, module in enumerate(layers):
-            self._undo.append(taps.attach(module, _Layer(index, module, forward, self._attention)))
+    def _attach(self, forward: Forward) -> None:
+        transformer, model, undo = forward.transformer, forward.model, self._undo
+        listen(transformer, self, self._clock, undo)
+        for layer in forward.layers:
+            taps.attach(layer.module, layer, undo)
         for module in model.padded(transformer):
-            self._undo.append(keep_padding(module, model.padding_argument))
+            keep_padding(module, model.padding_argument, undo)
         before, after = forward.hooks()
-        hook = transformer.register_forward_pre_hook(before, with_kwargs=True)
-        self._undo.append(hook.remove)
-        hook = transformer.register_forward_hook(after, always_call=True)
-        self._undo.append(hook.remove)
-        self._undo.append(_attach_probe(transformer, self._clock))
+
+        def hook() -> None:
+            transformer.register_forward_pre_hook(before, with_kwargs=True)
+            transformer.register_forward_hook(after, always_call=True)
+
+        undo.do(hook, lambda: drop_hooks(transformer, before, after))
+
+    def _replaced(self) -> list[str]:
+        """Names of the pipeline's transformers that are no longer those of the session."""
+        if self._target in self._transformers.values() or not self.active:
+            return []
+        now = getattr(self._target, "components", {})
+        return [
+            name
+            for name, module in self._transformers.items()
+            if getattr(now.get(name), "_orig_mod", now.get(name)) is not module
+        ]
+
+    def _meet_stranger(self) -> None:
+        """Count an attention call of a transformer that was put in the place of the session's."""
+        held = vars(self._target) if hasattr(self._target, "__dict__") else {}
+        for name, module in self._transformers.items():
+            there = held.get(name, module)
+            if getattr(there, "_orig_mod", there) is not module and is_running(self._target):
+                self._attention.fall_back_unseen(_assigned_anew(name))
+
+
+def _assigned_anew(name: str) -> str:
+    return (
+        f"{name} was assigned anew in the session, which does not have the new one: remove() the "
+        "session and call vidsparse.sparsify again"
+    )
+
+
+def _check_layers(forward: Forward) -> None:
+    """Raise BadInputError where self-attention cannot be tapped, saying what was found."""
+    transformer, model = forward.transformer, forward.model
+    name = type(transformer).__name__
+    if not forward.layers:
+        raise BadInputError(
+            f"the {name} of this diffusers release has no modules {model.self_attention}, where "
+            "its self-attention was: install diffusers 0.42, or report the release you use"
+        )
+    for layer in forward.layers:
+        processor = type(getattr(layer.module, "processor", None))
+        if not taps.can_tap(processor.__module__):
+            raise BadInputError(
+                f"the attention of layer {layer.index} of {name} has the processor "
+                f"{processor.__name__} of {processor.__module__}, which does not call attention "
+                "through diffusers or torch.nn.functional as F: vidsparse could not reach it; set "
+                "the processor of diffusers before sparsify"
+            )
+
+
+def session_of(target: Any) -> Session | None:
+    """The session that a pipeline or a transformer is in; None if there is none."""
+    found = [session_in(module) for module in find_transformers(target).values()]
+    return next((session for session in found if session is not None), None)
 
 
 def find_transformers(target: Any) -> Mapping[str, nn.Module]:
-    """The transformers of a pipeline, or the one that was passed, free of any session.
+    """The transformers of a pipeline, or the one that was passed.
 
     Raises:
-        BadInputError: When there is none, or one already has a session.
+        BadInputError: When there is none.
     """
     if isinstance(target, nn.Module):
         found = {"transformer": target}
@@ -148,262 +197,4 @@ def find_transformers(target: Any) -> Mapping[str, nn.Module]:
             f"{type(target).__name__} has no transformer: pass a diffusers pipeline or its "
             "transformer"
         )
-    if any(isinstance(getattr(m, _PROBE, None), _Empty) for m in found.values()):
-        raise BadInputError(
-            "this pipeline already has a vidsparse session: remove() it first, or leave its "
-            "with block"
-        )
     return found
-
-
-def _train_timesteps(target: Any) -> int:
-    config = getattr(getattr(target, "scheduler", None), "config", {})
-    return config.get("num_train_timesteps", 1000)
-
-
-class _Forward:
-    """One transformer's forward call: publishes its layout and moves the clock."""
-
-    def __init__(
-        self, name: str, transformer: nn.Module, model: Model, clock: Clock, pipeline: Any
-    ) -> None:
-        self.name = name
-        self.transformer = transformer
-        self.model = model
-        self.clock = clock
-        self.number = 0  # of the forward call
-        self._pipeline = pipeline
-        self._layout: Layout | str = "the token grid of this call is unknown"
-        self._cut: tuple[Any, torch.Size, list[Part]] | None = None
-        self._signature = inspect.signature(type(transformer).forward)
-
-    def pieces(self, tokens: int) -> tuple[int, ...]:
-        """Lengths of what context parallelism splits each by itself, of so many tokens."""
-        layout = self._layout
-        if isinstance(layout, str) or not self._splits_text:
-            return (tokens,)
-        video = layout.video.tokens
-        first = video if self.model.text == "suffix" else layout.text_before(tokens)
-        return (first, tokens - first) if 0 < first < tokens else (tokens,)
-
-    def hooks(self) -> tuple[Callable[..., None], Callable[..., None]]:
-        """Before and after the call; a copy of the transformer, which keeps them, is not meant."""
-
-        @torch.compiler.disable()
-        def before(transformer: nn.Module, args: Any, kwargs: Any) -> None:
-            if transformer is self.transformer:
-                self._before(args, kwargs)
-
-        @torch.compiler.disable()
-        def after(transformer: nn.Module, args: Any, output: Any) -> None:
-            taps.current.layer = None  # an exception may have left one
-
-        return before, after
-
-    def _before(self, args: Any, kwargs: Any) -> None:
-        transformer = self.transformer
-        taps.current.layer = None  # Ctrl-C inside a layer may have left one
-        self.number += 1
-        arguments = self._signature.bind_partial(transformer, *args, **kwargs).arguments
-        self.clock.begin(*self.model.noise_level(transformer.config, arguments))
-        self._cut = None
-        self._splits_text = parallel.splits_text(transformer)
-        try:
-            self._layout = self.model.layout(transformer.config, arguments, self._branches)
-        except OnlyDense as reason:
-            self._layout = str(reason)
-
-    def parts(self, shape: torch.Size, mask: Any, turn: int = 0) -> list[Part]:
-        """Cut an attention call; ``shape`` is of its queries.
-
-        A mask is read once for all layers that share it, which waits for the device.
-
-        Args:
-            shape: Of the queries, ``(batch, seq, heads, head_dim)``.
-            mask: As the model passes it.
-            turn: How often the layer has called attention before, in this forward call.
-
-        Raises:
-            OnlyDense: With the reason.
-        """
-        if isinstance(self._layout, str):
-            raise OnlyDense(self._layout)
-        if mask is None:
-            return self._layout.parts(shape, None, turn)
-        source = source_of(mask)
-        if self._cut is None or self._cut[0] is not source or self._cut[1] != shape:
-            valid = key_padding(mask, shape, self._layout.own_rows(shape[1]))
-            self._cut = source, shape, self._layout.parts(shape, valid, turn)
-        return self._cut[2]
-
-    def _branches(self, batch: int) -> list[tuple[slice, str]]:
-        """The guidance branches of a batch; cond comes first, others share what it planned."""
-        if batch % 2 or not self._is_stacked():
-            return [(slice(None), self.clock.branch)]
-        halves = slice(0, batch // 2), slice(batch // 2, batch)
-        cond, uncond = halves if self.model.guidance == "cond first" else reversed(halves)
-        return [(cond, "cond"), (uncond, "uncond")]
-
-    def _is_stacked(self) -> bool:
-        context = self.clock.context
-        if self.model.guidance == "calls" or (context and context.name != "cond_uncond"):
-            return False
-        is_guided = getattr(self._pipeline, "do_classifier_free_guidance", None)
-        if is_guided is None and hasattr(self._pipeline, "guidance_scale"):
-            is_guided = self._pipeline.guidance_scale > 1
-        return context is not None if is_guided is None else bool(is_guided)
-
-
-class _Layer:
-    """One self-attention layer: says where a call stands and hands it to the engine."""
-
-    def __init__(
-        self, index: int, module: nn.Module, forward: _Forward, attention: SparseAttention
-    ) -> None:
-        self.handle = make_handle(self)
-        self.deal = Deal()
-        self._call_number, self._turn = 0, 0
-        self._index = index
-        self._module: Any = module
-        self._forward = forward
-        self._attention = attention
-
-    def __deepcopy__(self, memo: Any) -> None:
-        """A copy of the transformer is not in the session."""
-
-    @property
-    def step(self) -> tuple[int, int]:
-        """Which generation and denoising step."""
-        return self._attention.stats.generations, self._forward.clock.step
-
-    @property
-    def parallel_config(self) -> Any:
-        """How diffusers splits the sequence over devices; None where it does not."""
-        return parallel.config_of(self._module)
-
-    def pieces(self, tokens: int) -> tuple[int, ...]:
-        """Lengths of what context parallelism splits each by itself, of so many tokens."""
-        try:
-            return self._forward.pieces(tokens)
-        except OnlyDense:  # as the call will be told again
-            return (tokens,)
-
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, asked: Asked, dense: DenseOf, parallel_config: Any
-    ) -> Tensor:
-        return parallel.attend(self, q, k, v, asked, dense, parallel_config)
-
-    def attend_here(self, q: Tensor, k: Tensor, v: Tensor, asked: Asked, dense: Dense) -> Tensor:
-        """Attend to all tokens with the heads that are here."""
-        if self._call_number != self._forward.number:
-            self._call_number, self._turn = self._forward.number, 0
-        parts, unsupported = self._parts(q, k, asked)
-        self._turn += 1
-        if len(parts) == 1 and (unsupported or parts[0].covers(q.shape)):
-            call = self._call(parts[0], asked, unsupported)
-            return self._run(q, k, v, call, lambda q, k, v: dense(q, k, v, asked.mask))
-        out = v.new_zeros(*q.shape[:-1], v.shape[-1])  # padding is never read
-        for part in parts:
-            call = self._call(part, asked, None)
-            taken = (part.take(q), part.take(k), part.take(v))
-            part.put(out, self._run(*taken, call, lambda q, k, v: dense(q, k, v, None)))
-            if part.apart is not None:
-                rows = q[part.entries, part.apart], k[part.entries], v[part.entries]
-                mask = asked.mask[part.entries, ..., part.apart, :]
-                out[part.entries, part.apart] = dense(*rows, mask)
-        return out
-
-    def _run(
-        self, q: Tensor, k: Tensor, v: Tensor, call: Call, dense: Callable[..., Tensor]
-    ) -> Tensor:
-        out = self._attention(q, k, v, call, dense)
-        self.deal.hear(self.step, self._attention.stats.calls[call.key])
-        return out
-
-    def _parts(self, q: Tensor, k: Tensor, asked: Asked) -> tuple[list[Part], str | None]:
-        """The parts of a call; or one, and the reason why it can only be dense."""
-        unsupported = asked.unsupported
-        if unsupported is None and q.shape[1] != k.shape[1]:
-            unsupported = f"{q.shape[1]} queries attend to {k.shape[1]} keys"
-        if unsupported is None and _skips_scores():
-            unsupported = "the guider leaves attention scores out"
-        if unsupported is None:
-            try:
-                return self._forward.parts(q.shape, asked.mask, self._turn), None
-            except OnlyDense as reason:
-                unsupported = str(reason)
-        return [Part.whole(self._forward.clock.branch)], unsupported
-
-    def _call(self, part: Part, asked: Asked, unsupported: str | None) -> Call:
-        clock = self._forward.clock
-        return Call(
-            grid=part.grid,
-            layer=self._index,
-            step=clock.step,
-            sigma=clock.sigma,
-            next_sigma=clock.next_sigma,
-            branch=part.branch,
-            expert=self._forward.name,
-            unsupported=unsupported,
-            scale=asked.scale,
-            sample=part.sample,
-            share=asked.share,
-        )
-
-
-def _skips_scores() -> bool:
-    """Whether perturbed-attention guidance stands between the model and its attention."""
-    modes = torch.overrides._get_current_function_mode_stack()
-    return any(isinstance(mode, AttentionScoreSkipFunctionMode) for mode in modes)
-
-
-class _Probe(ModelHook):
-    """Hears what the pipeline tells its caches: branch, step, noise level, end of a generation."""
-
-    _is_stateful = True
-
-    def __init__(self, clock: Clock) -> None:
-        super().__init__()
-        self._clock = clock
-        self.listener = _Listener(clock)  # diffusers finds it among the hook's attributes
-
-    def reset_state(self, module: nn.Module) -> nn.Module:
-        self._clock.finish()
-        return module
-
-
-class _Listener(StateManager):
-    def __init__(self, clock: Clock) -> None:
-        super().__init__(BaseState())
-        self._clock = clock
-
-    def set_context(self, context: CacheContext | None) -> None:
-        super().set_context(context)
-        self._clock.context = context
-
-
-class _Empty(nn.Module):
-    """Holds the probe; a copy of the transformer gets a module without."""
-
-    def __deepcopy__(self, memo: Any) -> nn.Module:
-        return nn.Module()
-
-
-def _attach_probe(transformer: nn.Module, clock: Clock) -> Callable[[], None]:
-    """Hang the probe on an empty child module, out of every forward chain.
-
-    On the transformer itself a ``ModelHook`` is lost when accelerate re-installs its offload hooks
-    after a generation. An empty module has no parameters: state_dict and save_pretrained are as
-    before.
-    """
-    probe = _Empty()
-    HookRegistry.check_if_exists_or_initialize(probe).register_hook(_Probe(clock), "vidsparse")
-    setattr(transformer, _PROBE, probe)
-    registry = HookRegistry.check_if_exists_or_initialize(transformer)
-    registry.invalidate_child_registries_cache()
-
-    def detach() -> None:
-        delattr(transformer, _PROBE)
-        registry.invalidate_child_registries_cache()
-
-    return detach

@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 import threading
 import types
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -19,19 +18,22 @@ import torch
 import torch.nn.functional as F
 from diffusers.models import attention_dispatch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from vidsparse.pipelines import compiled
 from vidsparse.pipelines.asked import Asked, Dense, DenseOf, Layer
+from vidsparse.pipelines.undo import Undo, drop_hooks
 
 LAYER = "_vidsparse_layer"  # attribute of a module
-_lock = threading.Lock()
-_taps: Counter[str] = Counter()
+_lock = threading.RLock()  # Ctrl-C may come, and undo, while it is held
+_taps: dict[str, set[int]] = {}  # by Python module, who wants it tapped
+_watchers: dict[int, Callable[[], None]] = {}
 
 
 class _Current(threading.local):
     def __init__(self) -> None:  # a class-level default would break torch.compile's guards
         self.layer: Layer | None = None
+        self.inside = False  # a forward call of a transformer that is in a session
+        self.entered: set[int] = set()  # the attention modules that ran in it, by id
 
 
 current = _Current()
@@ -44,36 +46,39 @@ def next_epoch() -> None:
     epoch = str(int(epoch) + 1)
 
 
-def attach(module: nn.Module, layer: Layer) -> Callable[[], None]:
+def attach(module: nn.Module, layer: Layer, undo: Undo) -> None:
     """Let a layer take over a module's attention, in the place of one that does so already.
 
-    Returns:
-        What takes it back; the last layer attached goes first.
+    The last layer attached has to go first.
     """
     site, before = type(module.processor).__module__, layer_of(module)
-    hooks = [] if before else _hooks(module)
-    vars(module)[LAYER] = layer
-    tap(site)
 
-    def detach() -> None:
-        for hook in hooks:
-            hook.remove()
-        untap(site)
+    def take() -> None:
+        vars(module)[LAYER] = layer
         if before is None:
-            vars(module).pop(LAYER)
-        else:
-            vars(module)[LAYER] = before
+            module.register_forward_pre_hook(_enter)
+            module.register_forward_hook(_leave)
 
-    return detach
+    def give_back() -> None:
+        if before is not None:
+            vars(module)[LAYER] = before
+            return
+        drop_hooks(module, _enter, _leave)
+        vars(module).pop(LAYER, None)
+
+    undo.do(lambda: tap(site, layer), lambda: untap(site, layer))
+    undo.do(take, give_back)
+
+
+def watch(watcher: Callable[[], None], undo: Undo) -> None:
+    """Call a function at every attention call outside of all transformers that are in a session."""
+    number = id(watcher)
+    undo.do(lambda: _watchers.update({number: watcher}), lambda: _watchers.pop(number, None))
 
 
 def layer_of(module: nn.Module) -> Layer | None:
     """The layer that has taken over a module's attention."""
     return vars(module).get(LAYER)
-
-
-def _hooks(module: nn.Module) -> list[RemovableHandle]:
-    return [module.register_forward_pre_hook(_enter), module.register_forward_hook(_leave)]
 
 
 def _enter(module: nn.Module, args: Any) -> None:
@@ -82,26 +87,29 @@ def _enter(module: nn.Module, args: Any) -> None:
     The copy of a module has this hook, and no layer.
     """
     current.layer = getattr(module, LAYER, None)
+    if not torch.compiler.is_compiling():
+        current.entered.add(id(module))
 
 
 def _leave(module: nn.Module, args: Any, output: Any) -> None:
     current.layer = None
 
 
-def tap(module: str) -> None:
-    """Put the taps into a Python module that calls attention; counted, so sessions can share it."""
+def tap(module: str, owner: object) -> None:
+    """Put the taps into a Python module that calls attention, for as long as anyone wants them."""
     with _lock:
-        _taps[module] += 1
+        _taps.setdefault(module, set()).add(id(owner))
         _swap(module, {name: (original, tapped) for name, original, tapped in _globals()})
 
 
-def untap(module: str) -> None:
-    """Take one tap back; the last one restores the originals."""
+def untap(module: str, owner: object) -> None:
+    """One owner no longer wants them; the last one restores the originals."""
     with _lock:
-        _taps[module] -= 1
-        if not _taps[module]:
-            del _taps[module]
+        owners = _taps.get(module, set())
+        owners.discard(id(owner))
+        if not owners:
             _swap(module, {name: (tapped, original) for name, original, tapped in _globals()})
+            _taps.pop(module, None)
 
 
 def tapped_modules() -> list[str]:
@@ -110,7 +118,7 @@ def tapped_modules() -> list[str]:
 
 
 def can_tap(module: str) -> bool:
-    """Whether a Python module calls attention in a way that a tap can stand in for."""
+    """Whether a Python module has the names that a tap stands in for."""
     found = vars(sys.modules[module]) if module in sys.modules else {}
     return any(found.get(name) is each for name, *versions in _globals() for each in versions)
 
@@ -211,7 +219,11 @@ def _is_tensor_or_none(mask: Any) -> bool:
 
 def _layer() -> Layer | None:
     """The layer that runs now; compiled code reads the epoch, so that it hears of a session."""
-    return current.layer if epoch else None
+    layer = current.layer if epoch else None
+    if layer is None and not torch.compiler.is_compiling() and not current.inside:
+        for watcher in tuple(_watchers.values()):
+            watcher()
+    return layer
 
 
 def _proxy() -> types.ModuleType:

@@ -35,6 +35,8 @@ class Part:
         grid: Layout of the tokens that take part.
         tokens: Those tokens, in order: a slice, or an index ``(tokens,)`` on the device.
         apart: Text that attends to other tokens than the video does, so by itself; None.
+        turn: How often the layer has called attention before, in this forward call, where that is
+            not for other entries of the batch.
     """
 
     entries: slice
@@ -43,6 +45,7 @@ class Part:
     grid: TokenGrid | None
     tokens: slice | Tensor
     apart: slice | None = None
+    turn: int = 0
 
     @classmethod
     def whole(cls, branch: str) -> Part:
@@ -83,13 +86,19 @@ class Layout:
     batch: int | None = None
     has_own_rows: bool = False
 
-    def parts(self, shape: torch.Size, valid: Tensor | None, turn: int = 0) -> list[Part]:
-        """Cut a call.
+    def parts(
+        self, shape: torch.Size, valid: Tensor | None, turn: int = 0, singly: bool = False
+    ) -> list[Part]:
+        """Cut a call, so that no sample's plan depends on who shares its batch.
+
+        Samples that leave out padding are parts of their own, whether or not those beside them
+        leave out the same: what they remember would else go by their neighbours.
 
         Args:
             shape: Of the queries, ``(batch, seq, heads, head_dim)``.
             valid: The tokens that take part, boolean ``(batch, seq)``; None for all.
             turn: How often the layer has called attention before, in this forward call.
+            singly: Make each entry of the batch a part of its own anyway.
 
         Raises:
             OnlyDense: When video tokens are masked.
@@ -107,9 +116,10 @@ class Layout:
                 grid=self._grid(length, row),
                 tokens=_tokens(row, device),
                 apart=None if valid is None else self.own_rows(length),
+                turn=turn,
             )
             for whole, branch in self.branches(batch)
-            for sample, (entries, row) in enumerate(_alike(whole, batch, rows))
+            for sample, (entries, row) in enumerate(_samples(whole, batch, rows, singly))
         ]
 
     def own_rows(self, tokens: int) -> slice | None:
@@ -199,19 +209,16 @@ def _same_for_all(taking: Tensor, valid: Tensor) -> bool:
     return taking.shape[-2] == valid.shape[-1] and bool((taking == queries & keys).all())
 
 
-def _alike(
-    entries: slice, batch: int, rows: Tensor | None
+def _samples(
+    entries: slice, batch: int, rows: Tensor | None, singly: bool
 ) -> Iterator[tuple[slice, Tensor | None]]:
-    """Runs of batch entries with the same valid tokens; None where all are."""
-    if rows is None or rows[entries].all():
+    """Entries of a batch with their valid tokens; all at once where every token is valid."""
+    if rows is None and not singly:
         yield entries, None
         return
-    start, stop, _ = entries.indices(batch)
-    first = start
-    for entry in range(start + 1, stop + 1):
-        if entry == stop or not torch.equal(rows[entry], rows[first]):
-            yield slice(first, entry), rows[first]
-            first = entry
+    for entry in range(*entries.indices(batch)):
+        row = None if rows is None or rows[entry].all() else rows[entry]
+        yield slice(entry, entry + 1), row
 
 
 def _tokens(row: Tensor | None, device: torch.device | None) -> slice | Tensor:

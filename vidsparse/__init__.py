@@ -26,6 +26,7 @@ __all__ = [
     "Preset",
     "TokenGrid",
     "VidsparseError",
+    "session_of",
     "sparsify",
 ]
 __version__ = "0.1.0"
@@ -62,3 +63,17 @@ def sparsify(
 
     found = find_preset(preset) if isinstance(preset, str) else preset
     return Session(target, found.override(parameters), strict=strict, engine=engine)
+
+
+def session_of(target: Any) -> Session | None:
+    """The session that a diffusers pipeline or a transformer is in; None if there is none.
+
+    Args:
+        target: A diffusers pipeline, or a transformer of one.
+
+    Raises:
+        BadInputError: When there is no transformer.
+    """
+    from vidsparse.pipelines.session import session_of  # diffusers is imported here, not before
+
+    return session_of(target)

@@ -32,6 +32,7 @@ from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.observed import Observed
 from vidsparse.policies.policy import Policy
 from vidsparse.preset import Preset
+from vidsparse.state import LayerState
 from vidsparse.stats import CallKey, Stats, Stopwatch
 
 Dense = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -48,11 +49,14 @@ class Call:
         step: Denoising step, from 0.
         sigma: Noise level in [0, 1]; None when unknown.
         next_sigma: Noise level of the next step; None when unknown, or at the last.
+        known: Whether somebody said which step this is; if not, the call plans for itself.
         branch: Guidance branch: cond, uncond, or another name.
         expert: Which transformer of the pipeline.
         unsupported: Why the plug-in knows that this call cannot be sparse, in the user's words.
         scale: Score scale; ``head_dim ** -0.5`` when None.
         sample: Which part of the batch this is, where its entries cannot run as one.
+        turn: How often the layer has called attention before in this forward call, for the same
+            part of the batch.
         share: Which of the layer's heads q, k and v hold, where devices share them; None if all.
     """
 
@@ -61,16 +65,19 @@ class Call:
     step: int
     sigma: float | None
     next_sigma: float | None = None
+    known: bool = True
     branch: str = "cond"
     expert: str = "transformer"
     unsupported: str | None = None
     scale: float | None = None
     sample: int = 0
+    turn: int = 0
     share: HeadShare | None = None
 
     @property
     def key(self) -> CallKey:
         part = f"#{self.sample}" if self.sample else ""
+        part += f"@{self.turn}" if self.turn else ""
         return CallKey(self.step, self.layer, f"{self.expert}/{self.branch}{part}")
 
 
@@ -102,7 +109,30 @@ class SparseAttention:
     def start_generation(self) -> None:
         """Forget the generation before: its counts, and what its layers remembered."""
         self.stats.start_generation()
-        self._planner.start_generation()
+        self._planner.start_run()
+
+    def start_run(self) -> None:
+        """Forget what layers remembered: the generation goes on with another window."""
+        self._planner.start_run()
+
+    def passed_by(self, call: Call) -> None:
+        """Count a call that a model made without asking us, for the reason it is unsupported.
+
+        Raises:
+            DenseFallbackError: When the session is strict.
+        """
+        self._refuse(call.unsupported or "", call)
+        self._record(call, torch.ones(1))
+
+    def fall_back_unseen(self, reason: str) -> None:
+        """Count a call of which nothing is known but that it was dense.
+
+        Raises:
+            DenseFallbackError: When the session is strict.
+        """
+        if self.strict:
+            raise DenseFallbackError(f"{reason}; run without strict to let it be dense")
+        self.stats.fallbacks[reason] += 1
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, call: Call, dense: Dense) -> Tensor:
         """Attend.
@@ -176,24 +206,30 @@ class SparseAttention:
     def _fall_back(
         self, reason: str, q: Tensor, k: Tensor, v: Tensor, call: Call, dense: Dense
     ) -> Tensor:
+        self._refuse(reason, call)
+        self._record(call, torch.ones(1))
+        return dense(q, k, v)
+
+    def _refuse(self, reason: str, call: Call) -> None:
+        """Count a call that cannot be sparse, or raise for it."""
         if self.strict:
             raise DenseFallbackError(
                 f"layer {call.layer} at step {call.step} cannot be sparse: {reason}; "
                 "run without strict to let it be dense"
             )
         self.stats.fallbacks[reason] += 1
-        self._record(call, torch.ones(1))
-        return dense(q, k, v)
 
     def _inputs(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Inputs:
         """The call as policies see it; tensors ``(batch, heads, seq, head_dim)``."""
         assert call.grid is not None
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        where = (call.expert, call.layer, call.sample, q.shape[:2], str(q.device))
-        schedule, planner = self.preset.schedule, self._planner
-        state = planner.state((call.branch, call.grid, *where))
-        alike = _alike_in_branches(call.grid, self.preset.policy)
-        shared = planner.state((alike, *where)) if schedule.share_branches else None
+        schedule, state, shared = self.preset.schedule, LayerState(), None
+        if call.known:
+            where = (call.expert, call.layer, call.sample, call.turn, q.shape[:2], str(q.device))
+            state = self._planner.state((call.branch, call.grid, *where))
+            if schedule.share_branches:
+                alike = _alike_in_branches(call.grid, self.preset.policy)
+                shared = self._planner.state((alike, *where))
         for each in (state, shared):
             if each is not None:
                 each.follow(call.share)
@@ -210,7 +246,7 @@ class SparseAttention:
             step=call.step,
             state=state,
             shared=shared,
-            remember=schedule.share_branches or schedule.replan > 1,
+            remember=call.known and (schedule.share_branches or schedule.replan > 1),
         )
 
     def _attend(self, work: Work, call: Call, way: float) -> Tensor:

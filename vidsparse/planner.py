@@ -72,8 +72,8 @@ class Planner:
         self._states = Memory(LAYERS, LayerState.nbytes)
         self.notes: dict[str, None] = {}
 
-    def start_generation(self) -> None:
-        """Forget what belongs to the generation before; static plans stay."""
+    def start_run(self) -> None:
+        """Forget what belongs to the run before; static plans stay."""
         self._states.clear()
 
     def state(self, key: Hashable) -> LayerState:

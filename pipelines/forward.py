@@ -1,0 +1,210 @@
+"""One forward call of a transformer in a session: what it says, and what ran without us."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from vidsparse.engine import SparseAttention
+from vidsparse.pipelines import parallel, taps
+from vidsparse.pipelines.clock import Clock, read_noise
+from vidsparse.pipelines.layer import Layer
+from vidsparse.pipelines.masks import source_of
+from vidsparse.pipelines.model import Model
+from vidsparse.pipelines.running import Running, find_running
+from vidsparse.pipelines.runs import Reading
+from vidsparse.pipelines.stacked import branches_of, copies_in
+from vidsparse.pipelines.tokens import Layout, OnlyDense, Part, key_padding
+
+UNKNOWN = "the token grid of this call is unknown"
+
+
+class Forward:
+    """The forward calls of one transformer: publishes their layout and moves the clock.
+
+    Attributes:
+        name: Of the transformer in its pipeline.
+        number: Of the forward call.
+
+    Args:
+        name: Of the transformer in its pipeline.
+        transformer: In the session.
+        model: Its row of the table.
+        clock: Of the session.
+        attention: Of the session.
+        target: What the session was made for.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        transformer: nn.Module,
+        model: Model,
+        clock: Clock,
+        attention: SparseAttention,
+        target: Any,
+    ) -> None:
+        self.name = name
+        self.transformer = transformer
+        self.model = model
+        self.clock = clock
+        self.number = 0
+        self.layers = [
+            Layer(index, module, self, attention)
+            for index, module in enumerate(model.layers(transformer))
+        ]
+        self._target = target
+        self._layout: Layout | str = UNKNOWN
+        self._cut: tuple[Any, torch.Size, list[Part]] | None = None
+        self._stacks: dict[tuple[int, int], int] = {}
+        self._signature = inspect.signature(type(transformer).forward)
+        self._splits_text = False
+
+    def pieces(self, tokens: int) -> tuple[int, ...]:
+        """Lengths of what context parallelism splits each by itself, of so many tokens."""
+        layout = self._layout
+        if isinstance(layout, str) or not self._splits_text:
+            return (tokens,)
+        video = layout.video.tokens
+        first = video if self.model.text == "suffix" else layout.text_before(tokens)
+        return (first, tokens - first) if 0 < first < tokens else (tokens,)
+
+    def hooks(self) -> tuple[Callable[..., None], Callable[..., None]]:
+        """Before and after the call."""
+        return _Hook(self, self._before), _Hook(self, self._after)
+
+    @torch.compiler.disable()
+    def _before(self, args: Any, kwargs: Any) -> None:
+        transformer = self.transformer
+        taps.current.layer = None  # Ctrl-C inside a layer may have left one
+        taps.current.inside = True
+        taps.current.entered.clear()
+        self.number += 1
+        arguments = self._signature.bind_partial(transformer, *args, **kwargs).arguments
+        running = find_running(transformer, self._target)
+        self.clock.begin(self._reading(arguments, running))
+        self._cut = None
+        self._splits_text = parallel.splits_text(transformer)
+        try:
+            branches = self._branches(arguments, running)
+            self._layout = self.model.layout(transformer.config, arguments, branches)
+        except OnlyDense as reason:
+            self._layout = str(reason)
+
+    @torch.compiler.disable()
+    def _after(self, args: Any, output: Any) -> None:
+        taps.current.layer = None  # an exception may have left one
+        taps.current.inside = False
+        if output is None:  # an exception is on its way
+            return
+        for layer in self.layers:
+            layer.check()
+
+    def _reading(self, arguments: Any, running: Running | None) -> Reading:
+        found: list[float | None] = []
+
+        def noise() -> float | None:
+            if not found:
+                given, level = self.model.noise_level(self.transformer.config, arguments)
+                found.append(read_noise(given, *(level or (0.0, self._full_noise(running)))))
+            return found[0]
+
+        pipeline = self._target if running is None else running.pipeline
+        return Reading(
+            noise=noise,
+            context=self.clock.context,
+            running=running,
+            scheduler=getattr(pipeline, "scheduler", None),
+            is_listed=not callable(self.model.noise),
+        )
+
+    def _full_noise(self, running: Running | None) -> float:
+        """The timestep of pure noise."""
+        pipeline = self._target if running is None else running.pipeline
+        config = getattr(getattr(pipeline, "scheduler", None), "config", {})
+        return config.get("num_train_timesteps", 1000)
+
+    def _branches(
+        self, arguments: Any, running: Running | None
+    ) -> Callable[[int], Sequence[tuple[slice, str]]]:
+        """How the entries of this call's batch belong to branches of guidance."""
+        context = self.clock.context
+        may_stack = (
+            running is not None
+            and self.model.guidance != "calls"
+            and (context is None or context.name == "cond_uncond")
+        )
+        latents = self.model.latents(arguments)
+        says = running.is_guided if running is not None and may_stack else False
+
+        def branches(batch: int) -> Sequence[tuple[slice, str]]:
+            return branches_of(batch, number(batch), self.model.guidance, self.clock.branch)
+
+        def number(batch: int) -> int:
+            if says is False or latents is None or len(latents) != batch:
+                return 1
+            key = self.clock.runs, batch
+            if says is None or key not in self._stacks:  # else known for the rest of the run
+                if says is not None:
+                    self._stacks = {k: v for k, v in self._stacks.items() if k[0] == key[0]}
+                self._stacks[key] = copies_in(latents)
+            return self._stacks[key]
+
+        return branches
+
+    def parts(self, shape: torch.Size, mask: Any, turn: int = 0) -> list[Part]:
+        """Cut an attention call; ``shape`` is of its queries.
+
+        A mask is read once for all layers that share it, which waits for the device.
+
+        Args:
+            shape: Of the queries, ``(batch, seq, heads, head_dim)``.
+            mask: As the model passes it.
+            turn: How often the layer has called attention before, in this forward call.
+
+        Raises:
+            OnlyDense: With the reason.
+        """
+        if isinstance(self._layout, str):
+            raise OnlyDense(self._layout)
+        if mask is None:
+            return self._layout.parts(shape, None, turn)
+        source = source_of(mask)
+        if self._cut is None or self._cut[0] is not source or self._cut[1] != shape:
+            valid = key_padding(mask, shape, self._layout.own_rows(shape[1]))
+            self._cut = source, shape, self._layout.parts(shape, valid, turn)
+        return self._cut[2]
+
+
+class _Hook:
+    """Calls a method of a forward; a copy of the transformer, which keeps the hook, is not meant.
+
+    What is saved of it does nothing.
+    """
+
+    def __init__(self, forward: Forward, method: Callable[..., None]) -> None:
+        self._forward = forward
+        self._method = method
+
+    @torch.compiler.disable()
+    def __call__(self, transformer: nn.Module, *given: Any) -> None:
+        if transformer is self._forward.transformer:
+            self._method(*given)
+
+    def __deepcopy__(self, memo: Any) -> _Hook:
+        return self
+
+    def __reduce__(self) -> Any:
+        return _nothing, ()
+
+
+def _nothing() -> Callable[..., None]:
+    return _do_nothing
+
+
+def _do_nothing(*given: Any) -> None:
+    """Stands in a saved transformer where a session had a hook."""

@@ -1,0 +1,173 @@
+"""One self-attention layer in a session: says where a call stands and hands it to the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers.hooks.layer_skip import AttentionScoreSkipFunctionMode
+from torch import Tensor, nn
+
+from vidsparse.engine import Call, SparseAttention
+from vidsparse.pipelines import parallel, taps
+from vidsparse.pipelines.asked import Asked, Dense, DenseOf
+from vidsparse.pipelines.compiled import make_handle
+from vidsparse.pipelines.parallel import Deal
+from vidsparse.pipelines.tokens import OnlyDense, Part
+
+if TYPE_CHECKING:
+    from vidsparse.pipelines.forward import Forward
+
+
+class Layer:
+    """Takes over the attention of one module.
+
+    Attributes:
+        handle: Names the layer in compiled code.
+        deal: Which heads each device takes.
+        module: Whose attention it is.
+        index: Of the layer in its transformer, from 0.
+
+    Args:
+        index: Of the layer in its transformer, from 0.
+        module: Whose attention it is.
+        forward: Of its transformer.
+        attention: Of the session.
+    """
+
+    def __init__(
+        self, index: int, module: nn.Module, forward: Forward, attention: SparseAttention
+    ) -> None:
+        self.handle = make_handle(self)
+        self.deal = Deal()
+        self.module: Any = module
+        self._call_number, self._turn = 0, 0
+        self.index = index
+        self._forward = forward
+        self._attention = attention
+        self._processor = type(getattr(module, "processor", None))
+
+    def __deepcopy__(self, memo: Any) -> None:
+        """A copy of the transformer is not in the session."""
+
+    def __reduce__(self) -> Any:
+        return type(None), ()  # nor is what is saved of it
+
+    @property
+    def step(self) -> tuple[int, int]:
+        """Which generation and denoising step."""
+        return self._attention.stats.generations, self._forward.clock.step
+
+    @property
+    def parallel_config(self) -> Any:
+        """How diffusers splits the sequence over devices; None where it does not."""
+        return parallel.config_of(self.module)
+
+    def pieces(self, tokens: int) -> tuple[int, ...]:
+        """Lengths of what context parallelism splits each by itself, of so many tokens."""
+        try:
+            return self._forward.pieces(tokens)
+        except OnlyDense:  # as the call will be told again
+            return (tokens,)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, asked: Asked, dense: DenseOf, parallel_config: Any
+    ) -> Tensor:
+        return parallel.attend(self, q, k, v, asked, dense, parallel_config)
+
+    def attend_here(self, q: Tensor, k: Tensor, v: Tensor, asked: Asked, dense: Dense) -> Tensor:
+        """Attend to all tokens with the heads that are here."""
+        if self._call_number != self._forward.number:
+            self._call_number, self._turn = self._forward.number, 0
+        parts, unsupported = self._parts(q, k, asked)
+        self._turn += 1
+        if len(parts) == 1 and (unsupported or parts[0].covers(q.shape)):
+            call = self._call(parts[0], asked, unsupported)
+            return self._run(q, k, v, call, lambda q, k, v: dense(q, k, v, asked.mask))
+        out = v.new_zeros(*q.shape[:-1], v.shape[-1])  # padding is never read
+        for part in parts:
+            call = self._call(part, asked, None)
+            taken = (part.take(q), part.take(k), part.take(v))
+            part.put(out, self._run(*taken, call, lambda q, k, v: dense(q, k, v, None)))
+            if part.apart is not None:
+                rows = q[part.entries, part.apart], k[part.entries], v[part.entries]
+                mask = asked.mask[part.entries, ..., part.apart, :]
+                out[part.entries, part.apart] = dense(*rows, mask)
+        return out
+
+    def check(self) -> None:
+        """Count that the module computed its attention without us in this forward call, if it did.
+
+        A cache that kept the module from computing anything is nobody's loss.
+
+        Raises:
+            DenseFallbackError: When the session is strict.
+        """
+        if self._call_number == self._forward.number or not self._is_replaced():
+            return
+        processor = type(getattr(self.module, "processor", None))
+        can_run = id(self.module) in taps.current.entered or not taps.can_tap(processor.__module__)
+        if can_run:
+            part = Part.whole(self._forward.clock.branch)
+            reason = f"its processor {processor.__name__} computes attention by itself"
+            self._attention.passed_by(self._call(part, Asked(), reason))
+
+    def _is_replaced(self) -> bool:
+        """Whether what computes attention is not what diffusers put there."""
+        processor = type(getattr(self.module, "processor", None))
+        if _is_cached(self.module):
+            return False
+        has_own_forward = "forward" in vars(self.module) and "_hf_hook" not in vars(self.module)
+        is_own = processor is self._processor and processor.__module__.startswith("diffusers.")
+        return has_own_forward or not is_own
+
+    def _run(
+        self, q: Tensor, k: Tensor, v: Tensor, call: Call, dense: Callable[..., Tensor]
+    ) -> Tensor:
+        out = self._attention(q, k, v, call, dense)
+        self.deal.hear(self.step, self._attention.stats.calls[call.key])
+        return out
+
+    def _parts(self, q: Tensor, k: Tensor, asked: Asked) -> tuple[list[Part], str | None]:
+        """The parts of a call; or one, and the reason why it can only be dense."""
+        unsupported = asked.unsupported
+        if unsupported is None and q.shape[1] != k.shape[1]:
+            unsupported = f"{q.shape[1]} queries attend to {k.shape[1]} keys"
+        if unsupported is None and _skips_scores():
+            unsupported = "the guider leaves attention scores out"
+        if unsupported is None:
+            try:
+                return self._forward.parts(q.shape, asked.mask, self._turn), None
+            except OnlyDense as reason:
+                unsupported = str(reason)
+        return [Part.whole(self._forward.clock.branch)], unsupported
+
+    def _call(self, part: Part, asked: Asked, unsupported: str | None) -> Call:
+        clock = self._forward.clock
+        return Call(
+            grid=part.grid,
+            layer=self.index,
+            step=clock.step,
+            sigma=clock.sigma,
+            next_sigma=clock.next_sigma,
+            known=clock.known,
+            branch=part.branch,
+            expert=self._forward.name,
+            unsupported=unsupported,
+            scale=asked.scale,
+            sample=part.sample,
+            turn=part.turn,
+            share=asked.share,
+        )
+
+
+def _is_cached(module: nn.Module) -> bool:
+    """Whether a cache of diffusers stands before a module's forward call."""
+    return bool(getattr(vars(module).get("_diffusers_hook"), "hooks", None))
+
+
+def _skips_scores() -> bool:
+    """Whether perturbed-attention guidance stands between the model and its attention."""
+    modes = torch.overrides._get_current_function_mode_stack()
+    return any(isinstance(mode, AttentionScoreSkipFunctionMode) for mode in modes)
