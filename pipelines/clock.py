@@ -50,12 +50,7 @@ class Clock:
     def begin(self, reading: Reading) -> None:
         """A transformer starts a forward call."""
         make = kind_of(reading, self._run)
-        if (
-            self._run is None
-            or type(self._run) is not make
-            or not self._run.goes_on(reading)
-            or self._is_another_call(reading)
-        ):
+        if type(self._run) is not make or not self._goes_on(reading):
             self._start(make, reading)
         run, before = self._run, self.step
         assert run is not None
@@ -85,6 +80,10 @@ class Clock:
         self.step = -1
         self.runs += 1
         (self._on_run if goes_on else self._on_generation)()
+
+    def _goes_on(self, reading: Reading) -> bool:
+        is_same = self._run is not None and self._run.goes_on(reading)
+        return is_same and not self._is_another_call(reading)
 
     def _is_another_call(self, reading: Reading) -> bool:
         return (None if reading.running is None else reading.running.frame) is not self._frame

@@ -57,6 +57,7 @@ class Forward:
             Layer(index, module, self, attention)
             for index, module in enumerate(model.layers(transformer))
         ]
+        self._attention = attention
         self._target = target
         self._layout: Layout | str = UNKNOWN
         self._cut: tuple[Any, torch.Size, list[Part]] | None = None
@@ -172,7 +173,7 @@ class Forward:
         if isinstance(self._layout, str):
             raise OnlyDense(self._layout)
         if mask is None:
-            return self._layout.parts(shape, None, turn)
+            return self._layout.parts(shape, None, turn, singly=self._attention.judges_batches)
         source = source_of(mask)
         if self._cut is None or self._cut[0] is not source or self._cut[1] != shape:
             valid = key_padding(mask, shape, self._layout.own_rows(shape[1]))

@@ -31,6 +31,7 @@ from vidsparse.policies.compensation import (
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.observed import Observed
 from vidsparse.policies.policy import Policy
+from vidsparse.policies.selectors import Selector
 from vidsparse.preset import Preset
 from vidsparse.state import LayerState
 from vidsparse.stats import CallKey, Stats, Stopwatch
@@ -76,9 +77,8 @@ class Call:
 
     @property
     def key(self) -> CallKey:
-        part = f"#{self.sample}" if self.sample else ""
-        part += f"@{self.turn}" if self.turn else ""
-        return CallKey(self.step, self.layer, f"{self.expert}/{self.branch}{part}")
+        turn = f"@{self.turn}" if self.turn else ""
+        return CallKey(self.step, self.layer, f"{self.expert}/{self.branch}{turn}", self.sample)
 
 
 class SparseAttention:
@@ -105,6 +105,12 @@ class SparseAttention:
         self.stats = Stats()
         self.observers: list[Observer] = []
         self._planner = Planner(preset.policy, preset.schedule.replan, preset.schedule.budgets)
+
+    @property
+    def judges_batches(self) -> bool:
+        """Whether one decision is made for all entries of a batch, which then must come singly."""
+        preset = self.preset
+        return preset.schedule.replan > 1 and preset.policy.selector is Selector.TOLERANCE
 
     def start_generation(self) -> None:
         """Forget the generation before: its counts, and what its layers remembered."""

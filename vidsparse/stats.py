@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from statistics import mean
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,11 +15,15 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class CallKey:
-    """Which attention call: a step of the run, a layer of a transformer, a guidance branch."""
+    """Which attention call: a step of the generation, a layer of a transformer, a guidance branch.
+
+    Samples of a batch that are laid out differently are calls of their own.
+    """
 
     step: int
     layer: int
     branch: str
+    sample: int = 0
 
 
 @dataclass(eq=False)
@@ -86,7 +91,7 @@ class Stats:
         """
         if not self.calls:
             raise RuntimeError("nothing was generated in this session yet")
-        return float(torch.stack([d.mean().float().cpu() for d in self.calls.values()]).mean())
+        return mean(_mean_by(lambda key: (key.step, key.layer, key.branch), self.calls).values())
 
     @property
     def step_imbalance(self) -> dict[int, float]:
@@ -103,9 +108,7 @@ class Stats:
         """Mean density so far of the step that runs now; None before the first."""
         if not self.calls:
             return None
-        latest = max(key.step for key in self.calls)
-        parts = [float(d.mean()) for key, d in self.calls.items() if key.step == latest]
-        return sum(parts) / len(parts)
+        return self.step_density[max(key.step for key in self.calls)]
 
     @property
     def layer_density(self) -> dict[int, float]:
@@ -149,10 +152,19 @@ class Stats:
         return "\n".join(lines)
 
 
-def _mean_by(group: Callable[[CallKey], int], values: Mapping[CallKey, Tensor]) -> dict[int, float]:
-    parts: dict[int, list[float]] = {}
+Group = TypeVar("Group", bound=Hashable)
+
+
+def _mean_by(
+    group: Callable[[CallKey], Group], values: Mapping[CallKey, Tensor]
+) -> dict[Group, float]:
+    """Mean of each group; the samples of a batch count together as the one call they are."""
+    calls: dict[tuple[int, int, str], list[float]] = {}
     for key, value in values.items():
-        parts.setdefault(group(key), []).append(float(value.mean()))
+        calls.setdefault((key.step, key.layer, key.branch), []).append(float(value.mean()))
+    parts: dict[Group, list[float]] = {}
+    for call, samples in calls.items():
+        parts.setdefault(group(CallKey(*call)), []).append(mean(samples))
     return {name: mean(each) for name, each in sorted(parts.items())}
 
 

@@ -4,7 +4,6 @@ import math
 import re
 import runpy
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -224,16 +223,48 @@ STACKED = {
 }
 
 
+class Running:
+    """A pipeline whose call is one forward call of its transformer."""
+
+    def __init__(self, tiny, **says):
+        self.components = {"transformer": tiny.module}
+        vars(self).update(says)
+
+    def __call__(self, tiny, **changes):
+        return run(tiny, **changes)
+
+
+def same_latents(tiny):
+    """As guidance has them in both halves of a batch."""
+    given = tiny.inputs[tiny.latents]
+    if isinstance(given, list):
+        return {tiny.latents: [given[0]] * len(given)}
+    return {tiny.latents: given[:1].expand_as(given)}
+
+
+def other_latents(tiny):
+    """Of two prompts."""
+    given = tiny.inputs[tiny.latents]
+    made = [x + at for at, x in enumerate(given)]
+    return {tiny.latents: made if isinstance(given, list) else torch.stack(made)}
+
+
 @pytest.mark.parametrize("name", STACKED)
 @pytest.mark.parametrize("is_guided", [True, False])
 @pytest.mark.parametrize("said", ["do_classifier_free_guidance", "guidance_scale"])
 def test_stacked_guidance_is_told_apart(name, said, is_guided, calls):
-    """By what the pipeline says of itself: its batch may also be two prompts."""
+    """By what the running pipeline says, and what the call holds: it may also be two prompts."""
     tiny = MODELS[name]()
     value = is_guided if said == "do_classifier_free_guidance" else 5.0 if is_guided else 1.0
-    pipe = SimpleNamespace(components={"transformer": tiny.module}, **{said: value})
+    pipe = Running(tiny, **{said: value})
     with sparsify(pipe):
-        run(tiny)
+        pipe(tiny, **other_latents(tiny))
+        assert not {call.branch for call, _ in calls} & {"cond", "uncond"}
+        calls.clear()
+        run(tiny, **same_latents(tiny))
+        assert not {call.branch for call, _ in calls} & {"cond", "uncond"}
+        calls.clear()
+        pipe(tiny, **same_latents(tiny))
     layer = [(call.branch, call.sample) for call, _ in calls if call.layer == tiny.layers - 1]
     if is_guided and STACKED[name] != "calls":
         assert sorted(layer) == [("cond", 0), ("uncond", 0)]

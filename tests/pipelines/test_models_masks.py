@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import vidsparse
 from vidsparse.pipelines.masks import Padding, keep_padding, source_of
 from vidsparse.pipelines.tokens import key_padding
+from vidsparse.pipelines.undo import Undo
 
 MODELS = runpy.run_path(str(Path(__file__).with_name("tiny_models.py")))["MODELS"]
 SPARSE: dict[str, Any] = {"min_tokens": 0, "block": 16, "dense_above": 0.95, "full_below": 0.95}
@@ -62,7 +63,7 @@ def test_padding_is_read_once_for_all_layers(name, layers, monkeypatch):
         read.append(shape)
         return key_padding(mask, shape, own_rows)
 
-    monkeypatch.setattr("vidsparse.pipelines.session.key_padding", spy)
+    monkeypatch.setattr("vidsparse.pipelines.forward.key_padding", spy)
     tiny = MODELS[name]()
     with vidsparse.sparsify(tiny.module, "draft", strict=True, density=0.5, **SPARSE) as session:
         for _ in range(2):
@@ -103,7 +104,8 @@ def test_a_module_gets_its_padding_until_that_is_taken_back(monkeypatch):
     module = MODELS["qwen_image"]().module.transformer_blocks[0].attn
     seen = []
     module.forward = lambda mask=None, other=None: seen.append(mask)
-    remove = keep_padding(module, "mask")
+    undo = Undo()
+    keep_padding(module, "mask", undo)
     module(mask=VALID.long())
     module(mask=None)
     module(other=VALID)
@@ -111,7 +113,7 @@ def test_a_module_gets_its_padding_until_that_is_taken_back(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("torch.compiler.is_compiling", lambda: True)
         module(mask=VALID)
-    remove()
+    undo.run()
     module(mask=VALID)
     assert [type(mask) for mask in seen] == [Padding, *[type(None)] * 2, *[torch.Tensor] * 3]
     assert torch.equal(seen[0], VALID)

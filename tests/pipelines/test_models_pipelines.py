@@ -34,10 +34,10 @@ PIPELINES: dict[str, tuple[Any, dict[str, Any], set[str]]] = {
         {"cond", "uncond"},
     ),
     "flux": (BUILD["flux"], {"height": 24, "width": 24, "max_sequence_length": 16}, {"cond"}),
-    "pixart": (  # which does not say whether it is guided: both halves of its batch are one branch
+    "pixart": (  # which says whether it is guided in a local variable only
         BUILD["pixart"],
         {"height": 128, "width": 128, "max_sequence_length": 16, "use_resolution_binning": False},
-        {"call0"},
+        {"cond", "uncond"},
     ),
     "mochi": (
         BUILD["mochi"],

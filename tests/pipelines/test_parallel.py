@@ -74,9 +74,11 @@ def run(name, preset, split=None, is_compiled=False, **changes):
     if is_compiled:
         model.compile_repeated_blocks(backend="aot_eager")  # its own hook breaks graphs
     with vidsparse.sparsify(model, preset, **(SPARSE | changes)) as session:
-        made = [
-            model(**inputs, timestep=torch.tensor([t * full]), return_dict=False)[0] for t in TIMES
-        ]
+        made = []
+        for step, t in enumerate(TIMES):
+            with model.cache_context("cond", step_index=step):
+                timestep = torch.tensor([t * full])
+                made.append(model(**inputs, timestep=timestep, return_dict=False)[0])
     return Run(torch.stack(made), session.stats)
 
 

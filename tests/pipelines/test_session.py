@@ -239,7 +239,7 @@ def test_attention_that_cannot_be_tapped_is_refused_with_nothing_left(wan):
     pipe.transformer_2.blocks[1].attn1.processor = OwnProcessor()
     with pytest.raises(
         vidsparse.BadInputError,
-        match="layer 1 of Wan.* has the processor OwnProcessor of .*test_session",
+        match=r"layer 1 of Wan.* has the processor OwnProcessor of .*test_session",
     ):
         sparsify(pipe)
     assert traces(pipe) == before

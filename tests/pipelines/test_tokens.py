@@ -52,7 +52,8 @@ def test_padding_is_left_out_wherever_it_stands(prefix, valid, grid):
     assert out.flatten().tolist() == [i if i in valid else -1 for i in range(30)]
 
 
-def test_entries_with_text_of_other_lengths_are_parts_of_their_branch():
+def test_entries_that_leave_out_padding_are_parts_of_their_branch():
+    """Each by itself, whatever those beside it leave out: what it remembers is its own."""
     valid = torch.ones(6, 27, dtype=torch.bool)
     valid[0:3, 25:] = False
     valid[4, 26:] = False
@@ -62,7 +63,22 @@ def test_entries_with_text_of_other_lengths_are_parts_of_their_branch():
         ("cond", 0, 3, 4, "2x3x4+3"),
         ("cond", 1, 4, 5, "2x3x4+2"),
         ("cond", 2, 5, 6, "2x3x4+3"),
-        ("uncond", 0, 0, 3, "2x3x4+1"),
+        ("uncond", 0, 0, 1, "2x3x4+1"),
+        ("uncond", 1, 1, 2, "2x3x4+1"),
+        ("uncond", 2, 2, 3, "2x3x4+1"),
+    ]
+    alike = layout(branches=stacked).parts(shape(6, 27), torch.ones(6, 27, dtype=torch.bool))
+    assert [part.sample for part in alike] == [0, 1, 2] * 2
+
+
+def test_a_second_call_of_a_layer_for_the_same_entries_is_told_from_the_first():
+    assert [layout().parts(shape(2, 24), None, turn)[0].turn for turn in range(3)] == [0, 1, 2]
+
+
+def test_entries_may_be_asked_for_one_by_one():
+    parts = layout().parts(shape(3, 24), None, singly=True)
+    assert [(part.sample, part.entries) for part in parts] == [
+        (entry, slice(entry, entry + 1)) for entry in range(3)
     ]
 
 

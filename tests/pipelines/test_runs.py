@@ -1,0 +1,234 @@
+"""Which run and which step, on real pipelines whose noise levels do not tell."""
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+import vidsparse
+
+BUILD = runpy.run_path(str(Path(__file__).with_name("tiny_pipelines.py")))["BUILDERS"]
+SPARSE: dict[str, Any] = {"min_tokens": 0, "block": 16, "density": 0.3}
+AT_ONCE = SPARSE | {"dense_above": 1.0, "full_below": 1.0}  # sparse from the first step on
+
+
+class Made:
+    """Counts the forward calls of a transformer, and the layers that attend in each."""
+
+    def __init__(self, *transformers):
+        self.calls = 0
+        for transformer in transformers:
+            transformer.register_forward_pre_hook(self.count)
+
+    def count(self, *_):
+        self.calls += 1
+
+
+def steps(session):
+    return sorted({key.step for key in session.stats.calls})
+
+
+@pytest.fixture
+def flux():
+    pipe = BUILD["flux"]().to(torch.bfloat16)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def images(pipe, seed=0, **changes):
+    request = {"prompt": "a red circle", "height": 24, "width": 24, "max_sequence_length": 16}
+    made = pipe(
+        **(request | {"output_type": "latent", "num_inference_steps": 28} | changes),
+        generator=torch.Generator().manual_seed(seed),
+    )
+    return made[0]
+
+
+@pytest.mark.parametrize("shift", [1.0, 12.0, 100.0])
+def test_timesteps_that_collide_in_bfloat16_are_still_steps(flux, shift):
+    flux.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+    made = Made(flux.transformer)
+    with vidsparse.sparsify(flux, "draft", strict=True, **SPARSE) as session:
+        images(flux)
+    stats = session.stats
+    assert steps(session) == list(range(28))
+    assert len(stats.calls) == 2 * made.calls == 56
+    levels = flux.scheduler.sigmas[:28].tolist()
+    assert list(stats.sigmas.values()) == pytest.approx(levels)
+    schedule, target = session.preset.schedule, min(stats.step_density.values())
+    way = [schedule.way(level, 0) for level in levels]
+    expected = [1 - x * (1 - target) for x in way]
+    assert stats.mean_density == pytest.approx(sum(expected) / 28, abs=0.02)
+    assert not stats.notes
+
+
+def test_every_call_of_a_second_order_scheduler_is_recorded(wan):
+    pipe = wan.build["image_to_video"]()
+    pipe.scheduler = diffusers.FlowMatchHeunDiscreteScheduler(shift=3.0)
+    made = Made(pipe.transformer)
+    with vidsparse.sparsify(pipe, "draft", strict=True, **SPARSE) as session:
+        wan.generate(pipe, num_inference_steps=4)
+    assert made.calls == 14  # two branches of 2 x 4 - 1 evaluations
+    assert len(session.stats.calls) == 2 * made.calls
+    assert steps(session) == list(range(7))
+    assert {key.branch for key in session.stats.calls} == {
+        "transformer/cond", "transformer/uncond"
+    }  # fmt: skip
+
+
+STATEFUL = {
+    "adaspa": {"block": 16, "replan": 3},
+    "semantic": {"q_clusters": 3, "kv_clusters": 6},
+    "svg": {"block": 16},
+    "re-ttention": {"block": 16, "replan": 3},
+    "lite": {"block": 16},
+}
+
+
+@pytest.mark.parametrize("preset", STATEFUL)
+@pytest.mark.parametrize("kind", ["one_expert", "video_to_video"])
+def test_a_run_cut_short_in_its_first_step_leaves_nothing_to_the_next(wan, kind, preset):
+    """Not even when the next one starts at less noise, as if it went on."""
+    changes = STATEFUL[preset] | {"min_tokens": 0, "dense_above": 1.0, "full_below": 1.0}
+    request = {"strength": 0.75} if kind == "video_to_video" else {}
+    cut = {"strength": 1.0} if kind == "video_to_video" else {}
+    fresh, pipe = wan.build[kind](), wan.build[kind]()
+    with vidsparse.sparsify(fresh, preset, **changes) as session:
+        expected = wan.generate(fresh, seed=1, **request)
+    stop = type("Stop", (Exception,), {})
+    step = type(pipe.scheduler).step
+
+    def fail(*args, **kwargs):
+        raise stop
+
+    with vidsparse.sparsify(pipe, preset, **changes) as again:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(pipe.scheduler), "step", fail)
+            with pytest.raises(stop):
+                wan.generate(pipe, seed=0, **cut)
+        assert type(pipe.scheduler).step is step
+        assert torch.equal(wan.generate(pipe, seed=1, **request), expected)
+        assert again.stats.generations == 2
+        assert again.stats.calls.keys() == session.stats.calls.keys()
+
+
+@pytest.fixture
+def skyreels(wan):
+    """Which makes a long video window by window, each through the whole list of steps."""
+    part = wan.build["one_expert"]().components
+    torch.manual_seed(0)
+    transformer = diffusers.SkyReelsV2Transformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=16,
+        out_channels=16, text_dim=32, freq_dim=256, ffn_dim=32, num_layers=2, rope_max_seq_len=32,
+    ).eval()  # fmt: skip
+    pipe = diffusers.SkyReelsV2DiffusionForcingPipeline(
+        tokenizer=part["tokenizer"],
+        text_encoder=part["text_encoder"],
+        transformer=transformer,
+        vae=part["vae"],
+        scheduler=diffusers.UniPCMultistepScheduler(
+            flow_shift=8.0, prediction_type="flow_prediction", use_flow_sigmas=True
+        ),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def long_video(pipe):
+    draw = torch.Generator().manual_seed(0)
+    text = {name: torch.randn(1, 16, 32, generator=draw) for name in ("prompt", "negative_prompt")}
+    return pipe(
+        None,
+        **{f"{name}_embeds": embeds for name, embeds in text.items()},
+        height=64, width=64, num_frames=25, base_num_frames=13, overlap_history=5,
+        num_inference_steps=3, output_type="latent", generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+
+
+def test_windows_of_one_generation_are_all_in_its_statistics(skyreels):
+    made = Made(skyreels.transformer)
+    with vidsparse.sparsify(skyreels, "draft", **SPARSE) as session:
+        long_video(skyreels)
+        assert session.stats.generations == 1
+        assert len(session.stats.calls) == 2 * made.calls
+        assert len(steps(session)) == made.calls // 2
+        long_video(skyreels)
+        assert session.stats.generations == 2
+        assert len(session.stats.calls) == made.calls
+
+
+def test_a_scheduler_without_an_index_is_followed(wan):
+    pipe = BUILD["cogvideox"]()
+    pipe.set_progress_bar_config(disable=True)
+    for scheduler in ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "DDIMScheduler"):
+        pipe.scheduler = getattr(diffusers, scheduler)()
+        made = Made(pipe.transformer)
+        with vidsparse.sparsify(pipe, "draft", strict=True, **SPARSE) as session:
+            pipe(
+                prompt="a", height=64, width=64, num_frames=9, max_sequence_length=16,
+                num_inference_steps=5, output_type="latent", guidance_scale=6.0,
+            )  # fmt: skip
+        assert steps(session) == list(range(5))
+        assert len(session.stats.calls) == 2 * 2 * made.calls  # layers, branches in one batch
+        assert not session.stats.notes
+
+
+@torch.no_grad()
+def own_loop(pipe, latents, levels=(1.0, 0.7, 0.4), names=None, **changes):
+    text = torch.randn(1, 16, 32, generator=torch.Generator().manual_seed(1))
+    for step, level in enumerate(levels):
+        timestep = torch.tensor([1000 * level])
+        context = {"name": "cond"} | ({"step_index": step} if names else {})
+        with pipe.transformer.cache_context(**context):
+            noise = pipe.transformer(latents, timestep, text, return_dict=False)[0]
+        latents = latents - 0.3 * noise
+    return latents
+
+
+@pytest.fixture
+def noise():
+    return torch.randn(1, 16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("preset", STATEFUL)
+def test_a_bare_transformer_shares_nothing_between_calls_and_says_so(wan, noise, preset):
+    changes = STATEFUL[preset] | {"min_tokens": 0, "dense_above": 1.0, "full_below": 1.0}
+    pipe = wan.build["one_expert"]()
+    with vidsparse.sparsify(pipe.transformer, preset, **changes) as session:
+        whole = own_loop(pipe, noise, (0.4,))
+        own_loop(pipe, noise + 1, (1.0, 0.7))
+        assert torch.equal(own_loop(pipe, noise, (0.4,)), whole)  # as if it were the first
+        assert session.stats.host_memory_bytes == 0
+        assert session.stats.memory_bytes == (72 if preset == "svg" else 0)  # of the geometry
+    assert any("nobody says which step" in note for note in session.stats.notes)
+    assert "nobody says which step" in session.summary()
+
+
+def test_a_bare_transformer_whose_steps_are_named_remembers(wan, noise):
+    pipe = wan.build["one_expert"]()
+    with vidsparse.sparsify(pipe.transformer, "adaspa", **(AT_ONCE | {"replan": 3})) as session:
+        own_loop(pipe, noise, names=True)
+        assert session.stats.host_memory_bytes > 0
+        assert not session.stats.notes
+        own_loop(pipe, noise, (1.0,), names=True)
+        own_loop(pipe, noise, (1.0,), names=True)  # of one step, made again
+        assert session.stats.generations == 3
+        assert len(session.stats.calls) == 2
+
+
+def test_a_loop_of_ones_own_over_the_pipelines_scheduler_is_followed(wan, noise):
+    pipe = wan.build["one_expert"]()
+    scheduler, text = pipe.scheduler, torch.zeros(1, 16, 32)
+    with torch.no_grad(), vidsparse.sparsify(pipe, "adaspa", **AT_ONCE) as session:
+        for _ in range(2):
+            scheduler.set_timesteps(4)
+            latents = noise
+            for t in scheduler.timesteps:
+                made = pipe.transformer(latents, t[None], text, return_dict=False)[0]
+                latents = scheduler.step(made, t, latents, return_dict=False)[0]
+        assert session.stats.generations == 2
+        assert steps(session) == [0, 1, 2, 3]
+        assert not session.stats.notes
