@@ -51,6 +51,6 @@ def drop_hooks(module: nn.Module, *hooks: Callable[..., Any]) -> None:
         registered = vars(module)[kind]
         for number, hook in list(registered.items()):
             if any(hook is each for each in hooks):
-                registered.pop(number, None)
                 for extra in (f"{kind}_with_kwargs", f"{kind}_always_called"):
                     vars(module).get(extra, {}).pop(number, None)
+                registered.pop(number, None)  # last: an interruption then finds it again

@@ -134,7 +134,9 @@ class Stats:
     def summary(self) -> str:
         """A few lines for a person."""
         if not self.calls:
-            return "vidsparse: nothing was generated in this session yet"
+            lines = ["vidsparse: nothing was generated in this session yet"]
+            lines += [self.describe_fallbacks()] if self.fallbacks else []
+            return "\n".join([*lines, *self.notes])
         lines = [
             f"mean density {self.mean_density:.3f} over {len(self.step_density)} steps x "
             f"{len(self.layer_density)} layers, {self.dense_steps_share:.0%} of the steps dense",
