@@ -34,11 +34,20 @@ class Running:
         """Whether the pipeline says that it guides; None where it says nothing."""
         said = getattr(self.pipeline, "do_classifier_free_guidance", None)
         if said is None:  # PixArt, AuraFlow and others keep it to themselves
-            said = self.inner.f_locals.get("do_classifier_free_guidance")
+            said = self._local("do_classifier_free_guidance")
         if said is None and hasattr(self.pipeline, "guidance_scale"):
             scale = self.pipeline.guidance_scale
             said = None if scale is None else scale > 1
         return None if said is None else bool(said)
+
+    def _local(self, name: str) -> Any:
+        """A variable of the pipeline's call, from the innermost of its methods that has it."""
+        frame: FrameType | None = self.inner
+        while frame is not None:
+            if name in frame.f_locals and frame.f_locals.get("self") is self.pipeline:
+                return frame.f_locals[name]
+            frame = None if frame is self.frame else frame.f_back
+        return None
 
 
 def find_running(transformer: nn.Module, target: Any = None) -> Running | None:
