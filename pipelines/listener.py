@@ -83,4 +83,4 @@ def listen(transformer: nn.Module, session: Session, clock: Clock, undo: Undo) -
 def session_in(transformer: nn.Module) -> Session | None:
     """The session that a transformer is in."""
     mark = getattr(transformer, _NAME, None)
-    return mark.session if isinstance(mark, Mark) else None
+    return vars(mark)["session"] if isinstance(mark, Mark) else None

@@ -1,6 +1,7 @@
 """The clock: runs, steps and branches, by whoever knows them."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -35,9 +36,9 @@ class Played:
         self.generations = self.windows = 0
         self.notes = []
         self.clock = Clock(self.generation, self.window, self.notes.append)
-        self.scheduler = scheduler
+        self.scheduler: Any = scheduler
         self.pipeline = SimpleNamespace()
-        self.frame = object()  # of a call of the pipeline
+        self.frame: Any = object()  # of a call of the pipeline
         self.read = 0
 
     def generation(self):

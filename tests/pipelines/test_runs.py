@@ -4,15 +4,19 @@ import runpy
 from pathlib import Path
 from typing import Any
 
-import diffusers
+import diffusers as _diffusers
 import pytest
 import torch
 
 import vidsparse
 
 BUILD = runpy.run_path(str(Path(__file__).with_name("tiny_pipelines.py")))["BUILDERS"]
+diffusers: Any = _diffusers  # what it exports, its types do not say
 SPARSE: dict[str, Any] = {"min_tokens": 0, "block": 16, "density": 0.3}
-AT_ONCE = SPARSE | {"dense_above": 1.0, "full_below": 1.0}  # sparse from the first step on
+AT_ONCE: dict[str, Any] = SPARSE | {
+    "dense_above": 1.0,
+    "full_below": 1.0,
+}  # sparse from the first step on
 
 
 class Made:
@@ -79,7 +83,7 @@ def test_every_call_of_a_second_order_scheduler_is_recorded(wan):
     }  # fmt: skip
 
 
-STATEFUL = {
+STATEFUL: dict[str, dict[str, Any]] = {
     "adaspa": {"block": 16, "replan": 3},
     "semantic": {"q_clusters": 3, "kv_clusters": 6},
     "svg": {"block": 16},
@@ -92,7 +96,11 @@ STATEFUL = {
 @pytest.mark.parametrize("kind", ["one_expert", "video_to_video"])
 def test_a_run_cut_short_in_its_first_step_leaves_nothing_to_the_next(wan, kind, preset):
     """Not even when the next one starts at less noise, as if it went on."""
-    changes = STATEFUL[preset] | {"min_tokens": 0, "dense_above": 1.0, "full_below": 1.0}
+    changes: dict[str, Any] = STATEFUL[preset] | {
+        "min_tokens": 0,
+        "dense_above": 1.0,
+        "full_below": 1.0,
+    }
     request = {"strength": 0.75} if kind == "video_to_video" else {}
     cut = {"strength": 1.0} if kind == "video_to_video" else {}
     fresh, pipe = wan.build[kind](), wan.build[kind]()
@@ -195,7 +203,11 @@ def noise():
 
 @pytest.mark.parametrize("preset", STATEFUL)
 def test_a_bare_transformer_shares_nothing_between_calls_and_says_so(wan, noise, preset):
-    changes = STATEFUL[preset] | {"min_tokens": 0, "dense_above": 1.0, "full_below": 1.0}
+    changes: dict[str, Any] = STATEFUL[preset] | {
+        "min_tokens": 0,
+        "dense_above": 1.0,
+        "full_below": 1.0,
+    }
     pipe = wan.build["one_expert"]()
     with vidsparse.sparsify(pipe.transformer, preset, **changes) as session:
         whole = own_loop(pipe, noise, (0.4,))

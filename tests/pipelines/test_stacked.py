@@ -142,13 +142,13 @@ def test_a_pipeline_that_keeps_its_guidance_to_itself_is_read(model, samples):
     """PixArt and AuraFlow have it in a local variable."""
 
     class Reticent(Pipeline):
-        def __call__(self, given, do_classifier_free_guidance):
-            return super().__call__(given)
+        def __call__(self, *calls, do_classifier_free_guidance=False):
+            return super().__call__(*calls)
 
     pipe = Reticent(model, None)
     for is_guided in (True, False):
         with vidsparse.sparsify(pipe, "balanced", **SPARSE) as session:
-            pipe(batch(samples, 0, 1), is_guided)
+            pipe(batch(samples, 0, 1), do_classifier_free_guidance=is_guided)
         assert branches(session) == (["cond", "uncond"] if is_guided else ["call0"])
 
 

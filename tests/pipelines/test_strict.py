@@ -100,7 +100,7 @@ def test_a_transformer_assigned_anew_is_counted(wan, strict):
 
 
 def test_what_a_cache_kept_from_running_is_nobodys_loss(wan):
-    from diffusers.hooks import FirstBlockCacheConfig
+    from diffusers.hooks.first_block_cache import FirstBlockCacheConfig
 
     pipe = wan.build["one_expert"]()
     pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.9))
