@@ -221,7 +221,7 @@ def test_a_bare_transformer_shares_nothing_between_calls_and_says_so(wan, noise,
 
 def test_a_bare_transformer_whose_steps_are_named_remembers(wan, noise):
     pipe = wan.build["one_expert"]()
-    with vidsparse.sparsify(pipe.transformer, "adaspa", **(AT_ONCE | {"replan": 3})) as session:
+    with vidsparse.sparsify(pipe.transformer, "adaspa", replan=3, **AT_ONCE) as session:
         own_loop(pipe, noise, names=True)
         assert session.stats.host_memory_bytes > 0
         assert not session.stats.notes
