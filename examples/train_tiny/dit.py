@@ -31,6 +31,7 @@ from .common import (
     say,
     wait,
 )
+from .facts import FactHeads
 from .optim import Average, Muon, split
 from .pools import Pool, Size
 
@@ -46,6 +47,7 @@ class Settings:
         sizes: The sizes of clips by name.
         plan: From which share of the whole training on each size is drawn how often.
         lr: Peak rate of Muon; AdamW, for what is no hidden matrix, has half.
+        facts: Weight of reading the captions' facts, see ``facts``.
         no_text: Share of clips without caption, for classifier-free guidance.
         average: Decay of the moving average of weights.
         compiled: Compile the transformer's blocks, on a GPU.
@@ -54,6 +56,7 @@ class Settings:
     sizes: Mapping[str, Size]
     plan: tuple[tuple[float, Mapping[str, float]], ...]
     lr: float = 1.5e-3
+    facts: float = 0.1
     no_text: float = 0.12
     average: float = 0.999
     compiled: bool = True
@@ -100,16 +103,19 @@ class Model(nn.Module):
         if folder and (weights := load_weights(folder, name)):
             overlay(self, weights)
 
-    def forward(self, noisy: Tensor, noise_level: Tensor, ids: Tensor) -> Tensor:
-        """Return the velocity, as ``WanPipeline`` would call the parts.
+    def read(self, ids: Tensor) -> Tensor:
+        """Return embeddings of token ids ``(batch, words)``, zero where there is no token."""
+        mask = ids > 0
+        return self.te(ids, mask.long()).last_hidden_state * mask[..., None]
+
+    def forward(self, noisy: Tensor, noise_level: Tensor, text: Tensor) -> Tensor:
+        """Return the velocity, as ``WanPipeline`` would call the transformer.
 
         Args:
             noisy: ``(batch, channels, frames, height, width)``.
             noise_level: In [0, 1], ``(batch,)``.
-            ids: ``(batch, words)``, zero where there is none.
+            text: From ``read``.
         """
-        mask = ids > 0
-        text = self.te(ids, mask.long()).last_hidden_state * mask[..., None]
         text = nn.functional.pad(text, (0, 0, 0, _PADDED - text.shape[1]))
         return self.dit(noisy, noise_level * 1000, text, return_dict=False)[0]
 
@@ -155,8 +161,9 @@ def _train(
     span: tuple[float, float],
     device: str,
 ) -> dict[str, int]:
-    optimizers, rng = _optimizers(model, settings.lr), np.random.default_rng(int(1000 * span[0]))
-    params = list(model.parameters())
+    heads = FactHeads(model.te.config.d_model).to(device)
+    optimizers = _optimizers(model, heads, settings.lr)
+    params, rng = list(model.parameters()), np.random.default_rng(int(1000 * span[0]))
     pools: dict[str, Pool] = {}
     seen: dict[str, int] = {}
     step = 0
@@ -166,8 +173,8 @@ def _train(
         if name not in pools:
             pools[name] = _fill(vae, name, settings, span, clock, device)
         _set_rates(optimizers, settings.lr * min(1, (step + 1) / 150) * min(1, 2 * (1 - whole)))
-        loss = _loss(model, pools[name], settings, device)
-        loss.backward()
+        loss, facts = _loss(model, heads, pools[name], settings, device)
+        (loss + settings.facts * facts).backward()
         norm = torch.nn.utils.clip_grad_norm_(params, 1.0)
         for optimizer in optimizers:
             optimizer.step()
@@ -180,7 +187,7 @@ def _train(
                 clock.begin()
         step += 1
         seen[name] = seen.get(name, 0) + settings.sizes[name].batch
-        log.add({name: loss, "gradient": norm})
+        log.add({name: loss, "facts": facts, "gradient": norm})
         log.line(step, share=whole, now=clock.steps is not None)
     wait(device)
     return seen
@@ -192,8 +199,8 @@ def _fill(
     seed = 10_000 * (list(settings.sizes).index(name) + 1) + int(1000 * span[0])
     pool = Pool(vae, settings.sizes[name], seed, device)
     wait(device)
-    spread = pool.latents[:64].float().std().item()
-    say(f"pool {name}: {len(pool.ids)} clips at {clock.elapsed():.0f} s, deviation {spread:.2f}")
+    spread = pool.clips.latents[:64].float().std().item()
+    say(f"pool {name}: {len(pool)} clips at {clock.elapsed():.0f} s, deviation {spread:.2f}")
     return pool
 
 
@@ -205,10 +212,9 @@ def _choose(
     return str(rng.choice(list(shares), p=weights / weights.sum()))
 
 
-def _optimizers(model: Model, lr: float) -> list[torch.optim.Optimizer]:
-    matrices, rest = split(model.dit.named_parameters())
-    rest += list(model.te.parameters())
-    adam = torch.optim.AdamW(rest, lr, betas=(0.9, 0.98), weight_decay=0)
+def _optimizers(model: Model, heads: FactHeads, lr: float) -> list[torch.optim.Optimizer]:
+    matrices, rest = split(model.named_parameters())
+    adam = torch.optim.AdamW([*rest, *heads.parameters()], lr, betas=(0.9, 0.98), weight_decay=0)
     return [Muon(matrices, lr, weight_decay=0.02), adam]
 
 
@@ -217,21 +223,26 @@ def _set_rates(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
         optimizer.param_groups[0]["lr"] = rate * factor
 
 
-def _loss(model: Model, pool: Pool, settings: Settings, device: str) -> Tensor:
-    latents, sprites, ids = pool.draw()
+def _loss(
+    model: Model, heads: FactHeads, pool: Pool, settings: Settings, device: str
+) -> tuple[Tensor, Tensor]:
+    """Return the flow's loss and that of reading the captions."""
+    latents, sprites, ids, facts = pool.draw()
     batch = len(latents)
     no_text = torch.zeros_like(ids)
     no_text[:, 0] = 1  # the end of an empty prompt
     without = torch.rand(batch, 1, device=device) < settings.no_text
+    ids, facts = torch.where(without, no_text, ids), facts.masked_fill(without, -1)
     level = _noise_levels(batch, device)
     at = level[:, None, None, None, None]
     noise = torch.randn_like(latents)
     noisy = (1 - at) * latents + at * noise
     with _compiled_or_not(pool.size.compiled), mixed(device):
-        velocity = model(noisy, level, torch.where(without, no_text, ids))
+        text = model.read(ids)
+        velocity, reading = model(noisy, level, text), heads(text, ids, facts)
     weight = 1 + 2 * (1 - at) * sprites
     error = (velocity.float() - (noise - latents)).square()
-    return (weight * error).sum() / (weight.sum() * latents.shape[1])
+    return (weight * error).sum() / (weight.sum() * latents.shape[1]), reading
 
 
 def _compiled_or_not(compiled: bool) -> AbstractContextManager[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from vidsparse.pipelines.tiny_prompts import TOKENIZER
 
 from . import fast_vae
 from .common import mixed
+from .facts import facts_of
 from .render import full_grid, render
 from .scenes import draw_labels, draw_scenes, write_captions
 
@@ -48,6 +49,22 @@ class Size:
         return ((self.frames - 1) // 4 + 1) * (self.height // 8) * (self.width // 8)
 
 
+class Batch(NamedTuple):
+    """Some clips of a pool.
+
+    Attributes:
+        latents: ``(batch, channels, frames, height, width)``.
+        sprites: 1 where a latent sees a sprite, ``(batch, 1, frames, height, width)``.
+        ids: Tokens of the captions, ``(batch, WORDS)``.
+        facts: What the captions say, from ``facts_of``.
+    """
+
+    latents: Tensor
+    sprites: Tensor
+    ids: Tensor
+    facts: Tensor
+
+
 class Pool:
     """Latents, captions and where the sprites are, of one size.
 
@@ -66,25 +83,30 @@ class Pool:
         self.chunk = min(max(1, _CHUNK // per_clip), size.pool)
         chunks = -(-size.pool // self.chunk)
         made = [self._make(self.chunk) for _ in range(chunks)]
-        self.latents, self.sprites, self.ids = (torch.cat(p) for p in zip(*made, strict=True))
+        self.clips = Batch(*(torch.cat(part) for part in zip(*made, strict=True)))
         self.next, self.drawn = 0, 0
 
-    def draw(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return a batch of latents, sprites' places and token ids; now and then renew a part."""
+    def draw(self) -> Batch:
+        """Return a batch; now and then renew a part of the pool."""
         self.drawn += self.size.batch
         if self.drawn >= _RENEWED * self.chunk:
             self.drawn = 0
             self._renew()
-        at = torch.randint(len(self.latents), (self.size.batch,), device=self.device)
-        return self.latents[at].float(), self.sprites[at].float(), self.ids[at]
+        at = torch.randint(len(self), (self.size.batch,), device=self.device)
+        latents, sprites, ids, facts = (part[at] for part in self.clips)
+        return Batch(latents.float(), sprites.float(), ids, facts)
+
+    def __len__(self) -> int:
+        return len(self.clips.ids)
 
     def _renew(self) -> None:
         rows = slice(self.next, self.next + self.chunk)
-        self.latents[rows], self.sprites[rows], self.ids[rows] = self._make(self.chunk)
-        self.next = rows.stop % len(self.latents)
+        for old, new in zip(self.clips, self._make(self.chunk), strict=True):
+            old[rows] = new
+        self.next = rows.stop % len(self)
 
     @torch.no_grad()
-    def _make(self, clips: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _make(self, clips: int) -> Batch:
         size, short = self.size, min(self.size.height, self.size.width)
         labels = draw_labels(self.rng, clips)
         scenes = draw_scenes(self.rng, labels, wide=size.width / short, tall=size.height / short)
@@ -94,7 +116,8 @@ class Pool:
         mean, deviation = fast_vae.latent_scale(self.vae, self.device)
         ids = encode_captions(self.tokenizer, write_captions(self.rng, labels))
         latents = ((latents - mean) / deviation).bfloat16()
-        return latents, sprite_places(made.coverage).bfloat16(), ids.to(self.device)
+        sprites = sprite_places(made.coverage).bfloat16()
+        return Batch(latents, sprites, ids.to(self.device), facts_of(labels).to(self.device))
 
 
 def encode_captions(tokenizer: Tokenizer, captions: list[str]) -> Tensor:
