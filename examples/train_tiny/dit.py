@@ -97,7 +97,7 @@ class Model(nn.Module):
         self.dit: Any = WanTransformer3DModel.from_pretrained(
             PIPELINE / "transformer", torch_dtype=torch.float32
         )
-        self.te: Any = UMT5EncoderModel.from_pretrained(
+        self.encoder: Any = UMT5EncoderModel.from_pretrained(
             PIPELINE / "text_encoder", dtype=torch.float32
         )
         if folder and (weights := load_weights(folder, name)):
@@ -106,7 +106,7 @@ class Model(nn.Module):
     def read(self, ids: Tensor) -> Tensor:
         """Return embeddings of token ids ``(batch, words)``, zero where there is no token."""
         mask = ids > 0
-        return self.te(ids, mask.long()).last_hidden_state * mask[..., None]
+        return self.encoder(ids, mask.long()).last_hidden_state * mask[..., None]
 
     def forward(self, noisy: Tensor, noise_level: Tensor, text: Tensor) -> Tensor:
         """Return the velocity, as ``WanPipeline`` would call the transformer.
@@ -161,7 +161,7 @@ def _train(
     span: tuple[float, float],
     device: str,
 ) -> dict[str, int]:
-    heads = FactHeads(model.te.config.d_model).to(device)
+    heads = FactHeads(model.encoder.config.d_model).to(device)
     optimizers = _optimizers(model, heads, settings.lr)
     params, rng = list(model.parameters()), np.random.default_rng(int(1000 * span[0]))
     pools: dict[str, Pool] = {}

@@ -81,7 +81,7 @@ def _pipeline(folder: Path | None, device: str) -> Any:
 
     model = Model(folder, "average")
     pipe: Any = WanPipeline.from_pretrained(
-        PIPELINE, transformer=model.dit, text_encoder=model.te, vae=load_vae(folder, device)
+        PIPELINE, transformer=model.dit, text_encoder=model.encoder, vae=load_vae(folder, device)
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)

@@ -34,7 +34,7 @@ def export(folder: Path, out: Path) -> None:
     replaced = {
         _VAE: load_weights(folder, "decoder"),
         _DIT: {k[4:]: v for k, v in average.items() if k.startswith("dit.")},
-        _TEXT: {k[3:]: v for k, v in average.items() if k.startswith("te.")},
+        _TEXT: {k[8:]: v for k, v in average.items() if k.startswith("encoder.")},
     }
     judge = folder / "judge.safetensors"
     if not any(replaced.values()) and not judge.exists():
