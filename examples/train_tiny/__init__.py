@@ -1,0 +1,1 @@
+"""How the pipeline that ships was trained: ``python -m examples.train_tiny``, see README.md."""
