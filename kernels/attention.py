@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
+from vidsparse.kernels.autocast import cast_as_attention
 from vidsparse.kernels.engines import check_engine
 from vidsparse.kernels.op import attend
 from vidsparse.kernels.plan import BlockPlan
@@ -77,9 +78,7 @@ def attention(
         BadInputError: For an unknown engine or one that cannot run this case, tensors that do not
             fit the plan or one another, or, with ``validate``, a plan that is wrong.
     """
-    if torch.is_autocast_enabled(q.device.type):
-        dtype = torch.get_autocast_dtype(q.device.type)
-        q, k, v = (x.to(dtype) for x in (q, k, v))
+    q, k, v = cast_as_attention(q, k, v)
     scale = float(q.shape[-1] ** -0.5 if scale is None else scale)
     _check_tensors(q, k, v, plan, scale, key_length)
     if validate:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vidsparse.kernels.autocast import without_autocast
 from vidsparse.kernels.backward import attention_backward, pooled_backward
 from vidsparse.kernels.case import Case
 from vidsparse.kernels.compensate import add_skipped
@@ -72,7 +73,8 @@ def _attend(
         q_offsets=q_offsets, kv_offsets=kv_offsets,
         pooled=_pooled(pooled_key, pooled_value, pooled_size),
     )  # fmt: skip
-    out, lse = _run(q, k, v, plan, scale, key_length, need_lse, engine)
+    with without_autocast(q):
+        out, lse = _run(q, k, v, plan, scale, key_length, need_lse, engine)
     lse = q.new_empty(0, dtype=torch.float32) if lse is None else lse.float().contiguous()
     return _laid_out_like(out, q), lse
 
@@ -176,13 +178,14 @@ def _attend_backward(
         lse = permute_tokens(lse[..., None], q_order)[..., 0]
     if kv_order is not None:
         k, v = (permute_tokens(x, kv_order) for x in (k, v))
-    dq, dk, dv = attention_backward(
-        grad_out, q, k, v, out, lse, plan, scale=scale, key_length=key_length
-    )
     dkey, dvalue = q.new_empty(0), q.new_empty(0)
-    if plan.pooled is not None:
-        extra, dkey, dvalue = pooled_backward(grad_out, q, out, lse, plan, scale=scale)
-        dq = dq + extra.to(dq.dtype)
+    with without_autocast(q):
+        dq, dk, dv = attention_backward(
+            grad_out, q, k, v, out, lse, plan, scale=scale, key_length=key_length
+        )
+        if plan.pooled is not None:
+            extra, dkey, dvalue = pooled_backward(grad_out, q, out, lse, plan, scale=scale)
+            dq = dq + extra.to(dq.dtype)
     if q_order is not None:
         dq = unpermute_tokens(dq, q_order, like=like_q)
     if kv_order is not None:

@@ -12,6 +12,7 @@ from vidsparse.errors import DenseFallbackError
 from vidsparse.grid import TokenGrid
 from vidsparse.heads import HeadShare, all_of
 from vidsparse.kernels.attention import attention
+from vidsparse.kernels.autocast import cast_as_attention, without_autocast
 from vidsparse.kernels.case import Case
 from vidsparse.kernels.engines import check_engine, choose_engine
 from vidsparse.kernels.observe import observe_attention
@@ -127,6 +128,12 @@ class SparseAttention:
         reason = self._why_dense(q, k, call)
         if reason is not None:
             return self._fall_back(reason, q, k, v, call, dense)
+        q, k, v = cast_as_attention(q, k, v)
+        with without_autocast(q):
+            return self._sparse(q, k, v, call, way)
+
+    def _sparse(self, q: Tensor, k: Tensor, v: Tensor, call: Call, way: float) -> Tensor:
+        """Plan and run; dtypes are as they come."""
         with Stopwatch(q.device) as total:
             with Stopwatch(q.device) as planning:
                 inputs = self._inputs(q, k, v, call)

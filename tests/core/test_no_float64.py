@@ -79,7 +79,8 @@ def test_budgets_are_exact_for_as_many_pairs_as_there_may_be(tokens, density):
     for density_used, paid in ((density, got), (float(narrow), of_tensor)):
         for number, whole in zip(paid, pairs.tolist(), strict=True):
             exact = Fraction(density_used) * whole
-            assert int(exact) <= number <= exact * Fraction(1 + 2 * ROUNDING) + whole * Fraction(1, 2**31)
+            most = exact * Fraction(1 + 2 * ROUNDING) + whole * Fraction(1, 2**31)
+            assert int(exact) <= number <= most
 
 
 def test_the_best_blocks_of_a_map_cost_what_a_density_pays_for():

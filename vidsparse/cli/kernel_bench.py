@@ -319,9 +319,7 @@ def _exact_row(
     lists, counts = (x[0, head % x.shape[1]].cpu() for x in (plan.kv_index, plan.kv_count))
     block = row // plan.q_block
     listed = lists[block, : int(counts[block])].long()
-    tokens = (
-        listed[:, None] * plan.kv_block + torch.arange(plan.kv_block)
-    ).flatten()
+    tokens = (listed[:, None] * plan.kv_block + torch.arange(plan.kv_block)).flatten()
     tokens = tokens[tokens < plan.kv_len]
     scores = key[tokens] @ q.double() * q.shape[-1] ** -0.5
     return scores.softmax(dim=0) @ value[tokens]
