@@ -66,7 +66,7 @@ def attention(
         key_length: Keys that exist in each batch entry, int32 ``(batch,)``: text padding at the
             end of the sequence. With a ``kv_order``, positions of the ordered sequence.
         return_lse: Also return the natural log-sum-exp of each row, float32
-            ``(batch, heads, q_len)``; it carries no gradient.
+            ``(batch, heads, q_len)``, differentiable too.
         engine: "auto", or a name in ``engines.ENGINES``.
         validate: Check the whole plan first, which waits for the device.
 

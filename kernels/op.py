@@ -128,17 +128,16 @@ def _pooled(key: Tensor | None, value: Tensor | None, size: Tensor | None) -> Po
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.q_block, ctx.kv_block, ctx.scale, _need_lse, _engine = inputs
     out, lse = output
-    ctx.mark_non_differentiable(lse)
     ctx.present = [x is not None for x in tensors]
     ctx.save_for_backward(out, lse, *(x for x in tensors if x is not None))
 
 
-def _differentiate(ctx: Any, grad_out: Tensor, _grad_lse: Tensor | None) -> tuple[Any, ...]:
+def _differentiate(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Any, ...]:
     out, lse, *saved = ctx.saved_tensors
     left = iter(saved)
     tensors = [next(left) if present else None for present in ctx.present]
     dq, dk, dv, dkey, dvalue = torch.ops.vidsparse.attend_backward(
-        grad_out, out, lse, *tensors, ctx.q_block, ctx.kv_block, ctx.scale
+        grad_out, grad_lse, out, lse, *tensors, ctx.q_block, ctx.kv_block, ctx.scale
     )
     pooled = (dkey, dvalue) if tensors[9] is not None else (None, None)
     lists_and_orders = (None,) * 6
@@ -148,6 +147,7 @@ def _differentiate(ctx: Any, grad_out: Tensor, _grad_lse: Tensor | None) -> tupl
 @torch.library.custom_op("vidsparse::attend_backward", mutates_args=())
 def _attend_backward(
     grad_out: Tensor,
+    grad_lse: Tensor,
     out: Tensor,
     lse: Tensor,
     q: Tensor,
@@ -175,16 +175,19 @@ def _attend_backward(
     like_q, like_k, like_v = q, k, v
     if q_order is not None:
         q, out, grad_out = (permute_tokens(x, q_order) for x in (q, out, grad_out))
-        lse = permute_tokens(lse[..., None], q_order)[..., 0]
+        lse, grad_lse = (permute_tokens(x[..., None], q_order)[..., 0] for x in (lse, grad_lse))
     if kv_order is not None:
         k, v = (permute_tokens(x, kv_order) for x in (k, v))
     dkey, dvalue = q.new_empty(0), q.new_empty(0)
     with without_autocast(q):
         dq, dk, dv = attention_backward(
-            grad_out, q, k, v, out, lse, plan, scale=scale, key_length=key_length
-        )
+            grad_out, q, k, v, out, lse, plan,
+            scale=scale, key_length=key_length, grad_lse=grad_lse,
+        )  # fmt: skip
         if plan.pooled is not None:
-            extra, dkey, dvalue = pooled_backward(grad_out, q, out, lse, plan, scale=scale)
+            extra, dkey, dvalue = pooled_backward(
+                grad_out, q, out, lse, plan, scale=scale, grad_lse=grad_lse
+            )
             dq = dq + extra.to(dq.dtype)
     if q_order is not None:
         dq = unpermute_tokens(dq, q_order, like=like_q)
@@ -201,7 +204,10 @@ def _attend_backward(
 
 
 @_attend_backward.register_fake
-def _(grad_out: Tensor, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any):  # noqa: ANN202
+def _(
+    grad_out: Tensor, grad_lse: Tensor, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor,
+    *rest: Any,
+):  # fmt: skip  # noqa: ANN202
     means = [q.new_empty(0) if x is None else torch.empty_like(x) for x in rest[6:8]]
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), *means
 
