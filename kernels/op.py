@@ -207,7 +207,7 @@ def _attend_backward(
 def _(
     grad_out: Tensor, grad_lse: Tensor, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor,
     *rest: Any,
-):  # fmt: skip  # noqa: ANN202
+) -> tuple[Tensor, ...]:  # fmt: skip
     means = [q.new_empty(0) if x is None else torch.empty_like(x) for x in rest[6:8]]
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), *means
 

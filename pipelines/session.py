@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -29,9 +30,11 @@ from vidsparse.pipelines.model import Model
 from vidsparse.pipelines.models import find_model
 from vidsparse.pipelines.noise import noise_levels
 from vidsparse.pipelines.parallel import Deal
+from vidsparse.pipelines.recompute import Recording, Recordings, Turn, in_backward
 from vidsparse.pipelines.tokens import Layout, OnlyDense, Part, key_padding
 from vidsparse.preset import Preset
 from vidsparse.stats import Stats
+from vidsparse.training import Take
 
 TRANSFORMERS = ("transformer", "transformer_2")
 _PROBE = "_vidsparse_probe"
@@ -172,6 +175,8 @@ class _Forward:
         self.model = model
         self.clock = clock
         self.number = 0  # of the forward call
+        self.recordings = Recordings()
+        self.recording: Recording | None = None  # of the call that runs, if it has gradients
         self._pipeline = pipeline
         self._layout: Layout | str = "the token grid of this call is unknown"
         self._cut: tuple[Any, torch.Size, list[Part]] | None = None
@@ -197,14 +202,23 @@ class _Forward:
         @torch.compiler.disable()
         def after(transformer: nn.Module, args: Any, output: Any) -> None:
             taps.current.layer = None  # an exception may have left one
+            if transformer is self.transformer:
+                self.recordings.end(self.recording, output)
+                self.recording = None
 
         return before, after
 
     def _before(self, args: Any, kwargs: Any) -> None:
         transformer = self.transformer
         taps.current.layer = None  # Ctrl-C inside a layer may have left one
+        if in_backward():
+            self.recordings.call_again()
+            return
         self.number += 1
         arguments = self._signature.bind_partial(transformer, *args, **kwargs).arguments
+        self.recording = self.recordings.begin(transformer, arguments.values())
+        if self.recording is not None:
+            self.clock.finish()  # a training step is a run of its own
         self.clock.begin(*self.model.noise_level(transformer.config, arguments))
         self._cut = None
         self._splits_text = parallel.splits_text(transformer)
@@ -261,6 +275,7 @@ class _Layer:
         self, index: int, module: nn.Module, forward: _Forward, attention: SparseAttention
     ) -> None:
         self.handle = make_handle(self)
+        self._latest: Callable[[], Turn | None] = lambda: None
         self.deal = Deal()
         self._call_number, self._turn = 0, 0
         self._index = index
@@ -270,6 +285,11 @@ class _Layer:
 
     def __deepcopy__(self, memo: Any) -> None:
         """A copy of the transformer is not in the session."""
+
+    @property
+    def turn(self) -> Turn | None:
+        """What the latest attention call decided, as long as it can be recomputed."""
+        return self._latest()
 
     @property
     def step(self) -> tuple[int, int]:
@@ -295,18 +315,24 @@ class _Layer:
 
     def attend_here(self, q: Tensor, k: Tensor, v: Tensor, asked: Asked, dense: Dense) -> Tensor:
         """Attend to all tokens with the heads that are here."""
-        if self._call_number != self._forward.number:
-            self._call_number, self._turn = self._forward.number, 0
-        parts, unsupported = self._parts(q, k, asked)
-        self._turn += 1
-        if len(parts) == 1 and (unsupported or parts[0].covers(q.shape)):
-            call = self._call(parts[0], asked, unsupported)
-            return self._run(q, k, v, call, lambda q, k, v: dense(q, k, v, asked.mask))
+        if in_backward():
+            turn = self._forward.recordings.current().again(self._index)
+        else:
+            turn = self._next_turn(q, k, asked)
+        self._latest = weakref.ref(turn)
+        return self.attend_as(turn, q, k, v, asked, dense)
+
+    def attend_as(
+        self, turn: Turn, q: Tensor, k: Tensor, v: Tensor, asked: Asked, dense: Dense
+    ) -> Tensor:
+        """Attend part by part, as was decided."""
+        first, call, take = turn.calls[0]
+        if len(turn.calls) == 1 and (call.unsupported or first.covers(q.shape)):
+            return self._run(q, k, v, call, take, lambda q, k, v: dense(q, k, v, asked.mask))
         out = v.new_zeros(*q.shape[:-1], v.shape[-1])  # padding is never read
-        for part in parts:
-            call = self._call(part, asked, None)
+        for part, call, take in turn.calls:
             taken = (part.take(q), part.take(k), part.take(v))
-            part.put(out, self._run(*taken, call, lambda q, k, v: dense(q, k, v, None)))
+            part.put(out, self._run(*taken, call, take, lambda q, k, v: dense(q, k, v, None)))
             if part.apart is not None:
                 rows = q[part.entries, part.apart], k[part.entries], v[part.entries]
                 mask = asked.mask[part.entries, ..., part.apart, :]
@@ -314,11 +340,28 @@ class _Layer:
         return out
 
     def _run(
-        self, q: Tensor, k: Tensor, v: Tensor, call: Call, dense: Callable[..., Tensor]
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        call: Call,
+        take: Take | None,
+        dense: Callable[..., Tensor],
     ) -> Tensor:
-        out = self._attention(q, k, v, call, dense)
-        self.deal.hear(self.step, self._attention.stats.calls[call.key])
+        out = self._attention(q, k, v, call, dense, take)
+        if take is None:
+            self.deal.hear(self.step, self._attention.stats.calls[call.key])
         return out
+
+    def _next_turn(self, q: Tensor, k: Tensor, asked: Asked) -> Turn:
+        """A call that is made for the first time."""
+        if self._call_number != self._forward.number:
+            self._call_number, self._turn = self._forward.number, 0
+        parts, unsupported = self._parts(q, k, asked)
+        self._turn += 1
+        turn = Turn([(part, self._call(part, asked, unsupported), None) for part in parts])
+        recording = self._forward.recording
+        return turn if recording is None else recording.add(self._index, turn)
 
     def _parts(self, q: Tensor, k: Tensor, asked: Asked) -> tuple[list[Part], str | None]:
         """The parts of a call; or one, and the reason why it can only be dense."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,6 +35,7 @@ from vidsparse.policies.observed import Observed
 from vidsparse.policies.policy import Policy
 from vidsparse.preset import Preset
 from vidsparse.stats import CallKey, Stats, Stopwatch
+from vidsparse.training import Take, require_trainable, wants_gradients, work_alone
 
 Dense = Callable[[Tensor, Tensor, Tensor], Tensor]
 Observer = Callable[["Call", Work, Tensor, Tensor, Tensor, Tensor], None]
@@ -55,6 +57,8 @@ class Call:
         scale: Score scale; ``head_dim ** -0.5`` when None.
         sample: Which part of the batch this is, where its entries cannot run as one.
         share: Which of the layer's heads q, k and v hold, where devices share them; None if all.
+        trains: Whether gradients will be asked for, even if not in this very call: nothing of
+            other steps is used.
     """
 
     grid: TokenGrid | None
@@ -68,6 +72,7 @@ class Call:
     scale: float | None = None
     sample: int = 0
     share: HeadShare | None = None
+    trains: bool = False
 
     @property
     def key(self) -> CallKey:
@@ -105,7 +110,9 @@ class SparseAttention:
         self.stats.start_generation()
         self._planner.start_generation()
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, call: Call, dense: Dense) -> Tensor:
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, call: Call, dense: Dense, take: Take | None = None
+    ) -> Tensor:
         """Attend.
 
         Args:
@@ -114,13 +121,23 @@ class SparseAttention:
             v: ``(batch, seq, heads, head_dim)``.
             call: Where in the generation this is.
             dense: The attention the model would have called.
+            take: Is told what is decided. One that has been told makes the call what it was then,
+                uncounted.
 
         Returns:
             ``(batch, seq, heads, head_dim)``.
 
         Raises:
+            BadInputError: When gradients are asked for and the preset cannot give them.
             DenseFallbackError: When the session is strict and this call cannot be sparse.
         """
+        if take is not None and take.decided:
+            return self._again(take, q, k, v, call, dense)
+        trains = call.trains or wants_gradients(q, k, v)
+        if trains:
+            require_trainable(self.preset)
+        if take is not None:
+            take.decided = True
         way = self._way(call)
         if self._scheduled_dense(call, way):
             self._record(call, torch.ones(1))
@@ -130,19 +147,50 @@ class SparseAttention:
             return self._fall_back(reason, q, k, v, call, dense)
         q, k, v = cast_as_attention(q, k, v)
         with without_autocast(q):
-            return self._sparse(q, k, v, call, way)
+            return self._sparse(q, k, v, call, way, trains, take)
 
-    def _sparse(self, q: Tensor, k: Tensor, v: Tensor, call: Call, way: float) -> Tensor:
+    def _sparse(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        call: Call,
+        way: float,
+        trains: bool,
+        take: Take | None,
+    ) -> Tensor:
         """Plan and run; dtypes are as they come."""
         with Stopwatch(q.device) as total:
             with Stopwatch(q.device) as planning:
                 inputs = self._inputs(q, k, v, call)
-                work = self._planner.work(inputs, way)
+                if trains:
+                    work = work_alone(self._planner, inputs, way, take)
+                else:
+                    work = self._planner.work(inputs, way)
             out = self._attend(work, call, way)
         self.stats.time(total, planning)
         for observe in self.observers:
             observe(call, work, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), out)
         return out.transpose(1, 2)
+
+    def _again(
+        self, take: Take, q: Tensor, k: Tensor, v: Tensor, call: Call, dense: Dense
+    ) -> Tensor:
+        """Run an earlier call again, for its backward pass."""
+        if take.work is None:
+            return dense(q, k, v)
+        q, k, v = cast_as_attention(q, k, v)
+        with without_autocast(q), self._uncounted():
+            work = self._planner.again(take.work, *(x.transpose(1, 2) for x in (q, k, v)))
+            return self._attend(work, call, take.way).transpose(1, 2)
+
+    @contextmanager
+    def _uncounted(self) -> Iterator[None]:
+        counted, self.stats = self.stats, Stats()
+        try:
+            yield
+        finally:
+            self.stats = counted
 
     def _scheduled_dense(self, call: Call, way: float) -> bool:
         """Whether this call is dense whatever the policy would do: not a fallback."""
@@ -260,7 +308,7 @@ class SparseAttention:
         return dense[0], True
 
     def _run(self, inputs: Inputs, plan: BlockPlan) -> Tensor:
-        engine = self._engine(Case.of(*inputs.qkv, plan, None, False))
+        engine = self._engine(Case.of(*inputs.qkv, plan, None, wants_gradients(*inputs.qkv)))
         return attention(*inputs.qkv, plan, scale=inputs.scale, engine=engine)
 
     def _attend_with_lse(self, scale: float) -> Attend:
