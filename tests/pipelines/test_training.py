@@ -3,16 +3,20 @@
 import functools
 import gc
 import re
+import runpy
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import checkpoint
 
 import vidsparse
 from vidsparse.errors import BadInputError
 
+MODELS = runpy.run_path(str(Path(__file__).with_name("tiny_models.py")))["MODELS"]
 WAN: dict[str, Any] = {
     "patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 16,
     "out_channels": 16, "text_dim": 16, "freq_dim": 256, "ffn_dim": 32, "num_layers": 2,
@@ -91,9 +95,10 @@ def checkpointed(model, reentrant):
     return model
 
 
-def call_checkpoint(reentrant, module, *args):
+def call_checkpoint(reentrant, module, *args, **kwargs):
     """As ``enable_gradient_checkpointing`` of diffusers does, either way."""
-    return checkpoint(module.__call__, *args, use_reentrant=reentrant)
+    call = functools.partial(module.__call__, **kwargs) if kwargs else module.__call__
+    return checkpoint(call, *args, use_reentrant=reentrant)
 
 
 @pytest.mark.parametrize("reentrant", REENTRANT)
@@ -110,6 +115,38 @@ def test_checkpoints_change_nothing(name, time, reentrant):
         assert session.stats.generations == 1
         assert sum(session.stats.engines.values()) <= 3 * LAYERS  # psa runs each of its levels
     assert_same(made, expected)
+
+
+KINDS = (
+    "mochi", "hunyuan_video_batch", "allegro_masked", "motif_video", "lumina2", "flux", "sd3",
+    "qwen_image", "z_image", "omnigen",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_checkpoints_of_models_that_mask_stack_or_take_entries_one_by_one(kind):
+    tiny = MODELS[kind]()
+    model, inputs = tiny.module.requires_grad_(True), tree_map(detached, dict(tiny.inputs))
+
+    def loss():
+        out = [x for x in tree_leaves(model(**inputs)) if isinstance(x, torch.Tensor)]
+        return sum(x.square().mean() for x in out)
+
+    loss().backward()
+    dense = gradients(model)
+    with sparsify(model, "draft", density=0.3) as session:
+        loss().backward()
+        expected, engines = gradients(model), dict(session.stats.engines)
+    assert differ(expected, dense)
+    checkpointed(model, False)
+    with sparsify(model, "draft", density=0.3) as session:
+        loss().backward()
+        assert dict(session.stats.engines) == engines
+    assert_same(gradients(model), expected, rtol=1e-4, atol=1e-7)
+
+
+def detached(x):
+    return x.detach() if isinstance(x, torch.Tensor) else x
 
 
 ORDERS = {
