@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
+from vidsparse.kernels.cpu_backward import backward_gathered
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.kernels.reference import scores_and_values, skipped_blocks
 
@@ -46,17 +47,20 @@ def attention_backward(
         scale: Score scale.
         key_length: Keys that exist in each batch entry, int32 ``(batch,)``.
         grad_lse: Gradient of the log-sum-exp, ``(batch, heads, q_len)``; None for zero.
-        impl: "triton", "reference", or "auto": Triton on CUDA for blocks of equal size.
+        impl: "triton", "cpu" (which runs anywhere), "reference", or "auto": Triton on CUDA for
+            blocks of equal size, else "cpu".
 
     Returns:
         Gradients of q, k and v, laid out like them.
 
     Raises:
-        BadInputError: When Triton is asked for by name and blocks are of unequal size.
+        BadInputError: For another ``impl``, or Triton by name where blocks are of unequal size.
     """
+    if impl not in ("auto", "triton", "cpu", "reference"):
+        raise BadInputError(f"unknown impl {impl!r}: choose auto, triton, cpu or reference")
     unequal = plan.q_offsets is not None or plan.kv_offsets is not None
     if impl == "triton" and unequal:
-        raise BadInputError("the Triton backward needs blocks of equal size: use impl='reference'")
+        raise BadInputError("the Triton backward needs blocks of equal size: use impl='cpu'")
     delta = (grad_out.to(wide := _wide(q)) * out.to(wide)).sum(dim=-1)
     if grad_lse is not None:
         delta = delta - grad_lse
@@ -65,6 +69,9 @@ def attention_backward(
         from vidsparse.kernels.triton.backward import launch
 
         return launch(grad_out, q, k, v, delta, lse, plan, scale, key_length)
+    if impl in ("auto", "cpu"):
+        finite = _finite(lse.to(wide))
+        return backward_gathered(grad_out, q, k, v, delta, finite, plan, scale, key_length)
     return _backward_reference(grad_out, q, k, v, delta, lse, plan, scale, key_length)
 
 
