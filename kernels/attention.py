@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
+from vidsparse.kernels.autocast import cast_as_attention
 from vidsparse.kernels.engines import check_engine
 from vidsparse.kernels.op import attend
 from vidsparse.kernels.plan import BlockPlan
@@ -65,7 +66,7 @@ def attention(
         key_length: Keys that exist in each batch entry, int32 ``(batch,)``: text padding at the
             end of the sequence. With a ``kv_order``, positions of the ordered sequence.
         return_lse: Also return the natural log-sum-exp of each row, float32
-            ``(batch, heads, q_len)``; it carries no gradient.
+            ``(batch, heads, q_len)``, differentiable too.
         engine: "auto", or a name in ``engines.ENGINES``.
         validate: Check the whole plan first, which waits for the device.
 
@@ -77,9 +78,7 @@ def attention(
         BadInputError: For an unknown engine or one that cannot run this case, tensors that do not
             fit the plan or one another, or, with ``validate``, a plan that is wrong.
     """
-    if torch.is_autocast_enabled(q.device.type):
-        dtype = torch.get_autocast_dtype(q.device.type)
-        q, k, v = (x.to(dtype) for x in (q, k, v))
+    q, k, v = cast_as_attention(q, k, v)
     scale = float(q.shape[-1] ** -0.5 if scale is None else scale)
     _check_tensors(q, k, v, plan, scale, key_length)
     if validate:

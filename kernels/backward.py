@@ -3,6 +3,8 @@
 With p the attention weights, recomputed from the log-sum-exp, and g the gradient of the output:
 
     dv = pᵀ g,   ds = p * (g vᵀ - rowsum(g * out)),   dq = scale * ds k,   dk = scale * dsᵀ q
+
+A gradient h of the log-sum-exp itself adds ``p * h`` to ds.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
+from vidsparse.kernels.cpu_backward import backward_gathered
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.kernels.reference import scores_and_values, skipped_blocks
 
@@ -28,6 +31,7 @@ def attention_backward(
     *,
     scale: float,
     key_length: Tensor | None = None,
+    grad_lse: Tensor | None = None,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients through the listed blocks.
@@ -42,23 +46,33 @@ def attention_backward(
         plan: Without token orders.
         scale: Score scale.
         key_length: Keys that exist in each batch entry, int32 ``(batch,)``.
-        impl: "triton", "reference", or "auto": Triton on CUDA for blocks of equal size.
+        grad_lse: Gradient of the log-sum-exp, ``(batch, heads, q_len)``; None for zero.
+        impl: "triton", "cpu" (which runs anywhere), "reference", or "auto": Triton on CUDA for
+            blocks of equal size, else "cpu".
 
     Returns:
         Gradients of q, k and v, laid out like them.
 
     Raises:
-        BadInputError: When Triton is asked for by name and blocks are of unequal size.
+        BadInputError: For another ``impl``, or Triton by name where blocks are of unequal size.
     """
+    if impl not in ("auto", "triton", "cpu", "reference"):
+        raise BadInputError(f"unknown impl {impl!r}: choose auto, triton, cpu or reference")
     unequal = plan.q_offsets is not None or plan.kv_offsets is not None
     if impl == "triton" and unequal:
-        raise BadInputError("the Triton backward needs blocks of equal size: use impl='reference'")
+        raise BadInputError("the Triton backward needs blocks of equal size: use impl='cpu'")
+    delta = (grad_out.to(wide := _wide(q)) * out.to(wide)).sum(dim=-1)
+    if grad_lse is not None:
+        delta = delta - grad_lse
     supported = not unequal and q.dtype != torch.float64
     if impl == "triton" or (impl == "auto" and q.is_cuda and supported):
         from vidsparse.kernels.triton.backward import launch
 
-        return launch(grad_out, q, k, v, out, lse, plan, scale, key_length)
-    return _backward_reference(grad_out, q, k, v, out, lse, plan, scale, key_length)
+        return launch(grad_out, q, k, v, delta, lse, plan, scale, key_length)
+    if impl in ("auto", "cpu"):
+        finite = _finite(lse.to(wide))
+        return backward_gathered(grad_out, q, k, v, delta, finite, plan, scale, key_length)
+    return _backward_reference(grad_out, q, k, v, delta, lse, plan, scale, key_length)
 
 
 def _backward_reference(
@@ -66,7 +80,7 @@ def _backward_reference(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    out: Tensor,
+    delta: Tensor,
     lse: Tensor,
     plan: BlockPlan,
     scale: float,
@@ -75,15 +89,21 @@ def _backward_reference(
     scores, _ = scores_and_values(q, k, v, plan, scale, key_length)
     scores = scores[..., : plan.kv_len]
     g, query, key, value = (x.to(scores.dtype) for x in (grad_out, q, k, v))
-    delta = (g * out.to(scores.dtype)).sum(dim=-1, keepdim=True)
     p = (scores - _finite(lse.to(scores.dtype))[..., None]).exp()
-    ds = p * (g @ value.mT - delta)
+    ds = p * (g @ value.mT - delta[..., None])
     grads = (scale * ds @ key, scale * ds.mT @ query, p.mT @ g)
     return tuple(torch.empty_like(x).copy_(y) for x, y in zip((q, k, v), grads, strict=True))  # pyright: ignore
 
 
 def pooled_backward(
-    grad_out: Tensor, q: Tensor, out: Tensor, lse: Tensor, plan: BlockPlan, *, scale: float
+    grad_out: Tensor,
+    q: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    plan: BlockPlan,
+    *,
+    scale: float,
+    grad_lse: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients through the pooled stand-ins, in plain torch, some query blocks at a time.
 
@@ -92,7 +112,7 @@ def pooled_backward(
         ``plan.pooled.value``; in float32 (float64 for float64 input).
     """
     assert plan.pooled is not None
-    dtype = torch.promote_types(q.dtype, torch.float32)
+    dtype = _wide(q)
     key, value, size = (x.to(dtype) for x in (plan.pooled.key, plan.pooled.value, plan.pooled.size))
     skipped = skipped_blocks(plan)
     dq = torch.empty(q.shape, dtype=dtype, device=q.device)
@@ -105,6 +125,8 @@ def pooled_backward(
         at = slice(start, start + rows)
         query, g = q[:, :, at].to(dtype), grad_out[:, :, at].to(dtype)
         delta = (g * out[:, :, at].to(dtype)).sum(dim=-1, keepdim=True)
+        if grad_lse is not None:
+            delta = delta - grad_lse[:, :, at, None]
         scores = query @ key.mT * scale + size.log().unsqueeze(-2)
         scores = scores.masked_fill(~skipped[:, :, at], float("-inf"))
         p = (scores - _finite(lse[:, :, at].to(dtype))[..., None]).exp()
@@ -113,6 +135,10 @@ def pooled_backward(
         dkey += scale * ds.mT @ query
         dvalue += p.mT @ g
     return dq, _sum_to(dkey, key), _sum_to(dvalue, value)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _finite(lse: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vidsparse.kernels.autocast import without_autocast
 from vidsparse.kernels.backward import attention_backward, pooled_backward
 from vidsparse.kernels.case import Case
 from vidsparse.kernels.compensate import add_skipped
@@ -72,7 +73,8 @@ def _attend(
         q_offsets=q_offsets, kv_offsets=kv_offsets,
         pooled=_pooled(pooled_key, pooled_value, pooled_size),
     )  # fmt: skip
-    out, lse = _run(q, k, v, plan, scale, key_length, need_lse, engine)
+    with without_autocast(q):
+        out, lse = _run(q, k, v, plan, scale, key_length, need_lse, engine)
     lse = q.new_empty(0, dtype=torch.float32) if lse is None else lse.float().contiguous()
     return _laid_out_like(out, q), lse
 
@@ -126,17 +128,16 @@ def _pooled(key: Tensor | None, value: Tensor | None, size: Tensor | None) -> Po
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.q_block, ctx.kv_block, ctx.scale, _need_lse, _engine = inputs
     out, lse = output
-    ctx.mark_non_differentiable(lse)
     ctx.present = [x is not None for x in tensors]
     ctx.save_for_backward(out, lse, *(x for x in tensors if x is not None))
 
 
-def _differentiate(ctx: Any, grad_out: Tensor, _grad_lse: Tensor | None) -> tuple[Any, ...]:
+def _differentiate(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Any, ...]:
     out, lse, *saved = ctx.saved_tensors
     left = iter(saved)
     tensors = [next(left) if present else None for present in ctx.present]
     dq, dk, dv, dkey, dvalue = torch.ops.vidsparse.attend_backward(
-        grad_out, out, lse, *tensors, ctx.q_block, ctx.kv_block, ctx.scale
+        grad_out, grad_lse, out, lse, *tensors, ctx.q_block, ctx.kv_block, ctx.scale
     )
     pooled = (dkey, dvalue) if tensors[9] is not None else (None, None)
     lists_and_orders = (None,) * 6
@@ -146,6 +147,7 @@ def _differentiate(ctx: Any, grad_out: Tensor, _grad_lse: Tensor | None) -> tupl
 @torch.library.custom_op("vidsparse::attend_backward", mutates_args=())
 def _attend_backward(
     grad_out: Tensor,
+    grad_lse: Tensor,
     out: Tensor,
     lse: Tensor,
     q: Tensor,
@@ -173,16 +175,20 @@ def _attend_backward(
     like_q, like_k, like_v = q, k, v
     if q_order is not None:
         q, out, grad_out = (permute_tokens(x, q_order) for x in (q, out, grad_out))
-        lse = permute_tokens(lse[..., None], q_order)[..., 0]
+        lse, grad_lse = (permute_tokens(x[..., None], q_order)[..., 0] for x in (lse, grad_lse))
     if kv_order is not None:
         k, v = (permute_tokens(x, kv_order) for x in (k, v))
-    dq, dk, dv = attention_backward(
-        grad_out, q, k, v, out, lse, plan, scale=scale, key_length=key_length
-    )
     dkey, dvalue = q.new_empty(0), q.new_empty(0)
-    if plan.pooled is not None:
-        extra, dkey, dvalue = pooled_backward(grad_out, q, out, lse, plan, scale=scale)
-        dq = dq + extra.to(dq.dtype)
+    with without_autocast(q):
+        dq, dk, dv = attention_backward(
+            grad_out, q, k, v, out, lse, plan,
+            scale=scale, key_length=key_length, grad_lse=grad_lse,
+        )  # fmt: skip
+        if plan.pooled is not None:
+            extra, dkey, dvalue = pooled_backward(
+                grad_out, q, out, lse, plan, scale=scale, grad_lse=grad_lse
+            )
+            dq = dq + extra.to(dq.dtype)
     if q_order is not None:
         dq = unpermute_tokens(dq, q_order, like=like_q)
     if kv_order is not None:
@@ -198,7 +204,10 @@ def _attend_backward(
 
 
 @_attend_backward.register_fake
-def _(grad_out: Tensor, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any):  # noqa: ANN202
+def _(
+    grad_out: Tensor, grad_lse: Tensor, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor,
+    *rest: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
     means = [q.new_empty(0) if x is None else torch.empty_like(x) for x in rest[6:8]]
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), *means
 

@@ -72,7 +72,7 @@ def pool_ragged(x: Tensor, offsets: Tensor, *, impl: str = "auto") -> Tensor:
     Args:
         x: ``(batch, heads, seq, head_dim)``, any strides.
         offsets: Where blocks start, int32 ``(B|1, H|1, N + 1)``, from 0 to ``seq``.
-        impl: "triton", "reference" (plain torch), or "auto": Triton on CUDA.
+        impl: "triton", "reference" (plain torch, differentiable), or "auto": Triton on CUDA.
 
     Returns:
         Float32 ``(batch, heads, N, head_dim)``; a block without tokens has mean zero.
@@ -80,7 +80,8 @@ def pool_ragged(x: Tensor, offsets: Tensor, *, impl: str = "auto") -> Tensor:
     if impl not in ("auto", "triton", "reference"):
         raise BadInputError(f"unknown impl {impl!r}: choose auto, triton or reference")
     offsets = offsets.expand(*x.shape[:2], -1)
-    if impl == "triton" or (impl == "auto" and x.is_cuda):
+    needs_grad = torch.is_grad_enabled() and x.requires_grad
+    if impl == "triton" or (impl == "auto" and x.is_cuda and not needs_grad):
         from vidsparse.kernels.triton.pooling import launch_ragged
 
         return launch_ragged(x, offsets)

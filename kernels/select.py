@@ -7,6 +7,8 @@ order. A row never ends empty. NaN scores rank last.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -137,8 +139,8 @@ def select_budget(
     if _use_triton(impl, scores) and q_sizes.ndim == kv_sizes.ndim == 1:
         from vidsparse.kernels.triton.select import budget_cutoff, rows
 
-        pairs = q_sizes.double().sum() * kv_sizes.double().sum() * scores.shape[1]
-        affordable = (density * (1 + ROUNDING) * pairs).long().expand(entries).contiguous()
+        pairs = q_sizes.long().sum() * kv_sizes.long().sum() * scores.shape[1]
+        affordable = affordable_pairs(pairs, density).expand(entries).contiguous()
         cutoff = budget_cutoff(scores, always, q_sizes, kv_sizes, affordable)
         return rows(scores, always, number, least=min_count, cutoff=cutoff)
     ranking = Ranking(scores, q_sizes, kv_sizes, always=always)
@@ -162,10 +164,10 @@ class Ranking:
         self, scores: Tensor, q_sizes: Tensor, kv_sizes: Tensor, *, always: Tensor | None = None
     ) -> None:
         self._keys = sort_keys(scores, always)
-        cost = (q_sizes.unsqueeze(-1) * kv_sizes.unsqueeze(-2)).float().expand(scores.shape)
+        cost = (q_sizes.long().unsqueeze(-1) * kv_sizes.long().unsqueeze(-2)).expand(scores.shape)
         ranked, order = self._keys.flatten(1).sort(dim=-1, descending=True)
         self._ranked = ranked
-        self._spent = cost.flatten(1).gather(-1, order).cumsum(dim=-1, dtype=torch.float64)
+        self._spent = cost.flatten(1).gather(-1, order).cumsum(dim=-1)
 
     def keep(self, density: float | Tensor) -> Tensor:
         """What a density pays for, boolean of the shape of the scores; equals go together.
@@ -173,13 +175,31 @@ class Ranking:
         Args:
             density: In (0, 1]; of each batch entry, ``(B,)``, as a tensor.
         """
-        budget = density * (1 + ROUNDING) * self._spent[:, -1]
+        budget = affordable_pairs(self._spent[:, -1], density)
         bought = torch.searchsorted(self._spent, budget[:, None], right=True)
         last = self._spent.shape[-1] - 1
         first_too_dear = self._ranked.gather(-1, bought.clamp(max=last)).long()
         everything = bought > last
         cutoff = torch.where(everything, torch.iinfo(torch.int32).min, first_too_dear + 1)
         return self._keys >= cutoff[..., None, None]
+
+
+def affordable_pairs(pairs: Tensor, density: float | Tensor) -> Tensor:
+    """The pairs that a density pays for, in whole numbers: not every device has float64.
+
+    Args:
+        pairs: All pairs, int64 of any shape, below 2**50.
+        density: In (0, 1], a number or a tensor that broadcasts; counted in parts of 2**-32
+            with ``ROUNDING``, rounded up.
+
+    Example:
+        >>> affordable_pairs(torch.tensor(4_000), 0.25)
+        tensor(1000)
+    """
+    parts = density * (1 + ROUNDING) * 2.0**32
+    parts = parts.ceil().long() if isinstance(parts, Tensor) else math.ceil(parts)
+    high, low = pairs >> 20, pairs & (2**20 - 1)  # their products with the parts fit 64 bits
+    return (high * parts + ((low * parts) >> 20)) >> 12
 
 
 def select_row_budget(

@@ -47,8 +47,8 @@ def sample_rows(seq: int, count: int, device: torch.device | str | None = None) 
     """
     if count >= seq:
         return torch.arange(seq, device=device)
-    share = torch.arange(count, dtype=torch.float64, device=device) * GOLDEN % 1.0
-    return (share * seq).long().unique()
+    share = torch.arange(count, dtype=torch.float64) * GOLDEN % 1.0  # float64, so on the host
+    return (share * seq).long().unique().to(device)
 
 
 def dense_rows(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from vidsparse.heads import HeadShare
+from vidsparse.pipelines.recompute import Turn
 
 Dense = Callable[[Tensor, Tensor, Tensor, Any], Tensor]  # q, k, v and a mask or None
 DenseOf = Callable[[Any], Dense]  # from how diffusers splits the sequence over devices, or None
@@ -41,6 +42,11 @@ class Layer(Protocol):
     handle: Tensor
 
     @property
+    def turn(self) -> Turn | None:
+        """What the latest attention call decided, as long as it can be recomputed."""
+        ...
+
+    @property
     def parallel_config(self) -> Any:
         """How diffusers splits the sequence over devices; None where it does not."""
         ...
@@ -58,4 +64,10 @@ class Layer(Protocol):
             dense: What the model would call.
             parallel_config: How diffusers splits the sequence; None where it does not.
         """
+        ...
+
+    def attend_as(
+        self, turn: Turn, q: Tensor, k: Tensor, v: Tensor, asked: Asked, dense: Dense
+    ) -> Tensor:
+        """Attend again as an earlier call decided, on one device."""
         ...

@@ -59,7 +59,7 @@ class Clock:
         if self.step != before:
             self._names.clear()
         self.branch = self._name(reading.context)
-        if not run.known:
+        if not run.known and not reading.trains:
             self._on_note(Unnamed.note)
 
     def finish(self) -> None:

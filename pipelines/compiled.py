@@ -1,7 +1,8 @@
 """Under ``torch.compile`` a layer's attention is one custom op, so that no graph breaks on it.
 
 Compiled blocks share one graph, so the op is told which layer runs by a tensor. What runs inside
-it is decided at run time, step by step, and never traced.
+it is decided at run time, step by step, and never traced. Its backward pass attends again as was
+decided then, with gradients.
 """
 
 from __future__ import annotations
@@ -15,11 +16,15 @@ import torch.nn.functional as F
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import Tensor
 
+from vidsparse.errors import BadInputError
 from vidsparse.pipelines.asked import Asked, Dense, DenseOf, Layer
+from vidsparse.pipelines.parallel import NO_GRADIENTS
+from vidsparse.pipelines.recompute import Tokens, autograd_inside_an_op
 
 SDPA = "torch"  # a call site that calls torch itself instead of a backend of diffusers
 _layers: WeakValueDictionary[int, Layer] = WeakValueDictionary()
 _numbers = itertools.count()
+_tokens = Tokens()
 
 
 def make_handle(layer: Layer) -> Tensor:
@@ -65,7 +70,6 @@ def _tags() -> dict[str, Any]:
     return {} if unsafe is None else {"tags": [unsafe]}
 
 
-@torch.library.custom_op("vidsparse::layer", mutates_args=(), **_tags())
 def attend(
     q: Tensor,
     k: Tensor,
@@ -79,7 +83,7 @@ def attend(
     is_split: bool,
     handle: Tensor,
 ) -> Tensor:
-    """Let a layer attend; without gradients.
+    """Let a layer attend, from compiled code.
 
     Args:
         q: ``(batch, seq, heads, head_dim)``, as the other tensors.
@@ -94,6 +98,26 @@ def attend(
         is_split: Whether devices share the sequence.
         handle: From ``make_handle``.
     """
+    return torch.ops.vidsparse.layer(
+        q, k, v, mask, scale, causal, grouped, unsupported, site, is_split, handle
+    )[0]
+
+
+@torch.library.custom_op("vidsparse::layer", mutates_args=(), **_tags())
+def _layer(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scale: float | None,
+    causal: bool,
+    grouped: bool,
+    unsupported: str,
+    site: str,
+    is_split: bool,
+    handle: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The output, and a tensor that names what was decided."""
     layer = _layers[int(handle)]
     asked = Asked(mask=mask, scale=scale, unsupported=unsupported or None)
     dense = dense_of(site, causal, scale, grouped)
@@ -101,12 +125,62 @@ def attend(
     is_new = all(
         out.untyped_storage().data_ptr() != x.untyped_storage().data_ptr() for x in (q, k, v)
     )
-    return out.contiguous() if is_new else out.clone(memory_format=torch.contiguous_format)
+    token = q.new_empty(1)
+    _tokens.name(token, layer.turn)
+    copy = out.contiguous() if is_new else out.clone(memory_format=torch.contiguous_format)
+    return copy, token
 
 
-@attend.register_fake
+@_layer.register_fake
 def _(
     q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: Any, causal: Any, grouped: Any,
     unsupported: Any, site: Any, is_split: Any, handle: Any,
-) -> Tensor:  # fmt: skip
-    return q.new_empty(*q.shape[:-1], v.shape[-1])
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return q.new_empty(*q.shape[:-1], v.shape[-1]), q.new_empty(1)
+
+
+@torch.library.custom_op("vidsparse::layer_backward", mutates_args=(), **_tags())
+def _layer_backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scale: float | None,
+    causal: bool,
+    grouped: bool,
+    unsupported: str,
+    site: str,
+    handle: Tensor,
+    token: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    asked = Asked(mask=mask, scale=scale, unsupported=unsupported or None)
+    dense = dense_of(site, causal, scale, grouped)(None)
+    leaves = tuple(x.detach().requires_grad_() for x in (q, k, v))
+    with autograd_inside_an_op():
+        turn = _tokens.turn(token)
+        out = _layers[int(handle)].attend_as(turn, *leaves, asked, dense)
+        grads = torch.autograd.grad(out, leaves, grad_out, materialize_grads=True)
+    dq, dk, dv = (x.clone(memory_format=torch.contiguous_format) for x in grads)
+    return dq, dk, dv
+
+
+@_layer_backward.register_fake
+def _(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, mask, *ctx.rest, is_split, handle = inputs
+    if is_split:
+        raise BadInputError(NO_GRADIENTS)
+    ctx.save_for_backward(q, k, v, mask, handle, output[1])
+
+
+def _differentiate(ctx: Any, grad_out: Tensor, _grad_token: Any) -> tuple[Any, ...]:
+    q, k, v, mask, handle, token = ctx.saved_tensors
+    grads = torch.ops.vidsparse.layer_backward(grad_out, q, k, v, mask, *ctx.rest, handle, token)
+    return *grads, *(None,) * 8
+
+
+_layer.register_autograd(_differentiate, setup_context=_remember)

@@ -15,6 +15,7 @@ from vidsparse.pipelines.clock import Clock, read_noise
 from vidsparse.pipelines.layer import Layer
 from vidsparse.pipelines.masks import source_of
 from vidsparse.pipelines.model import Model
+from vidsparse.pipelines.recompute import Recording, Recordings, in_backward
 from vidsparse.pipelines.running import Running, find_running
 from vidsparse.pipelines.runs import Reading
 from vidsparse.pipelines.stacked import branches_of, copies_in
@@ -29,6 +30,8 @@ class Forward:
     Attributes:
         name: Of the transformer in its pipeline.
         number: Of the forward call.
+        recordings: Calls that a backward pass may come back to.
+        recording: The call that runs, if it has gradients.
 
     Args:
         name: Of the transformer in its pipeline.
@@ -58,6 +61,8 @@ class Forward:
             for index, module in enumerate(model.layers(transformer))
         ]
         self._attention = attention
+        self.recordings = Recordings()
+        self.recording: Recording | None = None
         self._target = target
         self._layout: Layout | str = UNKNOWN
         self._cut: tuple[Any, torch.Size, list[Part]] | None = None
@@ -84,8 +89,14 @@ class Forward:
         taps.current.layer = None  # Ctrl-C inside a layer may have left one
         taps.current.inside = True
         taps.current.entered.clear()
+        if in_backward():
+            self.recordings.call_again()
+            return
         self.number += 1
         arguments = self._signature.bind_partial(transformer, *args, **kwargs).arguments
+        self.recording = self.recordings.begin(transformer, arguments.values())
+        if self.recording is not None:
+            self.clock.finish()  # a training step is a run of its own
         running = find_running(transformer, self._target)
         self.clock.begin(self._reading(arguments, running))
         self._cut = None
@@ -100,6 +111,10 @@ class Forward:
     def _after(self, args: Any, output: Any) -> None:
         taps.current.layer = None  # an exception may have left one
         taps.current.inside = False
+        if in_backward():
+            return
+        self.recordings.end(self.recording, output)
+        self.recording = None
         if output is None:  # an exception is on its way
             return
         for layer in self.layers:
@@ -121,6 +136,7 @@ class Forward:
             running=running,
             scheduler=getattr(pipeline, "scheduler", None),
             is_listed=not callable(self.model.noise),
+            trains=self.recording is not None,
         )
 
     def _full_noise(self, running: Running | None) -> float:

@@ -225,7 +225,8 @@ def cosmos_noise(config: Any, timestep: Any) -> Tensor:
     Cosmos 1 alone has learned positions. Where the first frames are given, there is a level for
     each frame, and only that of the last is the one of the step.
     """
-    level = torch.as_tensor(timestep).double()
+    level = torch.as_tensor(timestep)
     if level.ndim == 5:
         level = level[:, :, -1]
+    level = level.cpu().double()  # on the host: not every device has float64
     return (4 * level).sigmoid() if config.extra_pos_embed_type == "learnable" else level

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,9 @@ from vidsparse.pipelines import parallel, taps
 from vidsparse.pipelines.asked import Asked, Dense, DenseOf
 from vidsparse.pipelines.compiled import make_handle
 from vidsparse.pipelines.parallel import Deal
+from vidsparse.pipelines.recompute import Turn, in_backward
 from vidsparse.pipelines.tokens import OnlyDense, Part
+from vidsparse.training import Take
 
 if TYPE_CHECKING:
     from vidsparse.pipelines.forward import Forward
@@ -41,6 +44,7 @@ class Layer:
     ) -> None:
         self.handle = make_handle(self)
         self.deal = Deal()
+        self._latest: Callable[[], Turn | None] = lambda: None
         self.module: Any = module
         self._call_number, self._turn = 0, 0
         self.index = index
@@ -53,6 +57,11 @@ class Layer:
 
     def __reduce__(self) -> Any:
         return type(None), ()  # nor is what is saved of it
+
+    @property
+    def turn(self) -> Turn | None:
+        """What the latest attention call decided, as long as it can be recomputed."""
+        return self._latest()
 
     @property
     def step(self) -> tuple[int, int]:
@@ -78,18 +87,24 @@ class Layer:
 
     def attend_here(self, q: Tensor, k: Tensor, v: Tensor, asked: Asked, dense: Dense) -> Tensor:
         """Attend to all tokens with the heads that are here."""
-        if self._call_number != self._forward.number:
-            self._call_number, self._turn = self._forward.number, 0
-        parts, unsupported = self._parts(q, k, asked)
-        self._turn += 1
-        if len(parts) == 1 and (unsupported or parts[0].covers(q.shape)):
-            call = self._call(parts[0], asked, unsupported)
-            return self._run(q, k, v, call, lambda q, k, v: dense(q, k, v, asked.mask))
+        if in_backward():
+            turn = self._forward.recordings.current().again(self.index)
+        else:
+            turn = self._next_turn(q, k, asked)
+        self._latest = weakref.ref(turn)
+        return self.attend_as(turn, q, k, v, asked, dense)
+
+    def attend_as(
+        self, turn: Turn, q: Tensor, k: Tensor, v: Tensor, asked: Asked, dense: Dense
+    ) -> Tensor:
+        """Attend part by part, as was decided."""
+        first, call, take = turn.calls[0]
+        if len(turn.calls) == 1 and (call.unsupported or first.covers(q.shape)):
+            return self._run(q, k, v, call, take, lambda q, k, v: dense(q, k, v, asked.mask))
         out = v.new_zeros(*q.shape[:-1], v.shape[-1])  # padding is never read
-        for part in parts:
-            call = self._call(part, asked, None)
+        for part, call, take in turn.calls:
             taken = (part.take(q), part.take(k), part.take(v))
-            part.put(out, self._run(*taken, call, lambda q, k, v: dense(q, k, v, None)))
+            part.put(out, self._run(*taken, call, take, lambda q, k, v: dense(q, k, v, None)))
             if part.apart is not None:
                 rows = q[part.entries, part.apart], k[part.entries], v[part.entries]
                 mask = asked.mask[part.entries, ..., part.apart, :]
@@ -123,11 +138,28 @@ class Layer:
         return has_own_forward or not is_own
 
     def _run(
-        self, q: Tensor, k: Tensor, v: Tensor, call: Call, dense: Callable[..., Tensor]
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        call: Call,
+        take: Take | None,
+        dense: Callable[..., Tensor],
     ) -> Tensor:
-        out = self._attention(q, k, v, call, dense)
-        self.deal.hear(self.step, self._attention.stats.calls[call.key])
+        out = self._attention(q, k, v, call, dense, take)
+        if take is None:
+            self.deal.hear(self.step, self._attention.stats.calls[call.key])
         return out
+
+    def _next_turn(self, q: Tensor, k: Tensor, asked: Asked) -> Turn:
+        """A call that is made for the first time."""
+        if self._call_number != self._forward.number:
+            self._call_number, self._turn = self._forward.number, 0
+        parts, unsupported = self._parts(q, k, asked)
+        self._turn += 1
+        turn = Turn([(part, self._call(part, asked, unsupported), None) for part in parts])
+        recording = self._forward.recording
+        return turn if recording is None else recording.add(self.index, turn)
 
     def _parts(self, q: Tensor, k: Tensor, asked: Asked) -> tuple[list[Part], str | None]:
         """The parts of a call; or one, and the reason why it can only be dense."""

@@ -20,10 +20,16 @@ from diffusers.models import attention_dispatch
 from diffusers.models._modeling_parallel import ContextParallelConfig, ParallelConfig
 from torch import Tensor, nn
 
+from vidsparse.errors import BadInputError
 from vidsparse.heads import HeadShare, pick, same_work
 from vidsparse.pipelines.asked import Asked, Dense, DenseOf
 from vidsparse.state import Arriving
+from vidsparse.training import wants_gradients
 
+NO_GRADIENTS = (
+    "no gradients flow through sparse attention under context parallelism: train on one device, or "
+    "call the model under torch.no_grad()"
+)
 WORTH = 0.05  # of the mean work; dealing anew moves q, k, v and the output
 
 
@@ -107,6 +113,8 @@ def attend(
     context = getattr(parallel_config, "context_parallel_config", None)
     if context is None or asked.unsupported:
         return layer.attend_here(q, k, v, asked, dense(parallel_config))
+    if wants_gradients(q, k, v):
+        raise BadInputError(NO_GRADIENTS)
     return _attend_by_heads(layer, q, k, v, asked, dense(None), _by_heads(context))
 
 

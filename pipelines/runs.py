@@ -30,6 +30,7 @@ class Reading:
         running: The pipeline that makes the call.
         scheduler: Its scheduler; in a loop of the user's own, that of the session's pipeline.
         is_listed: Whether the argument holds what a scheduler of flow matching lists.
+        trains: Whether the call has gradients: then it is a run of its own, at any noise level.
     """
 
     noise: Callable[[], float | None]
@@ -37,6 +38,7 @@ class Reading:
     running: Running | None = None
     scheduler: Any = None
     is_listed: bool = True
+    trains: bool = False
 
     @property
     def told_step(self) -> int | None:
@@ -250,6 +252,8 @@ def _says_place(reading: Reading) -> bool:
 
 def kind_of(reading: Reading, run: Run | None) -> Callable[[Reading], Run]:
     """Who is asked about a call: a pipeline, ``cache_context``, a scheduler, or nobody."""
+    if reading.trains:
+        return Unnamed
     if reading.running is not None:
         return Listed
     if reading.told_step is not None:

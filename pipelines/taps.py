@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from diffusers.models import attention_dispatch
 from torch import Tensor, nn
 
+from vidsparse.kernels.autocast import cast_as_attention
 from vidsparse.pipelines import compiled
 from vidsparse.pipelines.asked import Asked, Dense, DenseOf, Layer
 from vidsparse.pipelines.undo import Undo, drop_hooks
@@ -164,6 +165,7 @@ def _tapped_dispatch(
         "the model passes arguments of its own to the attention backend": bool(attention_kwargs),
     }
     unsupported = next((reason for reason, holds in reasons.items() if holds), None)
+    query, key, value = cast_as_attention(query, key, value)
     if is_compiling:
         site = "" if backend is None else str(getattr(backend, "value", backend))
         return compiled.attend(
@@ -198,7 +200,7 @@ def _tapped_sdpa(
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
-    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    q, k, v = (x.transpose(1, 2) for x in cast_as_attention(query, key, value))
     reasons = _unsupported(is_causal, enable_gqa, dropout_p)
     unsupported = next((reason for reason, holds in reasons.items() if holds), None)
     if is_compiling:

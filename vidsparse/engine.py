@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,6 +13,7 @@ from vidsparse.errors import DenseFallbackError
 from vidsparse.grid import TokenGrid
 from vidsparse.heads import HeadShare, all_of
 from vidsparse.kernels.attention import attention
+from vidsparse.kernels.autocast import cast_as_attention, without_autocast
 from vidsparse.kernels.case import Case
 from vidsparse.kernels.engines import check_engine, choose_engine
 from vidsparse.kernels.observe import observe_attention
@@ -35,6 +37,7 @@ from vidsparse.policies.selectors import Selector
 from vidsparse.preset import Preset
 from vidsparse.state import LayerState
 from vidsparse.stats import CallKey, Stats, Stopwatch
+from vidsparse.training import Take, require_trainable, wants_gradients, work_alone
 
 Dense = Callable[[Tensor, Tensor, Tensor], Tensor]
 Observer = Callable[["Call", Work, Tensor, Tensor, Tensor, Tensor], None]
@@ -59,6 +62,8 @@ class Call:
         turn: How often the layer has called attention before in this forward call, for the same
             part of the batch.
         share: Which of the layer's heads q, k and v hold, where devices share them; None if all.
+        trains: Whether gradients will be asked for, even if not in this very call: nothing of
+            other steps is used.
     """
 
     grid: TokenGrid | None
@@ -74,6 +79,7 @@ class Call:
     sample: int = 0
     turn: int = 0
     share: HeadShare | None = None
+    trains: bool = False
 
     @property
     def key(self) -> CallKey:
@@ -140,7 +146,9 @@ class SparseAttention:
             raise DenseFallbackError(f"{reason}; run without strict to let it be dense")
         self.stats.fallbacks[reason] += 1
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, call: Call, dense: Dense) -> Tensor:
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, call: Call, dense: Dense, take: Take | None = None
+    ) -> Tensor:
         """Attend.
 
         Args:
@@ -149,13 +157,23 @@ class SparseAttention:
             v: ``(batch, seq, heads, head_dim)``.
             call: Where in the generation this is.
             dense: The attention the model would have called.
+            take: Is told what is decided. One that has been told makes the call what it was then,
+                uncounted.
 
         Returns:
             ``(batch, seq, heads, head_dim)``.
 
         Raises:
+            BadInputError: When gradients are asked for and the preset cannot give them.
             DenseFallbackError: When the session is strict and this call cannot be sparse.
         """
+        if take is not None and take.decided:
+            return self._again(take, q, k, v, call, dense)
+        trains = call.trains or wants_gradients(q, k, v)
+        if trains:
+            require_trainable(self.preset)
+        if take is not None:
+            take.decided = True
         way = self._way(call)
         if self._scheduled_dense(call, way):
             self._record(call, torch.ones(1))
@@ -163,15 +181,52 @@ class SparseAttention:
         reason = self._why_dense(q, k, call)
         if reason is not None:
             return self._fall_back(reason, q, k, v, call, dense)
+        q, k, v = cast_as_attention(q, k, v)
+        with without_autocast(q):
+            return self._sparse(q, k, v, call, way, trains, take)
+
+    def _sparse(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        call: Call,
+        way: float,
+        trains: bool,
+        take: Take | None,
+    ) -> Tensor:
+        """Plan and run; dtypes are as they come."""
         with Stopwatch(q.device) as total:
             with Stopwatch(q.device) as planning:
                 inputs = self._inputs(q, k, v, call)
-                work = self._planner.work(inputs, way)
+                if trains:
+                    work = work_alone(self._planner, inputs, way, take)
+                else:
+                    work = self._planner.work(inputs, way)
             out = self._attend(work, call, way)
         self.stats.time(total, planning)
         for observe in self.observers:
             observe(call, work, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), out)
         return out.transpose(1, 2)
+
+    def _again(
+        self, take: Take, q: Tensor, k: Tensor, v: Tensor, call: Call, dense: Dense
+    ) -> Tensor:
+        """Run an earlier call again, for its backward pass."""
+        if take.work is None:
+            return dense(q, k, v)
+        q, k, v = cast_as_attention(q, k, v)
+        with without_autocast(q), self._uncounted():
+            work = self._planner.again(take.work, *(x.transpose(1, 2) for x in (q, k, v)))
+            return self._attend(work, call, take.way).transpose(1, 2)
+
+    @contextmanager
+    def _uncounted(self) -> Iterator[None]:
+        counted, self.stats = self.stats, Stats()
+        try:
+            yield
+        finally:
+            self.stats = counted
 
     def _scheduled_dense(self, call: Call, way: float) -> bool:
         """Whether this call is dense whatever the policy would do: not a fallback."""
@@ -295,7 +350,7 @@ class SparseAttention:
         return dense[0], True
 
     def _run(self, inputs: Inputs, plan: BlockPlan) -> Tensor:
-        engine = self._engine(Case.of(*inputs.qkv, plan, None, False))
+        engine = self._engine(Case.of(*inputs.qkv, plan, None, wants_gradients(*inputs.qkv)))
         return attention(*inputs.qkv, plan, scale=inputs.scale, engine=engine)
 
     def _attend_with_lse(self, scale: float) -> Attend:

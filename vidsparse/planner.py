@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vidsparse.budgets import Budgets
+from vidsparse.kernels.permute import permute_tokens
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.policies.choice import CHOICE, choose, per_head
 from vidsparse.policies.compensation import Compensation, Level, coarse_plan, with_centroids
@@ -34,12 +35,14 @@ class Work:
         inputs: q, k and v in the order of the plan.
         plan: What to compute, in that order.
         q_order: How to put the output back, int32 ``(B|1, H|1, seq)``; None if nothing moved.
+        kv_order: The order of keys and values, likewise.
         levels: Blocks that take part through means of a few tokens.
     """
 
     inputs: Inputs
     plan: BlockPlan
     q_order: Tensor | None = None
+    kv_order: Tensor | None = None
     levels: tuple[Level, ...] = ()
 
     def head_density(self) -> Tensor:
@@ -109,6 +112,15 @@ class Planner:
         if self.policy.compensation is Compensation.LEVELS:
             work = dataclasses.replace(work, levels=self._levels(work, way))
         return work
+
+    def again(self, work: Work, q: Tensor, k: Tensor, v: Tensor) -> Work:
+        """The orders and the plan of an earlier call, for q, k and v in raster order."""
+        q = q if work.q_order is None else permute_tokens(q, work.q_order)
+        k, v = (x if work.kv_order is None else permute_tokens(x, work.kv_order) for x in (k, v))
+        inputs = dataclasses.replace(work.inputs, q=q, k=k, v=v)
+        plan = dataclasses.replace(work.plan, pooled=None)  # means are made anew, to be learned
+        made = self._finish(Arranged(inputs, work.q_order, work.kv_order), plan)
+        return dataclasses.replace(made, levels=work.levels)
 
     def static_plan(self, inputs: Inputs, way: float) -> BlockPlan:
         """The plan of a policy that looks at no data, from the geometry alone."""
@@ -210,7 +222,12 @@ class Planner:
     def _finish(self, arranged: Arranged, plan: BlockPlan) -> Work:
         if self.policy.compensation is Compensation.CENTROID:
             plan = with_centroids(plan, arranged.inputs)
-        return Work(inputs=arranged.inputs, plan=plan, q_order=arranged.q_order)
+        return Work(
+            inputs=arranged.inputs,
+            plan=plan,
+            q_order=arranged.q_order,
+            kv_order=arranged.kv_order,
+        )
 
     def _static_estimate(self, candidate: Alternative, inputs: Inputs) -> Estimate:
         key = (inputs.blocks.grid, str(inputs.blocks.device), candidate)

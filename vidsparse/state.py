@@ -143,8 +143,9 @@ class Memory:
 
     def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """The value of ``key``, made now if it is not remembered."""
-        if key not in self._values:
-            self._values[key] = make()
+        if key not in self._values:  # it outlives the mode that it is made in
+            with torch.inference_mode(False), torch.no_grad():
+                self._values[key] = make()
         self._values.move_to_end(key)
         while len(self._values) > self._capacity:
             self._values.popitem(last=False)

@@ -150,16 +150,20 @@ def launch(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    out: Tensor,
+    delta: Tensor,
     lse: Tensor,
     plan: BlockPlan,
     scale: float,
     key_length: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run both kernels; arguments and result as in ``attention_backward``."""
+    """Run both kernels; arguments and result as in ``attention_backward``.
+
+    ``delta`` is the product of output and gradient in each row, less the gradient of its
+    log-sum-exp.
+    """
     batch, heads, q_len, head_dim = q.shape
     dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
-    delta = (grad_out.float() * out.float()).sum(dim=-1).contiguous()
+    delta = delta.float().contiguous()
     # a row without keys has no weights, and -inf - -inf would be NaN
     lse = lse.float().where(lse.isfinite(), 0).mul(LOG2E).contiguous()
     kv_end = torch.full((batch,), plan.kv_len, dtype=torch.int32, device=q.device)

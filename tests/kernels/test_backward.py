@@ -27,48 +27,52 @@ def forward(oracle, shape, device):
     return q, k, v, out, lse, plan
 
 
+@pytest.mark.parametrize("impl", ["triton", "cpu"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_triton_equals_the_reference(oracle, device, shape):
+def test_an_implementation_equals_the_reference(oracle, device, shape, impl):
     q, k, v, out, lse, plan = forward(oracle, shape, device)
     g = torch.randn_like(out)
     arguments = (g, q, k, v, out, lse, plan)
-    got = attention_backward(*arguments, scale=shape[4] ** -0.5, impl="triton")
+    got = attention_backward(*arguments, scale=shape[4] ** -0.5, impl=impl)
     expected = attention_backward(*arguments, scale=shape[4] ** -0.5, impl="reference")
     for mine, truth, leaf in zip(got, expected, (q, k, v), strict=True):
         assert mine.stride() == torch.empty_like(leaf).stride()
         oracle.assert_as_exact(mine, truth, torch.float32, times=100)
 
 
-def test_keys_that_nobody_reads_get_a_gradient_of_zero_and_are_never_read(oracle, device):
+@pytest.mark.parametrize("impl", ["triton", "cpu"])
+def test_keys_that_nobody_reads_get_a_gradient_of_zero_and_are_never_read(oracle, device, impl):
     q, k, v = oracle.qkv(1, 1, 32, 48, 16, device=device)
     keep = torch.tensor([[[[True, False, True], [False, False, True]]]], device=device)
     plan = BlockPlan.from_mask(keep, q_len=32, kv_len=48, q_block=16, kv_block=16)
     out, lse = reference_attention(q, k, v, plan, return_lse=True)
     k[:, :, 16:32] = v[:, :, 16:32] = float("nan")
     g = torch.randn_like(out)
-    dq, dk, dv = attention_backward(g, q, k, v, out, lse, plan, scale=0.25, impl="triton")
+    dq, dk, dv = attention_backward(g, q, k, v, out, lse, plan, scale=0.25, impl=impl)
     assert dq.isfinite().all()
     assert (dk[:, :, 16:32] == 0).all()
     assert (dv[:, :, 16:32] == 0).all()
 
 
-def test_no_element_of_the_gradients_is_left_unwritten(oracle, device, monkeypatch):
+@pytest.mark.parametrize("impl", ["triton", "cpu"])
+def test_no_element_of_the_gradients_is_left_unwritten(oracle, device, monkeypatch, impl):
     q, k, v, out, lse, plan = forward(oracle, (1, 2, 75, 90, 24, 48, 16), device)
     empty_like = torch.empty_like
     monkeypatch.setattr(torch, "empty_like", lambda x, **kw: empty_like(x, **kw).fill_(torch.nan))
     g = torch.randn(out.shape, device=device)
-    for gradient in attention_backward(g, q, k, v, out, lse, plan, scale=0.2, impl="triton"):
+    for gradient in attention_backward(g, q, k, v, out, lse, plan, scale=0.2, impl=impl):
         assert gradient.isfinite().all()
 
 
-def test_the_gradient_of_padding_is_zero(oracle, device):
+@pytest.mark.parametrize("impl", ["triton", "cpu"])
+def test_the_gradient_of_padding_is_zero(oracle, device, impl):
     q, k, v = oracle.qkv(2, 1, 32, 48, 16, device=device)
     plan = oracle.plan(1, 1, 32, 48, 16, 16, share=1.0, device=device)
     length = torch.tensor([48, 20], dtype=torch.int32, device=device)
     out, lse = reference_attention(q, k, v, plan, key_length=length, return_lse=True)
     g = torch.randn_like(out)
     _, dk, dv = attention_backward(
-        g, q, k, v, out, lse, plan, scale=0.25, key_length=length, impl="triton"
+        g, q, k, v, out, lse, plan, scale=0.25, key_length=length, impl=impl
     )
     assert (dk[1, :, 20:] == 0).all()
     assert (dv[1, :, 20:] == 0).all()
@@ -84,6 +88,31 @@ def test_the_pooled_part_is_the_same_in_pieces(oracle, monkeypatch):
     whole = pooled_backward(g, q, out, lse, plan, scale=0.3)
     monkeypatch.setattr("vidsparse.kernels.backward.SCORES_AT_ONCE", 2 * 4 * 7)
     torch.testing.assert_close(pooled_backward(g, q, out, lse, plan, scale=0.3), whole)
+
+
+@pytest.mark.parametrize("blocks", [{"q_blocks": 5}, {"q_blocks": 3, "kv_blocks": 9}])
+@pytest.mark.parametrize("padded", [False, True])
+def test_blocks_of_unequal_size_and_empty_ones(oracle, device, blocks, padded):
+    q, k, v = oracle.qkv(2, 2, 75, 90, 24, device=device)
+    plan = oracle.plan(2, 2, 75, 90, 48, 16, **blocks, device=device)
+    length = torch.tensor([90, 31], dtype=torch.int32, device=device) if padded else None
+    out, lse = reference_attention(q, k, v, plan, key_length=length, return_lse=True)
+    g, h = torch.randn_like(out), torch.randn_like(lse)
+    got, expected = (
+        attention_backward(
+            g, q, k, v, out, lse, plan, scale=0.2, key_length=length, grad_lse=h, impl=impl
+        )
+        for impl in ("cpu", "reference")
+    )
+    for mine, truth in zip(got, expected, strict=True):
+        oracle.assert_as_exact(mine, truth, torch.float32, times=100)
+
+
+def test_an_unknown_implementation_is_refused(oracle):
+    q, k, v = oracle.qkv(1, 1, 20, 20, 8)
+    plan = oracle.plan(1, 1, 20, 20, 16, 16)
+    with pytest.raises(BadInputError, match="unknown impl 'gpu': choose auto, triton, cpu or"):
+        attention_backward(q, q, k, v, q, q[..., 0], plan, scale=1.0, impl="gpu")
 
 
 def test_triton_refuses_unequal_blocks(oracle):

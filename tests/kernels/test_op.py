@@ -135,3 +135,21 @@ def test_the_log_sum_exp_is_returned_only_when_asked_for(oracle):
     assert lse.is_contiguous()  # as torch.compile was told
     assert lse.dtype == torch.float32
     torch.testing.assert_close(out, attention(q, k, v, plan))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("stand_ins", [False, True])
+def test_the_log_sum_exp_has_a_gradient(oracle, device, engine, stand_ins):
+    leaves = [x.requires_grad_() for x in oracle.qkv(1, 2, 40, 50, 8, device=device)]
+    plan = oracle.plan(1, 2, 40, 50, 16, 16, orders=True, device=device)
+    if stand_ins:
+        plan = with_pooled(plan, 1, 2, 8, device)
+    _, lse = attention(*leaves, plan, return_lse=True, engine=engine)
+    wide = [x.detach().double().requires_grad_() for x in leaves]
+    _, truth = reference_attention(*wide, plan, return_lse=True)
+    weight = torch.randn_like(lse)
+    got = torch.autograd.grad((lse * weight).sum(), leaves[:2])
+    expected = torch.autograd.grad((truth * weight).sum(), wide[:2])
+    for mine, exact in zip(got, expected, strict=True):
+        assert exact.abs().max() > 0.1
+        oracle.assert_as_exact(mine, exact, torch.float32, times=200)

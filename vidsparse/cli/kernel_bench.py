@@ -301,13 +301,14 @@ def _able(settings: Settings, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) 
 def _sampled_error(out: Tensor, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> float:
     """Relative error against float64 on random rows, among them the last, of two heads."""
     tokens = q.shape[2]
-    rows = torch.randint(0, tokens, (SAMPLED_ROWS,), device=q.device)
+    rows = torch.randint(0, tokens, (SAMPLED_ROWS,))
     rows[-1] = tokens - 1
     worst = 0.0
     for head in (0, q.shape[1] - 1):
-        key, value = (x[0, head].double() for x in (k, v))
-        exact = torch.stack([_exact_row(q[0, head, r], key, value, plan, head, r) for r in rows])
-        difference = out[0, head, rows].double() - exact
+        query, key, value, ours = (x[0, head].cpu() for x in (q, k, v, out))
+        key, value = key.double(), value.double()
+        exact = torch.stack([_exact_row(query[r], key, value, plan, head, r) for r in rows])
+        difference = ours[rows].double() - exact
         worst = max(worst, float(difference.norm() / exact.norm()))
     return worst
 
@@ -315,12 +316,10 @@ def _sampled_error(out: Tensor, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan
 def _exact_row(
     q: Tensor, key: Tensor, value: Tensor, plan: BlockPlan, head: int, row: Tensor
 ) -> Tensor:
-    lists, counts = (x[0, head % x.shape[1]] for x in (plan.kv_index, plan.kv_count))
+    lists, counts = (x[0, head % x.shape[1]].cpu() for x in (plan.kv_index, plan.kv_count))
     block = row // plan.q_block
     listed = lists[block, : int(counts[block])].long()
-    tokens = (
-        listed[:, None] * plan.kv_block + torch.arange(plan.kv_block, device=q.device)
-    ).flatten()
+    tokens = (listed[:, None] * plan.kv_block + torch.arange(plan.kv_block)).flatten()
     tokens = tokens[tokens < plan.kv_len]
     scores = key[tokens] @ q.double() * q.shape[-1] ** -0.5
     return scores.softmax(dim=0) @ value[tokens]

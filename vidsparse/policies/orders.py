@@ -73,8 +73,9 @@ class StaticOrder:
 
 @functools.lru_cache(maxsize=32)
 def _cached(order: StaticOrder, grid: TokenGrid, device: torch.device) -> Tensor | None:
-    positions = order.positions(grid)
-    return None if positions is None else positions[None, None].to(device)
+    with torch.inference_mode(False):  # it outlives the mode that it is made in
+        positions = order.positions(grid)
+        return None if positions is None else positions[None, None].to(device)
 
 
 def in_order(inputs: Inputs, order: Tensor) -> Arranged:

@@ -14,6 +14,7 @@ ends short, is counted exactly.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from typing import ClassVar
 
 import torch
@@ -75,7 +76,7 @@ class Radial:
         rule = _FramePairs(self, grid, block, frames, frames)
         width = rule.width(self.decay, floor=block)
         band = _pairs_in_band(zero, size, zero, size, width)
-        return float(rule.count(whole, band).sum() / grid.tokens**2)
+        return int(rule.count(whole, band).sum()) / grid.tokens**2
 
     def _smallest_decay(self, blocks: Blocks, floor: int, bisections: int) -> Tensor:
         """For each block ``(N, N)``, the smallest decay whose mask covers ``overlap`` of it.
@@ -86,18 +87,18 @@ class Radial:
         rule = _FramePairs(self, blocks.grid, blocks.block, s.frame, s.frame)
         size = s.stop - s.start
         whole = size[:, None] * size
-        target = self.overlap * blocks.sizes[:, None].double() * blocks.sizes
+        target = self._target(blocks)
         into_rows = s.block[:, None].expand(-1, number)
         into_columns = s.block.expand(len(s.block), -1)
 
         def covered(decay: Tensor) -> Tensor:
             per_segment = decay[s.block[:, None], s.block]
             band = _pairs_in_band(s.start, s.stop, s.start, s.stop, rule.width(per_segment, floor))
-            pairs = rule.count(whole, band)
+            pairs = rule.count(whole, band).float()  # exact: no more than those of a block
             columns = pairs.new_zeros(len(s.block), number).scatter_add_(1, into_columns, pairs)
             return columns.new_zeros(number, number).scatter_add_(0, into_rows, columns) >= target
 
-        low = torch.zeros(number, number, dtype=torch.float64, device=blocks.device)
+        low = torch.zeros(number, number, device=blocks.device)  # halving, float32 stays exact
         at_once = covered(low)
         widest = float(2 ** blocks.grid.frames.bit_length())  # there, every band is a whole frame
         high = torch.full_like(low, widest)
@@ -109,6 +110,15 @@ class Radial:
         beyond_every_decay = 4 * widest  # frames are dropped from 3 on, where widest is 4
         return high.masked_fill(at_once, 0.0).masked_fill(never, beyond_every_decay)
 
+    def _target(self, blocks: Blocks) -> Tensor:
+        """The fewest pairs of each block ``(N, N)`` that make up the overlap, float32."""
+        size = blocks.block
+        last = blocks.grid.tokens - (blocks.number - 1) * size
+        target = torch.full((blocks.number,) * 2, float(ceil(self.overlap * size * size)))
+        target[-1] = target[:, -1] = ceil(self.overlap * size * last)
+        target[-1, -1] = ceil(self.overlap * last * last)
+        return target.to(blocks.device)
+
 
 class _FramePairs:
     """What the rule says of each pair of frames, as ``(G, G)`` tensors."""
@@ -118,8 +128,10 @@ class _FramePairs:
     ) -> None:
         row, col = row_frame[:, None], col_frame[None, :]
         distance = (row - col).abs()
-        halvings = torch.frexp(distance.float()).exponent  # bit_length
-        self.length = 2.0 ** (grid.frame_tokens.bit_length() - halvings.double())
+        bits = grid.frame_tokens.bit_length()
+        lengths = [2.0 ** (bits - d.bit_length()) for d in range(grid.frames + 1)]
+        self.length = torch.tensor(lengths, device=distance.device)[distance]
+        self._widest = grid.tokens  # every band is whole there
         text = (row < 0) | (col < 0)
         self.whole = text | (distance <= 1)
         if radial.first_frame:
@@ -128,12 +140,12 @@ class _FramePairs:
         self.dropped = ~self.whole & (self.length < block) & (distance % every != 0)
 
     def width(self, decay: Tensor | float, floor: int) -> Tensor:
-        """Half-width of the band, in tokens."""
-        return (self.length * decay).floor().clamp(min=floor)
+        """Half-width of the band in tokens, int64."""
+        return (self.length * decay).clamp(floor, self._widest).long()
 
     def count(self, whole: Tensor, band: Tensor) -> Tensor:
-        """Kept pairs of tokens, float64, given those of the whole pair of runs and of the band."""
-        return torch.where(self.whole, whole.double(), band).masked_fill(self.dropped, 0)
+        """Kept pairs of tokens, int64, given those of the whole pair of runs and of the band."""
+        return torch.where(self.whole, whole, band).masked_fill(self.dropped, 0)
 
 
 def _pairs_in_band(
@@ -141,10 +153,10 @@ def _pairs_in_band(
 ) -> Tensor:
     """Count the pairs with ``|row - col| <= width`` in each rectangle of rows x columns, exactly.
 
-    The runs are ``(G,)``, ``width`` and the result ``(G, G)``; float64, exact to 2**53.
+    The runs are ``(G,)``, ``width`` and the result ``(G, G)``; all int64.
     """
-    r0, r1 = row_start[:, None].double(), row_stop[:, None].double()
-    c0, c1 = col_start.double(), col_stop.double()
+    r0, r1 = row_start[:, None], row_stop[:, None]
+    c0, c1 = col_start, col_stop
 
     def at_most(shift: Tensor) -> Tensor:
         """Pairs with ``col - row <= shift``: four triangles, by inclusion and exclusion."""
@@ -160,4 +172,4 @@ def _pairs_in_band(
 
 def _triangle(side: Tensor) -> Tensor:
     side = side.clamp(min=0)
-    return side * (side + 1) / 2
+    return (side * (side + 1)) >> 1

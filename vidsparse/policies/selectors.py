@@ -91,11 +91,13 @@ def best_of_map(scores: Tensor, always: Tensor, sizes: Tensor, density: float) -
     Returns:
         Boolean, shape of ``scores``.
     """
+    sizes = sizes.long()  # whole numbers: sums of pairs do not fit float32
     cost = (sizes[:, None] * sizes).flatten()
     flat = scores.masked_fill(always, math.inf).flatten(-2)
     order = flat.argsort(dim=-1, descending=True)
-    spent = cost[order].double().cumsum(-1)
-    affordable = (spent <= density * float(sizes.sum()) ** 2 * (1 + 1e-9)).sum(-1, keepdim=True)
+    spent = cost[order].cumsum(-1)
+    budget = int(density * int(sizes.sum()) ** 2 * (1 + 1e-9))
+    affordable = (spent <= budget).sum(-1, keepdim=True)
     ranked = flat.gather(-1, order)
     last = ranked.gather(-1, (affordable - 1).clamp(min=0))
     beyond = ranked.gather(-1, affordable.clamp(max=flat.shape[-1] - 1))
