@@ -25,6 +25,8 @@ class Blocks:
         order: Position ``p`` holds token ``order[p]``, int32 ``(B|1, H|1, seq)``; None is raster.
         q_offsets: Where query blocks of unequal size start, int32 ``(B|1, H|1, M + 1)``.
         kv_offsets: The same for key blocks, int32 ``(B|1, H|1, N + 1)``.
+        only: Of which query blocks a mask that needs no data is asked, ascending, int64 ``(R,)``:
+            its scores then are ``(1, 1, R, N)``. None asks of all.
     """
 
     grid: TokenGrid
@@ -33,6 +35,7 @@ class Blocks:
     order: Tensor | None = None
     q_offsets: Tensor | None = None
     kv_offsets: Tensor | None = None
+    only: Tensor | None = None
 
     @property
     def number(self) -> int:
@@ -146,3 +149,8 @@ class Segments:
             start=first - offset,
             stop=last - offset,
         )
+
+    def of_blocks(self, asked: Tensor) -> Segments:
+        """The runs of some blocks."""
+        some = torch.isin(self.block, asked)
+        return Segments(self.block[some], self.frame[some], self.start[some], self.stop[some])

@@ -78,26 +78,28 @@ class Radial:
         return float(rule.count(whole, band).sum() / grid.tokens**2)
 
     def _smallest_decay(self, blocks: Blocks, floor: int, bisections: int) -> Tensor:
-        """For each block ``(N, N)``, the smallest decay whose mask covers ``overlap`` of it.
+        """For each block ``(R, N)``, the smallest decay whose mask covers ``overlap`` of it.
 
         No band is narrower than ``floor`` tokens to each side.
         """
         s, number = blocks.segments, blocks.number
-        rule = _FramePairs(self, blocks.grid, blocks.block, s.frame, s.frame)
-        size = s.stop - s.start
-        whole = size[:, None] * size
-        target = self.overlap * blocks.sizes[:, None].double() * blocks.sizes
-        into_rows = s.block[:, None].expand(-1, number)
-        into_columns = s.block.expand(len(s.block), -1)
+        asked = torch.arange(number, device=s.block.device) if blocks.only is None else blocks.only
+        r = s.of_blocks(asked)
+        rule = _FramePairs(self, blocks.grid, blocks.block, r.frame, s.frame)
+        whole = (r.stop - r.start)[:, None] * (s.stop - s.start)
+        target = self.overlap * blocks.sizes[asked, None].double() * blocks.sizes
+        row = torch.searchsorted(asked, r.block)
+        into_rows = row[:, None].expand(-1, number)
+        into_columns = s.block.expand(len(row), -1)
 
         def covered(decay: Tensor) -> Tensor:
-            per_segment = decay[s.block[:, None], s.block]
-            band = _pairs_in_band(s.start, s.stop, s.start, s.stop, rule.width(per_segment, floor))
+            per_segment = decay[row[:, None], s.block]
+            band = _pairs_in_band(r.start, r.stop, s.start, s.stop, rule.width(per_segment, floor))
             pairs = rule.count(whole, band)
-            columns = pairs.new_zeros(len(s.block), number).scatter_add_(1, into_columns, pairs)
-            return columns.new_zeros(number, number).scatter_add_(0, into_rows, columns) >= target
+            columns = pairs.new_zeros(len(row), number).scatter_add_(1, into_columns, pairs)
+            return torch.zeros_like(target).scatter_add_(0, into_rows, columns) >= target
 
-        low = torch.zeros(number, number, dtype=torch.float64, device=blocks.device)
+        low = torch.zeros(len(asked), number, dtype=torch.float64, device=blocks.device)
         at_once = covered(low)
         widest = float(2 ** blocks.grid.frames.bit_length())  # there, every band is a whole frame
         high = torch.full_like(low, widest)
