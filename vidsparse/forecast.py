@@ -21,6 +21,7 @@ from vidsparse.policies.random import Random
 from vidsparse.policies.selectors import Selector
 from vidsparse.preset import Preset
 
+MOST_TOKENS = 10_000_000
 MANY = 1000  # blocks in a row: that they are whole does not show in what a ramp asks for
 
 
@@ -83,7 +84,12 @@ def forecast(preset: Preset, grid: TokenGrid, sigmas: list[float], layers: int |
         grid: The tokens.
         sigmas: Noise level of each step.
         layers: How many self-attention layers there are; None leaves ``dense_layers`` out.
+
+    Raises:
+        BadInputError: For more than ``MOST_TOKENS``, or a preset whose density nobody knows before.
     """
+    if grid.tokens > MOST_TOKENS:
+        raise BadInputError(f"at most {MOST_TOKENS:,} tokens can be planned, got {grid.tokens:,}")
     mask = _Mask(preset, grid)
     always_dense, notes = _always_dense(preset, grid, layers)
     schedule = preset.schedule

@@ -41,7 +41,7 @@ def mask_density(policy: Policy, inputs: Inputs) -> float:
     arranged = policy.order.arrange(inputs).inputs
     blocks, rows = arranged.blocks, _some_rows(arranged.blocks)
     some = dataclasses.replace(arranged, blocks=dataclasses.replace(blocks, only=rows))
-    estimate, always = policy.estimator.estimate(some), policy.always(arranged)[..., rows, :]
+    estimate, always = policy.estimator.estimate(some), policy.always(some)
     if policy.density is None:
         assert estimate.threshold is not None
         return _share(estimate.scores >= estimate.threshold, always, blocks, rows)

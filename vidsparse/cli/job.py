@@ -85,9 +85,7 @@ class RunOptions:
         checkpoint = find_checkpoint(self.model)
         device = load.resolve_device(self.device)
         dtype = load.resolve_dtype(self.dtype, device)
-        fps = checkpoint.fps if self.fps is None else self.fps
-        if not 0 < fps < 1000:
-            raise BadInputError(f"fps must be above 0 and below 1000, got {fps:g}")
+        fps = checkpoint.or_usual("fps", self.fps)
         requests = [self._request(checkpoint, prompt) for prompt in prompts]
         return Job(self, checkpoint, device, dtype, fps, requests)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,11 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from vidsparse.errors import shorten
+
+# Control characters but the end of a line, and what turns the direction of a line around: a
+# terminal obeys them, whoever wrote them.
+_CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 OnStep = Callable[[int, int], None]
 
 
@@ -32,7 +38,7 @@ def answer(content: str | Table) -> None:
 
 def answer_json(content: Mapping[str, Any]) -> None:
     """Print a result for a program."""
-    print(json.dumps(content, indent=2, ensure_ascii=False))
+    print(harmless(json.dumps(content, indent=2, ensure_ascii=False)))
 
 
 def note(sentence: str) -> None:
@@ -42,13 +48,13 @@ def note(sentence: str) -> None:
 
 def complain(error: object) -> None:
     """Print an error as one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    print(f"vidsparse: {text}", file=sys.stderr)
+    text = " ".join(shorten(str(error)).split()) or type(error).__name__
+    print(f"vidsparse: {harmless(text)}", file=sys.stderr)
 
 
 def plain_table(**columns: str) -> Table:
     """Make an empty table; ``columns`` are heading=justification."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    table = _Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
     for name, side in columns.items():
         table.add_column(
             name.replace("_", " "),
@@ -112,9 +118,27 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def plain_text(text: str) -> str:
-    """Text in which brackets are no markup."""
-    return text.replace("[", r"\[")
+    """Text in which brackets are no markup and nothing commands a terminal."""
+    return harmless(text).replace("[", r"\[")
+
+
+def harmless(text: str) -> str:
+    r"""Text in which characters that command a terminal are written out, as JSON does.
+
+    Example:
+        >>> print(harmless("red\x1b[2J"))
+        red\u001b[2J
+    """
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+class _Table(Table):
+    """A table whose cells command no terminal."""
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        super().add_row(*(harmless(x) if isinstance(x, str) else x for x in cells), **options)
 
 
 def _print(console: Console, content: str | Table) -> None:
+    content = harmless(content) if isinstance(content, str) else content
     console.print(content, soft_wrap=isinstance(content, str))

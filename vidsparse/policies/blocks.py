@@ -77,15 +77,15 @@ class Blocks:
 
     @cached_property
     def always_kept(self) -> Tensor:
-        """Boolean ``(M, N)``: rows and columns that hold text, and of equal blocks the diagonal."""
+        """Boolean ``(M|R, N)``: text rows and columns, and of equal blocks the diagonal."""
         if self.q_offsets is not None and self.kv_offsets is not None:
             rows, columns = (x.shape[-1] - 1 for x in (self.q_offsets, self.kv_offsets))
             return self._text_ends(rows)[:, None] | self._text_ends(columns)
-        keep = torch.eye(self.number, dtype=torch.bool, device=self.device)
-        starts = torch.arange(self.number, device=self.device) * self.block
+        at = torch.arange(self.number, device=self.device)
+        asked, starts = at if self.only is None else self.only, at * self.block
         video_end = self.grid.prefix + self.grid.video_tokens
         text = (starts < self.grid.prefix) | (starts + self.sizes > video_end)
-        return keep | text[:, None] | text
+        return (asked[:, None] == at) | text[asked, None] | text
 
     def _text_ends(self, number: int) -> Tensor:
         """Which of so many clusters is text: those before and after the video stand at the ends."""

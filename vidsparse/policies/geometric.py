@@ -262,8 +262,8 @@ def block_distance(blocks: Blocks, distance: Distance, overlap: float) -> Tensor
         overlap: The share.
 
     Returns:
-        Float32 ``(1, 1, N, N)``, or of the rows of ``blocks.only``. Blocks of more than ``SAMPLED`` tokens are judged by as many,
-        evenly spaced. Text is at distance zero.
+        Float32 ``(1, 1, N, N)``, of the rows of ``blocks.only`` if it is set. Blocks of more than
+        ``SAMPLED`` tokens are judged by as many, evenly spaced. Text is at distance zero.
     """
     grid, number = blocks.grid, blocks.number
     text = [torch.full((n, 3), -1) for n in (grid.prefix, grid.suffix)]
