@@ -10,6 +10,7 @@ from typing import Any
 
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
+from vidsparse.pipelines.empty import explained
 from vidsparse.pipelines.geometry import Geometry, geometry_of, makes_images, transformer_of
 from vidsparse.pipelines.limits import check_number
 from vidsparse.pipelines.models import find_model
@@ -97,7 +98,8 @@ class Checkpoint:
             return flow_sigmas(steps, self.flow_shift)
         assert self.configs is not None
         grid = self.geometry.token_grid(**self.size()) if grid is None else grid
-        return scheduled_sigmas(self.configs, steps, grid.video_tokens)
+        with explained(f"the scheduler of {self.configs} cannot be set to {steps} steps"):
+            return scheduled_sigmas(self.configs, steps, grid.video_tokens)
 
 
 _WAN22_VAE = Geometry(spatial=16, size_multiple=32)
