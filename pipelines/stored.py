@@ -6,7 +6,8 @@ tensor and what a library leaves out on purpose is the library's to know, so it 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -97,16 +98,16 @@ def _check_diffusers(folder: Path, kind: Any) -> None:
 def _check_transformers(folder: Path, kind: Any) -> None:
     if not any((folder / f"model.safetensors{end}").is_file() for end in ("", ".index.json")):
         return
-    with explained(f"transformers cannot load {kind.__name__} from {folder}"), _silent():
-        with at_most(MOST_MODULES):
-            model, report = kind.from_pretrained(
-                folder,
-                device_map="meta",
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                use_safetensors=True,
-                local_files_only=True,
-            )
+    what = f"transformers cannot load {kind.__name__} from {folder}"
+    with explained(what), _silent(), at_most(MOST_MODULES):
+        model, report = kind.from_pretrained(
+            folder,
+            device_map="meta",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+            local_files_only=True,
+        )
     _refuse_missing(folder, kind, report["missing_keys"], len(model.state_dict()))
     for name, held, wanted in sorted(report["mismatched_keys"]):
         raise _misshapen(folder, kind, name, tuple(held), tuple(wanted))
@@ -128,16 +129,14 @@ def _misshapen(folder: Path, kind: Any, name: str, held: Shape, wanted: Shape) -
     )
 
 
-class _silent:
-    """What transformers says of a load that is only a check: it will say it again."""
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """What transformers says of a load that is only a check, it will say again."""
+    from transformers.utils import logging
 
-    def __enter__(self) -> None:
-        from transformers.utils import logging
-
-        self._before = logging.get_verbosity()
-        logging.set_verbosity(logging.CRITICAL)
-
-    def __exit__(self, *error: object) -> None:
-        from transformers.utils import logging
-
-        logging.set_verbosity(self._before)
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

@@ -1,6 +1,8 @@
+import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -209,3 +211,17 @@ def test_ctrl_c_in_the_middle_leaves_no_file(small, tmp_path):
     assert tail.rstrip().endswith(b"vidsparse: interrupted; files already finished are whole")
     assert b"Traceback" not in tail
     assert not list(tmp_path.iterdir())
+
+
+def test_what_libraries_warn_of_a_model_is_shown(cli, small, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(TINY, folder)
+    config = folder / "text_encoder" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_layers": 1}))
+    file = tmp_path / "a.npy"
+    code, _out, err = cli("generate", PROMPT, "--model", folder, *small, "-o", file)
+    assert code == 0, err
+    assert "transformers: UMT5EncoderModel LOAD REPORT" in err
+    assert "encoder.block.1.layer" in err
+    assert "\x1b" not in err
+    assert "LOAD REPORT" not in cli("generate", PROMPT, *small, "-o", file).err

@@ -13,7 +13,7 @@ import typer
 
 import vidsparse
 from vidsparse.cli.options import option
-from vidsparse.cli.screen import busy, note, step_bar
+from vidsparse.cli.screen import busy, hear_libraries, note, step_bar
 from vidsparse.errors import BadInputError
 from vidsparse.pipelines.checkpoints import TINY, Checkpoint, find_checkpoint, find_source
 from vidsparse.pipelines.noise import check_steps
@@ -164,6 +164,7 @@ class Job:
         from vidsparse.pipelines.checkpoints import geometry_of
         from vidsparse.pipelines.load import load_pipeline
 
+        hear_libraries()
         with busy(f"loading {self.checkpoint.source}"):
             pipe = load_pipeline(
                 self.checkpoint.source,

@@ -28,6 +28,7 @@ from vidsparse.errors import shorten
 # Control characters but the end of a line, and what turns the direction of a line around: a
 # terminal obeys them, whoever wrote them.
 _CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_COLOURS = re.compile("\x1b\\[[0-9;]*m")
 OnStep = Callable[[int, int], None]
 
 
@@ -106,8 +107,9 @@ def step_bar(label: str, steps: int, density: Callable[[], float | None]) -> Ite
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep the warnings and log lines of libraries off the screen."""
+    """Keep what libraries say as they are imported off the screen, until they are heard."""
     before = logging.root.manager.disable
+    handlers = {name: logging.getLogger(name).handlers for name in _HEARD}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
@@ -115,6 +117,36 @@ def quiet_libraries() -> Iterator[None]:
             yield
         finally:
             logging.disable(before)
+            for name, own in handlers.items():
+                logging.getLogger(name).handlers = own
+
+
+def hear_libraries() -> None:
+    """Show from now on, once each, what diffusers and transformers warn of: it is of the model."""
+    from vidsparse.pipelines.offline import import_diffusers
+
+    import_diffusers()
+    handler = _Notes()
+    for name in _HEARD:
+        logging.getLogger(name).handlers = [handler]
+    logging.disable(logging.NOTSET)
+
+
+_HEARD = ("diffusers", "transformers")
+
+
+class _Notes(logging.Handler):
+    """Warnings as notes."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        said = shorten(_COLOURS.sub("", record.getMessage()).strip())
+        if said not in self._said:
+            self._said.add(said)
+            note(f"{record.name.partition('.')[0]}: {said}")
 
 
 def plain_text(text: str) -> str:
