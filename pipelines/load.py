@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from vidsparse.errors import BadInputError, VidsparseError
+from vidsparse.errors import BadInputError, VidsparseError, shorten
 from vidsparse.pipelines.checkpoints import TINY, find_source
 from vidsparse.pipelines.configs import (
     check_regular,
@@ -204,7 +204,7 @@ def _no_loading_bars() -> Iterator[None]:
 
 
 def _explain(source: str | Path, error: Exception) -> VidsparseError:
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    reason = shorten(" ".join(str(error).split()), 600) or type(error).__name__
     if isinstance(source, Path):
         return VidsparseError(f"diffusers could not load {source}: {reason}")
     if isinstance(error, OSError):
