@@ -17,6 +17,7 @@ from torch.nn.functional import interpolate
 
 from vidsparse.metrics.weights import load_strictly, misfit, read_state
 
+_AXES = {"positions": 3, "patches.weight": 4, "layers.0.linear1.weight": 2}
 HEAD = 64  # channels of one attention head, in every DINO model
 
 # From the names in the authors' file, and in transformers' folder, to torch's.
@@ -54,9 +55,10 @@ class DINO(nn.Module):
     def __init__(self, path: Path) -> None:
         super().__init__()
         state = _rename(read_state(path, "dino"))
-        missing = {"positions", "patches.weight", "layers.0.linear1.weight"} - state.keys()
-        if missing:
-            raise misfit(path, "dino", f"it has no {', '.join(sorted(missing))}")
+        if missing := sorted(name for name in _AXES if name not in state):
+            raise misfit(path, "dino", f"it has no {', '.join(missing)}")
+        if flat := sorted(name for name, axes in _AXES.items() if state[name].ndim != axes):
+            raise misfit(path, "dino", f"{flat[0]} has {state[flat[0]].ndim} axes")
         self.width = state["positions"].shape[-1]
         self.patch = state["patches.weight"].shape[-1]
         self.depth = sum(name.endswith("linear1.weight") for name in state)

@@ -73,8 +73,8 @@ class CLIPImages(nn.Module):
             loaded: Any = CLIPVisionModelWithProjection.from_pretrained(
                 path, local_files_only=True, output_loading_info=True, dtype=torch.float32
             )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise misfit(path, key, str(error).splitlines()[0]) from error
+        except Exception as error:  # of a config that may say anything
+            raise misfit(path, key, " ".join(str(error).split())[:200]) from error
         self.model, report = loaded
         if report["missing_keys"]:
             raise misfit(path, key, f"it has no {min(report['missing_keys'])}")

@@ -9,7 +9,6 @@ checked.
 from __future__ import annotations
 
 import hashlib
-import pickle
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -86,11 +85,12 @@ def read_state(path: Path, key: str) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             return load_file(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # an unpickler raises whatever the bytes lead it to
         raise BadInputError(
             f"weights {key}: {file} cannot be read ({_first_line(error)}): {_wanted(key)}"
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
+    if not named or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise BadInputError(f"weights {key}: {file} holds no state dict of tensors: {_wanted(key)}")
     return state
 

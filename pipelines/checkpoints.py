@@ -10,7 +10,9 @@ from typing import Any
 
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
+from vidsparse.pipelines.empty import explained
 from vidsparse.pipelines.geometry import Geometry, geometry_of, makes_images, transformer_of
+from vidsparse.pipelines.limits import check_number
 from vidsparse.pipelines.models import find_model
 from vidsparse.pipelines.noise import flow_sigmas, scheduled_sigmas
 from vidsparse.pipelines.skeleton import skeleton
@@ -64,7 +66,7 @@ class Checkpoint:
             BadInputError: When the model cannot take them, or recommends nothing.
         """
         asked = {"frames": frames, "height": height, "width": width}
-        found = {name: self.or_usual(name, value) for name, value in asked.items()}
+        found = {name: self._usual(name, value) for name, value in asked.items()}
         self.geometry.check_size(**found)
         return found
 
@@ -72,8 +74,13 @@ class Checkpoint:
         """The value of a setting, or what is recommended.
 
         Raises:
-            BadInputError: When there is neither.
+            BadInputError: When there is neither, or it is beyond all limits.
         """
+        found = self._usual(name, value)
+        check_number(name, found)
+        return found
+
+    def _usual(self, name: str, value: float | None) -> Any:
         found = getattr(self, name) if value is None else value
         if found is None:
             raise BadInputError(f"{self.pipeline} recommends no {name} of its own: say which")
@@ -91,7 +98,8 @@ class Checkpoint:
             return flow_sigmas(steps, self.flow_shift)
         assert self.configs is not None
         grid = self.geometry.token_grid(**self.size()) if grid is None else grid
-        return scheduled_sigmas(self.configs, steps, grid.video_tokens)
+        with explained(f"the scheduler of {self.configs} cannot be set to {steps} steps"):
+            return scheduled_sigmas(self.configs, steps, grid.video_tokens)
 
 
 _WAN22_VAE = Geometry(spatial=16, size_multiple=32)

@@ -12,6 +12,7 @@ import torch
 
 from vidsparse.errors import BadInputError, VidsparseError
 from vidsparse.pipelines.geometry import call_parameters, geometry_of
+from vidsparse.pipelines.limits import check_number
 from vidsparse.pipelines.noise import check_steps, least_steps
 from vidsparse.pipelines.usual import takes_guidance
 from vidsparse.pipelines.video import to_uint8
@@ -46,12 +47,10 @@ class Request:
     def __post_init__(self) -> None:
         if not self.prompt.strip():
             raise BadInputError("the prompt is empty: say what the video shows")
-        if self.steps < 1:
-            raise BadInputError(f"steps must be at least 1, got {self.steps}")
-        if not 0 <= self.guidance < float("inf"):
-            raise BadInputError(f"guidance must be at least 0, got {self.guidance}")
+        check_number("steps", self.steps)
+        check_number("guidance", self.guidance)
         if not 0 <= self.seed < 2**63:
-            raise BadInputError(f"seed must be a whole number from 0, got {self.seed}")
+            raise BadInputError(f"seed must be a whole number from 0 to 2**63 - 1, got {self.seed}")
 
 
 def generate(pipe: Any, request: Request, on_step: OnStep | None = None) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
+from vidsparse.pipelines.limits import check_number
 
 # What stands before their video are condition frames or history, which text alone does not make.
 _TEXT_APART = (
@@ -42,7 +43,9 @@ class Geometry:
 
     def check_size(self, frames: int, height: int, width: int) -> None:
         """Raise BadInputError, naming the nearest sizes that are possible, for one that is not."""
-        step = self.size_multiple
+        step, asked = self.size_multiple, {"frames": frames, "height": height, "width": width}
+        for name, value in asked.items():
+            check_number(name, max(value, 1))  # what is too small is told with what is near
         for name, value in {"height": height, "width": width}.items():
             if value < 1 or value % step:
                 raise BadInputError(

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 
-from vidsparse.errors import BadInputError, VidsparseError
+from vidsparse.errors import BadInputError, VidsparseError, shorten
 from vidsparse.pipelines.checkpoints import TINY, find_source
-from vidsparse.pipelines.skeleton import read_json
+from vidsparse.pipelines.configs import (
+    check_regular,
+    read_config,
+    read_index,
+    read_json,
+    read_weight_map,
+)
+from vidsparse.pipelines.offline import import_diffusers, without_network
+from vidsparse.pipelines.stored import check_tensors, header
 
 __all__ = ["TINY", "Dtype", "check_folder", "load_pipeline", "resolve_device", "resolve_dtype"]
 
@@ -39,27 +45,48 @@ def load_pipeline(
         allow_pickle: Also read pickle files (.bin, .pt), which can run any code.
 
     Raises:
-        BadInputError: When the model is missing or incomplete, or there is no such device.
+        BadInputError: When the model is missing or incomplete, to the last tensor, or there is no
+            such device.
         VidsparseError: When diffusers cannot load it.
     """
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
     found = find_source(source)
-    if isinstance(found, Path):
-        check_folder(found, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    safe = None if allow_pickle else True
+    folder = found if isinstance(found, Path) else _fetch(found, safe, trust_remote_code)
+    check_folder(folder, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    import_diffusers()
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     try:
-        with _no_loading_bars():
+        with _no_loading_bars(), without_network():
+            check_tensors(folder)
             pipe = DiffusionPipeline.from_pretrained(
-                found,
+                folder,
                 dtype=getattr(torch, dtype),
-                use_safetensors=None if allow_pickle else True,
+                use_safetensors=safe,
                 trust_remote_code=trust_remote_code,
             )
-    except (OSError, ValueError, KeyError, AttributeError, RuntimeError, ImportError) as error:
+    except BadInputError:
+        raise
+    except Exception as error:  # a library that is given anything raises anything
         raise _explain(found, error) from error
     return pipe.to(device)
+
+
+def _fetch(hub_id: str, safe: bool | None, trust_remote_code: bool) -> Path:
+    """Fetch what a hub id has, or find it where it was kept."""
+    import_diffusers()
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    try:
+        return Path(
+            DiffusionPipeline.download(
+                hub_id, use_safetensors=safe, trust_remote_code=trust_remote_code
+            )
+        )
+    except Exception as error:
+        raise _explain(hub_id, error) from error
 
 
 def resolve_device(device: str) -> str:
@@ -107,16 +134,15 @@ def check_folder(
     Raises:
         BadInputError: Naming the first thing that is wrong, and what to do.
     """
-    index = read_json(folder / "model_index.json")
+    components = read_index(folder).components()
     if not trust_remote_code and any(folder.glob("*.py")):
         script = next(folder.glob("*.py"))
         raise BadInputError(
             f"{folder} comes with Python code of its own ({script.name}): read it, then pass "
             "--trust-remote-code (trust_remote_code=True)"
         )
-    for name, entry in index.items():
-        if isinstance(entry, list) and len(entry) == 2 and all(entry):
-            _check_component(folder / name, str(entry[1]), allow_pickle)
+    for name, (_, kind) in components.items():
+        _check_component(folder / name, kind, allow_pickle)
 
 
 def _check_component(folder: Path, kind: str, allow_pickle: bool) -> None:
@@ -125,10 +151,13 @@ def _check_component(folder: Path, kind: str, allow_pickle: bool) -> None:
             f"the model folder is incomplete, {folder} ({kind}) is missing: download the model "
             "again"
         )
-    for config in folder.glob("*config.json"):
+    for path in sorted(folder.iterdir()):
+        if not path.is_dir():
+            check_regular(path)
+    for config in sorted(folder.glob("*config.json")):
         read_json(config)
     if "Scheduler" in kind:
-        read_json(folder / "scheduler_config.json")
+        read_config(folder / "scheduler_config.json", "scheduler")
     elif (folder / "guider_config.json").is_file():
         pass  # HunyuanVideo-1.5: how it guides, without weights
     elif not any(word in kind for word in ("Tokenizer", "Processor", "Extractor")):
@@ -138,7 +167,7 @@ def _check_component(folder: Path, kind: str, allow_pickle: bool) -> None:
 
 def _check_weights(folder: Path, allow_pickle: bool) -> None:
     for index in folder.glob("*.safetensors.index.json"):
-        shards = set(read_json(index).get("weight_map", {}).values())
+        shards = set(read_weight_map(index).values())
         if missing := sorted(name for name in shards if not (folder / name).is_file()):
             raise BadInputError(
                 f"{folder} lacks {len(missing)} of its {len(shards)} weight files, the first is "
@@ -155,25 +184,7 @@ def _check_weights(folder: Path, allow_pickle: bool) -> None:
             "trust them"
         )
     for path in weights:
-        _check_safetensors(path)
-
-
-def _check_safetensors(path: Path) -> None:
-    """Compare the length of a file with what its header promises, without reading the tensors."""
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            size = path.stat().st_size
-            header = json.loads(file.read(min(length, size)))
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name[:2] != "__"]
-        whole = size == 8 + length + max(ends, default=0)
-    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError):
-        whole = False
-    if not whole:
-        raise BadInputError(
-            f"{path} is cut off or is not a safetensors file ({path.stat().st_size:,} bytes): "
-            "download it again (with git, run git lfs pull)"
-        )
+        header(path)
 
 
 @contextlib.contextmanager
@@ -193,7 +204,7 @@ def _no_loading_bars() -> Iterator[None]:
 
 
 def _explain(source: str | Path, error: Exception) -> VidsparseError:
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    reason = shorten(" ".join(str(error).split()), 600) or type(error).__name__
     if isinstance(source, Path):
         return VidsparseError(f"diffusers could not load {source}: {reason}")
     if isinstance(error, OSError):

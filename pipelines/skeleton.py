@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import json
 from pathlib import Path
 from typing import Any
 
 from vidsparse.errors import BadInputError
+from vidsparse.pipelines.configs import read_index, read_json
+from vidsparse.pipelines.empty import empty_component, explained
+from vidsparse.pipelines.offline import import_diffusers, without_network
+
+__all__ = ["component_class", "diffusers_class", "read_json", "skeleton"]
 
 _READ = ("transformer", "transformer_2", "vae", "scheduler", "guider")
 
@@ -21,25 +25,63 @@ def skeleton(folder: Path) -> Any:
         BadInputError: When a config is missing or cannot be read, diffusers does not know a class
             or cannot make one of its config, or the pipeline has no transformer or no VAE.
     """
-    index = read_json(folder / "model_index.json")
-    kind = diffusers_class(index.get("_class_name"), folder)
-    parts = {name: _part(folder / name, index[name]) for name in _READ if _is_there(index, name)}
+    index = read_index(folder)
+    settings, components = index.model_extra or {}, index.components()
+    with without_network():
+        kind = pipeline_class(index.pipeline, folder)
+        parts = {
+            name: empty_component(folder / name, component_class(*components[name], folder / name))
+            for name in _READ
+            if name in components
+        }
     if "vae" not in parts or not parts.keys() & {"transformer", "transformer_2"}:
         raise BadInputError(
             f"{kind.__name__} of {folder} has no transformer or no VAE: vidsparse makes the "
             "attention of diffusion transformers sparse, which U-Nets and cascades are not"
         )
     arguments = {
-        name: parts.get(name, _plain(index.get(name)) if name in index else None)
+        name: parts.get(name, _plain(settings.get(name)))
         for name, parameter in inspect.signature(kind.__init__).parameters.items()
-        if name != "self" and (parameter.default is parameter.empty or name in parts | index)
+        if name != "self" and (parameter.default is parameter.empty or name in parts | settings)
     }
-    try:
+    with explained(f"diffusers cannot make a {kind.__name__} of {folder}"):
         return kind(**arguments)
-    except (TypeError, ValueError, AttributeError, ImportError) as error:
+
+
+def pipeline_class(name: str, folder: Path) -> Any:
+    """The class of a pipeline.
+
+    Raises:
+        BadInputError: When diffusers has none of this name.
+    """
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    found = diffusers_class(name, folder)
+    if not (isinstance(found, type) and issubclass(found, DiffusionPipeline)):
         raise BadInputError(
-            f"diffusers cannot make a {kind.__name__} of {folder}: {error}"
-        ) from error
+            f"{name}, which {folder} asks for, is no pipeline of diffusers: download the model "
+            "again"
+        )
+    return found
+
+
+def component_class(library: str, name: str, folder: Path) -> Any:
+    """The class of a component of diffusers.
+
+    Raises:
+        BadInputError: When there is none, or it is not made of a config.
+    """
+    import diffusers
+    from diffusers.configuration_utils import ConfigMixin
+
+    own = getattr(diffusers.pipelines, library, None)  # some pipelines bring a class of their own
+    found = getattr(own, name, None) or diffusers_class(name, folder)
+    if not (isinstance(found, type) and issubclass(found, ConfigMixin)):
+        raise BadInputError(
+            f"{name}, which {folder} asks for, is no component of diffusers: download the model "
+            "again"
+        )
+    return found
 
 
 def diffusers_class(name: object, asked_by: Path) -> Any:
@@ -48,6 +90,7 @@ def diffusers_class(name: object, asked_by: Path) -> Any:
     Raises:
         BadInputError: When there is none.
     """
+    import_diffusers()
     import diffusers
 
     found = getattr(diffusers, str(name), None)
@@ -59,47 +102,6 @@ def diffusers_class(name: object, asked_by: Path) -> Any:
     return found
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read one config of a model folder.
-
-    Raises:
-        BadInputError: When it is missing or is not a JSON object.
-    """
-    way_out = "download the model again"
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInputError(
-            f"the model folder is incomplete, {path} is missing: {way_out}, or give the folder "
-            "that holds model_index.json"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise BadInputError(f"{path} cannot be read as JSON ({error}): {way_out}") from error
-    if not isinstance(value, dict):
-        raise BadInputError(f"{path} does not hold a JSON object: {way_out}")
-    return value
-
-
-def _is_there(index: dict[str, Any], name: str) -> bool:
-    """Whether a component is named, and not left out with ``[null, null]``."""
-    entry = index.get(name)
-    return isinstance(entry, list) and len(entry) == 2 and all(entry)
-
-
 def _plain(entry: Any) -> Any:
     """A setting of the pipeline; a component that is not read is left out."""
     return None if isinstance(entry, list) else entry
-
-
-def _part(folder: Path, entry: list[str]) -> Any:
-    from accelerate import init_empty_weights
-
-    kind = diffusers_class(entry[1], folder)
-    config = read_json(folder / kind.config_name)
-    try:
-        with init_empty_weights():
-            return kind.from_config(config)
-    except (TypeError, ValueError, AttributeError, ImportError) as error:
-        raise BadInputError(
-            f"diffusers cannot make a {kind.__name__} of {folder}: {error}"
-        ) from error

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vidsparse.errors import BadInputError, VidsparseError
 from vidsparse.files import replace_file
+from vidsparse.pipelines.limits import check_number
 
 # The colours are tagged as what the conversion from RGB makes of them, so that players agree.
 _BT601 = {"colorspace": "smpte170m", "color_primaries": "smpte170m", "color_trc": "smpte170m"}
@@ -145,8 +146,7 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float) -> None:
     path = Path(path)
     _check_suffix(path)
     _check_frames(frames)
-    if not 0 < fps < 1000:
-        raise BadInputError(f"fps must be above 0 and below 1000, got {fps}: 16 is usual")
+    check_number("fps", fps)
     try:
         replace_file(path, lambda part: _write(part, frames, fps))
     except Exception as error:

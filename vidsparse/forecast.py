@@ -10,6 +10,7 @@ import torch
 from vidsparse.errors import BadInputError
 from vidsparse.footprint import block_counts
 from vidsparse.grid import TokenGrid
+from vidsparse.large_grids import LARGE, ROWS, asked_density, mask_density
 from vidsparse.planner import Planner
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.compensation import Compensation
@@ -20,6 +21,7 @@ from vidsparse.policies.random import Random
 from vidsparse.policies.selectors import Selector
 from vidsparse.preset import Preset
 
+MOST_TOKENS = 10_000_000
 MANY = 1000  # blocks in a row: that they are whole does not show in what a ramp asks for
 
 
@@ -82,7 +84,12 @@ def forecast(preset: Preset, grid: TokenGrid, sigmas: list[float], layers: int |
         grid: The tokens.
         sigmas: Noise level of each step.
         layers: How many self-attention layers there are; None leaves ``dense_layers`` out.
+
+    Raises:
+        BadInputError: For more than ``MOST_TOKENS``, or a preset whose density nobody knows before.
     """
+    if grid.tokens > MOST_TOKENS:
+        raise BadInputError(f"at most {MOST_TOKENS:,} tokens can be planned, got {grid.tokens:,}")
     mask = _Mask(preset, grid)
     always_dense, notes = _always_dense(preset, grid, layers)
     schedule = preset.schedule
@@ -131,8 +138,22 @@ class _Mask:
         if 0 < way < 1 and self._inputs.blocks.number >= MANY:
             return 1 - way * (1 - self.at(1.0))
         if way not in self._known:
-            self._known[way] = self.planner.static_plan(self._inputs, way).density
+            large = self._inputs.blocks.number > LARGE
+            made = self._at_full() if large else self.planner.static_plan(self._inputs, way).density
+            self._known[way] = made
         return self._known[way]
+
+    def _at_full(self) -> float:
+        """The density at full sparsity, without the plan."""
+        policy, blocks = self.planner.policy, self._inputs.blocks
+        if not policy.estimator.has_mask:
+            return asked_density(policy, blocks)
+        made, asked = mask_density(policy, self._inputs), policy.density
+        least = "" if asked is None or made <= asked else f"; {asked:.2f} was asked for"
+        self.planner.notes.setdefault(
+            f"density {made:.2f} is that of {ROWS} of the {blocks.number:,} rows of the mask{least}"
+        )
+        return made
 
     def token_density(self, block_density: float) -> float:
         """That of the rule itself, where there is one; else masks are made of whole blocks."""

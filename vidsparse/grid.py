@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from vidsparse.errors import BadInputError
 
+_N = "([0-9]{1,9})"  # longer numbers are no size of anything
+_GRID = rf"(?:{_N}\+)?{_N}x{_N}x{_N}(?:\+{_N})?"
+
 
 @dataclass(frozen=True, slots=True)
 class TokenGrid:
@@ -51,7 +54,7 @@ class TokenGrid:
             >>> TokenGrid.parse("226+13x30x45")
             TokenGrid(frames=13, height=30, width=45, prefix=226, suffix=0)
         """
-        match = re.fullmatch(r"(?:(\d+)\+)?(\d+)x(\d+)x(\d+)(?:\+(\d+))?", text.strip().lower())
+        match = re.fullmatch(_GRID, text.strip().lower())
         if match is None:
             raise BadInputError(
                 f"cannot read the grid {text!r}: write FRAMESxHEIGHTxWIDTH in tokens, as 21x45x80, "

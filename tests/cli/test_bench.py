@@ -58,6 +58,13 @@ def test_an_engine_that_fails_is_named_and_the_others_are_measured(tmp_path, cap
         (["kernels", "--engine", "warp"], "unknown engine 'warp'"),
         (["kernels", "--shape", "wan-99b"], "no shape 'wan-99b'"),
         (["everything"], ""),
+        (["--density", "nan"], "--density must be in (0, 1], got nan"),
+        (["--density", "0"], "--density must be in (0, 1], got 0"),
+        (["--density", "0.5", "--density", "1.5"], "--density must be in (0, 1], got 1.5"),
+        (["--q-block", "0"], "'--q-block'"),
+        (["--kv-block", "-3"], "'--kv-block'"),
+        (["--q-block", "99999999999999"], "'--q-block'"),
+        (["--rounds", "99999999999999999999"], "'--rounds'"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(arguments, message, capsys):

@@ -1,10 +1,13 @@
+import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -57,7 +60,7 @@ def test_strict_fails_in_one_line_where_a_call_would_be_dense(cli, small, tmp_pa
         ("--steps 0", "steps must be at least 1"),
         ("--seed -1", "seed must be"),
         ("--guidance nan", "guidance must be at least 0"),
-        ("--fps 0", "fps must be above 0"),
+        ("--fps 0", "fps must be at least 0.01"),
         ("--preset radail", "unknown preset 'radail': did you mean radial"),
         ("--density 0", "density must be in (0, 1], got 0"),
         ("--density 1.5", "density must be in (0, 1], got 1.5"),
@@ -124,6 +127,39 @@ def test_prompts_that_cannot_be_read_are_refused(tmp_path):
         read_prompts(tmp_path / "empty.txt")
 
 
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
+def test_a_prompt_is_a_line_whatever_else_stands_in_it(tmp_path, start):
+    file = tmp_path / "prompts.txt"
+    separators = "a red\u2028circle\r\n# none\r\na\u0085blue\x0csquare\x1etoo\n"
+    file.write_bytes(start + separators.encode())
+    assert read_prompts(file) == ["a red\u2028circle", "a\u0085blue\x0csquare\x1etoo"]
+    file.write_bytes(start + b"# none\n")
+    with pytest.raises(BadInputError, match="holds no prompt"):
+        read_prompts(file)
+
+
+def test_a_file_without_end_is_no_file_of_prompts():
+    with pytest.raises(BadInputError, match="/dev/zero is longer than 10,000,000 characters"):
+        read_prompts(Path("/dev/zero"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--fps 1e-9", "fps must be at least 0.01, got 1e-09"),
+        ("--fps nan", "fps must be at least 0.01, got nan"),
+        ("--steps 99999999999999999999", "steps must be at most 10,000"),
+        ("--guidance 1e39", "guidance must be at most 1,000"),
+        ("--guidance nan", "guidance must be at least 0, got nan"),
+        ("--seed 9223372036854775808", "seed must be a whole number from 0 to 2**63 - 1"),
+    ],
+)
+def test_settings_beyond_all_limits_are_refused_at_once(cli, arguments, message):
+    code, _, err = cli("generate", PROMPT, *arguments.split())
+    assert code == 2
+    assert message in err
+
+
 def test_one_failing_prompt_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
     weightless = skeleton(TINY)
 
@@ -175,3 +211,17 @@ def test_ctrl_c_in_the_middle_leaves_no_file(small, tmp_path):
     assert tail.rstrip().endswith(b"vidsparse: interrupted; files already finished are whole")
     assert b"Traceback" not in tail
     assert not list(tmp_path.iterdir())
+
+
+def test_what_libraries_warn_of_a_model_is_shown(cli, small, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(TINY, folder)
+    config = folder / "text_encoder" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_layers": 1}))
+    file = tmp_path / "a.npy"
+    code, _out, err = cli("generate", PROMPT, "--model", folder, *small, "-o", file)
+    assert code == 0, err
+    assert "transformers: UMT5EncoderModel LOAD REPORT" in err
+    assert "encoder.block.1.layer" in err
+    assert "\x1b" not in err
+    assert "LOAD REPORT" not in cli("generate", PROMPT, *small, "-o", file).err

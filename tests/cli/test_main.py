@@ -5,7 +5,10 @@ import sys
 import pytest
 
 import vidsparse
+from vidsparse.cli import screen
 from vidsparse.cli.presets import describe
+from vidsparse.errors import BadInputError
+from vidsparse.presets import find_preset
 
 
 def test_nothing_slow_is_imported_until_it_is_needed():
@@ -28,6 +31,66 @@ def test_help_and_tables_exit_zero(cli, arguments):
 @pytest.mark.parametrize("arguments", [["nope"], ["plan", "--nope"], ["plan", "--steps", "x"]])
 def test_usage_errors_exit_two(cli, arguments):
     assert cli(*arguments).code == 2
+
+
+HUGE = "x" * 100_000
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [HUGE],
+        ["plan", f"--{HUGE}"],
+        ["plan", "--steps", HUGE],
+        ["plan", "--grid", HUGE],
+        ["plan", "--grid", "7x20x20", "--preset", HUGE],
+        ["plan", "--grid", "7x20x20", "--set", f"{HUGE}=1"],
+        ["generate", "--model", HUGE],
+        ["generate", "a red circle", "-o", HUGE],
+        ["compare", "a red circle", "--seeds", HUGE],
+        ["compare", "a red circle", "--weights", f"dino={HUGE}"],
+    ],
+)
+def test_no_message_repeats_a_huge_input(cli, arguments):
+    code, out, err = cli(*arguments)
+    assert (code in (1, 2), out) == (True, "")
+    assert err.startswith("vidsparse: ")
+    assert len(err) < 2500
+    assert err.count("\n") == 1
+
+
+def test_an_error_repeats_no_huge_input_in_python_either():
+    with pytest.raises(BadInputError) as caught:
+        find_preset(HUGE)
+    assert 1000 < len(str(caught.value)) < 2500
+    assert str(caught.value).startswith("unknown preset 'xxx")
+
+
+EVIL = "red\x1b[2J\x1b]0;title\x07\x9b31m\u202ecircle"
+
+
+def test_what_commands_a_terminal_is_written_out(capsys):
+    table = screen.plain_table(prompt="left")
+    table.add_row(EVIL)
+    for show in (
+        lambda: screen.answer(EVIL),
+        lambda: screen.answer(table),
+        lambda: screen.answer_json({"prompt": EVIL}),
+        lambda: screen.note(EVIL),
+        lambda: screen.complain(EVIL),
+    ):
+        show()
+        seen = "".join(capsys.readouterr())
+        assert "\\u001b" in seen.replace("\n", "")
+        assert not set(seen) & set("\x1b\x07\x9b\u202e")
+    with screen.step_bar(EVIL, 2, lambda: None) as on_step:
+        on_step(2, 2)
+    assert not set("".join(capsys.readouterr())) & set("\x07\x9b\u202e")
+
+
+def test_json_that_is_made_harmless_says_the_same(capsys):
+    screen.answer_json({"prompt": EVIL})
+    assert json.loads(capsys.readouterr().out) == {"prompt": EVIL}
 
 
 def test_presets_are_listed(cli):

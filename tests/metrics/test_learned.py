@@ -1,8 +1,11 @@
 """VBench's learned dimensions: the formulas on features we choose, the networks at random."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, ViTConfig, ViTModel
 
@@ -17,6 +20,8 @@ from vidsparse.metrics.learned import (
     background_consistency,
     subject_consistency,
 )
+from vidsparse.metrics.scores import Scorer
+from vidsparse.metrics.weights import Weights
 
 
 class Colours(nn.Module):
@@ -172,3 +177,29 @@ def test_a_folder_that_holds_no_clip_is_refused_without_a_download(tmp_path):
 def test_a_single_frame_has_no_consistency(scene):
     with pytest.raises(BadInputError, match="subject consistency needs at least 2 frames, got 1"):
         subject_consistency(scene.dense[:1], Colours())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("key", ["lpips_alex", "lpips_vgg", "dino", "clip_b32"])
+@pytest.mark.parametrize("kind", ["text", "numbered", "list", "module", "odd", "config"])
+def test_a_file_of_another_kind_is_refused_in_a_sentence(tmp_path, key, kind):
+    path = tmp_path / "weights.pth"
+    if kind == "text":
+        path.write_text("hello")  # to an unpickler, commands
+    elif kind == "config":
+        config = {"model_type": "clip", "vision_config": {"hidden_size": 10**9}}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
+        path = tmp_path
+    else:
+        names = ("pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
+        saved = {
+            "numbered": {1: torch.zeros(2)},
+            "list": [torch.zeros(2)],
+            "module": torch.nn.Linear(2, 2),
+            "odd": {name: torch.zeros(()) for name in names},
+        }
+        torch.save(saved[kind], path)
+    with pytest.raises(BadInputError, match=f"weights {key}: ") as caught:
+        Scorer(Weights(**{key: path}))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 800

@@ -1,5 +1,6 @@
 """Wan pipelines with random weights, built offline, and the trained one that ships."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,14 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    PreTrainedTokenizerFast,
+    UMT5Config,
+    UMT5EncoderModel,
+)
 
 import vidsparse.pipelines.models as table
 
@@ -164,3 +172,33 @@ def untouched():
 @pytest.fixture
 def wan():
     return SimpleNamespace(build=BUILDERS, generate=generate)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of the shipped pipeline; its weights are links, to be replaced and never written."""
+    copy = tmp_path / "model"
+    shutil.copytree(TINY, copy, ignore=shutil.ignore_patterns("*.safetensors"))
+    for weights in TINY.rglob("*.safetensors"):
+        (copy / weights.relative_to(TINY)).symlink_to(weights.resolve())
+    return copy
+
+
+@pytest.fixture(scope="session")
+def every_component(tmp_path_factory):
+    """The folder of a pipeline that has a component of every kind."""
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=37, num_hidden_layers=2, num_attention_heads=4,
+        image_size=32, patch_size=8,
+    )  # fmt: skip
+    pipe = WanImageToVideoPipeline(
+        **parts(),
+        image_encoder=CLIPVisionModel(vision),
+        image_processor=CLIPImageProcessor(),
+        transformer=transformer(0, 36),
+        transformer_2=transformer(1, 36),
+        boundary_ratio=0.875,
+    )
+    folder = tmp_path_factory.mktemp("every")
+    pipe.save_pretrained(folder, safe_serialization=True)
+    return folder

@@ -17,16 +17,6 @@ def pipe():
     return load_pipeline()
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """A copy of the shipped pipeline; its weights are links, to be replaced and never written."""
-    copy = tmp_path / "model"
-    shutil.copytree(TINY, copy, ignore=shutil.ignore_patterns("*.safetensors"))
-    for weights in TINY.rglob("*.safetensors"):
-        (copy / weights.relative_to(TINY)).symlink_to(weights.resolve())
-    return copy
-
-
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 
 

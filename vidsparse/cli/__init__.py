@@ -24,6 +24,8 @@ from vidsparse.cli.presets import presets
 from vidsparse.cli.screen import complain, quiet_libraries
 from vidsparse.errors import BadInputError, VidsparseError
 
+_UsageError: Any = typer.BadParameter.__base__  # of click, wherever typer keeps it
+
 
 class _InterruptedError(Exception):
     """Ctrl-C, in a form that no version of typer turns into something else."""
@@ -62,9 +64,13 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command; return its exit code."""
     try:
         with quiet_libraries():
-            app(list(arguments), prog_name="vidsparse", obj=list(arguments))
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
+            given = {"prog_name": "vidsparse", "obj": list(arguments), "standalone_mode": False}
+            code = app(list(arguments), **given)
+            return code if isinstance(code, int) else 0
+    except _UsageError as error:
+        if message := error.format_message():  # none where the help was shown instead
+            complain(message)
+        return 2
     except (KeyboardInterrupt, _InterruptedError):
         complain("interrupted; files already finished are whole")
         return 130
@@ -74,7 +80,6 @@ def run(arguments: Sequence[str]) -> int:
     except (VidsparseError, OSError) as error:
         complain(error)
         return 1
-    return 0
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import typer
 
 from vidsparse.cli.options import Json
 from vidsparse.cli.screen import answer, answer_json, note, plain_table
+from vidsparse.errors import BadInputError
 
 
 class Part(StrEnum):
@@ -29,9 +30,13 @@ def bench(
     shape: Annotated[list[str] | None, typer.Option(help="A shape; repeat for more.")] = None,
     density: Annotated[list[float] | None, typer.Option(help="A density; repeat for more.")] = None,
     engine: Annotated[list[str] | None, typer.Option(help="An engine; repeat for more.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = 7,
-    q_block: Annotated[int | None, typer.Option(help="Tokens in a query block.")] = None,
-    kv_block: Annotated[int | None, typer.Option(help="Tokens in a key block.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, max=10_000, help="Timed rounds.")] = 7,
+    q_block: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="Tokens in a query block.")
+    ] = None,
+    kv_block: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="Tokens in a key block.")
+    ] = None,
     radial: Annotated[bool, typer.Option(help="Run radial lists too.")] = True,
     json: Json = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write JSON here.")] = None,
@@ -42,6 +47,9 @@ def bench(
 
     for name in engine or ():
         check_engine(name)
+    for share in density or ():
+        if not 0 < share <= 1:
+            raise BadInputError(f"--density must be in (0, 1], got {share:g}")
     settings = kernel_bench.Settings(
         shapes=tuple(shape or ()),
         densities=tuple(density or kernel_bench.DENSITIES),

@@ -16,7 +16,7 @@ from vidsparse.cli.comparison import make_results, write_files
 from vidsparse.cli.comparison_table import footer, make_table
 from vidsparse.cli.finished import Finished
 from vidsparse.cli.job import Job, Prompt, RunOptions, maybe_pool
-from vidsparse.cli.options import Json, PresetChanges, option, ray_option
+from vidsparse.cli.options import Json, PresetChanges, option, ray_option, whole_numbers
 from vidsparse.cli.screen import answer, answer_json, note
 from vidsparse.cli.work import CompareWork
 from vidsparse.errors import BadInputError
@@ -112,12 +112,12 @@ def read_seeds(text: str | None, seed: int) -> list[int]:
     """
     if text is None:
         return [seed]
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts) or len(set(map(int, parts))) < len(parts):
+    numbers = whole_numbers("--seeds", text)
+    if len(set(numbers)) < len(numbers):
         raise BadInputError(f"--seeds takes different numbers with commas between, got {text!r}")
     if seed:
         raise BadInputError(f"give --seed {seed} or --seeds {text}, not both")
-    return [int(part) for part in parts]
+    return numbers
 
 
 def read_weights(pairs: list[str]) -> Weights | None:

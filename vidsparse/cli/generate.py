@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from vidsparse.pipelines.generate import Request
 
 
+MOST_TEXT = 10_000_000
+
+
 def generate(
     run: RunOptions,
     changes: PresetChanges,
@@ -73,10 +76,14 @@ def read_prompts(file: Path) -> list[str]:
         BadInputError: When the file cannot be read or holds no prompt.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        with file.open(encoding="utf-8-sig") as stream:
+            text = stream.read(MOST_TEXT + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise BadInputError(f"cannot read the prompts of {file}: {error}") from error
-    found = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
+    if len(text) > MOST_TEXT:
+        raise BadInputError(f"{file} is longer than {MOST_TEXT:,} characters: no file of prompts")
+    lines = [line.strip() for line in text.split("\n")]  # a prompt may hold any other separator
+    found = [line for line in lines if line and not line.startswith("#")]
     if not found:
         raise BadInputError(f"{file} holds no prompt: write one a line")
     return found

@@ -11,7 +11,7 @@ import typer
 
 import vidsparse
 from vidsparse.cli.job import Job, Prompt, RunOptions
-from vidsparse.cli.options import Json, PresetChanges, option
+from vidsparse.cli.options import Json, PresetChanges, option, whole_numbers
 from vidsparse.cli.screen import answer, answer_json, note, plain_table, step_bar
 from vidsparse.errors import BadInputError
 from vidsparse.files import replace_file
@@ -82,10 +82,7 @@ def read_numbers(name: str, text: str | None, below: int | None) -> list[int]:
     """
     if text is None:
         return []
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise BadInputError(f"{name} takes numbers from 0 with commas between, got {text!r}")
-    numbers = sorted({int(part) for part in parts})
+    numbers = sorted(set(whole_numbers(name, text)))
     check_numbers(name, numbers, below)
     return numbers
 

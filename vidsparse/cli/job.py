@@ -13,7 +13,7 @@ import typer
 
 import vidsparse
 from vidsparse.cli.options import option
-from vidsparse.cli.screen import busy, note, step_bar
+from vidsparse.cli.screen import busy, hear_libraries, note, step_bar
 from vidsparse.errors import BadInputError
 from vidsparse.pipelines.checkpoints import TINY, Checkpoint, find_checkpoint, find_source
 from vidsparse.pipelines.noise import check_steps
@@ -85,9 +85,7 @@ class RunOptions:
         checkpoint = find_checkpoint(self.model)
         device = load.resolve_device(self.device)
         dtype = load.resolve_dtype(self.dtype, device)
-        fps = checkpoint.fps if self.fps is None else self.fps
-        if not 0 < fps < 1000:
-            raise BadInputError(f"fps must be above 0 and below 1000, got {fps:g}")
+        fps = checkpoint.or_usual("fps", self.fps)
         requests = [self._request(checkpoint, prompt) for prompt in prompts]
         return Job(self, checkpoint, device, dtype, fps, requests)
 
@@ -166,6 +164,7 @@ class Job:
         from vidsparse.pipelines.checkpoints import geometry_of
         from vidsparse.pipelines.load import load_pipeline
 
+        hear_libraries()
         with busy(f"loading {self.checkpoint.source}"):
             pipe = load_pipeline(
                 self.checkpoint.source,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, get_type_hints
@@ -14,6 +15,7 @@ from vidsparse.errors import BadInputError
 from vidsparse.preset import Preset
 from vidsparse.presets import find_preset
 
+MOST_NUMBERS = 1000
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for a program.")]
 
 
@@ -62,6 +64,20 @@ class PresetChanges:
         if self.density is not None:
             changes["density"] = self.density
         return find_preset(name).override(changes)
+
+
+def whole_numbers(name: str, text: str) -> list[int]:
+    """Read whole numbers from 0 with commas between.
+
+    Raises:
+        BadInputError: When it is something else, or more than ``MOST_NUMBERS``.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch("[0-9]{1,19}", part) for part in parts):
+        raise BadInputError(f"{name} takes numbers from 0 with commas between, got {text!r}")
+    if len(parts) > MOST_NUMBERS:
+        raise BadInputError(f"{name} takes at most {MOST_NUMBERS:,} numbers, got {len(parts):,}")
+    return [int(part) for part in parts]
 
 
 def flatten(command: Callable[..., None]) -> Callable[..., None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from vidsparse.cli.options import Json, PresetChanges, option
@@ -35,7 +36,7 @@ def plan(
     chosen = changes.preset(preset)
     if (grid is None) == (model is None):
         raise BadInputError("give --grid, such as 21x45x80, or --model, such as wan2.1-14b")
-    if grid is not None and (size or frames):
+    if grid is not None and (size is not None or frames is not None):
         raise BadInputError("--size and --frames belong to --model: a --grid is a size already")
     checkpoint = find_checkpoint(model) if model else _grid_checkpoint()
     tokens = TokenGrid.parse(grid) if grid else _model_grid(checkpoint, size, frames)
@@ -79,10 +80,10 @@ def read_size(text: str) -> tuple[int, int]:
     Raises:
         BadInputError: When it is not that.
     """
-    width, _, height = text.lower().partition("x")
-    if not (width.strip().isdecimal() and height.strip().isdecimal()):
+    found = re.fullmatch(r"\s*([0-9]{1,9})\s*x\s*([0-9]{1,9})\s*", text.lower())
+    if found is None:
         raise BadInputError(f"cannot read the size {text!r}: write WIDTHxHEIGHT, such as 1280x720")
-    return int(width), int(height)
+    return int(found[1]), int(found[2])
 
 
 def _table(found: Forecast, more: dict[str, int | None]) -> Any:

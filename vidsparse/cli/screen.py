@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,12 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from vidsparse.errors import shorten
+
+# Control characters but the end of a line, and what turns the direction of a line around: a
+# terminal obeys them, whoever wrote them.
+_CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_COLOURS = re.compile("\x1b\\[[0-9;]*m")
 OnStep = Callable[[int, int], None]
 
 
@@ -32,7 +39,7 @@ def answer(content: str | Table) -> None:
 
 def answer_json(content: Mapping[str, Any]) -> None:
     """Print a result for a program."""
-    print(json.dumps(content, indent=2, ensure_ascii=False))
+    print(harmless(json.dumps(content, indent=2, ensure_ascii=False)))
 
 
 def note(sentence: str) -> None:
@@ -42,13 +49,13 @@ def note(sentence: str) -> None:
 
 def complain(error: object) -> None:
     """Print an error as one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    print(f"vidsparse: {text}", file=sys.stderr)
+    text = " ".join(shorten(str(error)).split()) or type(error).__name__
+    print(f"vidsparse: {harmless(text)}", file=sys.stderr)
 
 
 def plain_table(**columns: str) -> Table:
     """Make an empty table; ``columns`` are heading=justification."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    table = _Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
     for name, side in columns.items():
         table.add_column(
             name.replace("_", " "),
@@ -100,8 +107,9 @@ def step_bar(label: str, steps: int, density: Callable[[], float | None]) -> Ite
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep the warnings and log lines of libraries off the screen."""
+    """Keep what libraries say as they are imported off the screen, until they are heard."""
     before = logging.root.manager.disable
+    handlers = {name: logging.getLogger(name).handlers for name in _HEARD}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
@@ -109,12 +117,60 @@ def quiet_libraries() -> Iterator[None]:
             yield
         finally:
             logging.disable(before)
+            for name, own in handlers.items():
+                logging.getLogger(name).handlers = own
+
+
+def hear_libraries() -> None:
+    """Show from now on, once each, what diffusers and transformers warn of: it is of the model."""
+    from vidsparse.pipelines.offline import import_diffusers
+
+    import_diffusers()
+    handler = _Notes()
+    for name in _HEARD:
+        logging.getLogger(name).handlers = [handler]
+    logging.disable(logging.NOTSET)
+
+
+_HEARD = ("diffusers", "transformers")
+
+
+class _Notes(logging.Handler):
+    """Warnings as notes."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        said = shorten(_COLOURS.sub("", record.getMessage()).strip())
+        if said not in self._said:
+            self._said.add(said)
+            note(f"{record.name.partition('.')[0]}: {said}")
 
 
 def plain_text(text: str) -> str:
-    """Text in which brackets are no markup."""
-    return text.replace("[", r"\[")
+    """Text in which brackets are no markup and nothing commands a terminal."""
+    return harmless(text).replace("[", r"\[")
+
+
+def harmless(text: str) -> str:
+    r"""Text in which characters that command a terminal are written out, as JSON does.
+
+    Example:
+        >>> print(harmless("red\x1b[2J"))
+        red\u001b[2J
+    """
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+class _Table(Table):
+    """A table whose cells command no terminal."""
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        super().add_row(*(harmless(x) if isinstance(x, str) else x for x in cells), **options)
 
 
 def _print(console: Console, content: str | Table) -> None:
+    content = harmless(content) if isinstance(content, str) else content
     console.print(content, soft_wrap=isinstance(content, str))

@@ -25,6 +25,8 @@ class Blocks:
         order: Position ``p`` holds token ``order[p]``, int32 ``(B|1, H|1, seq)``; None is raster.
         q_offsets: Where query blocks of unequal size start, int32 ``(B|1, H|1, M + 1)``.
         kv_offsets: The same for key blocks, int32 ``(B|1, H|1, N + 1)``.
+        only: Of which query blocks a mask that needs no data is asked, ascending, int64 ``(R,)``:
+            its scores then are ``(1, 1, R, N)``. None asks of all.
     """
 
     grid: TokenGrid
@@ -33,6 +35,7 @@ class Blocks:
     order: Tensor | None = None
     q_offsets: Tensor | None = None
     kv_offsets: Tensor | None = None
+    only: Tensor | None = None
 
     @property
     def number(self) -> int:
@@ -74,15 +77,15 @@ class Blocks:
 
     @cached_property
     def always_kept(self) -> Tensor:
-        """Boolean ``(M, N)``: rows and columns that hold text, and of equal blocks the diagonal."""
+        """Boolean ``(M|R, N)``: text rows and columns, and of equal blocks the diagonal."""
         if self.q_offsets is not None and self.kv_offsets is not None:
             rows, columns = (x.shape[-1] - 1 for x in (self.q_offsets, self.kv_offsets))
             return self._text_ends(rows)[:, None] | self._text_ends(columns)
-        keep = torch.eye(self.number, dtype=torch.bool, device=self.device)
-        starts = torch.arange(self.number, device=self.device) * self.block
+        at = torch.arange(self.number, device=self.device)
+        asked, starts = at if self.only is None else self.only, at * self.block
         video_end = self.grid.prefix + self.grid.video_tokens
         text = (starts < self.grid.prefix) | (starts + self.sizes > video_end)
-        return keep | text[:, None] | text
+        return (asked[:, None] == at) | text[asked, None] | text
 
     def _text_ends(self, number: int) -> Tensor:
         """Which of so many clusters is text: those before and after the video stand at the ends."""
@@ -146,3 +149,8 @@ class Segments:
             start=first - offset,
             stop=last - offset,
         )
+
+    def of_blocks(self, asked: Tensor) -> Segments:
+        """The runs of some blocks."""
+        some = torch.isin(self.block, asked)
+        return Segments(self.block[some], self.frame[some], self.start[some], self.stop[some])

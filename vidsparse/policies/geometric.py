@@ -262,8 +262,8 @@ def block_distance(blocks: Blocks, distance: Distance, overlap: float) -> Tensor
         overlap: The share.
 
     Returns:
-        Float32 ``(1, 1, N, N)``. Blocks of more than ``SAMPLED`` tokens are judged by as many,
-        evenly spaced. Text is at distance zero.
+        Float32 ``(1, 1, N, N)``, of the rows of ``blocks.only`` if it is set. Blocks of more than
+        ``SAMPLED`` tokens are judged by as many, evenly spaced. Text is at distance zero.
     """
     grid, number = blocks.grid, blocks.number
     text = [torch.full((n, 3), -1) for n in (grid.prefix, grid.suffix)]
@@ -277,7 +277,8 @@ def block_distance(blocks: Blocks, distance: Distance, overlap: float) -> Tensor
     sampled = token[at]  # (N, count, 3)
     nearest = max(1, math.ceil(overlap * count * count))
     rows = []
-    for q in sampled.split(64):
+    queries = sampled if blocks.only is None else sampled[blocks.only]
+    for q in queries.split(64):
         pairs = distance(q[:, None, :, None], sampled[None, :, None])
         is_text = (q[:, None, :, None, 0] < 0) | (sampled[None, :, None, :, 0] < 0)
         pairs = pairs.float().masked_fill(is_text, 0.0).flatten(2)

@@ -224,19 +224,20 @@ class Policy:
 
     def always(self, inputs: Inputs) -> Tensor:
         """What is kept whatever it scores, boolean ``(M, N)`` or ``(B|1, H|1, M, N)``."""
-        always = inputs.blocks.always_kept
+        always, only = inputs.blocks.always_kept, inputs.blocks.only
         if self.anchor is not Anchor.NONE:
             first = inputs.blocks.first_frame
             if self.anchor in (Anchor.KEYS, Anchor.BOTH):
                 always = always | first[..., None, :]
             if self.anchor in (Anchor.QUERIES, Anchor.BOTH):
-                always = always | first[..., None]
+                always = always | (first if only is None else first[..., only])[..., None]
         if self.compensation is Compensation.LEVELS:
             always = always.clone()
             always[..., -1] = True  # it may end in a short mean
         if self.rotate:
             period = max(2, round(1 / self.rotate))
             rows, columns = (torch.arange(n, device=always.device) for n in always.shape[-2:])
+            rows = rows if only is None else only
             always = always | ((rows[:, None] + columns + inputs.step) % period == 0)
         return always
 

@@ -79,26 +79,28 @@ class Radial:
         return int(rule.count(whole, band).sum()) / grid.tokens**2
 
     def _smallest_decay(self, blocks: Blocks, floor: int, bisections: int) -> Tensor:
-        """For each block ``(N, N)``, the smallest decay whose mask covers ``overlap`` of it.
+        """For each block ``(R, N)``, the smallest decay whose mask covers ``overlap`` of it.
 
         No band is narrower than ``floor`` tokens to each side.
         """
         s, number = blocks.segments, blocks.number
-        rule = _FramePairs(self, blocks.grid, blocks.block, s.frame, s.frame)
-        size = s.stop - s.start
-        whole = size[:, None] * size
-        target = self._target(blocks)
-        into_rows = s.block[:, None].expand(-1, number)
-        into_columns = s.block.expand(len(s.block), -1)
+        asked = torch.arange(number, device=s.block.device) if blocks.only is None else blocks.only
+        r = s.of_blocks(asked)
+        rule = _FramePairs(self, blocks.grid, blocks.block, r.frame, s.frame)
+        whole = (r.stop - r.start)[:, None] * (s.stop - s.start)
+        target = self._target(blocks, asked)
+        row = torch.searchsorted(asked, r.block)
+        into_rows = row[:, None].expand(-1, number)
+        into_columns = s.block.expand(len(row), -1)
 
         def covered(decay: Tensor) -> Tensor:
-            per_segment = decay[s.block[:, None], s.block]
-            band = _pairs_in_band(s.start, s.stop, s.start, s.stop, rule.width(per_segment, floor))
+            per_segment = decay[row[:, None], s.block]
+            band = _pairs_in_band(r.start, r.stop, s.start, s.stop, rule.width(per_segment, floor))
             pairs = rule.count(whole, band).float()  # exact: no more than those of a block
-            columns = pairs.new_zeros(len(s.block), number).scatter_add_(1, into_columns, pairs)
-            return columns.new_zeros(number, number).scatter_add_(0, into_rows, columns) >= target
+            columns = pairs.new_zeros(len(row), number).scatter_add_(1, into_columns, pairs)
+            return torch.zeros_like(target).scatter_add_(0, into_rows, columns) >= target
 
-        low = torch.zeros(number, number, device=blocks.device)  # halving, float32 stays exact
+        low = torch.zeros(len(asked), number, device=blocks.device)  # halving, float32 stays exact
         at_once = covered(low)
         widest = float(2 ** blocks.grid.frames.bit_length())  # there, every band is a whole frame
         high = torch.full_like(low, widest)
@@ -110,14 +112,13 @@ class Radial:
         beyond_every_decay = 4 * widest  # frames are dropped from 3 on, where widest is 4
         return high.masked_fill(at_once, 0.0).masked_fill(never, beyond_every_decay)
 
-    def _target(self, blocks: Blocks) -> Tensor:
-        """The fewest pairs of each block ``(N, N)`` that make up the overlap, float32."""
-        size = blocks.block
-        last = blocks.grid.tokens - (blocks.number - 1) * size
-        target = torch.full((blocks.number,) * 2, float(ceil(self.overlap * size * size)))
-        target[-1] = target[:, -1] = ceil(self.overlap * size * last)
-        target[-1, -1] = ceil(self.overlap * last * last)
-        return target.to(blocks.device)
+    def _target(self, blocks: Blocks, asked: Tensor) -> Tensor:
+        """The fewest pairs of each block ``(R, N)`` that make up the overlap, float32."""
+        size, last = blocks.block, blocks.number - 1
+        sizes = size, blocks.grid.tokens - last * size
+        pairs = [[float(ceil(self.overlap * row * column)) for column in sizes] for row in sizes]
+        is_last = torch.arange(blocks.number, device=asked.device) == last
+        return torch.tensor(pairs, device=asked.device)[is_last[asked].int()][:, is_last.int()]
 
 
 class _FramePairs:

@@ -1,0 +1,70 @@
+"""Modules without weights, made of a config that anybody may have written."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from vidsparse.errors import BadInputError
+from vidsparse.pipelines.configs import read_config
+
+MOST_MODULES = 50_000  # the largest models have some thousands
+
+
+def empty_component(folder: Path, kind: Any) -> Any:
+    """A component of a class of diffusers, its weights on the meta device.
+
+    Raises:
+        BadInputError: When its config cannot be read, or diffusers cannot make it of that.
+    """
+    from accelerate import init_empty_weights
+
+    config = read_config(folder / kind.config_name, folder.name)
+    what = f"diffusers cannot make a {kind.__name__} of {folder}"
+    with explained(what), init_empty_weights(), at_most(MOST_MODULES):
+        return kind.from_config(config)
+
+
+@contextlib.contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Say in one sentence why a library could not make something of what it was given.
+
+    Raises:
+        BadInputError: Instead of whatever it raised.
+    """
+    try:
+        yield
+    except BadInputError:
+        raise
+    except Exception as error:  # a library that is given anything raises anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadInputError(f"{what}: {reason}") from error
+
+
+@contextlib.contextmanager
+def at_most(modules: int) -> Iterator[None]:
+    """Stop a model that is being made of more modules than any has.
+
+    Raises:
+        BadInputError: When there are more.
+    """
+    count = 0
+
+    def counted(parent: nn.Module, name: str, module: nn.Module | None) -> None:
+        nonlocal count
+        count += 1
+        if count > modules:
+            raise BadInputError(
+                f"the config asks for more than {modules:,} modules, as no model has: download "
+                "the model again"
+            )
+
+    hook = nn.modules.module.register_module_module_registration_hook(counted)
+    try:
+        yield
+    finally:
+        hook.remove()
