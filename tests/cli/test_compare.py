@@ -8,7 +8,7 @@ from PIL import Image
 
 import vidsparse
 from vidsparse.cli import run
-from vidsparse.cli.plan import forecast
+from vidsparse.forecast import forecast
 from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.checkpoints import CHECKPOINTS
 from vidsparse.pipelines.video import read_video

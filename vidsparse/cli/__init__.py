@@ -41,7 +41,6 @@ app = typer.Typer(
     cls=_Group,
     help="Sparse attention for video diffusion: generate, compare with dense, plan, measure.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -10,20 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vidsparse.cli import fingerprint
 from vidsparse.cli.clips import DENSE, Case, Clips
-from vidsparse.cli.comparison import make_results, write_files
-from vidsparse.cli.comparison_table import footer, make_table
-from vidsparse.cli.finished import Finished
 from vidsparse.cli.job import Job, Prompt, RunOptions, maybe_pool
 from vidsparse.cli.options import Json, PresetChanges, option, ray_option
 from vidsparse.cli.screen import answer, answer_json, note
-from vidsparse.cli.work import CompareWork
 from vidsparse.errors import BadInputError
-from vidsparse.preset import Preset, suggest
 
 if TYPE_CHECKING:
     from vidsparse.metrics.weights import Weights
+    from vidsparse.preset import Preset
 
 
 def compare(
@@ -62,6 +57,11 @@ def compare(
 ) -> None:
     """Make dense and sparse videos from the same seeds, and report what it cost and saved."""
     import vidsparse.metrics.report.write  # noqa: F401 what is missing is missed before the work
+    from vidsparse.cli import fingerprint
+    from vidsparse.cli.comparison import make_results, write_files
+    from vidsparse.cli.comparison_table import footer, make_table
+    from vidsparse.cli.finished import Finished
+    from vidsparse.cli.work import CompareWork
 
     presets = read_presets(preset, changes)
     numbers = read_seeds(seeds, run.seed)
@@ -128,6 +128,7 @@ def read_weights(pairs: list[str]) -> Weights | None:
     """
     from vidsparse.metrics.scores import Scorer
     from vidsparse.metrics.weights import NEEDED, Weights
+    from vidsparse.preset import suggest
 
     paths: dict[str, Path] = {}
     for pair in pairs:

@@ -13,11 +13,11 @@ from vidsparse.cli.job import Job, Prompt, Result, RunOptions, maybe_pool, run_r
 from vidsparse.cli.options import PresetChanges, option, ray_option
 from vidsparse.cli.screen import answer, complain
 from vidsparse.errors import BadInputError
-from vidsparse.preset import Preset
 
 if TYPE_CHECKING:
     from vidsparse.cli.on_ray import Pool
     from vidsparse.pipelines.generate import Request
+    from vidsparse.preset import Preset
 
 
 def generate(

@@ -15,10 +15,10 @@ from vidsparse.cli.options import Json, PresetChanges, option
 from vidsparse.cli.screen import answer, answer_json, note, plain_table, step_bar
 from vidsparse.errors import BadInputError
 from vidsparse.files import replace_file
-from vidsparse.preset import Preset
 
 if TYPE_CHECKING:
     from vidsparse.cli.inspected import Inspector
+    from vidsparse.preset import Preset
 
 
 def inspect(

@@ -15,16 +15,15 @@ import vidsparse
 from vidsparse.cli.options import option
 from vidsparse.cli.screen import busy, note, step_bar
 from vidsparse.errors import BadInputError
-from vidsparse.pipelines.checkpoints import TINY, Checkpoint, find_checkpoint, find_source
-from vidsparse.pipelines.noise import check_steps
-from vidsparse.preset import Preset
-from vidsparse.stats import Stats
 
 if TYPE_CHECKING:
     import numpy as np
 
     from vidsparse.cli.on_ray import Pool
+    from vidsparse.pipelines.checkpoints import Checkpoint
     from vidsparse.pipelines.generate import Request
+    from vidsparse.preset import Preset
+    from vidsparse.stats import Stats
 
 Prompt = Annotated[
     str | None,
@@ -76,6 +75,7 @@ class RunOptions:
             BadInputError: For a model, device, size or prompt that is not possible.
         """
         from vidsparse.pipelines import load
+        from vidsparse.pipelines.checkpoints import find_checkpoint, find_source
 
         source = find_source(self.model)
         if isinstance(source, Path):
@@ -93,6 +93,7 @@ class RunOptions:
 
     def _request(self, checkpoint: Checkpoint, prompt: str | None) -> Request:
         from vidsparse.pipelines.generate import Request
+        from vidsparse.pipelines.noise import check_steps
 
         size = checkpoint.size(self.frames, self.height, self.width)
         if self.guidance is not None and not checkpoint.takes_guidance:
@@ -111,6 +112,8 @@ class RunOptions:
 
     def _prompt(self, checkpoint: Checkpoint, prompt: str | None) -> str:
         """The prompt, drawn or looked over by the shipped pipeline's own grammar."""
+        from vidsparse.pipelines.checkpoints import TINY
+
         if checkpoint.source != TINY:
             if prompt is None:
                 raise BadInputError(
