@@ -21,10 +21,9 @@ COMMAND = ["compare", PROMPT, "--seeds", "0,1", "--preset", "draft", *SMALL]
 COMMAND += ["--set", "min_tokens=0"]
 KILL = """
 import os, signal, sys
-import numpy as np
-from vidsparse.cli import run
+from vidsparse.cli import clips, run
 
-save, left = np.save, [int(sys.argv[1])]
+save, left = clips.save_array, [int(sys.argv[1])]
 
 def save_or_die(path, array):
     left[0] -= 1
@@ -33,7 +32,7 @@ def save_or_die(path, array):
     path.write_bytes(b"half of an array")
     os.kill(os.getpid(), signal.SIGKILL)
 
-np.save = save_or_die
+clips.save_array = save_or_die
 run(sys.argv[2:])
 """
 

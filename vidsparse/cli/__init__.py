@@ -70,8 +70,11 @@ def run(arguments: Sequence[str]) -> int:
     except BadInputError as error:
         complain(error)
         return 2
-    except (VidsparseError, OSError) as error:
+    except VidsparseError as error:
         complain(error)
+        return 1
+    except OSError as error:
+        complain(f"{error.filename}: {error.strerror}" if error.filename else error)
         return 1
     return 0
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vidsparse.errors import BadInputError
-from vidsparse.files import replace_file
+from vidsparse.files import replace_file, save_array
 
 if TYPE_CHECKING:
     from vidsparse.pipelines.generate import Request
@@ -118,7 +118,7 @@ class Clips:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         for file, array in arrays.items():
-            replace_file(self.path(case, f"{file}.npy"), lambda part, x=array: np.save(part, x))
+            replace_file(self.path(case, f"{file}.npy"), lambda part, x=array: save_array(part, x))
         text = json.dumps({"settings": _plain(settings), **record}, ensure_ascii=False)
         replace_file(path, lambda part: part.write_text(text, encoding="utf-8"))
 
