@@ -11,3 +11,7 @@ class BadInputError(VidsparseError, ValueError):
 
 class DenseFallbackError(VidsparseError):
     """A layer had to run dense while the session was ``strict``."""
+
+
+class CannotWriteError(VidsparseError, OSError):
+    """A file could not be written; the message names it, the cause and a way out."""

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from vidsparse.errors import VidsparseError
+from vidsparse.errors import CannotWriteError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -22,7 +22,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     The temporary file lies in the same folder and has the same suffix, in lower case.
 
     Raises:
-        VidsparseError: When the system refuses, with the path, the cause and a way out.
+        CannotWriteError: When the system refuses, with the path, the cause and a way out.
     """
     part = path.with_name(f".vidsparse-{secrets.token_hex(4)}{path.suffix.lower()}")
     try:
@@ -30,7 +30,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         part.replace(path)
     except OSError as error:
         way_out = "free some space" if error.errno in NO_ROOM else "check the folder"
-        raise VidsparseError(
+        raise CannotWriteError(
             f"cannot write {path} ({error.strerror or error}): {way_out} or choose another folder"
         ) from error
     finally:  # after the move there is nothing left to remove

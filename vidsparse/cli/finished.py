@@ -47,11 +47,8 @@ class Finished:
     def run(self, case: Case, preset: Preset | None) -> Run | None:
         """A generation that is finished, dense without a preset."""
         name = preset.name if preset else DENSE
-        arrays = (name,) if preset else (name, f"{name}.latents")
         record = self.clips.record(case, name, self.settings(case, preset))
-        if record is None or not self.clips.has_arrays(case, *arrays):
-            return None
-        return Run.of_json(record)
+        return None if record is None else Run.of_json(record)
 
     def scores(self, case: Case, preset: Preset) -> dict[str, Any] | None:
         """What was measured on the frames of a preset, as ``ClipScores`` has it."""

@@ -63,6 +63,8 @@ class CompareWork:
             note(f"{len(pieces) - len(to_do)} of {len(pieces)} pieces of work were done before")
         if self._done.clips.changed:
             note(f"made again, since these changed: {', '.join(self._done.clips.changed)}")
+        if self._done.clips.damaged:
+            note(f"made again, since changed on disk: {', '.join(self._done.clips.damaged)}")
         pace = Pace([p.kind for p in to_do], self._done.seconds(), pool.size if pool else 1)
         if pool is None and any(piece.needs_pipe for piece in to_do):
             self._load()  # before the clock of the first piece runs
