@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vidsparse.cli.records import hash_file, plain, read_record, write_record
 from vidsparse.errors import BadInputError
 from vidsparse.files import replace_file, save_array
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 Settings = Mapping[str, Any]
 FOLDER = "clips"
 DENSE = "dense"
+SHEET = "sheet.png"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,11 +90,11 @@ class Clips:
         path = self.path(case, f"{name}.json")
         if not os.path.lexists(path):
             return None
-        found = _read_record(path)
+        found = read_record(path)
         if found is None:
             self.damaged[self.relative(case, f"{name}.json")] = None
             return None
-        before, now = found.pop("settings"), _plain(settings)
+        before, now = found.pop("settings"), plain(settings)
         if before != now:
             self.changed |= {key: None for key in now if before.get(key) != now[key]}
             return None
@@ -145,9 +146,7 @@ class Clips:
                 hashes[f"{file}.npy"] = hash_file(part)
 
             replace_file(self.path(case, f"{file}.npy"), write)
-        content = {"settings": _plain(settings), "files": hashes, **record}
-        text = json.dumps({"sha256": _hash_of(content), **content}, ensure_ascii=False)
-        replace_file(path, lambda part: part.write_text(text, encoding="utf-8"))
+        write_record(path, {"settings": plain(settings), "files": hashes, **record})
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -162,32 +161,6 @@ class Clips:
             for part in (*root.glob("*/.vidsparse-*"), *self._folder.glob(".vidsparse-*")):
                 part.unlink(missing_ok=True)
             yield
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read_record(path: Path) -> dict[str, Any] | None:
-    """A record without its hash; None where it is not as it was written."""
-    try:
-        if not path.is_file():  # a pipe would never end
-            return None
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if found.pop("sha256") == _hash_of(found) else None
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        return None
-
-
-def _hash_of(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _plain(settings: Settings) -> dict[str, Any]:
-    """The settings as they come back from JSON."""
-    return json.loads(json.dumps(settings, default=str))
 
 
 @contextlib.contextmanager

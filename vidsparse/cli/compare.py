@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vidsparse.cli.clips import DENSE, Case, Clips
+from vidsparse.cli.clips import DENSE, SHEET, Case, Clips
+from vidsparse.cli.clips import FOLDER as CLIPS
 from vidsparse.cli.job import Job, Prompt, RunOptions, maybe_pool
 from vidsparse.cli.options import Json, PresetChanges, option, ray_option
 from vidsparse.cli.screen import answer, answer_json, note
@@ -52,6 +53,9 @@ def compare(
         list[str] | None,
         option("KEY=PATH: local weights of a learned metric, such as lpips_alex; repeatable."),
     ] = None,
+    overwrite: Annotated[
+        bool, option("Write to a folder that holds files of something else.", "--overwrite")
+    ] = False,
     ray: Annotated[str | None, ray_option()] = None,
     json: Json = False,
 ) -> None:
@@ -67,7 +71,8 @@ def compare(
     numbers = read_seeds(seeds, run.seed)
     job = replace(run, seed=numbers[0]).job(_prompts(prompt, prompts))
     found = read_weights(weights or [])
-    _check_folder(output, job, [DENSE, *(chosen.name for chosen in presets)])
+    names = [DENSE, *(chosen.name for chosen in presets)]
+    _check_folder(output, job, names, overwrite=overwrite)
     clips = Clips(output)
     with maybe_pool(ray, job) as pool, clips.locked():
         machine = partial(fingerprint.of_machine, job)
@@ -168,10 +173,19 @@ def _prompts(prompt: str | None, file: Path | None) -> list[str | None]:
     return different
 
 
-def _check_folder(folder: Path, job: Job, names: list[str]) -> None:
+def _check_folder(folder: Path, job: Job, names: list[str], *, overwrite: bool) -> None:
+    """Make sure that the report can be written, and that it replaces no file of something else."""
+    from vidsparse.metrics.report.write import FILES
     from vidsparse.pipelines.video import check_writable
 
     if folder.exists() and not folder.is_dir():
         raise BadInputError(f"{folder} is a file: -o names the folder that compare writes to")
-    for name in names:
-        check_writable(folder / f"{name}{job.suffix}", image=job.checkpoint.image)
+    videos = [f"{name}{job.suffix}" for name in names]
+    taken = [name for name in (*videos, *FILES, SHEET) if (folder / name).exists()]
+    if taken and not overwrite and not (folder / CLIPS).is_dir():
+        raise BadInputError(
+            f"{folder} holds {taken[0]}, and no comparison: give --overwrite to replace what is in "
+            "the way, or another folder with -o"
+        )
+    for name in videos:
+        check_writable(folder / name, image=job.checkpoint.image)

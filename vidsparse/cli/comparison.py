@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidsparse.cli.clips import DENSE, Case
+from vidsparse.cli.clips import DENSE, SHEET, Case
 from vidsparse.cli.comparison_summary import summarize_preset
 from vidsparse.cli.finished import Finished
 from vidsparse.files import replace_file
@@ -67,12 +67,13 @@ def write_files(folder: Path, finished: Finished, results: Results) -> None:
     first = finished.cases[0]
     names = [DENSE, *(preset.name for preset in finished.presets)]
     frames = {name: finished.clips.array(first, name) for name in names}
-    for name, clip in frames.items():
-        finished.job.write(folder / f"{name}{finished.job.suffix}", clip)
+    for preset, (name, clip) in zip((None, *finished.presets), frames.items(), strict=True):
+        path = folder / f"{name}{finished.job.suffix}"
+        finished.job.write(path, clip, first.request, preset)
     labels = [_sheet_label(name, results) for name in names]
     rows = dict(zip(labels, frames.values(), strict=True))
     sheet = contact_sheet(rows, title=first.request.prompt)
-    replace_file(folder / "sheet.png", lambda path: sheet.save(path, format="PNG"))
+    replace_file(folder / SHEET, lambda path: sheet.save(path, format="PNG"))
     write_report(folder, results)
 
 

@@ -138,7 +138,7 @@ def _observe(pipe: Any, job: Job, preset: Preset, inspector: Inspector) -> str:
     with vidsparse.sparsify(pipe, preset, strict=job.options.strict) as session:
         session.observe(inspector)
         stats = session.stats
-        with step_bar(preset.name, request.steps, lambda: stats.latest_density) as on_step:
+        with step_bar(preset.name, request.steps, stats) as on_step:
             generate(pipe, request, on_step)
         for sentence in stats.notes:
             note(sentence)

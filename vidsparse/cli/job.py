@@ -155,14 +155,19 @@ class Job:
         """Of the files, where nobody asked for another."""
         return ".png" if self.checkpoint.image else ".mp4"
 
-    def write(self, path: Path, frames: np.ndarray) -> None:
-        """Write what was made, a video or an image."""
+    def write(
+        self, path: Path, frames: np.ndarray, request: Request, preset: Preset | None
+    ) -> None:
+        """Write what was made, a video or an image, with how it was made in its metadata."""
         from vidsparse.pipelines.video import write_image, write_video
 
+        names = ("prompt", "seed", "steps", "guidance")
+        about = {name: getattr(request, name) for name in names}
+        about |= {"preset": preset and preset.name, "vidsparse": vidsparse.__version__}
         if self.checkpoint.image:
-            write_image(path, frames)
+            write_image(path, frames, about=about)
         else:
-            write_video(path, frames, self.fps)
+            write_video(path, frames, self.fps, about=about)
 
     def load(self) -> Any:
         """Load the pipeline."""
@@ -223,7 +228,7 @@ def run_request(
     attached = vidsparse.sparsify(pipe, preset, strict=strict) if preset else nullcontext()
     with attached as session:
         stats = session.stats if session else None
-        with step_bar(label, request.steps, lambda: stats and stats.latest_density) as on_step:
+        with step_bar(label, request.steps, stats) as on_step:
             started = perf_counter()
             frames = generate(pipe, request, on_step)
             return Result(frames, perf_counter() - started, stats)
