@@ -50,7 +50,8 @@ def _axes(
 ) -> tuple[Axis, Axis, str]:
     """Both axes around everything measured, and the lines and words of what it is held against."""
     speeds = [1.0, *(speed for _, speed, _ in points)]
-    speeds += [v for row in results.summary for v in (row.speedup.low, row.speedup.high)]
+    ends = [v for row in results.summary for v in (row.speedup.low, row.speedup.high)]
+    speeds += [v for v in ends if v is not None]
     scores = [row.scores["psnr"] for row in results.summary]
     psnrs = [psnr for _, _, psnr in points if psnr is not None]
     psnrs += [v for s in scores for v in (s.mean, s.low, s.high) if v is not None]
@@ -87,7 +88,9 @@ def _place(row: PresetSummary, x: Axis, y: Axis) -> tuple[float, float]:
 def _mark(index: int, row: PresetSummary, x: Axis, y: Axis, taken: list[Box]) -> str:
     cx, cy = _place(row, x, y)
     score, speed = row.scores["psnr"], row.speedup
-    bars = f'<path d="M{x(speed.low):.1f} {cy:.1f}H{x(speed.high):.1f}"/>'
+    bars = ""
+    if speed.low is not None and speed.high is not None:
+        bars = f'<path d="M{x(speed.low):.1f} {cy:.1f}H{x(speed.high):.1f}"/>'
     if score.low is not None and score.high is not None:
         bars += f'<path d="M{cx:.1f} {y(score.low):.1f}V{y(score.high):.1f}"/>'
     name = row.preset if score.mean is not None else f"{row.preset}, identical"

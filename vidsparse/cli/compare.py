@@ -39,6 +39,15 @@ def compare(
     output: Annotated[
         Path, option("Folder of the report; a rerun goes on where it stopped.", "-o", "--output")
     ] = Path("compare"),
+    repeats: Annotated[
+        int,
+        typer.Option(
+            "--repeats",
+            min=1,
+            max=99,
+            help="Time each generation so often, dense and sparse in turns.",
+        ),
+    ] = 1,
     noise_floor: Annotated[
         bool, option("Also compare dense with dense by another engine.", "--noise-floor")
     ] = False,
@@ -85,6 +94,7 @@ def compare(
             weights=found,
             wants_floor=noise_floor,
             wants_errors=attention_error,
+            repeats=repeats,
         )
         CompareWork(finished).do(pool)
         results = make_results(finished, shlex.join(["vidsparse", *context.obj]))
