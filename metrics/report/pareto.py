@@ -6,10 +6,21 @@ from collections.abc import Iterator
 from html import escape
 
 from vidsparse.metrics.report.results import Clip, PresetSummary, Results
-from vidsparse.metrics.report.svg import SERIES, Axis, drawing, frame, label, marker
+from vidsparse.metrics.report.svg import (
+    CHARACTER,
+    LEFT,
+    RIGHT,
+    SERIES,
+    WIDTH,
+    Axis,
+    drawing,
+    frame,
+    label,
+    marker,
+)
 
 Box = tuple[float, float, float, float]
-LEFT, RIGHT, TOP, BOTTOM = 58, 540, 34, 316
+TOP, BOTTOM = 34, 316
 
 
 def pareto(results: Results) -> str:
@@ -36,7 +47,7 @@ def pareto(results: Results) -> str:
         (cx - 8, cy - 8, cx + 8, cy + 8) for cx, cy in (_place(r, x, y) for r in results.summary)
     ]
     parts += [_mark(at, row, x, y, taken) for at, row in enumerate(results.summary)]
-    return drawing(560, 366, "".join(parts), "PSNR over speed-up, a mark a preset")
+    return drawing(WIDTH, 366, "".join(parts), "PSNR over speed-up, a mark a preset")
 
 
 def _points(clips: list[Clip]) -> Iterator[tuple[Clip, float, float | None]]:
@@ -76,7 +87,9 @@ def _axes(
     if limit is not None and near_limit:
         notes += f'<path class="level" d="M{x(limit):.1f} {BOTTOM}V{TOP}"/>'
         words = f"{limit:.2f}x if attention were free"
-        notes += label(x(limit) - 5, BOTTOM - 7, words, "tick", "end")
+        right = x(limit) - LEFT < CHARACTER * len(words)
+        at, anchor = (x(limit) + 5, "start") if right else (x(limit) - 5, "end")
+        notes += label(at, BOTTOM - 7, words, "tick", anchor)
     return x, y, notes
 
 
@@ -103,7 +116,7 @@ def _mark(index: int, row: PresetSummary, x: Axis, y: Axis, taken: list[Box]) ->
 
 def _name(text: str, cx: float, cy: float, taken: list[Box]) -> str:
     """The name of a mark where it covers no other name, if there is such a place."""
-    wide = 7.6 * len(text)
+    wide = CHARACTER * len(text)
     places = [(cx + side * 11, cy + up, side) for up in (-9, 18, 4, -24, 33) for side in (1, -1)]
 
     def box(x: float, y: float, side: int) -> Box:
