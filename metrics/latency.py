@@ -16,6 +16,9 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+ALIKE = 1.1  # how far apart the times of equal work may be, as a ratio
+MATTERS = 0.02  # of a run: a difference of less is not worth a word
+
 
 @dataclass(frozen=True, slots=True)
 class Timing:
@@ -54,6 +57,11 @@ class Stages:
     def other(self) -> float:
         """The rest: linear layers, cross-attention, the scheduler."""
         return self.total - self.text_encoder - self.attention - self.planning - self.vae
+
+    @property
+    def equal_work(self) -> float:
+        """All but attention and planning: what a dense and a sparse run do alike."""
+        return self.total - self.attention - self.planning
 
     def to_json(self) -> dict[str, float]:
         """Return every stage, ``other`` included."""
@@ -104,6 +112,54 @@ def amdahl(dense: Stages, sparse: Stages, density: float) -> Amdahl:
         achieved=dense.total / sparse.total,
         kernel_efficiency=density * dense.attention / max(sparse.attention, 1e-9),
     )
+
+
+def timing_doubts(dense: Stages, sparse: Stages, density: float) -> list[str]:
+    r"""Why the speed-up of a sparse run over its dense run may not be that of sparsity.
+
+    Args:
+        dense: Times of the dense run.
+        sparse: Times of the sparse run.
+        density: Mean over all calls of the sparse run, dense ones included.
+
+    Returns:
+        Sentences; none where equal work took equal time, and no more was gained than can be.
+
+    Example:
+        >>> dense = Stages(total=21.0, attention=0.2)
+        >>> timing_doubts(dense, Stages(total=21.0, attention=0.2), 0.5)
+        []
+        >>> faster = timing_doubts(dense, Stages(total=15.8, attention=0.1), 0.5)
+        >>> print(*(doubt.partition(":")[0] for doubt in faster), sep="\n")
+        the same work (all but attention) took 20.8 s dense and 15.7 s sparse
+        1.33x is more than sparsity can give
+    """
+    doubts = []
+    ours, theirs = sparse.equal_work, dense.equal_work
+    apart = abs(ours - theirs)
+    shorter = min(ours, theirs)
+    if apart > (ALIKE - 1) * shorter and apart > MATTERS * min(sparse.total, dense.total):
+        doubts.append(
+            f"the same work (all but attention) took {_seconds(theirs)} dense and "
+            f"{_seconds(ours)} sparse: the machine was not as fast in both"
+        )
+    gain = amdahl(dense, sparse, density)
+    share = f"attention is {100 * gain.attention_share:.1f} % of a dense run"
+    if gain.achieved > (1 + MATTERS) * gain.limit:
+        doubts.append(
+            f"{gain.achieved:.2f}x is more than sparsity can give: {share}, so without any "
+            f"attention it would be {gain.limit:.2f}x"
+        )
+    elif gain.achieved > (1 + MATTERS) * gain.ideal:
+        doubts.append(
+            f"{gain.achieved:.2f}x is more than the ideal {gain.ideal:.2f}x of density "
+            f"{density:.2f}: {share}, and its kernel efficiency was {gain.kernel_efficiency:.2f}"
+        )
+    return doubts
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f} s" if value >= 1 else f"{value:.2f} s"
 
 
 def take_turns(

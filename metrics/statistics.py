@@ -24,9 +24,9 @@ RESAMPLES = 9999
 FEWEST_FOR_INTERVAL = 3
 FEWEST_FOR_VERDICT = 5
 
-Verdict = Literal["a better", "b better", "not distinguishable"]
+Verdict = Literal["a better", "b better", "not distinguishable", "not tested"]
 FloorVerdict = Literal[
-    "identical", "at the noise floor", "below the noise floor", "not distinguishable"
+    "identical", "at the noise floor", "below the noise floor", "not distinguishable", "not tested"
 ]
 
 
@@ -61,7 +61,7 @@ class Paired:
         high: Upper end.
         sign_p: Two-sided p of the exact sign test; ties left out, 1 when there are only ties.
         prompts: Number of prompts.
-        verdict: Which is better, if that can be said.
+        verdict: Which is better, if that can be said; "not tested" under five prompts.
         why: The reason for the verdict, a clause.
     """
 
@@ -143,13 +143,14 @@ def paired(
     if ahead and floor is not None and _reaches(a, floor, better) and _reaches(b, floor, better):
         ahead, why = 0, "both are as good as the noise floor"
     winner: Verdict = "a better" if (ahead > 0) == (better == "higher") else "b better"
+    neither: Verdict = "not tested" if len(a) < FEWEST_FOR_VERDICT else "not distinguishable"
     return Paired(
         difference=float(gaps.mean()) if gaps.size else None,
         low=low,
         high=high,
         sign_p=p,
         prompts=len(a),
-        verdict=winner if ahead else "not distinguishable",
+        verdict=winner if ahead else neither,
         why=why,
     )
 
@@ -160,13 +161,16 @@ def compare_to_floor(summary: Summary, floor_psnr: float | None) -> FloorVerdict
     Args:
         summary: Of a PSNR, over prompts.
         floor_psnr: The noise floor in dB; ``None`` when those two were identical.
+
+    Returns:
+        "not tested" where there are too few prompts for an interval.
     """
     if summary.mean is None:
         return "identical"
     if floor_psnr is None:
         return "below the noise floor"
     if summary.low is None or summary.high is None:
-        return "not distinguishable"
+        return "not tested"
     if summary.low >= floor_psnr:
         return "at the noise floor"
     return "below the noise floor" if summary.high < floor_psnr else "not distinguishable"
@@ -183,7 +187,7 @@ def _judge(
 ) -> tuple[int, str]:
     """Return which of two is larger, 1, -1 or 0 for neither, and why."""
     if len(a) < FEWEST_FOR_VERDICT:
-        return 0, f"{len(a)} prompts are too few, {FEWEST_FOR_VERDICT} are needed"
+        return 0, f"{len(a)} of {FEWEST_FOR_VERDICT} prompts"
     if not signs.any():
         return 0, "they are equal on every prompt"
     if not (np.isfinite(a) & np.isfinite(b))[signs != 0].all():  # no interval of infinite gaps

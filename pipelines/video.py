@@ -6,20 +6,24 @@ video formats are lossy, so metrics read raw frames or ``.npy``, never a decoded
 
 from __future__ import annotations
 
+import io
+import json
 import secrets
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import imageio.v3 as iio
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from vidsparse.errors import BadInputError, VidsparseError
-from vidsparse.files import replace_file
+from vidsparse.files import replace_file, save_array
 from vidsparse.pipelines.limits import check_number
 
 # The colours are tagged as what the conversion from RGB makes of them, so that players agree.
@@ -30,6 +34,7 @@ _CODECS = {
 }
 SUFFIXES = (*_CODECS, ".npy")
 IMAGE_SUFFIXES = (".png", ".npy")
+LONGEST_TITLE = 200  # characters
 
 
 def to_uint8(frames: np.ndarray | Tensor | Sequence[Image.Image]) -> np.ndarray:
@@ -127,16 +132,21 @@ def check_writable(path: str | Path, *, image: bool = False) -> None:
         ) from error
 
 
-def write_video(path: str | Path, frames: np.ndarray, fps: float) -> None:
+def write_video(
+    path: str | Path, frames: np.ndarray, fps: float, *, about: Mapping[str, Any] | None = None
+) -> None:
     """Write raw frames so that the file is either complete or not there.
 
     ``.mp4`` is H.264 and ``.webm`` VP9, both yuv420p, which needs even sides: the last column or
-    row of an odd one is doubled. ``.npy`` keeps every pixel (and no fps).
+    row of an odd one is doubled. ``.npy`` keeps every pixel (and no fps). The same frames always
+    give the same bytes.
 
     Args:
         path: Where to; the suffix decides the format. A file already there is replaced.
         frames: uint8 ``(frames, height, width, 3)``.
         fps: Frames per second.
+        about: How it was made, such as ``prompt`` and ``seed``: kept as JSON in the metadata of
+            the file, under ``comment``, with the prompt as its ``title``; not in ``.npy``.
 
     Raises:
         BadInputError: When the suffix, the frames or the fps make no sense.
@@ -148,18 +158,21 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float) -> None:
     _check_frames(frames)
     check_number("fps", fps)
     try:
-        replace_file(path, lambda part: _write(part, frames, fps))
+        replace_file(path, lambda part: _write(part, frames, fps, about or {}))
     except Exception as error:
         again = "write_video(path, read_video(kept), fps)"
         raise _keep_elsewhere(path, frames, error, again) from error
 
 
-def write_image(path: str | Path, frames: np.ndarray) -> None:
+def write_image(
+    path: str | Path, frames: np.ndarray, *, about: Mapping[str, Any] | None = None
+) -> None:
     """Write a clip of one frame as ``.png`` or ``.npy``, either complete or not at all.
 
     Args:
         path: Where to; the suffix decides the format. A file already there is replaced.
         frames: uint8 ``(1, height, width, 3)``.
+        about: How it was made, as for :func:`write_video`.
 
     Raises:
         BadInputError: When the suffix or the frames make no sense.
@@ -171,7 +184,7 @@ def write_image(path: str | Path, frames: np.ndarray) -> None:
     if len(frames) != 1:
         raise BadInputError(f"an image is one frame, got {len(frames)}: write a video of them")
     try:
-        replace_file(path, lambda part: _write(part, frames, fps=1))
+        replace_file(path, lambda part: _write(part, frames, 1, about or {}))
     except Exception as error:
         again = "write_image(path, read_video(kept))"
         raise _keep_elsewhere(path, frames, error, again) from error
@@ -215,24 +228,39 @@ def _check_frames(frames: np.ndarray) -> None:
         )
 
 
-def _write(path: Path, frames: np.ndarray, fps: float) -> None:
+def _write(path: Path, frames: np.ndarray, fps: float, about: Mapping[str, Any]) -> None:
     if path.suffix == ".npy":
-        np.save(path, frames)
+        save_array(path, frames)
     elif path.suffix == ".png":
-        Image.fromarray(frames[0]).save(path)
+        texts = PngInfo()
+        for name, text in _metadata(about).items():
+            texts.add_itxt(name.capitalize(), text)
+        Image.fromarray(frames[0]).save(path, pnginfo=texts)
     else:
-        _encode(path, frames, fps)
+        path.write_bytes(_encode(path.suffix, frames, fps, _metadata(about)))
 
 
-def _encode(path: Path, frames: np.ndarray, fps: float) -> None:
+def _metadata(about: Mapping[str, Any]) -> dict[str, str]:
+    """What a file says of itself, as text that is safe in every container."""
+    if not about:
+        return {}
+    words = "".join(c if c.isprintable() else " " for c in str(about.get("prompt", "")))
+    return {"title": " ".join(words.split())[:LONGEST_TITLE], "comment": json.dumps(about)}
+
+
+def _encode(suffix: str, frames: np.ndarray, fps: float, metadata: Mapping[str, str]) -> bytes:
+    """Encode a video; one thread and no random identifiers, so that nothing depends on chance."""
     # PyAV itself: imageio's plugin, which wraps it, has no way to set the quality.
-    codec, options = _CODECS[path.suffix]
+    codec, options = _CODECS[suffix]
+    buffer, exact = io.BytesIO(), {"fflags": "+bitexact"}
     rate = Fraction(fps).limit_denominator(65535)
     _, height, width, _ = frames.shape
     even = ((0, height % 2), (0, width % 2), (0, 0))
-    with av.open(path, "w") as container:
+    with av.open(buffer, "w", format=suffix[1:], container_options=exact) as container:
+        container.metadata.update(metadata)
         stream = container.add_stream(codec, rate=rate, options=options)
         assert isinstance(stream, av.VideoStream)
+        stream.codec_context.thread_count = 1
         stream.height, stream.width, stream.pix_fmt = (
             height + height % 2,
             width + width % 2,
@@ -242,20 +270,23 @@ def _encode(path: Path, frames: np.ndarray, fps: float) -> None:
             pixels = np.ascontiguousarray(np.pad(frame, even, mode="edge"))
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
+    return buffer.getvalue()
 
 
 def _keep_elsewhere(path: Path, frames: np.ndarray, error: Exception, again: str) -> VidsparseError:
     """Save the frames where they are safe; return the error that says so, and how to go on."""
     kept = Path(tempfile.gettempdir()) / f"vidsparse-{secrets.token_hex(4)}.npy"
+    cause = error.__cause__ if isinstance(error, VidsparseError) else error
+    said = getattr(cause, "strerror", None) or cause
     try:
-        np.save(kept, frames)
+        save_array(kept, frames)
     except OSError as second:
         kept.unlink(missing_ok=True)
         return VidsparseError(
-            f"could not write {path} ({error}), nor keep its frames in {kept.parent} ({second}): "
-            "free some disk space and generate again"
+            f"cannot write {path} ({said}), nor keep its frames in {kept.parent} "
+            f"({second.strerror or second}): free some disk space and generate again"
         )
     return VidsparseError(
-        f"could not write {path} ({error}); its frames are kept in {kept}: free some space or "
+        f"cannot write {path} ({said}); its frames are kept in {kept}: free some space or "
         f"choose another folder, then {again}"
     )

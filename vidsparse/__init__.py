@@ -9,15 +9,16 @@ Wrap a pipeline in one line; leaving the block restores it::
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from vidsparse.errors import BadInputError, DenseFallbackError, VidsparseError
 from vidsparse.grid import TokenGrid
-from vidsparse.preset import Preset
-from vidsparse.presets import PRESETS
 
 if TYPE_CHECKING:
     from vidsparse.pipelines.session import Session
+    from vidsparse.preset import Preset
+    from vidsparse.presets import PRESETS
 
 __all__ = [
     "PRESETS",
@@ -30,6 +31,14 @@ __all__ = [
     "sparsify",
 ]
 __version__ = "0.1.0"
+_LATER = {"PRESETS": "vidsparse.presets", "Preset": "vidsparse.preset"}  # these import torch
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch when it is asked for: the command line's help does not wait."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LATER[name]), name)
 
 
 def sparsify(

@@ -29,3 +29,7 @@ def shorten(text: str, longest: int = LONGEST) -> str:
         return text
     half = longest // 2
     return f"{text[: longest - half].rstrip()} ... {text[-half:].lstrip()}"
+
+
+class CannotWriteError(VidsparseError, OSError):
+    """A file could not be written; the message names it, the cause and a way out."""

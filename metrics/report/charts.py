@@ -6,8 +6,20 @@ from collections.abc import Sequence
 from html import escape
 
 from vidsparse.metrics.report.results import Score
-from vidsparse.metrics.report.svg import DASHES, SERIES, Axis, drawing, frame, label
+from vidsparse.metrics.report.svg import (
+    CHARACTER,
+    DASHES,
+    LEFT,
+    RIGHT,
+    SERIES,
+    WIDTH,
+    Axis,
+    drawing,
+    frame,
+    label,
+)
 
+ROW = 60  # of a bar and its name, in pixels
 Series = tuple[int, str, Sequence[Score]]
 
 
@@ -29,15 +41,14 @@ def lines(
     longest = max(len(each) for _, _, each in series)
     least = min(values) if low is None else low
     margin = 0.06 * (max(values) - least) or 0.02 * abs(least) or 0.5
-    first = 1 if across == "frame" else 0
-    x = Axis(first, first + max(1, longest - 1), 58, 540, whole=True)
+    x = Axis(0, max(1, longest - 1), LEFT, RIGHT, whole=True)
     y = Axis(least - (margin if low is None else 0), max(values) + margin, 190, 14)
     paths = [_path(at, name, each, x, y, at == chosen) for at, name, each in series]
     cursor = f'<path class="cursor" d="M{x.start} {y.start}V{y.stop}"/>'
     data = f' data-start="{x.start}" data-stop="{x.stop}" data-count="{longest}"'
     kind = ' class="frames"' if across == "frame" else ""
     content = frame(x, y, across, up) + "".join(paths) + (cursor if kind else "")
-    return drawing(560, 236, content, f"{up} over {across}", kind + data)
+    return drawing(WIDTH, 236, content, f"{up} over {across}", kind + data)
 
 
 def _path(index: int, name: str, values: Sequence[Score], x: Axis, y: Axis, strong: bool) -> str:
@@ -57,13 +68,13 @@ def _path(index: int, name: str, values: Sequence[Score], x: Axis, y: Axis, stro
 
 
 def stages(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> str:
-    """Where the seconds went: a bar a run, a part a stage."""
+    """Where the seconds went: a bar a run with its name above, a part a stage."""
     longest = max(sum(seconds for _, seconds in parts) for _, parts in rows) or 1.0
-    x = Axis(0, longest, 110, 500)
+    x = Axis(0, longest, 2, WIDTH - 12 - CHARACTER * len(f"{longest:.1f} s"))
     made = []
     for at, (name, parts) in enumerate(rows):
-        top, done = 8 + at * 38, 0.0
-        made.append(label(100, top + 18, name, "name", "end"))
+        top, done = 26 + at * ROW, 0.0
+        made.append(label(2, top - 8, name, "name"))
         for index, (stage, seconds) in enumerate(parts):
             wide = max(0.0, x(done + seconds) - x(done))
             made.append(
@@ -71,9 +82,10 @@ def stages(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> str:
                 f'height="26"><title>{escape(name)}, {escape(stage)}: {seconds:.2f} s</title>'
                 "</rect>"
             )
-            if wide > 44:
-                made.append(label(x(done) + wide / 2, top + 18, f"{seconds:.1f}",
-                                  f"inside i{index}", "middle"))  # fmt: skip
+            inside = f"{seconds:.1f}"
+            if wide > CHARACTER * len(inside) + 4:
+                middle = x(done) + wide / 2
+                made.append(label(middle, top + 18, inside, f"inside i{index}", "middle"))
             done += seconds
         made.append(label(x(done) + 8, top + 18, f"{done:.1f} s", "tick"))
-    return drawing(560, 12 + 38 * len(rows), "".join(made), "median seconds by stage")
+    return drawing(WIDTH, 4 + ROW * len(rows), "".join(made), "median seconds by stage")

@@ -9,9 +9,7 @@ import cv2
 import numpy as np
 
 from vidsparse.metrics.report.results import Grid
-from vidsparse.metrics.report.svg import Axis, drawing, label, upright
-
-LEFT, RIGHT = 58, 540
+from vidsparse.metrics.report.svg import LEFT, RIGHT, WIDTH, Axis, drawing, label, upright
 
 
 def heat_map(grid: Grid, *, across: str, up: str, low: float, high: float, title: str) -> str:
@@ -41,11 +39,11 @@ def heat_map(grid: Grid, *, across: str, up: str, low: float, high: float, title
         for n in _some(rows, max(1, int(height // 18)))
     ]
     parts.append(label((LEFT + RIGHT) / 2, 46 + height, across, "axis", "middle"))
-    parts.append(upright(14, 8 + height / 2, up))
+    parts.append(upright(8 + height / 2, up))
     parts.append(_scale(low, high, 58 + height))
     values = ";".join(",".join("" if v is None else f"{v:.3g}" for v in row) for row in grid)
     data = f' class="heat" data-up="{up}" data-across="{across}" data-values="{values}"'
-    return drawing(560, height + 84, "".join(parts), title, data)
+    return drawing(WIDTH, height + 84, "".join(parts), title, data)
 
 
 def viridis(shares: np.ndarray) -> np.ndarray:

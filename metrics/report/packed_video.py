@@ -54,6 +54,7 @@ def packed_video(dense: np.ndarray, sparse: np.ndarray, fps: float, quality: Qua
         rate = Fraction(fps).limit_denominator(65535)
         stream = container.add_stream("libx264", rate=rate, options=options)
         assert isinstance(stream, av.VideoStream)
+        stream.codec_context.thread_count = 1  # the same frames, the same bytes
         stream.width, stream.height, stream.pix_fmt = 3 * width, height, "yuv420p"
         for ours, theirs in zip(dense, sparse, strict=True):
             panes = [ours, theirs, difference(ours, theirs)]

@@ -6,10 +6,21 @@ from collections.abc import Iterator
 from html import escape
 
 from vidsparse.metrics.report.results import Clip, PresetSummary, Results
-from vidsparse.metrics.report.svg import SERIES, Axis, drawing, frame, label, marker
+from vidsparse.metrics.report.svg import (
+    CHARACTER,
+    LEFT,
+    RIGHT,
+    SERIES,
+    WIDTH,
+    Axis,
+    drawing,
+    frame,
+    label,
+    marker,
+)
 
 Box = tuple[float, float, float, float]
-LEFT, RIGHT, TOP, BOTTOM = 58, 540, 34, 316
+TOP, BOTTOM = 34, 316
 
 
 def pareto(results: Results) -> str:
@@ -36,7 +47,7 @@ def pareto(results: Results) -> str:
         (cx - 8, cy - 8, cx + 8, cy + 8) for cx, cy in (_place(r, x, y) for r in results.summary)
     ]
     parts += [_mark(at, row, x, y, taken) for at, row in enumerate(results.summary)]
-    return drawing(560, 366, "".join(parts), "PSNR over speed-up, a mark a preset")
+    return drawing(WIDTH, 366, "".join(parts), "PSNR over speed-up, a mark a preset")
 
 
 def _points(clips: list[Clip]) -> Iterator[tuple[Clip, float, float | None]]:
@@ -50,7 +61,8 @@ def _axes(
 ) -> tuple[Axis, Axis, str]:
     """Both axes around everything measured, and the lines and words of what it is held against."""
     speeds = [1.0, *(speed for _, speed, _ in points)]
-    speeds += [v for row in results.summary for v in (row.speedup.low, row.speedup.high)]
+    ends = [v for row in results.summary for v in (row.speedup.low, row.speedup.high)]
+    speeds += [v for v in ends if v is not None]
     scores = [row.scores["psnr"] for row in results.summary]
     psnrs = [psnr for _, _, psnr in points if psnr is not None]
     psnrs += [v for s in scores for v in (s.mean, s.low, s.high) if v is not None]
@@ -75,7 +87,9 @@ def _axes(
     if limit is not None and near_limit:
         notes += f'<path class="level" d="M{x(limit):.1f} {BOTTOM}V{TOP}"/>'
         words = f"{limit:.2f}x if attention were free"
-        notes += label(x(limit) - 5, BOTTOM - 7, words, "tick", "end")
+        right = x(limit) - LEFT < CHARACTER * len(words)
+        at, anchor = (x(limit) + 5, "start") if right else (x(limit) - 5, "end")
+        notes += label(at, BOTTOM - 7, words, "tick", anchor)
     return x, y, notes
 
 
@@ -87,7 +101,9 @@ def _place(row: PresetSummary, x: Axis, y: Axis) -> tuple[float, float]:
 def _mark(index: int, row: PresetSummary, x: Axis, y: Axis, taken: list[Box]) -> str:
     cx, cy = _place(row, x, y)
     score, speed = row.scores["psnr"], row.speedup
-    bars = f'<path d="M{x(speed.low):.1f} {cy:.1f}H{x(speed.high):.1f}"/>'
+    bars = ""
+    if speed.low is not None and speed.high is not None:
+        bars = f'<path d="M{x(speed.low):.1f} {cy:.1f}H{x(speed.high):.1f}"/>'
     if score.low is not None and score.high is not None:
         bars += f'<path d="M{cx:.1f} {y(score.low):.1f}V{y(score.high):.1f}"/>'
     name = row.preset if score.mean is not None else f"{row.preset}, identical"
@@ -100,7 +116,7 @@ def _mark(index: int, row: PresetSummary, x: Axis, y: Axis, taken: list[Box]) ->
 
 def _name(text: str, cx: float, cy: float, taken: list[Box]) -> str:
     """The name of a mark where it covers no other name, if there is such a place."""
-    wide = 7.6 * len(text)
+    wide = CHARACTER * len(text)
     places = [(cx + side * 11, cy + up, side) for up in (-9, 18, 4, -24, 33) for side in (1, -1)]
 
     def box(x: float, y: float, side: int) -> Box:

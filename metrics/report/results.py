@@ -69,6 +69,22 @@ class Stages(Part):
     total: float
 
 
+class Machine(Part):
+    """Where a generation was timed.
+
+    Attributes:
+        cpu: Its model.
+        cores: That the process may use.
+        threads: Of torch.
+        load: Processes that ran or waited in the minute before, ours included.
+    """
+
+    cpu: str
+    cores: PositiveInt
+    threads: PositiveInt
+    load: float | None
+
+
 class PresetFacts(Part):
     """A preset as it ran."""
 
@@ -97,8 +113,10 @@ class Clip(Part):
         preset: Its name.
         prompt_index: Into ``Results.prompts``.
         seed: Of the noise, the dense run's too.
-        seconds: Of the sparse generation.
-        dense_seconds: Of the dense one.
+        seconds: Of the sparse generation; of several, the median.
+        dense_seconds: Of the dense one, likewise.
+        all_seconds: Of every sparse generation, in order of time; dense and sparse take turns.
+        all_dense_seconds: Of every dense one.
         mean_density: Over all self-attention calls, dense steps included.
         dense_steps_share: Share of the steps in which every call was dense.
         sigmas: Noise level of each step.
@@ -111,6 +129,8 @@ class Clip(Part):
         notes: Sentences the user should read.
         time: Where the seconds went.
         dense_time: The same of the dense run.
+        machine: That the sparse generation ran on.
+        dense_machine: And the dense one.
         peak_memory_bytes: On the device, if known.
         identical: Whether every frame equals dense.
         scores: By metric id; ``<id>@dense`` is the dense run's own value.
@@ -123,6 +143,8 @@ class Clip(Part):
     seed: int
     seconds: float = Field(gt=0)
     dense_seconds: float = Field(gt=0)
+    all_seconds: list[float] = []
+    all_dense_seconds: list[float] = []
     mean_density: float
     dense_steps_share: float
     sigmas: list[float]
@@ -135,6 +157,8 @@ class Clip(Part):
     notes: list[str]
     time: Stages | None = None
     dense_time: Stages | None = None
+    machine: Machine | None = None
+    dense_machine: Machine | None = None
     peak_memory_bytes: int | None = None
     identical: bool
     scores: dict[str, Score]
@@ -148,11 +172,12 @@ class Clip(Part):
 
 
 class Range(Part):
-    """A median between two quartiles."""
+    """A median between two quartiles, which one run does not have."""
 
     median: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+    runs: int | None = None
 
 
 class ScoreSummary(Part):
@@ -196,7 +221,11 @@ class Gain(Part):
 
 
 class PresetSummary(Part):
-    """One preset over all its clips."""
+    """One preset over all its clips.
+
+    Attributes:
+        timing: Why the speed-up may not be that of sparsity; none where nothing speaks against it.
+    """
 
     preset: str
     speedup: Range
@@ -205,6 +234,7 @@ class PresetSummary(Part):
     scores: dict[str, ScoreSummary]
     against_next: list[Pair] = []
     gain: Gain | None = None
+    timing: list[str] = []
     sentence: str
 
 

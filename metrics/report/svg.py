@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from html import escape
 
 SERIES = 7
+WIDTH, LEFT, RIGHT = 560, 72, 540  # of a chart and of what its axes enclose, in pixels
+CHARACTER = 10.5  # room for one on a phone, where text is largest
 DASHES = ("", "7 3", "2 2.5", "9 3 2 3", "1 3", "12 4", "4 4")
 
 
@@ -64,7 +66,7 @@ def frame(x: Axis, y: Axis, across: str, up: str, unit: str = "") -> str:
     parts += [label(x(t), y.start + 18, f"{t:g}{unit}", "tick", "middle") for t in x.ticks(7)]
     parts.append(f'<path class="base" d="M{x.start} {y.start}H{x.stop}"/>')
     parts.append(label((x.start + x.stop) / 2, y.start + 38, across, "axis", "middle"))
-    return "".join(parts) + upright(14, (y.start + y.stop) / 2, up)
+    return "".join(parts) + upright((y.start + y.stop) / 2, up)
 
 
 def label(x: float, y: float, text: str, kind: str, anchor: str = "start") -> str:
@@ -74,10 +76,10 @@ def label(x: float, y: float, text: str, kind: str, anchor: str = "start") -> st
     )
 
 
-def upright(x: float, y: float, text: str) -> str:
-    """The label of a vertical axis."""
+def upright(y: float, text: str) -> str:
+    """The label of a vertical axis, at the left edge."""
     return (
-        f'<text class="axis" transform="translate({x:.1f} {y:.1f}) rotate(-90)" '
+        f'<text class="axis" transform="translate(19 {y:.1f}) rotate(-90)" '
         f'text-anchor="middle">{escape(text)}</text>'
     )
 

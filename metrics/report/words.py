@@ -21,7 +21,8 @@ def headline(results: Results) -> str:
         return f"{_names(rows)}: identical to dense"
     best = max(rows, key=lambda row: row.speedup.median)
     quality = number(best.scores["psnr"].mean, "dB PSNR")
-    return f"{best.preset}: {best.speedup.median:.2f}x as fast as dense at {quality}"
+    doubt = ", timing in doubt" if best.timing else ""
+    return f"{best.preset}: {best.speedup.median:.2f}x as fast as dense at {quality}{doubt}"
 
 
 def floor(results: Results) -> str:
@@ -63,10 +64,40 @@ def warnings(results: Results) -> list[str]:
         f"{preset} fell back to dense: {reason} ({_count(count, 'call')} in all)": None
         for (preset, reason), count in calls.items()
     }
+    lines |= dict.fromkeys(timing(results))
     lines |= {f"{clip.preset}: {line}": None for clip in results.clips for line in clip.notes}
     if len(results.prompts) < 5:
         lines["Fewer than five prompts: no claim that one preset is better than another."] = None
     return list(lines)
+
+
+def timing(results: Results) -> list[str]:
+    """Why speed-ups may not be those of sparsity, and what to do."""
+    way_out = "time again on an idle machine, or with --repeats 3"
+    return [f"{row.preset}: {line}; {way_out}" for row in results.summary for line in row.timing]
+
+
+def machine(results: Results) -> str:
+    """What the generations ran on, and between which loads; empty if that is not known."""
+    found = [m for clip in results.clips for m in (clip.machine, clip.dense_machine) if m]
+    if not found:
+        return ""
+    names = dict.fromkeys(f"{m.cpu}, {_count(m.cores, 'core')}, {_count(m.threads, 'thread')}"
+                          for m in found)  # fmt: skip
+    loads = sorted(m.load for m in found if m.load is not None)
+    if not loads:
+        return "; ".join(names)
+    span = f"{loads[0]:.1f}" if loads[0] == loads[-1] else f"{loads[0]:.1f} to {loads[-1]:.1f}"
+    return f"{'; '.join(names)}, load average {span}"
+
+
+def spread(row: PresetSummary) -> str:
+    """How far the runs of a preset are apart in speed."""
+    speed = row.speedup
+    if speed.low is None or speed.high is None or speed.runs == 1:
+        return "one run"
+    of = f" of {speed.runs} runs" if speed.runs else ""
+    return f"quartiles {speed.low:.2f} to {speed.high:.2f}{of}"
 
 
 def cards(results: Results) -> list[dict[str, str]]:
@@ -75,7 +106,7 @@ def cards(results: Results) -> list[dict[str, str]]:
         {
             "name": row.preset,
             "speed": f"{row.speedup.median:.2f}x",
-            "quartiles": f"{row.speedup.low:.2f} to {row.speedup.high:.2f}",
+            "spread": spread(row) + (", in doubt" if row.timing else ""),
             "floor": floor(results),
             "identical": _identical(row.scores["psnr"]),
             "psnr": number(row.scores["psnr"].mean, "").strip(),
@@ -131,8 +162,9 @@ def _cell(row: PresetSummary, name: str, better: str) -> str:
 def pairs(results: Results) -> list[str]:
     """Which preset is closer to dense, where that can be said."""
     return [
-        f"{row.preset} and {pair.other} by {pair.metric.upper()}: {pair.verdict}"
-        + ("" if pair.difference is None else f", {pair.difference:+.3g}")
+        f"{row.preset} and {pair.other} by {pair.metric.upper()}: "
+        + ("" if pair.difference is None else f"{pair.difference:+.3g}, ")
+        + pair.verdict
         for row in results.summary
         for pair in row.against_next
     ]
@@ -172,6 +204,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
         ("device", results.gpu or results.device),
         ("dtype", results.dtype),
         ("kernel engine", results.engine),
+        *([("CPU", machine(results))] if machine(results) else []),
         *([("dense attention, a call", engines)] if engines else []),
         ("token grid", results.video.grid),
         ("seeds", ", ".join(map(str, results.seeds))),

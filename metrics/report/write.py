@@ -19,6 +19,7 @@ from vidsparse.metrics.report.results import Clip, Results
 
 MOST_PAGE_BYTES = 29_000_000
 MOST_CLIPS = 24
+FILES = ("index.html", "report.md", "results.csv", "results.json")
 
 
 def write_report(folder: Path, results: Results) -> None:
@@ -32,13 +33,9 @@ def write_report(folder: Path, results: Results) -> None:
         BadInputError: When frames are missing or not what the results say.
     """
     page = render(results, previews(folder, results, _room(results)))
-    files = {
-        "index.html": page,
-        "report.md": markdown(results),
-        "results.csv": table(results),
-        "results.json": results.model_dump_json(indent=1) + "\n",
-    }
-    for name, text in files.items():
+    json = results.model_dump_json(indent=1) + "\n"
+    texts = (page, markdown(results), table(results), json)
+    for name, text in zip(FILES, texts, strict=True):
         replace_file(folder / name, lambda part, text=text: part.write_bytes(text.encode()))
 
 

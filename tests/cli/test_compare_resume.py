@@ -1,7 +1,9 @@
 """A comparison that was killed goes on: nothing is repeated, nothing is half-written."""
 
+import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +13,7 @@ import pytest
 
 from vidsparse.cli.clips import Case, Clips
 from vidsparse.cli.progress import Pace
-from vidsparse.errors import BadInputError
+from vidsparse.errors import BadInputError, VidsparseError
 from vidsparse.pipelines import generate as pipeline
 from vidsparse.pipelines.generate import Request
 
@@ -21,10 +23,9 @@ COMMAND = ["compare", PROMPT, "--seeds", "0,1", "--preset", "draft", *SMALL]
 COMMAND += ["--set", "min_tokens=0"]
 KILL = """
 import os, signal, sys
-import numpy as np
-from vidsparse.cli import run
+from vidsparse.cli import clips, run
 
-save, left = np.save, [int(sys.argv[1])]
+save, left = clips.save_array, [int(sys.argv[1])]
 
 def save_or_die(path, array):
     left[0] -= 1
@@ -33,7 +34,7 @@ def save_or_die(path, array):
     path.write_bytes(b"half of an array")
     os.kill(os.getpid(), signal.SIGKILL)
 
-np.save = save_or_die
+clips.save_array = save_or_die
 run(sys.argv[2:])
 """
 
@@ -127,6 +128,101 @@ def test_a_file_that_was_cut_off_is_made_again(cli, finished, generations):
     assert len(np.load(path)) == 5
 
 
+def change_byte(path):
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+
+
+def other_shape(path):
+    np.save(path, np.zeros((5, 32, 32, 3), np.uint8))
+
+
+def other_dtype(path):
+    np.save(path, np.load(path).astype(np.float32))
+
+
+def edit(change):
+    def apply(path):
+        record = json.loads(path.read_text())
+        change(record)
+        path.write_text(json.dumps(record))
+
+    return apply
+
+
+def make_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+DAMAGE = {
+    "a changed byte": ("draft.npy", change_byte),
+    "another shape": ("draft.npy", other_shape),
+    "another dtype": ("draft.npy", other_dtype),
+    "changed latents": ("dense.latents.npy", change_byte),
+    "no frames": ("draft.npy", os.unlink),
+    "a pipe": ("draft.npy", make_pipe),
+    "one field more": ("draft.json", edit(lambda record: record.update(more=1))),
+    "one field less": ("draft.json", edit(lambda record: record.pop("stages"))),
+    "another value": ("draft.json", edit(lambda record: record.update(mean_density=0.1))),
+    "another hash": ("draft.json", edit(lambda record: record.update(frames_sha256="0" * 64))),
+    "no settings": ("draft.json", edit(lambda record: record.update(settings=[1]))),
+    "no object": ("draft.json", lambda path: path.write_text("[1, 2]")),
+    "deep nesting": ("draft.json", lambda path: path.write_text("[" * 100_000)),
+    "no text": ("draft.json", lambda path: path.write_bytes(b"\xff\xfe")),
+    "other scores": ("draft.scores.json", edit(lambda record: record["values"].pop("psnr"))),
+    "other times": ("dense-engines.json", edit(lambda record: record.update(milliseconds={}))),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_what_was_changed_on_disk_is_made_again_and_said(cli, finished, generations, damage):
+    name, change = DAMAGE[damage]
+    first = json.loads((finished / "results.json").read_text())
+    path = next(finished.glob(f"clips/*-s0/{name}"))
+    change(path)
+    code, _, err = cli(*COMMAND, "-o", finished)
+    assert code == 0
+    assert f"made again, since changed on disk: {path.relative_to(finished)}" in err
+    assert generations == {"draft": [(0, True)], "dense": [(0, False)]}.get(
+        name.removesuffix(".npy").removesuffix(".json").removesuffix(".latents"), []
+    )
+    again = json.loads((finished / "results.json").read_text())
+    for ours, theirs in zip(again["clips"], first["clips"], strict=True):
+        assert ours["scores"] == theirs["scores"]
+        assert ours["mean_density"] == theirs["mean_density"]
+
+
+def test_a_full_disk_is_said_in_one_sentence_and_leaves_no_half_file(cli, tmp_path, monkeypatch):
+    def full(path, array):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("vidsparse.cli.clips.save_array", full)
+    code, _, err = cli(*COMMAND, "-o", tmp_path)
+    assert code == 1
+    pattern = (
+        r"vidsparse: cannot write \S+dense\.npy \(No space left on device\): free some space or "
+        r"choose another folder"
+    )
+    assert re.fullmatch(pattern, err.splitlines()[-1])
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_report_that_does_not_fit_says_which_file(cli, finished, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = (finished / "index.html").read_bytes()
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    code, _, err = cli(*COMMAND, "-o", finished)
+    assert code == 1
+    assert "(No space left on device)" in err.splitlines()[-1]
+    assert str(finished) in err.splitlines()[-1]
+    assert (finished / "index.html").read_bytes() == before
+
+
 def test_two_processes_do_not_write_to_one_folder(cli, tmp_path):
     with Clips(tmp_path).locked():
         code, _, err = cli(*COMMAND, "-o", tmp_path)
@@ -163,7 +259,7 @@ def test_an_array_is_never_beside_the_record_of_another(tmp_path, monkeypatch):
         raise OSError("no space left")
 
     monkeypatch.setattr("pathlib.Path.write_text", disk_full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(VidsparseError, match=r"cannot write .*dense\.json \(no space left\)"):
         clips.save(case, "dense", {"steps": 3}, {"seconds": 2.0}, {"dense": np.ones(3)})
     assert clips.record(case, "dense", {"steps": 2}) is None
 

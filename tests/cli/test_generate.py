@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from vidsparse.cli.generate import GenerateWork, read_prompts
+from vidsparse.cli.generate import read_prompts
+from vidsparse.cli.generate_work import GenerateWork
 from vidsparse.cli.job import Job, RunOptions
 from vidsparse.errors import BadInputError
 from vidsparse.pipelines.checkpoints import TINY
@@ -115,7 +116,8 @@ def test_a_file_of_prompts_makes_a_folder_of_videos(cli, small, tmp_path):
     folder = tmp_path / "out"
     code, out, _ = cli("generate", "--prompts", tmp_path / "prompts.txt", *small, "-o", folder)
     assert code == 0
-    assert sorted(file.name for file in folder.iterdir()) == ["000.mp4", "001.mp4"]
+    names = ["000.mp4", "000.mp4.json", "001.mp4", "001.mp4.json"]
+    assert sorted(file.name for file in folder.iterdir()) == names
     assert len(out.splitlines()) == 2
 
 
@@ -178,7 +180,10 @@ def test_one_failing_prompt_does_not_stop_the_others(tmp_path, capsys, monkeypat
     job = options.job(["a red square", "a red circle"])
     paths = [tmp_path / "000.mp4", tmp_path / "001.mp4"]
     monkeypatch.setattr(Job, "load", lambda self: Pipe())
-    assert GenerateWork(job, None, paths).do() == 1
+    work = GenerateWork(job, None, paths)
+    work.do()
+    assert [each["error"] for each in work.to_json()["failed"]] == ["boom"]
+    assert [each["prompt"] for each in work.to_json()["videos"]] == ["a red circle"]
     assert [path.exists() for path in paths] == [False, True]
     assert "vidsparse: 000.mp4 failed ('a red square'): boom" in capsys.readouterr().err
 

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -10,6 +11,8 @@ from vidsparse.cli.presets import describe
 from vidsparse.errors import BadInputError
 from vidsparse.presets import find_preset
 
+COMMANDS = ("generate", "compare", "inspect", "plan", "bench", "presets", "doctor")
+
 
 def test_nothing_slow_is_imported_until_it_is_needed():
     code = (
@@ -19,6 +22,39 @@ def test_nothing_slow_is_imported_until_it_is_needed():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip().splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("command", ["", *sorted(COMMANDS)])
+def test_help_does_not_wait_for_torch(command):
+    code = (
+        "import sys; from vidsparse.cli import run; code = run(sys.argv[1:]);"
+        "print(code, sorted({'torch', 'diffusers', 'scipy'} & sys.modules.keys()), file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, *filter(None, [command]), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "0 []"
+    assert "Usage: vidsparse" in done.stdout
+
+
+def test_a_shell_is_told_how_to_complete(monkeypatch):
+    environment = {"_VIDSPARSE_COMPLETE": "complete_bash", "COMP_WORDS": "vidsparse gen",
+                   "COMP_CWORD": "1"}  # fmt: skip
+    command = [sys.executable, "-m", "vidsparse"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    assert done.stdout.split() == ["generate"]
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_has_json_for_a_program(cli, command):
+    assert "--json" in cli(command, "--help").out
+
+
+def test_the_public_names_are_there_though_imported_late():
+    assert set(vidsparse.__all__) <= {
+        name for name in vidsparse.__all__ if getattr(vidsparse, name)
+    }
+    with pytest.raises(AttributeError, match="no attribute 'nope'"):
+        vidsparse.nope  # noqa: B018
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["generate", "-h"], ["--version"], ["presets"]])

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from vidsparse.metrics.latency import Stages, amdahl, take_turns
+from vidsparse.metrics.latency import Stages, amdahl, take_turns, timing_doubts
 
 
 def test_candidates_alternate_and_the_first_round_does_not_count():
@@ -60,3 +60,51 @@ def test_planning_costs_speed_but_not_kernel_efficiency():
     assert found.ideal == pytest.approx(2.5)
     assert found.limit == pytest.approx(5)
     assert amdahl(Stages(total=8, attention=8), dense, 0.5).limit == math.inf
+
+
+def stages(rest, attention):
+    return Stages(total=rest + attention, attention=attention)
+
+
+def test_equal_work_is_all_but_attention_and_planning():
+    found = Stages(total=10, text_encoder=1, attention=4, planning=0.5, vae=2)
+    assert found.equal_work == found.text_encoder + found.vae + found.other == 5.5
+
+
+def test_equal_work_that_took_unequal_time_is_said_whichever_run_was_slower():
+    (doubt,) = timing_doubts(stages(20.8, 10), stages(63.8, 5), 0.5)
+    assert doubt == (
+        "the same work (all but attention) took 20.8 s dense and 63.8 s sparse: the machine was "
+        "not as fast in both"
+    )
+    doubts = timing_doubts(stages(63.8, 10), stages(20.8, 5), 0.5)
+    assert "took 63.8 s dense and 20.8 s sparse" in doubts[0]
+
+
+@pytest.mark.parametrize(
+    ("dense", "sparse"),
+    [
+        (stages(10, 10), stages(10, 5)),
+        (stages(10, 10), stages(10.9, 5)),  # within a tenth
+        (stages(0.1, 10), stages(0.2, 5)),  # twice as long, and a hundredth of the run
+    ],
+)
+def test_what_is_alike_or_does_not_matter_is_not_said(dense, sparse):
+    assert timing_doubts(dense, sparse, 0.5) == []
+
+
+def test_more_than_free_attention_would_give_is_said():
+    doubts = timing_doubts(stages(98.8, 1.2), stages(74.2, 1.0), 0.5)
+    assert doubts[1] == (
+        "1.33x is more than sparsity can give: attention is 1.2 % of a dense run, so without any "
+        "attention it would be 1.01x"
+    )
+
+
+def test_more_than_the_density_gives_is_said_with_the_kernel_efficiency():
+    (doubt,) = timing_doubts(stages(10, 10), stages(10, 3), 0.5)
+    assert doubt == (
+        "1.54x is more than the ideal 1.33x of density 0.50: attention is 50.0 % of a dense run, "
+        "and its kernel efficiency was 1.67"
+    )
+    assert timing_doubts(stages(10, 10), stages(10, 5.0), 0.5) == []

@@ -1,5 +1,9 @@
 """Video files: what comes out is what went in, and no failure loses a finished video."""
 
+import json
+import os
+import subprocess
+import sys
 import tempfile
 from fractions import Fraction
 from pathlib import Path
@@ -246,7 +250,7 @@ def test_a_folder_removed_meanwhile_keeps_the_frames_elsewhere(tmp_path, temp_fo
     path = tmp_path / "out" / f"clip{suffix}"
     check_writable(path)
     path.parent.rmdir()
-    with pytest.raises(VidsparseError, match=r"could not write .*out/clip") as raised:
+    with pytest.raises(VidsparseError, match=r"cannot write .*out/clip") as raised:
         write_video(path, smooth(), fps=16)
     kept_in(temp_folder, raised.value)
 
@@ -267,7 +271,7 @@ def test_when_nothing_can_be_kept_the_error_says_so_and_no_half_file_stays(
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(video.np, "save", save)
+    monkeypatch.setattr(video, "save_array", save)
     with pytest.raises(VidsparseError, match=r"nor keep its frames in .*system-temp.*No space"):
         write_video(tmp_path / "clip.npy", smooth(), fps=16)
     assert [path.name for path in tmp_path.rglob("*")] == ["system-temp"]
@@ -306,3 +310,79 @@ def test_what_is_no_image_or_no_video_is_refused(tmp_path):
     with pytest.raises(BadInputError, match=r"one of \.mp4, \.webm, \.npy"):
         write_video(tmp_path / "video.png", smooth(), fps=16)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_the_same_frames_give_the_same_bytes(tmp_path, suffix):
+    grain = np.random.default_rng(0).integers(0, 256, (13, 96, 128, 3), dtype=np.uint8)
+    for number in range(4):
+        write_video(tmp_path / f"{number}{suffix}", grain, fps=16)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    with av.open(tmp_path / f"0{suffix}") as container:
+        assert isinstance(container, InputContainer)
+        assert not {"creation_time"} & container.metadata.keys()
+
+
+def test_x264_is_told_to_use_one_thread(tmp_path):
+    """x264 writes its settings into the stream."""
+    write_video(tmp_path / "clip.mp4", smooth(2, 480, 480), fps=16)
+    assert b" threads=1 lookahead_threads=1 " in (tmp_path / "clip.mp4").read_bytes()
+
+
+HOSTILE = (
+    "a cat", "", "猫 é", 'quote " \' \\ <script>', "line\none\r\ntwo\u2028", "\x00\x07\x1b[31mred",
+    "lone \ud800 surrogate", "; title=x", "=SUM(A1)", "long " * 40_000,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+@pytest.mark.parametrize("prompt", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_video_says_how_it_was_made_whatever_the_prompt(tmp_path, suffix, prompt):
+    about = {"prompt": prompt, "seed": 3, "preset": "draft", "vidsparse": "0.1.0"}
+    write_video(tmp_path / f"clip{suffix}", smooth(3), fps=16, about=about)
+    with av.open(tmp_path / f"clip{suffix}") as container:
+        assert isinstance(container, InputContainer)
+        said = {name.lower(): value for name, value in container.metadata.items()}
+    assert json.loads(said["comment"]) == about
+    assert said.get("title", "").isprintable()
+    assert len(said.get("title", "")) <= 200
+    assert read_video(tmp_path / f"clip{suffix}").shape == smooth(3).shape
+
+
+@pytest.mark.parametrize("prompt", HOSTILE, ids=range(len(HOSTILE)))
+def test_an_image_says_how_it_was_made_whatever_the_prompt(tmp_path, prompt):
+    about = {"prompt": prompt, "seed": 3, "preset": None}
+    write_image(tmp_path / "image.png", smooth(1), about=about)
+    with Image.open(tmp_path / "image.png") as image:
+        image.load()
+        assert json.loads(image.info["Comment"]) == about
+        assert np.array_equal(np.asarray(image)[None], smooth(1))
+
+
+LIMITED = """
+import resource, sys
+import numpy as np
+from vidsparse.errors import VidsparseError
+from vidsparse.pipelines import video
+
+frames = np.random.default_rng(0).integers(0, 256, (int(sys.argv[2]), 96, 128, 3), dtype=np.uint8)
+write = video.write_image if len(frames) == 1 else lambda *a: video.write_video(*a, 16)
+resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+try:
+    write(sys.argv[1], frames)
+except VidsparseError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.webm", "clip.npy", "image.png", "image.npy"])
+def test_where_the_system_takes_no_more_bytes_path_and_cause_are_said(tmp_path, name):
+    (tmp_path / "out").mkdir()
+    path, frames = tmp_path / "out" / name, "1" if name.startswith("image") else "9"
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, path, frames],
+        env=os.environ | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.startswith(f"cannot write {path} (File too large), nor keep its frames")
+    assert "File too large" in done.stdout.partition("nor keep")[2]
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == []

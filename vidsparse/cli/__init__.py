@@ -43,7 +43,6 @@ app = typer.Typer(
     cls=_Group,
     help="Sparse attention for video diffusion: generate, compare with dense, plan, measure.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -77,8 +76,11 @@ def run(arguments: Sequence[str]) -> int:
     except BadInputError as error:
         complain(error)
         return 2
-    except (VidsparseError, OSError) as error:
+    except VidsparseError as error:
         complain(error)
+        return 1
+    except OSError as error:
+        complain(f"{error.filename}: {error.strerror}" if error.filename else error)
         return 1
 
 

@@ -5,14 +5,14 @@
                                     PRESET.npy, PRESET.json, PRESET.scores.json, ...
 
 A record is written after its frames and removed before they are replaced: a record that is there
-belongs to the frames beside it, whenever the process was killed.
+belongs to the frames beside it, whenever the process was killed. It holds a hash of those files
+and one of itself, so that nothing is used that was changed since.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vidsparse.cli.records import hash_file, plain, read_record, write_record
 from vidsparse.errors import BadInputError
-from vidsparse.files import replace_file
+from vidsparse.files import replace_file, save_array
 
 if TYPE_CHECKING:
     from vidsparse.pipelines.generate import Request
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 Settings = Mapping[str, Any]
 FOLDER = "clips"
 DENSE = "dense"
+SHEET = "sheet.png"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +61,7 @@ class Clips:
 
     Attributes:
         changed: Names of settings for which finished work could not be used.
+        damaged: Files that are not as they were written, and so were not used.
 
     Args:
         folder: Of the comparison.
@@ -66,7 +69,9 @@ class Clips:
 
     def __init__(self, folder: Path) -> None:
         self.changed: dict[str, None] = {}
+        self.damaged: dict[str, None] = {}
         self._folder = folder
+        self._hashes: dict[tuple[Path, int, int], str] = {}
 
     def path(self, case: Case, name: str) -> Path:
         """Where a file of a case lies, such as ``dense.npy``."""
@@ -77,17 +82,40 @@ class Clips:
         return self.path(case, name).relative_to(self._folder).as_posix()
 
     def record(self, case: Case, name: str, settings: Settings) -> dict[str, Any] | None:
-        """What was kept under a name, if made under these settings; else notes what changed."""
-        try:
-            found = json.loads(self.path(case, f"{name}.json").read_text(encoding="utf-8"))
-            before = found.pop("settings")
-        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        """What was kept under a name, if it and its arrays are as they were written.
+
+        None where it is not there, was made under other settings (noted in ``changed``), or was
+        changed since (noted in ``damaged``).
+        """
+        path = self.path(case, f"{name}.json")
+        if not os.path.lexists(path):
             return None
-        now = _plain(settings)
+        found = read_record(path)
+        if found is None:
+            self.damaged[self.relative(case, f"{name}.json")] = None
+            return None
+        before, now = found.pop("settings"), plain(settings)
         if before != now:
             self.changed |= {key: None for key in now if before.get(key) != now[key]}
             return None
-        return found
+        hashes = found.pop("files")
+        damaged = [file for file in hashes if self._hash(case, file) != hashes[file]]
+        self.damaged |= {self.relative(case, file): None for file in damaged}
+        return None if damaged else found
+
+    def _hash(self, case: Case, file: str) -> str | None:
+        """Hash a file, once for each state of it; None for what is no file or cannot be read."""
+        path = self.path(case, file)
+        try:
+            stat = path.stat()
+            if not path.is_file():
+                return None
+            state = path, stat.st_mtime_ns, stat.st_size
+            if state not in self._hashes:
+                self._hashes[state] = hash_file(path)
+        except OSError:
+            return None
+        return self._hashes[state]
 
     def array(self, case: Case, name: str) -> np.ndarray:
         """The array kept under a name, read from disk as it is needed.
@@ -97,13 +125,6 @@ class Clips:
             ValueError: When the file is not whole.
         """
         return np.load(self.path(case, f"{name}.npy"), mmap_mode="r")
-
-    def has_arrays(self, case: Case, *names: str) -> bool:
-        """Whether all these arrays are there and whole."""
-        try:
-            return all(self.array(case, name) is not None for name in names)
-        except (OSError, ValueError):
-            return False
 
     def save(
         self,
@@ -117,10 +138,15 @@ class Clips:
         path = self.path(case, f"{name}.json")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
+        hashes: dict[str, str] = {}
         for file, array in arrays.items():
-            replace_file(self.path(case, f"{file}.npy"), lambda part, x=array: np.save(part, x))
-        text = json.dumps({"settings": _plain(settings), **record}, ensure_ascii=False)
-        replace_file(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+            def write(part: Path, file: str = file, array: np.ndarray = array) -> None:
+                save_array(part, array)
+                hashes[f"{file}.npy"] = hash_file(part)
+
+            replace_file(self.path(case, f"{file}.npy"), write)
+        write_record(path, {"settings": plain(settings), "files": hashes, **record})
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -135,11 +161,6 @@ class Clips:
             for part in (*root.glob("*/.vidsparse-*"), *self._folder.glob(".vidsparse-*")):
                 part.unlink(missing_ok=True)
             yield
-
-
-def _plain(settings: Settings) -> dict[str, Any]:
-    """The settings as they come back from JSON."""
-    return json.loads(json.dumps(settings, default=str))
 
 
 @contextlib.contextmanager

@@ -10,20 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vidsparse.cli import fingerprint
-from vidsparse.cli.clips import DENSE, Case, Clips
-from vidsparse.cli.comparison import make_results, write_files
-from vidsparse.cli.comparison_table import footer, make_table
-from vidsparse.cli.finished import Finished
+from vidsparse.cli.clips import DENSE, SHEET, Case, Clips
+from vidsparse.cli.clips import FOLDER as CLIPS
 from vidsparse.cli.job import Job, Prompt, RunOptions, maybe_pool
 from vidsparse.cli.options import Json, PresetChanges, option, ray_option, whole_numbers
 from vidsparse.cli.screen import answer, answer_json, note
-from vidsparse.cli.work import CompareWork
 from vidsparse.errors import BadInputError
-from vidsparse.preset import Preset, suggest
 
 if TYPE_CHECKING:
     from vidsparse.metrics.weights import Weights
+    from vidsparse.preset import Preset
 
 
 def compare(
@@ -43,6 +39,15 @@ def compare(
     output: Annotated[
         Path, option("Folder of the report; a rerun goes on where it stopped.", "-o", "--output")
     ] = Path("compare"),
+    repeats: Annotated[
+        int,
+        typer.Option(
+            "--repeats",
+            min=1,
+            max=99,
+            help="Time each generation so often, dense and sparse in turns.",
+        ),
+    ] = 1,
     noise_floor: Annotated[
         bool, option("Also compare dense with dense by another engine.", "--noise-floor")
     ] = False,
@@ -57,17 +62,26 @@ def compare(
         list[str] | None,
         option("KEY=PATH: local weights of a learned metric, such as lpips_alex; repeatable."),
     ] = None,
+    overwrite: Annotated[
+        bool, option("Write to a folder that holds files of something else.", "--overwrite")
+    ] = False,
     ray: Annotated[str | None, ray_option()] = None,
     json: Json = False,
 ) -> None:
     """Make dense and sparse videos from the same seeds, and report what it cost and saved."""
     import vidsparse.metrics.report.write  # noqa: F401 what is missing is missed before the work
+    from vidsparse.cli import fingerprint
+    from vidsparse.cli.comparison import make_results, write_files
+    from vidsparse.cli.comparison_table import footer, make_table
+    from vidsparse.cli.finished import Finished
+    from vidsparse.cli.work import CompareWork
 
     presets = read_presets(preset, changes)
     numbers = read_seeds(seeds, run.seed)
     job = replace(run, seed=numbers[0]).job(_prompts(prompt, prompts))
     found = read_weights(weights or [])
-    _check_folder(output, job, [DENSE, *(chosen.name for chosen in presets)])
+    names = [DENSE, *(chosen.name for chosen in presets)]
+    _check_folder(output, job, names, overwrite=overwrite)
     clips = Clips(output)
     with maybe_pool(ray, job) as pool, clips.locked():
         machine = partial(fingerprint.of_machine, job)
@@ -80,6 +94,7 @@ def compare(
             weights=found,
             wants_floor=noise_floor,
             wants_errors=attention_error,
+            repeats=repeats,
         )
         CompareWork(finished).do(pool)
         results = make_results(finished, shlex.join(["vidsparse", *context.obj]))
@@ -128,6 +143,7 @@ def read_weights(pairs: list[str]) -> Weights | None:
     """
     from vidsparse.metrics.scores import Scorer
     from vidsparse.metrics.weights import NEEDED, Weights
+    from vidsparse.preset import suggest
 
     paths: dict[str, Path] = {}
     for pair in pairs:
@@ -167,10 +183,19 @@ def _prompts(prompt: str | None, file: Path | None) -> list[str | None]:
     return different
 
 
-def _check_folder(folder: Path, job: Job, names: list[str]) -> None:
+def _check_folder(folder: Path, job: Job, names: list[str], *, overwrite: bool) -> None:
+    """Make sure that the report can be written, and that it replaces no file of something else."""
+    from vidsparse.metrics.report.write import FILES
     from vidsparse.pipelines.video import check_writable
 
     if folder.exists() and not folder.is_dir():
         raise BadInputError(f"{folder} is a file: -o names the folder that compare writes to")
-    for name in names:
-        check_writable(folder / f"{name}{job.suffix}", image=job.checkpoint.image)
+    videos = [f"{name}{job.suffix}" for name in names]
+    taken = [name for name in (*videos, *FILES, SHEET) if (folder / name).exists()]
+    if taken and not overwrite and not (folder / CLIPS).is_dir():
+        raise BadInputError(
+            f"{folder} holds {taken[0]}, and no comparison: give --overwrite to replace what is in "
+            "the way, or another folder with -o"
+        )
+    for name in videos:
+        check_writable(folder / name, image=job.checkpoint.image)

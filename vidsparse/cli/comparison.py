@@ -8,9 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidsparse.cli.clips import DENSE, Case
+from vidsparse.cli.clips import DENSE, SHEET, Case
 from vidsparse.cli.comparison_summary import summarize_preset
 from vidsparse.cli.finished import Finished
+from vidsparse.cli.measured_run import Run
 from vidsparse.files import replace_file
 from vidsparse.grid import TokenGrid
 from vidsparse.preset import Preset
@@ -67,12 +68,13 @@ def write_files(folder: Path, finished: Finished, results: Results) -> None:
     first = finished.cases[0]
     names = [DENSE, *(preset.name for preset in finished.presets)]
     frames = {name: finished.clips.array(first, name) for name in names}
-    for name, clip in frames.items():
-        finished.job.write(folder / f"{name}{finished.job.suffix}", clip)
+    for preset, (name, clip) in zip((None, *finished.presets), frames.items(), strict=True):
+        path = folder / f"{name}{finished.job.suffix}"
+        finished.job.write(path, clip, first.request, preset)
     labels = [_sheet_label(name, results) for name in names]
     rows = dict(zip(labels, frames.values(), strict=True))
     sheet = contact_sheet(rows, title=first.request.prompt)
-    replace_file(folder / "sheet.png", lambda path: sheet.save(path, format="PNG"))
+    replace_file(folder / SHEET, lambda path: sheet.save(path, format="PNG"))
     write_report(folder, results)
 
 
@@ -100,19 +102,25 @@ def _clip(finished: Finished, case: Case, preset: Preset) -> dict[str, Any]:
     assert run is not None
     assert dense is not None
     assert scores is not None
+    ours, theirs = finished.runs(case, preset), finished.runs(case, None)
+    typical, typical_dense = median_run(ours), median_run(theirs)
     names = ("mean_density", "dense_steps_share", "sigmas", "density", "head_density", "engines",
              "fallbacks", "notes", "peak_memory_bytes")  # fmt: skip
     return {
         "preset": preset.name,
         "prompt_index": case.prompt_index,
         "seed": case.request.seed,
-        "seconds": run.stages.total,
-        "dense_seconds": dense.stages.total,
+        "seconds": typical.stages.total,
+        "dense_seconds": typical_dense.stages.total,
+        "all_seconds": [each.stages.total for each in ours],
+        "all_dense_seconds": [each.stages.total for each in theirs],
         **{name: getattr(run, name) for name in names},
         "attention_error": finished.attention_error(case, preset),
         "step_latent_error": run.latent_error,
-        "time": run.stages.to_json(),
-        "dense_time": dense.stages.to_json(),
+        "time": typical.stages.to_json(),
+        "dense_time": typical_dense.stages.to_json(),
+        "machine": typical.machine,
+        "dense_machine": typical_dense.machine,
         "identical": run.frames_sha256 == dense.frames_sha256,
         "scores": scores["values"],
         "curves": scores["curves"],
@@ -121,6 +129,11 @@ def _clip(finished: Finished, case: Case, preset: Preset) -> dict[str, Any]:
             "sparse": finished.clips.relative(case, f"{preset.name}.npy"),
         },
     }
+
+
+def median_run(runs: list[Run]) -> Run:
+    """The run of median time; of an even number, the faster of the two in the middle."""
+    return sorted(runs, key=lambda run: run.stages.total)[(len(runs) - 1) // 2]
 
 
 def _gpu(device: str) -> str | None:

@@ -12,7 +12,7 @@ from rich.table import Table
 from vidsparse.cli.clips import DENSE
 from vidsparse.cli.comparison import decibels
 from vidsparse.cli.dense_engines import STOCK
-from vidsparse.cli.screen import plain_table
+from vidsparse.cli.screen import plain_table, plain_text
 
 if TYPE_CHECKING:
     from vidsparse.metrics.report.results import Results
@@ -50,7 +50,9 @@ def footer(
         engines: Milliseconds of a dense attention call by engine.
         suffix: Of the videos or images.
     """
-    video, clips = results.video, results.clips
+    from vidsparse.metrics.report import words
+
+    video, clips, machine = results.video, results.clips, words.machine(results)
     number = len(results.prompts) * len(results.seeds)
     seeds = ", ".join(map(str, results.seeds))
     counts = _count(results.prompts, "prompt"), _count(results.seeds, "seed")
@@ -66,9 +68,11 @@ def footer(
         f"[dim]{runs}seed {seeds}, {results.steps} steps, {video.frames} x {video.height} x "
         f"{video.width}, {video.tokens:,} tokens, engine {results.engine} on "
         f"{results.gpu or results.device} in {results.dtype}[/dim]",
+        *([f"[dim]{plain_text(machine)}[/dim]"] if machine else []),
         f"[dim]{describe_floor(results)}[/dim]",
         *(f"[dim]{line}[/dim]" for line in (*_gains(results), *_best_dense(results, engines))),
         *(f"{row.preset}: {row.sentence}" for row in results.summary if number > 1),
+        *map(plain_text, words.timing(results)),
         *_verdicts(results),
         *fell_back,
         *dict.fromkeys(sentence for clip in clips for sentence in clip.notes),

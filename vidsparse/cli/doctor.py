@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import platform
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import typer
 from rich.markup import escape
 
 from vidsparse.cli.options import Json
 from vidsparse.cli.screen import answer, answer_json, complain, plain_table
 from vidsparse.errors import BadInputError
-from vidsparse.kernels.case import Case
-from vidsparse.kernels.engines import ENGINES, choose_engine
-from vidsparse.pipelines.checkpoints import TINY
+
+if TYPE_CHECKING:
+    from vidsparse.kernels.case import Case
 
 PACKAGES = ("vidsparse", "torch", "diffusers", "transformers", "triton", "imageio", "av")
 OPTIONAL = ("flash-attn-4", "xformers")
@@ -45,6 +44,7 @@ def versions() -> dict[str, str | None]:
 
 def examine() -> dict[str, Any]:
     """Collect every fact."""
+    from vidsparse.kernels.engines import ENGINES, choose_engine
     from vidsparse.pipelines.load import resolve_device
 
     device, installed = resolve_device("auto"), versions()
@@ -73,6 +73,10 @@ def examine() -> dict[str, Any]:
 
 def _typical_case(device: str) -> Case:
     """A video model's self-attention on this machine: what the choice of an engine is shown for."""
+    import torch
+
+    from vidsparse.kernels.case import Case
+
     kind = device.partition(":")[0]
     arch = torch.cuda.get_device_capability(device) if kind == "cuda" else None
     dtype = torch.float32 if kind == "cpu" else torch.bfloat16
@@ -81,6 +85,8 @@ def _typical_case(device: str) -> Case:
 
 def _version(package: str) -> str | None:
     if package == "torch":
+        import torch
+
         return torch.__version__
     try:
         return metadata.version(package)
@@ -89,12 +95,15 @@ def _version(package: str) -> str | None:
 
 
 def _devices() -> list[str]:
+    import torch
+
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     names = [f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in gpus]
     return [f"cpu, {torch.get_num_threads()} threads", *names]
 
 
 def _shipped_pipeline() -> dict[str, Any]:
+    from vidsparse.pipelines.checkpoints import TINY
     from vidsparse.pipelines.load import check_folder
 
     try:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vidsparse.cli.doctor import versions
+from vidsparse.cli.machine import cpu_model
 from vidsparse.preset import Preset
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def of_machine(job: Job) -> dict[str, Any]:
     if job.device.startswith("cuda"):
         machine = torch.cuda.get_device_name(job.device)
     else:
-        machine = f"{torch.get_num_threads()} threads"
+        machine = f"{cpu_model()}, {torch.get_num_threads()} threads"
     return {
         "model": str(source),
         "weights": of_files(source.rglob("*.safetensors")) if isinstance(source, Path) else None,

@@ -32,6 +32,7 @@ class Finished:
         weights: Of learned metrics.
         wants_floor: Whether to compare dense with dense by another engine.
         wants_errors: Whether to measure the error of attention calls.
+        repeats: How often each generation is timed.
         machine: What all runs share, as ``fingerprint.of_machine`` has it.
     """
 
@@ -43,15 +44,24 @@ class Finished:
     weights: Weights | None = None
     wants_floor: bool = False
     wants_errors: bool = False
+    repeats: int = 1
 
     def run(self, case: Case, preset: Preset | None) -> Run | None:
         """A generation that is finished, dense without a preset."""
         name = preset.name if preset else DENSE
-        arrays = (name,) if preset else (name, f"{name}.latents")
         record = self.clips.record(case, name, self.settings(case, preset))
-        if record is None or not self.clips.has_arrays(case, *arrays):
-            return None
-        return Run.of_json(record)
+        return None if record is None else Run.of_json(record)
+
+    def again(self, case: Case, preset: Preset | None, number: int) -> Run | None:
+        """The same generation, timed once more, if that is finished; ``number`` from 2."""
+        name = f"{preset.name if preset else DENSE}.again{number}"
+        record = self.clips.record(case, name, self.settings(case, preset))
+        return None if record is None else Run.of_json(record)
+
+    def runs(self, case: Case, preset: Preset | None) -> list[Run]:
+        """Every time that a generation was timed, in order."""
+        again = [self.again(case, preset, number) for number in range(2, self.repeats + 1)]
+        return [run for run in (self.run(case, preset), *again) if run is not None]
 
     def scores(self, case: Case, preset: Preset) -> dict[str, Any] | None:
         """What was measured on the frames of a preset, as ``ClipScores`` has it."""

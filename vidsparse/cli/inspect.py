@@ -15,10 +15,10 @@ from vidsparse.cli.options import Json, PresetChanges, option, whole_numbers
 from vidsparse.cli.screen import answer, answer_json, note, plain_table, step_bar
 from vidsparse.errors import BadInputError
 from vidsparse.files import replace_file
-from vidsparse.preset import Preset
 
 if TYPE_CHECKING:
     from vidsparse.cli.inspected import Inspector
+    from vidsparse.preset import Preset
 
 
 def inspect(
@@ -135,7 +135,7 @@ def _observe(pipe: Any, job: Job, preset: Preset, inspector: Inspector) -> str:
     with vidsparse.sparsify(pipe, preset, strict=job.options.strict) as session:
         session.observe(inspector)
         stats = session.stats
-        with step_bar(preset.name, request.steps, lambda: stats.latest_density) as on_step:
+        with step_bar(preset.name, request.steps, stats) as on_step:
             generate(pipe, request, on_step)
         for sentence in stats.notes:
             note(sentence)

@@ -15,16 +15,15 @@ import vidsparse
 from vidsparse.cli.options import option
 from vidsparse.cli.screen import busy, hear_libraries, note, step_bar
 from vidsparse.errors import BadInputError
-from vidsparse.pipelines.checkpoints import TINY, Checkpoint, find_checkpoint, find_source
-from vidsparse.pipelines.noise import check_steps
-from vidsparse.preset import Preset
-from vidsparse.stats import Stats
 
 if TYPE_CHECKING:
     import numpy as np
 
     from vidsparse.cli.on_ray import Pool
+    from vidsparse.pipelines.checkpoints import Checkpoint
     from vidsparse.pipelines.generate import Request
+    from vidsparse.preset import Preset
+    from vidsparse.stats import Stats
 
 Prompt = Annotated[
     str | None,
@@ -76,6 +75,7 @@ class RunOptions:
             BadInputError: For a model, device, size or prompt that is not possible.
         """
         from vidsparse.pipelines import load
+        from vidsparse.pipelines.checkpoints import find_checkpoint, find_source
 
         source = find_source(self.model)
         if isinstance(source, Path):
@@ -91,6 +91,7 @@ class RunOptions:
 
     def _request(self, checkpoint: Checkpoint, prompt: str | None) -> Request:
         from vidsparse.pipelines.generate import Request
+        from vidsparse.pipelines.noise import check_steps
 
         size = checkpoint.size(self.frames, self.height, self.width)
         if self.guidance is not None and not checkpoint.takes_guidance:
@@ -109,6 +110,8 @@ class RunOptions:
 
     def _prompt(self, checkpoint: Checkpoint, prompt: str | None) -> str:
         """The prompt, drawn or looked over by the shipped pipeline's own grammar."""
+        from vidsparse.pipelines.checkpoints import TINY
+
         if checkpoint.source != TINY:
             if prompt is None:
                 raise BadInputError(
@@ -150,14 +153,19 @@ class Job:
         """Of the files, where nobody asked for another."""
         return ".png" if self.checkpoint.image else ".mp4"
 
-    def write(self, path: Path, frames: np.ndarray) -> None:
-        """Write what was made, a video or an image."""
+    def write(
+        self, path: Path, frames: np.ndarray, request: Request, preset: Preset | None
+    ) -> None:
+        """Write what was made, a video or an image, with how it was made in its metadata."""
         from vidsparse.pipelines.video import write_image, write_video
 
+        names = ("prompt", "seed", "steps", "guidance")
+        about = {name: getattr(request, name) for name in names}
+        about |= {"preset": preset and preset.name, "vidsparse": vidsparse.__version__}
         if self.checkpoint.image:
-            write_image(path, frames)
+            write_image(path, frames, about=about)
         else:
-            write_video(path, frames, self.fps)
+            write_video(path, frames, self.fps, about=about)
 
     def load(self) -> Any:
         """Load the pipeline."""
@@ -219,7 +227,7 @@ def run_request(
     attached = vidsparse.sparsify(pipe, preset, strict=strict) if preset else nullcontext()
     with attached as session:
         stats = session.stats if session else None
-        with step_bar(label, request.steps, lambda: stats and stats.latest_density) as on_step:
+        with step_bar(label, request.steps, stats) as on_step:
             started = perf_counter()
             frames = generate(pipe, request, on_step)
             return Result(frames, perf_counter() - started, stats)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import vidsparse
+from vidsparse.cli.machine import here
 from vidsparse.cli.seen_calls import ErrorMeter, by_layer_and_step
 from vidsparse.metrics.latency import Stages
 from vidsparse.preset import Preset
@@ -33,6 +34,7 @@ class Run:
         frames_sha256: Of the raw frames.
         grid: The tokens, as FRAMESxHEIGHTxWIDTH.
         attention_shape: Of the queries: batch, tokens, heads, head_dim.
+        machine: Where it ran and how busy that was, as ``vidsparse.cli.machine.here`` has it.
         peak_memory_bytes: Of the GPU; None on a CPU.
         mean_density: Over all self-attention calls; 1 for a dense run.
         dense_steps_share: Share of the steps in which every call was dense.
@@ -50,6 +52,7 @@ class Run:
     frames_sha256: str
     grid: str
     attention_shape: list[int]
+    machine: dict[str, Any]
     peak_memory_bytes: int | None = None
     mean_density: float = 1.0
     dense_steps_share: float = 1.0
@@ -111,6 +114,7 @@ def measure(
     device = torch.device(pipe.device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    machine = here()
     attached = vidsparse.sparsify(pipe, preset, strict=strict) if preset else nullcontext()
     with attached as session, Probe(pipe) as probe:
         started = perf_counter()
@@ -125,6 +129,7 @@ def measure(
         frames_sha256=hashlib.sha256(np.ascontiguousarray(frames).data).hexdigest(),
         grid=str(geometry_of(pipe).token_grid(request.frames, request.height, request.width)),
         attention_shape=list(probe.shape or ()),
+        machine=machine,
         peak_memory_bytes=(
             torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
         ),

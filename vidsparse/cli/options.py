@@ -7,13 +7,14 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from vidsparse.errors import BadInputError
-from vidsparse.preset import Preset
-from vidsparse.presets import find_preset
+
+if TYPE_CHECKING:
+    from vidsparse.preset import Preset
 
 MOST_NUMBERS = 1000
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for a program.")]
@@ -55,6 +56,8 @@ class PresetChanges:
         Raises:
             BadInputError: For an unknown preset, parameter or value.
         """
+        from vidsparse.presets import find_preset
+
         changes: dict[str, Any] = {}
         for text in self.set or []:
             key, equals, value = text.partition("=")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from vidsparse.cli.options import Json, PresetChanges, option
 from vidsparse.cli.screen import answer, answer_json, note, plain_table
 from vidsparse.errors import BadInputError
-from vidsparse.forecast import Forecast, forecast
 from vidsparse.grid import TokenGrid
-from vidsparse.pipelines.checkpoints import Checkpoint, find_checkpoint
-from vidsparse.pipelines.geometry import Geometry
+
+if TYPE_CHECKING:
+    from vidsparse.forecast import Forecast
+    from vidsparse.pipelines.checkpoints import Checkpoint
+    from vidsparse.pipelines.geometry import Geometry
 
 GRID_STEPS, GRID_SHIFT = 50, 5.0  # of a run when only a grid is given: as Wan 2.1 at 720p
 
@@ -33,6 +35,9 @@ def plan(
     json: Json = False,
 ) -> None:
     """Say how much a preset computes on a grid."""
+    from vidsparse.forecast import forecast
+    from vidsparse.pipelines.checkpoints import find_checkpoint
+
     chosen = changes.preset(preset)
     if (grid is None) == (model is None):
         raise BadInputError("give --grid, such as 21x45x80, or --model, such as wan2.1-14b")
@@ -53,6 +58,8 @@ def plan(
 
 
 def _grid_checkpoint() -> Checkpoint:
+    from vidsparse.pipelines.checkpoints import Checkpoint
+
     return Checkpoint(source="", steps=GRID_STEPS, flow_shift=GRID_SHIFT)
 
 

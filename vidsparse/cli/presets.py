@@ -7,16 +7,16 @@ import inspect
 import re
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vidsparse.cli.options import Json, PresetChanges
 from vidsparse.cli.screen import answer, answer_json, plain_table
 from vidsparse.errors import BadInputError
-from vidsparse.policies.parts import ESTIMATORS, ORDERS
-from vidsparse.preset import Preset
-from vidsparse.presets import PRESETS
+
+if TYPE_CHECKING:
+    from vidsparse.preset import Preset
 
 
 def presets(
@@ -25,6 +25,8 @@ def presets(
     json: Json = False,
 ) -> None:
     """List the presets, or the parameters of one."""
+    from vidsparse.presets import PRESETS
+
     if name is None:
         if changes.set or changes.density is not None:
             raise BadInputError("--set and --density change one preset: name it")
@@ -87,6 +89,8 @@ def _head(preset: Preset) -> dict[str, Any]:
 
 def read_parts(preset: Preset) -> dict[str, str | list[str]]:
     """Say what the policy is made of; alternatives are what a head may take instead."""
+    from vidsparse.policies.parts import ESTIMATORS, ORDERS
+
     policy = preset.policy
     parts: dict[str, str | list[str]] = {
         "order": part_name(ORDERS, policy.order),

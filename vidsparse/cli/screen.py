@@ -9,7 +9,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -29,6 +29,10 @@ from vidsparse.errors import shorten
 # terminal obeys them, whoever wrote them.
 _CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _COLOURS = re.compile("\x1b\\[[0-9;]*m")
+
+if TYPE_CHECKING:
+    from vidsparse.stats import Stats
+
 OnStep = Callable[[int, int], None]
 
 
@@ -71,13 +75,13 @@ def busy(what: str) -> contextlib.AbstractContextManager[object]:
 
 
 @contextlib.contextmanager
-def step_bar(label: str, steps: int, density: Callable[[], float | None]) -> Iterator[OnStep]:
-    """Show steps done, time left and the density of the step just done.
+def step_bar(label: str, steps: int, stats: Stats | None) -> Iterator[OnStep]:
+    """Show steps done, time left and the density of the step just done; at the end their mean.
 
     Args:
         label: What is running.
         steps: How many steps there will be.
-        density: Read after each step; None hides it.
+        stats: Of the session, read after each step; None for a dense run.
     """
     progress = Progress(
         TextColumn("{task.description}"),
@@ -94,15 +98,17 @@ def step_bar(label: str, steps: int, density: Callable[[], float | None]) -> Ite
         task: TaskID = progress.add_task(plain_text(label), total=steps, density="")
 
         def on_step(done: int, total: int) -> None:
-            shown = "[dim]decoding[/dim]" if done == total else shown_density()
+            now = stats and stats.latest_density
+            shown = "[dim]decoding[/dim]" if done == total else _density("density", now)
             progress.update(task, completed=done, total=total, density=shown)
 
-        def shown_density() -> str:
-            now = density()
-            return "" if now is None else f"[dim]density[/dim] {now:.2f}"
-
         yield on_step
-        progress.update(task, density=shown_density())
+        mean = stats.mean_density if stats and stats.calls else None
+        progress.update(task, density=_density("mean density", mean))
+
+
+def _density(name: str, value: float | None) -> str:
+    return "" if value is None else f"[dim]{name}[/dim] {value:.3f}"
 
 
 @contextlib.contextmanager

@@ -17,6 +17,8 @@ from vidsparse.cli.screen import OnStep, note
 from vidsparse.preset import Preset
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from vidsparse.cli.on_ray import Pool
     from vidsparse.metrics.scores import Scorer
 
@@ -63,6 +65,8 @@ class CompareWork:
             note(f"{len(pieces) - len(to_do)} of {len(pieces)} pieces of work were done before")
         if self._done.clips.changed:
             note(f"made again, since these changed: {', '.join(self._done.clips.changed)}")
+        if self._done.clips.damaged:
+            note(f"made again, since changed on disk: {', '.join(self._done.clips.damaged)}")
         pace = Pace([p.kind for p in to_do], self._done.seconds(), pool.size if pool else 1)
         if pool is None and any(piece.needs_pipe for piece in to_do):
             self._load()  # before the clock of the first piece runs
@@ -96,6 +100,12 @@ class CompareWork:
         has_dense = partial(self._has_run, first, None)
         found = [
             self._generation(case, preset)
+            for case in self._done.cases
+            for preset in (None, *self._done.presets)
+        ]
+        found += [
+            self._again(case, preset, number)
+            for number in range(2, self._done.repeats + 1)
             for case in self._done.cases
             for preset in (None, *self._done.presets)
         ]
@@ -136,6 +146,15 @@ class CompareWork:
             ready=partial(self._has_run, case, None) if preset else lambda: True,
         )
 
+    def _again(self, case: Case, preset: Preset | None, number: int) -> Piece:
+        name = preset.name if preset else DENSE
+        return Piece(
+            kind=name,
+            label=f"{name} again, {number} of {self._done.repeats}, {_label(case)}",
+            finished=lambda: self._done.again(case, preset, number) is not None,
+            do=partial(self._do_again, case, preset, number),
+        )
+
     def _errors(self, case: Case, preset: Preset) -> Piece:
         return Piece(
             kind=preset.name,
@@ -159,22 +178,32 @@ class CompareWork:
 
     def _do_generation(self, case: Case, preset: Preset | None, on_step: OnStep) -> None:
         name = preset.name if preset else DENSE
-        if name not in self._warm:
-            measured_run.warm_up(self._pipe, case.request, preset)
-            self._warm.add(name)
-        made = measured_run.measure(
-            self._pipe,
-            case.request,
-            preset,
-            on_step,
-            strict=self._done.job.options.strict,
-            reference=self._done.clips.array(case, f"{DENSE}.latents") if preset else None,
-        )
+        reference = self._done.clips.array(case, f"{DENSE}.latents") if preset else None
+        made = self._measure(case, preset, on_step, reference)
         arrays = {name: made.frames}
         if preset is None:
             arrays[f"{DENSE}.latents"] = made.latents
         self._done.clips.save(
             case, name, self._done.settings(case, preset), made.run.to_json(), arrays
+        )
+
+    def _do_again(self, case: Case, preset: Preset | None, number: int, on_step: OnStep) -> None:
+        made = self._measure(case, preset, on_step, None)
+        name = f"{preset.name if preset else DENSE}.again{number}"
+        settings = self._done.settings(case, preset)
+        self._done.clips.save(case, name, settings, made.run.to_json(), {})
+
+    def _measure(
+        self, case: Case, preset: Preset | None, on_step: OnStep, reference: np.ndarray | None
+    ) -> measured_run.Measured:
+        """Generate and measure, warmed up."""
+        name = preset.name if preset else DENSE
+        if name not in self._warm:
+            measured_run.warm_up(self._pipe, case.request, preset)
+            self._warm.add(name)
+        strict = self._done.job.options.strict
+        return measured_run.measure(
+            self._pipe, case.request, preset, on_step, strict=strict, reference=reference
         )
 
     def _do_floor(self, case: Case, on_step: OnStep) -> None:

@@ -28,6 +28,19 @@
     svg.addEventListener("pointerleave", () => { said.textContent = ""; });
   }
 
+  // A table that is cut says so; where it can be scrolled to, its edge is shaded.
+  function cut(box) {
+    const rest = box.scrollWidth - box.clientWidth;
+    box.classList.toggle("more-left", box.scrollLeft > 1);
+    box.classList.toggle("more-right", box.scrollLeft < rest - 1);
+    box.previousElementSibling.hidden = rest <= 1;
+  }
+  for (const box of all(".wide")) {
+    box.addEventListener("scroll", () => cut(box), { passive: true });
+    new ResizeObserver(() => cut(box)).observe(box);
+    cut(box);
+  }
+
   const views = JSON.parse($("#views").textContent);
   if (!views.length) {
     document.addEventListener("keydown", (event) => { if (event.key === "t") theme(); });
@@ -73,8 +86,8 @@
   function show(number) {
     frame = Math.max(0, Math.min(view.frames - 1, number));
     scrub.value = String(frame);
-    scrub.setAttribute("aria-valuetext", `frame ${frame + 1} of ${view.frames}`);
-    $("#frame").textContent = `${frame + 1} / ${view.frames}`;
+    scrub.setAttribute("aria-valuetext", `frame ${frame} of 0 to ${view.frames - 1}`);
+    $("#frame").textContent = `${frame} / ${view.frames - 1}`;
     $("#said").textContent = view.said[frame] ? `This frame: ${view.said[frame]}` : "";
     for (const svg of all(".view:not([hidden]) svg.frames")) {
       const { start, stop, count } = svg.dataset;

@@ -99,7 +99,7 @@ def wait_for_frame(page, number):
 def test_scrubbing_shows_another_frame_in_all_panes(page):
     before = [pixels(page, pane) for pane in (0, 1)]
     page.locator("#scrub").fill("9")
-    wait_for_frame(page, 10)
+    wait_for_frame(page, 9)
     after = [changed(page, pane, before[pane], 3) for pane in (0, 1)]  # the ball moved
     assert apart(after[0], after[1]) > 0.5  # dense and sparse differ
 
@@ -165,9 +165,9 @@ def test_a_curve_can_be_clicked_and_follows(page):
     chart.scroll_into_view_if_needed()
     box = chart.bounding_box()
     page.mouse.click(box["x"] + box["width"] * 540 / 560, box["y"] + box["height"] / 3)
-    wait_for_frame(page, 12)
+    wait_for_frame(page, 11)
     shift = chart.locator(".cursor").get_attribute("transform")
-    assert shift == "translate(482 0)"
+    assert shift == "translate(468 0)"
     assert page.locator("#said").inner_text().startswith("This frame: PSNR ")
 
 
@@ -202,11 +202,11 @@ def test_a_clip_is_watched_from_its_row(page):
 
 def test_arrows_step_one_frame(page):
     page.keyboard.press("ArrowRight")
-    wait_for_frame(page, 2)
+    wait_for_frame(page, 1)
     page.keyboard.press("ArrowRight")
-    wait_for_frame(page, 3)
-    page.keyboard.press("ArrowLeft")
     wait_for_frame(page, 2)
+    page.keyboard.press("ArrowLeft")
+    wait_for_frame(page, 1)
 
 
 def test_swiping_uncovers_the_sparse_clip(page):
@@ -250,6 +250,49 @@ def test_it_fits_a_phone(page, tmp_path):
         page.locator(f'button[data-mode="{mode}"]').click()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         page.screenshot(path=tmp_path / f"phone-{mode}.png", full_page=True)
+
+
+def test_frames_are_counted_from_0_everywhere(page):
+    assert page.locator("#frame").inner_text() == "0 / 11"
+    assert page.locator("#scrub").get_attribute("aria-valuetext") == "frame 0 of 0 to 11"
+    ticks = page.locator(".view:visible svg.frames").first.locator(".tick").all_text_contents()
+    assert {"0", "2", "10"} <= set(ticks)
+    assert "Frames are counted from 0" in page.locator("#watch").inner_text()
+
+
+def test_a_table_that_is_cut_says_so_and_is_shaded_where_it_goes_on(page):
+    hints, tables = page.locator(".cut"), page.locator(".wide")
+    assert not hints.nth(1).is_visible()
+    assert tables.nth(1).get_attribute("class") == "wide"
+    page.set_viewport_size({"width": 390, "height": 844})
+    until(page, "document.querySelectorAll('.wide')[1].classList.contains('more-right')")
+    assert hints.nth(1).inner_text() == "This table goes on to the right: scroll it sideways."
+    tables.nth(1).evaluate("(box) => box.scrollTo(10000, 0)")
+    until(page, "document.querySelectorAll('.wide')[1].className === 'wide more-left'")
+    shadow = tables.nth(1).evaluate("(box) => getComputedStyle(box).boxShadow")
+    assert "14px 0px 10px -10px" in shadow
+
+
+CLIPPED = """() => [...document.querySelectorAll('svg[role="img"]')].flatMap((svg) => {
+  const whole = svg.getBoundingClientRect();
+  return [...svg.querySelectorAll('text')].filter((text) => {
+    const box = text.getBoundingClientRect();
+    return box.width && (box.left < whole.left - 1 || box.right > whole.right + 1
+      || box.top < whole.top - 1 || box.bottom > whole.bottom + 1);
+  }).map((text) => text.textContent);
+})"""
+OVERFULL = """() => [...document.querySelectorAll('svg .inside')].filter((text) => {
+  const box = text.getBoundingClientRect();
+  const bar = text.previousElementSibling.getBoundingClientRect();
+  return box.left < bar.left || box.right > bar.right;
+}).map((text) => text.textContent)"""
+
+
+@pytest.mark.parametrize("width", [320, 390, 1280])
+def test_no_label_of_a_chart_is_clipped(page, width):
+    page.set_viewport_size({"width": width, "height": 844})
+    assert page.evaluate(CLIPPED) == []
+    assert page.evaluate(OVERFULL) == []
 
 
 def test_prompts_are_shown_and_not_run(page):

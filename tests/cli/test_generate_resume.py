@@ -1,0 +1,216 @@
+"""``generate`` goes on after a kill, replaces nothing unasked, and tells a program what it made."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import av
+import pytest
+
+import vidsparse
+from vidsparse.pipelines import generate as pipeline
+from vidsparse.pipelines.video import read_video
+
+SMALL = ["--frames", 5, "--height", 64, "--width", 64, "--steps", 2, "--guidance", 1]
+SMALL += ["--set", "min_tokens=0"]
+PROMPTS = ["a red circle", "a blue square", "a green star"]
+KILL = """
+import os, signal, sys
+from vidsparse.cli import run
+from vidsparse.cli.job import Job
+
+when, write, left = sys.argv[1], Job.write, [2]
+
+def write_or_die(job, path, *rest):
+    left[0] -= 1
+    if left[0] or when == "after":
+        write(job, path, *rest)
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Job.write = write_or_die
+run(sys.argv[2:])
+"""
+
+
+@pytest.fixture
+def generations(monkeypatch):
+    """The prompt of every video that is made."""
+    made = []
+    generate = pipeline.generate
+
+    def count(pipe, request, on_step=None):
+        made.append(request.prompt)
+        return generate(pipe, request, on_step)
+
+    monkeypatch.setattr(pipeline, "generate", count)
+    return made
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    def load(*args, **kwargs):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr("vidsparse.pipelines.load.load_pipeline", load)
+
+
+@pytest.fixture
+def command(tmp_path):
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    return ["generate", "--prompts", tmp_path / "prompts.txt", *SMALL, "-o", tmp_path / "out"]
+
+
+@pytest.fixture
+def finished(cli, command, tmp_path):
+    assert cli(*command).code == 0
+    return tmp_path / "out"
+
+
+def state(folder):
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_after_sigkill_finished_videos_are_not_made_again(
+    cli, command, generations, tmp_path, when
+):
+    """The second video: killed before it is written, or after, before its record is."""
+    arguments = [sys.executable, "-c", KILL, when, *map(str, command)]
+    done = subprocess.run(arguments, check=False, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    before = state(tmp_path / "out")
+    assert ("001.mp4" in before) == (when == "after")
+    code, out, err = cli(*command)
+    assert code == 0, err
+    assert generations == PROMPTS[1:]
+    assert "1 of 3 videos were made before" in err
+    assert [line.split()[0] for line in out.splitlines()] == [
+        str(tmp_path / "out" / name) for name in ("001.mp4", "002.mp4")
+    ]
+    after = state(tmp_path / "out")
+    assert after["000.mp4"] == before["000.mp4"]
+    assert len(after) == 6
+
+
+def test_when_all_is_finished_nothing_is_loaded_and_all_is_told(
+    cli, command, finished, monkeypatch
+):
+    before = state(finished)
+    monkeypatch.setattr("vidsparse.pipelines.load.load_pipeline", None)
+    code, out, err = cli(*command, "--json")
+    assert code == 0
+    assert "3 of 3 videos were made before" in err
+    assert state(finished) == before
+    told = json.loads(out)
+    assert [video["prompt"] for video in told["videos"]] == PROMPTS
+    assert told["failed"] == []
+
+
+def cut(path):
+    os.truncate(path, 100)
+
+
+@pytest.mark.parametrize(
+    ("more", "change", "message"),
+    [
+        (["--seed", 1], None, "000.mp4 exists and was made with other settings (seed), as do 2 mo"),
+        (["--density", 0.5], None, "was made with other settings (preset)"),
+        (["--steps", 3], None, "was made with other settings (steps)"),
+        (["--fps", 5], None, "was made with other settings (fps)"),
+        ([], cut, "000.mp4 exists and was changed since it was made: give --overwrite to replace"),
+    ],
+)
+def test_what_is_something_else_is_not_replaced_unless_asked_for(
+    cli, command, finished, generations, more, change, message
+):
+    if change:
+        change(finished / "000.mp4")
+    before = state(finished)
+    code, out, err = cli(*command, *more)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert generations == []
+    assert state(finished) == before
+    assert cli(*command, *more, "--overwrite").code == 0
+    assert generations == (PROMPTS[:1] if change else PROMPTS)
+    assert cli(*command, *more).code == 0  # now it is what is asked for
+    assert read_video(finished / "000.mp4").shape == (5, 64, 64, 3)
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("record", [None, "{}", "[" * 100_000, "null"])
+def test_a_file_of_somebody_else_is_not_replaced(cli, command, tmp_path, record):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "001.mp4").write_bytes(b"holidays")
+    if record is not None:
+        (tmp_path / "out" / "001.mp4.json").write_text(record)
+    before = state(tmp_path / "out")
+    code, _, err = cli(*command)
+    assert code == 2
+    assert "001.mp4 exists and has no record of vidsparse beside it" in err
+    assert state(tmp_path / "out") == before
+
+
+def test_a_single_file_is_replaced_only_when_asked_for_and_only_by_a_finished_one(cli, tmp_path):
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(b"holidays")
+    single = ["generate", PROMPTS[0], *SMALL, "-o", path]
+    code, _, err = cli(*single)
+    assert code == 2
+    assert f"{path} exists: give --overwrite to replace it, or another file with -o" in err
+    too_short = ["--overwrite", "--strict", "--set", "min_tokens=1000000"]
+    assert cli(*single, *too_short).code == 1
+    assert path.read_bytes() == b"holidays"
+    assert cli(*single, "--overwrite").code == 0
+    assert read_video(path).shape == (5, 64, 64, 3)
+
+
+@pytest.mark.parametrize("name", ["index.html", "sheet.png", "dense.mp4", "results.json"])
+def test_a_report_replaces_no_file_of_something_else(cli, tmp_path, no_weights, name):
+    (tmp_path / name).write_text("mine")
+    code, _, err = cli("compare", PROMPTS[0], *SMALL, "-o", tmp_path)
+    assert code == 2
+    assert f"{tmp_path} holds {name}, and no comparison: give --overwrite" in err
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_program_is_told_everything_in_one_object(cli, tmp_path):
+    path = tmp_path / "clip.mp4"
+    code, out, _ = cli("generate", PROMPTS[0], *SMALL, "--seed", 4, "-o", path, "--json")
+    assert code == 0
+    told = json.loads(out)
+    assert (told["path"], told["prompt"], told["seed"]) == (str(path), PROMPTS[0], 4)
+    assert (told["preset"], told["steps"]) == ("balanced", 2)
+    assert 0 < told["mean_density"] < 1
+    assert told["dense_steps_share"] == 0.5
+    assert 0 < told["seconds"] < 300
+    assert told["engines"] == {"cpu": 8}
+    assert (told["fallbacks"], told["notes"]) == ({}, [])
+    with av.open(path) as container:
+        about = json.loads(container.metadata["comment"])
+    assert about == {
+        "prompt": PROMPTS[0], "seed": 4, "steps": 2, "guidance": 1.0, "preset": "balanced",
+        "vidsparse": vidsparse.__version__,
+    }  # fmt: skip
+
+
+def test_a_program_is_told_of_a_dense_run_and_of_fallbacks(cli, tmp_path):
+    dense = ["generate", PROMPTS[0], *SMALL[:-2], "--json"]
+    told = json.loads(cli(*dense, "--dense", "-o", tmp_path / "dense.mp4").out)
+    assert (told["preset"], told["mean_density"], told["engines"]) == (None, 1.0, {})
+    told = json.loads(cli(*dense, "-o", tmp_path / "short.mp4").out)
+    assert told["mean_density"] == 1.0
+    assert any("too few to gain" in reason for reason in told["fallbacks"])
+
+
+def test_a_program_is_told_of_prompts_that_failed(cli, command):
+    strict = ["--strict", "--set", "min_tokens=1000000"]
+    code, out, err = cli(*command, *strict, "--json")
+    told = json.loads(out)
+    assert (code, told["videos"]) == (1, [])
+    assert [each["prompt"] for each in told["failed"]] == PROMPTS
+    assert "cannot be sparse" in told["failed"][0]["error"]
+    assert "3 of 3 prompts failed" in err
