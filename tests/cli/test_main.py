@@ -119,7 +119,7 @@ def test_what_commands_a_terminal_is_written_out(capsys):
         seen = "".join(capsys.readouterr())
         assert "\\u001b" in seen.replace("\n", "")
         assert not set(seen) & set("\x1b\x07\x9b\u202e")
-    with screen.step_bar(EVIL, 2, lambda: None) as on_step:
+    with screen.step_bar(EVIL, 2, None) as on_step:
         on_step(2, 2)
     assert not set("".join(capsys.readouterr())) & set("\x07\x9b\u202e")
 
