@@ -10,6 +10,7 @@ says for that level. Forward and backward pass both belong inside the session.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline
@@ -89,7 +90,8 @@ def main() -> None:
     pipe = load_pipeline()
     for loss in train(pipe, steps=16, frames=9, size=128):
         print(f"loss {loss:.3f}")
-    WanPipeline.save_lora_weights("target_lora", get_peft_model_state_dict(pipe.transformer))
+    learned: dict[str, Any] = get_peft_model_state_dict(pipe.transformer)
+    WanPipeline.save_lora_weights("target_lora", learned)
     print("the LoRA is in target_lora/: pipe.load_lora_weights('target_lora') takes it")
 
 
