@@ -39,7 +39,8 @@ def backward_gathered(
     ends = [plan.kv_len] * batch if key_length is None else key_length.tolist()
     for b in range(batch):
         for h in range(heads):
-            head = _Head(*(x[b, h].to(lse.dtype) for x in (grad_out, q, k, v, delta, lse)), scale)
+            tensors = [x[b, h].to(lse.dtype) for x in (grad_out, q, k, v, delta, lse)]
+            head = _Head(scale, *tensors)
             sizes = starts[b, h].diff()
             for m, (first, stop) in enumerate(pairwise(rows[b][h])):
                 if not counts[b][h][m] or first == stop:
@@ -57,7 +58,7 @@ class _Head:
     """One head: its tensors, ``(seq, head_dim)``, and the sums of their gradients."""
 
     def __init__(
-        self, g: Tensor, q: Tensor, k: Tensor, v: Tensor, delta: Tensor, lse: Tensor, scale: float
+        self, scale: float, g: Tensor, q: Tensor, k: Tensor, v: Tensor, delta: Tensor, lse: Tensor
     ) -> None:
         self._g, self._q, self._k, self._v = g, q, k, v
         self._delta, self._lse, self._scale = delta[:, None], lse[:, None], scale

@@ -156,11 +156,11 @@ def _layer_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     asked = Asked(mask=mask, scale=scale, unsupported=unsupported or None)
     dense = dense_of(site, causal, scale, grouped)(None)
-    leaves = tuple(x.detach().requires_grad_() for x in (q, k, v))
+    q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
     with autograd_inside_an_op():
         turn = _tokens.turn(token)
-        out = _layers[int(handle)].attend_as(turn, *leaves, asked, dense)
-        grads = torch.autograd.grad(out, leaves, grad_out, materialize_grads=True)
+        out = _layers[int(handle)].attend_as(turn, q, k, v, asked, dense)
+        grads = torch.autograd.grad(out, (q, k, v), grad_out, materialize_grads=True)
     dq, dk, dv = (x.clone(memory_format=torch.contiguous_format) for x in grads)
     return dq, dk, dv
 

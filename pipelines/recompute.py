@@ -101,10 +101,10 @@ class Recordings:
     def begin(self, transformer: nn.Module, arguments: Iterable[Any]) -> Recording | None:
         """The transformer is called; None where no gradients are asked for."""
         for recording in self._known:
-            recording.is_followed(torch.autograd._get_sequence_nr())
+            recording.is_followed(_next_node())
         if not torch.is_grad_enabled() or not _has_gradients(transformer, arguments):
             return None
-        recording = Recording(torch.autograd._get_sequence_nr())
+        recording = Recording(_next_node())
         self._known.add(recording)
         return recording
 
@@ -112,10 +112,11 @@ class Recordings:
         """The call is over; what it recorded goes when its graph does."""
         if recording is None:
             return
-        recording.close(torch.autograd._get_sequence_nr())
+        recording.close(_next_node())
         for x in tree_leaves(output):
             if isinstance(x, Tensor) and x.grad_fn is not None:
-                x.grad_fn.metadata[_RECORDING] = recording
+                node: Any = x.grad_fn
+                node.metadata[_RECORDING] = recording
 
     def current(self) -> Recording:
         """The forward call that the backward pass is at.
@@ -153,6 +154,11 @@ class Recordings:
 def in_backward() -> bool:
     """Whether a backward pass runs in this thread, so that a layer called now is recomputed."""
     return torch._C._current_graph_task_id() != -1
+
+
+def _next_node() -> int:
+    """The number of the autograd node that is made next in this thread."""
+    return torch.autograd._get_sequence_nr()  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _is_reentrant(node: Any) -> bool:

@@ -35,7 +35,8 @@ def dense(q, k, v):
 def run(name, tensors):
     """On the ramp, at full sparsity, and with what was kept of the step before."""
     engine = SparseAttention(preset(name))
-    outs = [engine(*tensors, call, dense) for call in CALLS]
+    q, k, v = tensors
+    outs = [engine(q, k, v, call, dense) for call in CALLS]
     assert not engine.stats.fallbacks
     return torch.stack(outs), engine.stats
 
@@ -76,8 +77,9 @@ def test_observers_see_what_was_attended_to_with_autocast_off(device):
     engine.observers.append(
         lambda call, work, *tensors: seen.append((tensors, torch.is_autocast_enabled(device)))
     )
+    q, k, v = qkv((torch.float32,) * 3, device)
     with torch.autocast(device, torch.bfloat16):
-        engine(*qkv((torch.float32,) * 3, device), CALLS[1], dense)
+        engine(q, k, v, CALLS[1], dense)
         assert torch.is_autocast_enabled(device)
     (tensors, enabled) = seen[0]
     assert {x.dtype for x in tensors} == {torch.bfloat16}

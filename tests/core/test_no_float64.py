@@ -49,12 +49,12 @@ def never(q, k, v):
 
 def test_the_guard_looks_inside_our_op():
     with pytest.raises(AssertionError, match="of float64"), NoFloat64():
-        torch.zeros(2) + torch.zeros(2, dtype=torch.float64)
+        torch.zeros(2).double()
     engine = SparseAttention(preset("draft"))
-    wide = [torch.randn(1, GRID.tokens, 2, 8).double() for _ in range(3)]
+    q, k, v = (torch.randn(1, GRID.tokens, 2, 8).double() for _ in range(3))
     call = Call(grid=GRID, layer=0, step=1, sigma=0.4)
     with pytest.raises(AssertionError, match="of float64"), NoFloat64():
-        engine(*wide, call, never)
+        engine(q, k, v, call, never)
 
 
 @pytest.mark.parametrize("kernels", ["cpu", "reference"])
@@ -62,6 +62,7 @@ def test_the_guard_looks_inside_our_op():
 def test_every_preset_plans_and_attends_without_float64(name, kernels):
     engine = SparseAttention(preset(name), engine=kernels)
     q, k, v = (torch.randn(1, GRID.tokens, 2, 8) for _ in range(3))
+    out = torch.full((1,), torch.nan)
     with NoFloat64():  # on the ramp, at full sparsity, and with what was kept of the step before
         for step, sigma in enumerate((0.7, 0.4, 0.3)):
             out = engine(q, k, v, Call(grid=GRID, layer=0, step=step, sigma=sigma), never)

@@ -1,6 +1,7 @@
 """Gradients of one attention call: right, of one plan, and nothing of planning is kept."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,12 @@ def dense(q, k, v):
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
-def leaves(**options):
+def attend(attention, qkv, call, take=None) -> torch.Tensor:
+    q, k, v = qkv
+    return attention(q, k, v, call, dense, take)
+
+
+def leaves(**options) -> Any:
     return [torch.randn(1, GRID.tokens, 2, 8, **options).requires_grad_() for _ in range(3)]
 
 
@@ -39,7 +45,7 @@ def leaves(**options):
 def test_gradients_are_the_slope_of_the_output_under_one_plan(name):
     """Along a direction, the difference of two outputs over their distance."""
     attention, take, qkv = engine(name), Take(), leaves(dtype=torch.float64)
-    first = attention(*qkv, CALL, dense, take)
+    first = attend(attention, qkv, CALL, take)
     weight = torch.randn_like(first)
     (first * weight).sum().backward()
     direction = [torch.randn_like(x) for x in qkv]
@@ -48,7 +54,7 @@ def test_gradients_are_the_slope_of_the_output_under_one_plan(name):
     with torch.no_grad():
         for sign in (1, -1):
             moved = [x + sign * step * d for x, d in zip(qkv, direction, strict=True)]
-            sides.append((attention(*moved, CALL, dense, take) * weight).sum())
+            sides.append((attend(attention, moved, CALL, take) * weight).sum())
     assert float(slope) == pytest.approx(float(sides[0] - sides[1]) / (2 * step), rel=2e-3)
 
 
@@ -56,10 +62,10 @@ def test_gradients_are_the_slope_of_the_output_under_one_plan(name):
 def test_a_take_makes_the_call_what_it_was(name):
     """Whatever the engine has learned since, and uncounted."""
     attention, take, qkv = engine(name), Take(), leaves()
-    first = attention(*qkv, EARLIER, dense, take)
-    attention(*leaves(), CALL, dense)
+    first = attend(attention, qkv, EARLIER, take)
+    attend(attention, leaves(), CALL)
     counted = dict(attention.stats.engines), attention.stats.mean_density
-    again = attention(*qkv, EARLIER, dense, take)
+    again = attend(attention, qkv, EARLIER, take)
     torch.testing.assert_close(again, first, rtol=0, atol=0)
     assert counted == (dict(attention.stats.engines), attention.stats.mean_density)
     assert attention.stats.attention_seconds > 0
@@ -68,8 +74,8 @@ def test_a_take_makes_the_call_what_it_was(name):
 def test_a_take_of_a_dense_call_is_dense():
     attention, take, qkv = engine("draft"), Take(), leaves()
     early = dataclasses.replace(CALL, sigma=0.95)
-    first = attention(*qkv, early, dense, take)
-    assert torch.equal(attention(*qkv, CALL, dense, take), first)
+    first = attend(attention, qkv, early, take)
+    assert torch.equal(attend(attention, qkv, CALL, take), first)
 
 
 @pytest.mark.parametrize("name", TRAINABLE)
@@ -82,7 +88,7 @@ def test_planning_keeps_nothing_for_the_backward_pass(name):
         with torch.autograd.graph.saved_tensors_hooks(
             lambda x: sizes.append(x.nbytes), lambda x: x
         ):
-            attention(*qkv, CALL, dense, take)
+            attend(attention, qkv, CALL, take)
         return sorted(sizes)
 
     first = saved()
@@ -102,12 +108,12 @@ def tensors_of(planner):
 @pytest.mark.parametrize("name", ["adaspa", "semantic", "paro", "balanced"])
 def test_a_call_with_gradients_leaves_nothing_and_takes_nothing(name):
     attention, qkv = engine(name), leaves()
-    alone = engine(name)(*qkv, CALL, dense)
+    alone = attend(engine(name), qkv, CALL)
     with torch.no_grad():
-        attention(*leaves(), EARLIER, dense)
-        attention(*leaves(), CALL, dense)
+        attend(attention, leaves(), EARLIER)
+        attend(attention, leaves(), CALL)
     bytes_before = attention._planner.nbytes(), attention._planner.host_nbytes()
-    torch.testing.assert_close(attention(*qkv, CALL, dense), alone, rtol=0, atol=0)
+    torch.testing.assert_close(attend(attention, qkv, CALL), alone, rtol=0, atol=0)
     assert (attention._planner.nbytes(), attention._planner.host_nbytes()) == bytes_before
 
 
@@ -115,12 +121,12 @@ def test_a_call_that_trains_does_so_before_gradients_are_recorded():
     """As the first pass of a reentrant checkpoint."""
     attention, take, qkv = engine("adaspa"), Take(), leaves()
     with torch.no_grad():
-        attention(*leaves(), EARLIER, dense)
-        first = attention(*qkv, dataclasses.replace(CALL, trains=True), dense, take)
-    again = attention(*qkv, CALL, dense, take)
+        attend(attention, leaves(), EARLIER)
+        first = attend(attention, qkv, dataclasses.replace(CALL, trains=True), take)
+    again = attend(attention, qkv, CALL, take)
     torch.testing.assert_close(first, again)  # which is by another formula, with its log-sum-exp
     assert again.requires_grad
-    assert torch.equal(again, engine("adaspa")(*qkv, CALL, dense))
+    assert torch.equal(again, attend(engine("adaspa"), qkv, CALL))
 
 
 @pytest.mark.parametrize("sigma", [0.3, 0.95])
@@ -128,6 +134,6 @@ def test_a_call_that_trains_does_so_before_gradients_are_recorded():
 def test_what_lives_on_earlier_steps_is_refused(name, sigma):
     attention, call = engine(name), dataclasses.replace(CALL, sigma=sigma)
     with pytest.raises(BadInputError, match=f"preset '{name}' keeps {REFUSED[name]} from one"):
-        attention(*leaves(), call, dense)
+        attend(attention, leaves(), call)
     with torch.no_grad():
-        assert attention(*leaves(), call, dense).isfinite().all()
+        assert attend(attention, leaves(), call).isfinite().all()

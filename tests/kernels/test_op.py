@@ -144,9 +144,11 @@ def test_the_log_sum_exp_has_a_gradient(oracle, device, engine, stand_ins):
     plan = oracle.plan(1, 2, 40, 50, 16, 16, orders=True, device=device)
     if stand_ins:
         plan = with_pooled(plan, 1, 2, 8, device)
-    _, lse = attention(*leaves, plan, return_lse=True, engine=engine)
+    q, k, v = leaves
+    _, lse = attention(q, k, v, plan, return_lse=True, engine=engine)
     wide = [x.detach().double().requires_grad_() for x in leaves]
-    _, truth = reference_attention(*wide, plan, return_lse=True)
+    q, k, v = wide
+    _, truth = reference_attention(q, k, v, plan, return_lse=True)
     weight = torch.randn_like(lse)
     got = torch.autograd.grad((lse * weight).sum(), leaves[:2])
     expected = torch.autograd.grad((truth * weight).sum(), wide[:2])

@@ -31,7 +31,7 @@ EARLY, LATE, NOISE = 700.0, 300.0, 990.0  # on the ramp, at full sparsity, dense
 
 
 def sparsify(model, name="balanced", **changes):
-    block = {"block": 128} if name == "psa" else {}
+    block: dict[str, Any] = {"block": 128} if name == "psa" else {}
     return vidsparse.sparsify(model, name, **(SPARSE | block | changes))
 
 
@@ -130,7 +130,7 @@ def test_checkpoints_of_models_that_mask_stack_or_take_entries_one_by_one(kind):
 
     def loss():
         out = [x for x in tree_leaves(model(**inputs)) if isinstance(x, torch.Tensor)]
-        return sum(x.square().mean() for x in out)
+        return torch.stack([x.square().mean() for x in out]).sum()
 
     loss().backward()
     dense = gradients(model)
