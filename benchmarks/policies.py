@@ -24,9 +24,10 @@ from vidsparse.footprint import layer_state_bytes
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.attention import attention
 from vidsparse.metrics.latency import Timing, take_turns
-from vidsparse.planner import Planner, Work
+from vidsparse.planner import Planner
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.estimator import Inputs
+from vidsparse.policies.work import Work
 from vidsparse.presets import PRESETS
 from vidsparse.state import LayerState
 

@@ -8,16 +8,13 @@ from typing import Any
 import torch
 
 from vidsparse.errors import BadInputError
-from vidsparse.footprint import block_counts
 from vidsparse.grid import TokenGrid
 from vidsparse.planner import Planner
 from vidsparse.policies.blocks import Blocks
-from vidsparse.policies.compensation import Compensation
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.policy import Policy
-from vidsparse.policies.radial import Radial
 from vidsparse.policies.random import Random
-from vidsparse.policies.selectors import Selector
+from vidsparse.policies.selectors import Threshold, TopK
 from vidsparse.preset import Preset
 
 MANY = 1000  # blocks in a row: that they are whole does not show in what a ramp asks for
@@ -90,7 +87,13 @@ def forecast(preset: Preset, grid: TokenGrid, sigmas: list[float], layers: int |
     notes += mask.planner.notes  # of the mask; the ramp above it would only say the same again
     ways = [schedule.way(sigma, schedule.dense_layers) for sigma in sigmas]
     planned = [mask.at(way) for way in ways]
-    besides = _compensated(preset, grid, ways, planned)
+    policy = preset.policy
+    besides = policy.compensation.pairs(
+        ways,
+        planned,
+        replan=schedule.replan,
+        means=policy.order.block_counts(grid, policy.block)[1] / grid.tokens,
+    )
     steps = [sum(both) for both in zip(planned, besides, strict=True)]
     return Forecast(
         preset=preset,
@@ -118,7 +121,7 @@ class _Mask:
                 "density, or run it"
             )
         if not policy.static:
-            selector = Selector.TOP_K if policy.selector is Selector.TOP_K else Selector.THRESHOLD
+            selector = TopK() if policy.selector.equal_rows else Threshold()
             policy = Policy(
                 estimator=Random(), selector=selector, density=policy.density, block=policy.block
             )
@@ -136,27 +139,11 @@ class _Mask:
 
     def token_density(self, block_density: float) -> float:
         """That of the rule itself, where there is one; else masks are made of whole blocks."""
-        if isinstance(self.policy.estimator, Radial) and self.policy.density is None:
-            blocks = self._inputs.blocks
-            return self.policy.estimator.token_density(blocks.grid, blocks.block)
-        return block_density
-
-
-def _compensated(
-    preset: Preset, grid: TokenGrid, ways: list[float], densities: list[float]
-) -> list[float]:
-    """What compensation computes at each step beside the plan, as a share of all pairs."""
-    policy, replan = preset.policy, preset.schedule.replan
-    if policy.compensation is Compensation.LEVELS:
-        means = sum(share / tokens for tokens, share in policy.levels.items())
-        return [way * means for way in ways]
-    if policy.compensation is Compensation.CENTROID:
-        means = block_counts(policy, grid)[1] / grid.tokens
-        return [(1 - density) * means for density in densities]
-    if policy.compensation is Compensation.RESIDUAL:
-        full = [step for step, way in enumerate(ways) if way >= 1]  # each new plan: a dense step
-        return [float(step in full[::replan]) for step in range(len(ways))]
-    return [0.0] * len(ways)
+        if self.policy.density is not None:
+            return block_density
+        blocks = self._inputs.blocks
+        of_rule = self.policy.estimator.token_density(blocks.grid, blocks.block)
+        return block_density if of_rule is None else of_rule
 
 
 def _always_dense(preset: Preset, grid: TokenGrid, layers: int | None) -> tuple[float, list[str]]:

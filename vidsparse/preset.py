@@ -8,14 +8,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from os import PathLike
-from typing import Any, ClassVar, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from vidsparse.budgets import Budgets
 from vidsparse.errors import BadInputError
-from vidsparse.policies.compensation import Compensation
-from vidsparse.policies.parts import ESTIMATORS, ORDERS
+from vidsparse.policies.choice import Alternative
+from vidsparse.policies.part import Part
+from vidsparse.policies.parts import KINDS, PARTS
 from vidsparse.policies.policy import Policy
 from vidsparse.schedule import Schedule
+
+OF_THEIR_STEP = "they depend on levels or on observations of their own step (replan=1)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,111 +50,163 @@ class Preset:
                 f"preset {self.name!r} has no density that budgets could replace: give it one"
             )
         if self.schedule.replan > 1 and not self.policy.can_reuse_plans:
-            raise BadInputError(
-                f"preset {self.name!r} cannot use plans again: they depend on levels or on "
-                "observations of their own step (replan=1)"
-            )
-        if self.schedule.replan == 1 and self.policy.compensation is Compensation.RESIDUAL:
+            raise BadInputError(f"preset {self.name!r} cannot use plans again: {OF_THEIR_STEP}")
+        if self.schedule.replan == 1 and self.policy.compensation.keeps_plans:
             raise BadInputError(
                 "compensation=residual is measured at a dense step whenever a plan is made, and "
                 "pays only while the plan is kept: give replan, of 2 steps at least, such as 5"
             )
 
-    def parameters(self) -> dict[str, Any]:
-        """Every parameter that ``override`` takes, with its value."""
-        values: dict[str, Any] = {}
-        for part in self.parts():
-            for field in dataclasses.fields(part):
-                values[field.name] = getattr(part, field.name)
-        return {name: values[name] for name in self._types()}
-
     def parts(self) -> tuple[Any, ...]:
         """The objects that hold the parameters."""
         policy = self.policy
-        return policy, policy.order, policy.estimator, self.schedule, self
+        alternatives = () if policy.alternatives is None else (policy.alternatives,)
+        return policy, *policy.parts, *alternatives, self.schedule, self
 
-    def _types(self) -> dict[str, Any]:
-        """The type of every parameter: the fields of the parts, less those that hold a part."""
-        types: dict[str, Any] = {}
-        for part in self.parts():
-            types |= get_type_hints(type(part))
-        held = ("estimator", "order", "alternatives", "policy", "schedule")
-        held += ("name", "summary", "source")
-        return {
-            name: kind
-            for name, kind in types.items()
-            if name not in held and get_origin(kind) is not ClassVar
+    def parameters(self) -> dict[str, Any]:
+        """Every parameter that acts and that ``override`` takes, with its value."""
+        values = {
+            name: getattr(part, name) for part in self.parts() for name in types_of(type(part))
         }
+        idle = self.idle()
+        return {name: value for name, value in values.items() if name not in idle}
+
+    def idle(self) -> dict[str, str]:
+        """Parameters that do nothing as the others stand, and why."""
+        policy, idle = self.policy, self.policy.idle()
+        if not policy.can_reuse_plans:
+            idle["replan"] = OF_THEIR_STEP
+        elif policy.static and not policy.compensation.keeps_plans:
+            idle["replan"] = "the plan is the same at every step"
+        if policy.density is None:
+            idle["budgets"] = "they stand in for a density, and there is none"
+        if policy.static or not (policy.can_reuse_plans or not policy.order.static):
+            idle["share_branches"] = "its branches have nothing to share but what all calls do"
+        return idle
 
     def override(self, changes: Mapping[str, Any]) -> Preset:
         """The same preset with other parameters; strings are read as the parameter's type.
 
+        A part, ``order``, ``estimator``, ``selector`` or ``compensation``, is given by its name, or
+        as the object itself; its own parameters may be given in the same call. A parameter that
+        replaces another, as ``p`` does ``density``, puts the preset's own out of action.
+
         Raises:
-            BadInputError: For a parameter the preset does not have, with the near matches, or a
-                value it cannot take.
+            BadInputError: For a parameter that the preset does not have, with the near matches,
+                one that does nothing as the others stand, or a value it cannot take.
 
         Example:
             >>> from vidsparse.presets import PRESETS
             >>> PRESETS["radial"].override({"decay": "0.4"}).parameters()["decay"]
             0.4
+            >>> PRESETS["balanced"].override({"selector": "top_p", "p": 0.3}).parameters()["p"]
+            0.3
         """
-        changes = dict(changes)
-        parts = {name: changes.pop(name) for name in ("order", "estimator") if name in changes}
-        if parts:
-            return self._with_parts(parts).override(changes)
-        known = self.parameters()
-        if unknown := [name for name in changes if name not in known]:
+        named = {name: read_part(name, changes[name]) for name in PARTS if name in changes}
+        given = {name: value for name, value in changes.items() if name not in PARTS}
+        types = self._types(named)
+        if unknown := next((name for name in given if name not in types), None):
+            near = suggest(unknown, types if named else self.parameters())
+            raise BadInputError(f"preset {self.name!r} has no parameter {unknown!r}: {near}")
+        values = {name: read_value(name, value, types[name]) for name, value in given.items()}
+        changed = self._changed(named, values)
+        if idle := [name for name in given if name in changed.idle()]:
             raise BadInputError(
-                f"preset {self.name!r} has no parameter {unknown[0]!r}: "
-                f"{suggest(unknown[0], known)}"
+                f"{idle[0]} does nothing in preset {self.name!r}: {changed.idle()[idle[0]]}"
             )
-        if {"decay", "density"} <= changes.keys():
-            raise BadInputError("give decay or density, not both: each sets the width of the mask")
-        types = self._types()
-        values = {name: read_value(name, value, types[name]) for name, value in changes.items()}
+        return changed
 
-        def changed(part: Any) -> Any:
-            names = {field.name for field in dataclasses.fields(part)}
-            return dataclasses.replace(part, **{n: v for n, v in values.items() if n in names})
+    def _types(self, named: Mapping[str, Any]) -> dict[str, Any]:
+        """The type of every parameter, once some parts are others."""
+        kept = [self.policy, self.policy.alternatives, self.schedule, self]
+        parts = [named.get(name, getattr(self.policy, name)) for name in PARTS]
+        types: dict[str, Any] = {}
+        for part in (*parts, *kept):
+            types |= {} if part is None else types_of(_class_of(part))
+        return types
 
-        own = {field.name for field in dataclasses.fields(self.policy)}
-        policy = dataclasses.replace(
-            self.policy,
-            order=changed(self.policy.order),
-            estimator=changed(self.policy.estimator),
-            alternatives=tuple(
-                dataclasses.replace(
-                    each, order=changed(each.order), estimator=changed(each.estimator)
-                )
-                for each in self.policy.alternatives
-            ),
-            **{name: value for name, value in values.items() if name in own},
-        )
+    def _changed(self, named: Mapping[str, Any], values: dict[str, Any]) -> Preset:
+        """With other parts and values; what they replace of the preset's own is left out."""
+        policy = self.policy
+        parts = {name: _with(named.get(name, getattr(policy, name)), values) for name in PARTS}
+        alternatives = policy.alternatives
+        if alternatives is not None:
+            alternatives = dataclasses.replace(
+                _with(alternatives, values),
+                candidates=tuple(
+                    self._candidate(each, named, parts, values) for each in alternatives.candidates
+                ),
+            )
+        own = types_of(Policy)
+        of_policy = {name: value for name, value in values.items() if name in own}
+        if "density" not in values and _replace_density(parts.values(), policy.density, values):
+            of_policy["density"] = None
         return dataclasses.replace(
             self,
-            policy=policy,
-            schedule=changed(self.schedule),
+            policy=dataclasses.replace(policy, **parts, alternatives=alternatives, **of_policy),
+            schedule=_with(self.schedule, values),
             min_tokens=values.get("min_tokens", self.min_tokens),
         )
 
-    def _with_parts(self, parts: Mapping[str, Any]) -> Preset:
-        """The same preset with another order or estimator, given by name or as the part itself."""
-        tables: dict[str, Mapping[str, type]] = {"order": ORDERS, "estimator": ESTIMATORS}
-        made: dict[str, Any] = {}
-        for name, part in parts.items():
-            made[name] = part
-            if isinstance(part, str):
-                if part not in tables[name]:
-                    raise BadInputError(f"unknown {name} {part!r}: {suggest(part, tables[name])}")
-                made[name] = tables[name][part]()
-        if "estimator" in made:  # those that shared the old one share the new one
-            made["alternatives"] = tuple(
-                dataclasses.replace(each, estimator=made["estimator"])
-                if each.estimator == self.policy.estimator
-                else each
-                for each in self.policy.alternatives
-            )
-        return dataclasses.replace(self, policy=dataclasses.replace(self.policy, **made))
+    def _candidate(
+        self,
+        candidate: Alternative,
+        named: Mapping[str, Any],
+        parts: Mapping[str, Any],
+        values: dict[str, Any],
+    ) -> Alternative:
+        """An alternative; one that shared the old estimator shares the new one."""
+        estimator = _with(candidate.estimator, values)
+        if "estimator" in named and candidate.estimator == self.policy.estimator:
+            estimator = parts["estimator"]
+        return dataclasses.replace(
+            candidate, order=_with(candidate.order, values), estimator=estimator
+        )
+
+
+def types_of(part: type) -> dict[str, Any]:
+    """The parameters of a part, with their types: its fields, less those that hold parts."""
+    held = ("alternatives", "candidates", "policy", "schedule", "name", "summary", "source")
+    hints = get_type_hints(part)
+    names = [field.name for field in dataclasses.fields(part)]
+    return {name: hints[name] for name in names if name not in (*PARTS, *held)}
+
+
+def _with(part: Any, values: Mapping[str, Any]) -> Any:
+    """A part with the values that are its own; a class is made an object of."""
+    own = {name: values[name] for name in types_of(_class_of(part)) if name in values}
+    return part(**own) if isinstance(part, type) else dataclasses.replace(part, **own)
+
+
+def _class_of(part: Any) -> type:
+    return part if isinstance(part, type) else type(part)
+
+
+def _replace_density(
+    parts: Iterable[Part], density: float | None, values: Mapping[str, Any]
+) -> bool:
+    """Whether values, or parts that take no density, stand in for that of the preset."""
+    parts = list(parts)
+    if density is None or any(part.in_place_of_density for part in parts):
+        return True
+    return any(values.get(name) is not None for part in parts for name in part.idle(density))
+
+
+def read_part(name: str, value: Any) -> Any:
+    """The class of a part by its name; a part itself is left as it is.
+
+    Raises:
+        BadInputError: With the near matches, when there is none of this name, or for another kind.
+    """
+    table = PARTS[name]
+    if isinstance(value, str):
+        text = value.strip().lower()
+        if text not in table:
+            raise BadInputError(f"unknown {name} {value!r}: {suggest(text, table)}")
+        return table[text]
+    if not isinstance(value, KINDS[name]):
+        raise BadInputError(f"{name} takes {' or '.join(table)}, or such a part, got {value!r}")
+    return value
 
 
 def read_value(name: str, value: Any, kind: Any) -> Any:

@@ -18,8 +18,8 @@ CALL = Call(grid=GRID, layer=0, step=3, sigma=0.5)
 
 def preset(name="draft", **changes):
     settings = {"block": 16, "min_tokens": 0, "dense_above": 0.9, "full_below": 0.9}
-    if name == "lite":
-        changes.pop("density", None)  # it decides for itself
+    if name in ("lite", "auto"):
+        changes.pop("density", None)  # they decide for themselves
     if name == "psa":
         changes["block"] = 128  # its coarsest level has means of eight tokens
     return PRESETS[name].override(settings | changes)

@@ -6,18 +6,18 @@ import pytest
 import torch
 
 from vidsparse.errors import BadInputError
-from vidsparse.kernels.observe import observe_attention
+from vidsparse.kernels.attention import attention
 
-IMPLS = ["triton", "cpu", "reference"]
+ENGINES = ["triton", "cpu", "reference"]
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("orders", [False, True])
-def test_margin_and_mass_equal_a_walk_over_the_lists(oracle, device, impl, orders):
+def test_margin_and_mass_equal_a_walk_over_the_lists(oracle, device, engine, orders):
     q, k, v = oracle.qkv(2, 2, 70, 90, 16, device=device)
     plan = oracle.plan(1, 2, 70, 90, 32, 16, orders=orders, device=device)
     length = torch.tensor([90, 40], dtype=torch.int32, device=device)
-    seen = observe_attention(q, k, v, plan, scale=0.4, key_length=length, impl=impl)
+    seen = attention(q, k, v, plan, scale=0.4, key_length=length, engine=engine, observe=True)
     out, _ = oracle.attention(q, k, v, plan, scale=0.4, key_length=length)
     oracle.assert_as_exact(seen.out, out, torch.float32, times=30)
     for b in range(2):
@@ -43,6 +43,6 @@ def test_margin_and_mass_equal_a_walk_over_the_lists(oracle, device, impl, order
 def test_larger_or_unequal_blocks_are_refused(oracle):
     q, k, v = oracle.qkv(1, 1, 300, 300, 16)
     with pytest.raises(BadInputError, match="at most 128 tokens, got 256 x 16"):
-        observe_attention(q, k, v, oracle.plan(1, 1, 300, 300, 256, 16))
+        attention(q, k, v, oracle.plan(1, 1, 300, 300, 256, 16), observe=True)
     with pytest.raises(BadInputError, match="observing needs equal blocks"):
-        observe_attention(q, k, v, oracle.plan(1, 1, 300, 300, 16, 16, q_blocks=4))
+        attention(q, k, v, oracle.plan(1, 1, 300, 300, 16, 16, q_blocks=4), observe=True)

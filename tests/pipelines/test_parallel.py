@@ -73,7 +73,10 @@ def run(name, preset, split=None, is_compiled=False, **changes):
         split(model)
     if is_compiled:
         model.compile_repeated_blocks(backend="aot_eager")  # its own hook breaks graphs
-    with vidsparse.sparsify(model, preset, **(SPARSE | changes)) as session:
+    settings = SPARSE | changes
+    if preset == "auto":
+        del settings["density"]  # its tolerance says how much is kept
+    with vidsparse.sparsify(model, preset, **settings) as session:
         made = [
             model(**inputs, timestep=torch.tensor([t * full]), return_dict=False)[0] for t in TIMES
         ]

@@ -14,7 +14,7 @@ import typer
 from vidsparse.cli.options import Json, PresetChanges
 from vidsparse.cli.screen import answer, answer_json, plain_table
 from vidsparse.errors import BadInputError
-from vidsparse.policies.parts import ESTIMATORS, ORDERS
+from vidsparse.policies.parts import ESTIMATORS, ORDERS, PARTS
 from vidsparse.preset import Preset
 from vidsparse.presets import PRESETS
 
@@ -89,15 +89,12 @@ def read_parts(preset: Preset) -> dict[str, str | list[str]]:
     """Say what the policy is made of; alternatives are what a head may take instead."""
     policy = preset.policy
     parts: dict[str, str | list[str]] = {
-        "order": part_name(ORDERS, policy.order),
-        "estimator": part_name(ESTIMATORS, policy.estimator),
-        "selector": str(policy.selector),
-        "compensation": str(policy.compensation),
+        name: part_name(table, getattr(policy, name)) for name, table in PARTS.items()
     }
-    if policy.alternatives:
+    if policy.alternatives is not None:
         parts["alternatives"] = [
             f"{part_name(ORDERS, each.order)}, {part_name(ESTIMATORS, each.estimator)}"
-            for each in policy.alternatives
+            for each in policy.alternatives.candidates
         ]
     return parts
 
