@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vidsparse.errors import BadInputError
+from vidsparse.parameters import suggest
 from vidsparse.policies.choice import Alternative, Alternatives
 from vidsparse.policies.compensation import Centroid, Levels, Rescale, Residual
 from vidsparse.policies.exact import Antidiagonal, Exact
@@ -21,7 +22,7 @@ from vidsparse.policies.semantic import Semantic
 from vidsparse.policies.stripes import Stripes
 from vidsparse.policies.tolerance import Tolerance
 from vidsparse.policies.value_aware import Routing, ValueAware
-from vidsparse.preset import Preset, suggest
+from vidsparse.preset import Preset
 from vidsparse.schedule import Schedule
 
 

@@ -20,8 +20,8 @@ def preset(name="draft", **changes):
     settings = {"block": 16, "min_tokens": 0, "dense_above": 0.9, "full_below": 0.9}
     if name in ("lite", "auto"):
         changes.pop("density", None)  # they decide for themselves
-    if name == "psa":
-        changes["block"] = 128  # its coarsest level has means of eight tokens
+    if name == "psa" or "block" not in PRESETS[name].parameters():
+        del settings["block"]  # 128 for means of eight tokens, and clusters have none
     return PRESETS[name].override(settings | changes)
 
 

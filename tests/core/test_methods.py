@@ -19,8 +19,9 @@ GRIDS = ["3+5x7x11+2", "1x13x13", "2x2x2", "1x1x1", "7x5x3+4"]
 
 
 def preset(name, **changes):
-    block = 128 if name == "psa" else 16
-    settings = {"block": block, "min_tokens": 0, "dense_above": 0.9, "full_below": 0.5}
+    settings: dict[str, Any] = {"min_tokens": 0, "dense_above": 0.9, "full_below": 0.5}
+    if "block" in PRESETS[name].parameters():
+        settings["block"] = 16
     return PRESETS[name].override(settings | changes)
 
 

@@ -3,8 +3,8 @@
 import pytest
 
 from vidsparse.errors import BadInputError
+from vidsparse.parameters import suggest
 from vidsparse.policies.value_aware import ValueAware
-from vidsparse.preset import suggest
 from vidsparse.presets import PRESETS, find_preset
 
 

@@ -15,6 +15,7 @@ from diffusers.models._modeling_parallel import ContextParallelConfig, ParallelC
 from torch.distributed.device_mesh import init_device_mesh
 
 import vidsparse
+from vidsparse.presets import PRESETS
 from vidsparse.stats import Stats
 
 SPARSE: dict[str, Any] = {
@@ -74,8 +75,9 @@ def run(name, preset, split=None, is_compiled=False, **changes):
     if is_compiled:
         model.compile_repeated_blocks(backend="aot_eager")  # its own hook breaks graphs
     settings = SPARSE | changes
-    if preset == "auto":
-        del settings["density"]  # its tolerance says how much is kept
+    for parameter in ("density", "block"):  # auto has no density, and clusters have no block
+        if parameter not in PRESETS[preset].parameters():
+            del settings[parameter]
     with vidsparse.sparsify(model, preset, **settings) as session:
         made = [
             model(**inputs, timestep=torch.tensor([t * full]), return_dict=False)[0] for t in TIMES

@@ -20,7 +20,8 @@ from vidsparse.cli.options import Json, PresetChanges, option, ray_option
 from vidsparse.cli.screen import answer, answer_json, note
 from vidsparse.cli.work import CompareWork
 from vidsparse.errors import BadInputError
-from vidsparse.preset import Preset, suggest
+from vidsparse.parameters import suggest
+from vidsparse.preset import Preset
 
 if TYPE_CHECKING:
     from vidsparse.metrics.weights import Weights

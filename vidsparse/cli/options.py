@@ -42,7 +42,7 @@ class PresetChanges:
     set: Annotated[
         list[str] | None,
         option(
-            "KEY=VALUE: change a parameter that `vidsparse presets NAME` lists; repeatable.",
+            "KEY=VALUE: change a part or a parameter (see `vidsparse presets NAME`); repeatable.",
             panel="Sparsity",
         ),
     ] = None
@@ -58,10 +58,18 @@ class PresetChanges:
             key, equals, value = text.partition("=")
             if not equals:
                 raise BadInputError(f"--set {text!r} must be KEY=VALUE, such as --set density=0.3")
-            changes[key.strip()] = value
+            _once(changes, key.strip(), value)
         if self.density is not None:
-            changes["density"] = self.density
+            _once(changes, "density", self.density)
         return find_preset(name).override(changes)
+
+
+def _once(changes: dict[str, Any], name: str, value: Any) -> None:
+    if name in changes:
+        raise BadInputError(
+            f"{name} is given twice, as {changes[name]} and as {value}: give it once"
+        )
+    changes[name] = value
 
 
 def flatten(command: Callable[..., None]) -> Callable[..., None]:

@@ -163,6 +163,7 @@ class Levels(Compensation):
     level8: float = 0.0
 
     reuses_plans: ClassVar[bool] = False
+    fixed: ClassVar[frozenset[str]] = frozenset({"block"})
 
     def __post_init__(self) -> None:
         for name in ("level2", "level4", "level8"):

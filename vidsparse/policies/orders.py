@@ -216,6 +216,11 @@ class Cycle(StaticOrder):
 
     per_layer: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        for name in ("chunk_frames", "chunk_height", "chunk_width"):
+            if getattr(self, name) < 1:
+                raise BadInputError(f"{name} must be at least 1, got {getattr(self, name)}")
+
     def in_layer(self, layer: int, grid: TokenGrid) -> Tile:
         """The boxes of a layer."""
         sizes = [

@@ -20,6 +20,9 @@ class Part:
     in_place_of_density: ClassVar[str | None] = None
     """The parameter of its own that says how much is kept, where no density may."""
 
+    fixed: ClassVar[frozenset[str]] = frozenset()
+    """Parameters of the policy that can be but one thing beside this part."""
+
     def idle(self, density: float | None) -> Mapping[str, str]:
         """Parameters that do nothing as the others stand, and what decides in their place.
 

@@ -8,11 +8,11 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from vidsparse.errors import BadInputError
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.policies.choice import Alternative, Alternatives
 from vidsparse.policies.compensation import Compensation, NoCompensation
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
+from vidsparse.policies.fit import check_fit, check_numbers
 from vidsparse.policies.lists import plan_of_lists
 from vidsparse.policies.orders import Order, Raster
 from vidsparse.policies.part import Part
@@ -68,59 +68,24 @@ class Policy:
     block: int = 64
 
     def __post_init__(self) -> None:
-        self._check_numbers()
-        if self.density is not None and (instead := self.in_place_of_density):
-            raise BadInputError(f"this preset has no density: change its {instead}")
-        for part in self.parts:
-            if problem := part.refuses(self):
-                raise BadInputError(problem)
-        self._check_parts()
-        self._check_anchor()
-
-    def _check_numbers(self) -> None:
-        if self.density is not None and not 0 < self.density <= 1:
-            raise BadInputError(f"density must be in (0, 1], got {self.density:g}")
-        if not 0 <= self.floor <= 1:
-            raise BadInputError(f"floor must be in [0, 1], got {self.floor:g}")
-        if not 0 <= self.rotate < 1:
-            raise BadInputError(f"rotate must be in [0, 1), got {self.rotate:g}")
-        if self.block % 16 or not 16 <= self.block <= 256:
-            raise BadInputError(f"block must be a multiple of 16 from 16 to 256, got {self.block}")
-
-    def _check_parts(self) -> None:
-        if self.estimator.measure is Measure.RANK and not self.selector.takes_ranks:
-            raise BadInputError(
-                f"the estimator {type(self.estimator).__name__} only ranks blocks within a head: "
-                "choose selector top_k or threshold"
-            )
-        keeps_mask = self.selector.takes_masks and self.estimator.has_mask
-        if self.density is None and not self.selector.has_amount and not keeps_mask:
-            raise BadInputError("this preset only ranks blocks: give it a density in (0, 1]")
-        if self.alternatives is not None and not all(each.order.static for each in self.candidates):
-            raise BadInputError("heads choose among static orders: a semantic one cannot compete")
-        if not self.order.static and not self._takes_clusters():
-            raise BadInputError(
-                "a semantic order makes clusters, not equal blocks: use estimator pooled, "
-                "value_aware or routing, anchor=none and compensation none or centroid"
-            )
-
-    def _check_anchor(self) -> None:
-        spread = [each.order for each in self.candidates if each.order.spreads_frames]
-        if self.anchor is not Anchor.NONE and spread:
-            raise BadInputError(
-                f"anchor={self.anchor} keeps the blocks of the first frame, of which the order "
-                f"{spread[0]} puts a token into nearly every block: leave anchor=none, or take "
-                "an order that goes frame by frame"
-            )
-
-    def _takes_clusters(self) -> bool:
-        parts = (self.estimator, self.selector, self.compensation)
-        return all(part.takes_clusters for part in parts) and self.anchor is Anchor.NONE
+        check_numbers(self)
+        check_fit(self)
 
     @property
     def parts(self) -> tuple[Part, ...]:
         """The order, the estimator, the selector and the compensation."""
         return self.order, self.estimator, self.selector, self.compensation
+
+    @property
+    def spreading_order(self) -> Order | None:
+        """An order that puts a token of the first frame into nearly every block, if any."""
+        return next((each.order for each in self.candidates if each.order.spreads_frames), None)
+
+    @property
+    def branches_share(self) -> bool:
+        """Whether guidance branches can share an order, a choice or a plan of their step."""
+        chosen = self.alternatives is not None or not self.order.static
+        return chosen or (self.can_reuse_plans and not self.static)
 
     @property
     def in_place_of_density(self) -> str | None:
@@ -139,20 +104,16 @@ class Policy:
         return not (self.estimator.needs_data or self.alternatives is not None or self.rotate)
 
     @property
+    def repeats(self) -> bool:
+        """Whether a layer's plan is the same at every step of full sparsity."""
+        if self.rotate or any(each.estimator.needs_data for each in self.candidates):
+            return False
+        return self.alternatives is None or not self.alternatives.choose_every
+
+    @property
     def can_reuse_plans(self) -> bool:
         """Whether a plan serves another call: levels and observations are of their own."""
         return self.compensation.reuses_plans and not self.estimator.observes
-
-    def idle(self) -> dict[str, str]:
-        """Parameters of the policy and its parts that do nothing as the others stand, and why."""
-        idle: dict[str, str] = {}
-        for part in self.parts:
-            idle |= part.idle(self.density)
-        if instead := self.in_place_of_density:
-            idle["density"] = f"its {instead} says how much is kept"
-        if self.selector.in_place_of_density:
-            idle["floor"] = "the error is measured of a whole layer, whatever a row keeps"
-        return idle
 
     def always(self, inputs: Inputs) -> Tensor:
         """What is kept whatever it scores, boolean ``(M, N)`` or ``(B|1, H|1, M, N)``."""
