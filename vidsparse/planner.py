@@ -80,10 +80,17 @@ class Planner:
             inputs.common.way, inputs.common.verdict = way, None
         return self._extended(arranged, plan, way)
 
-    def static_plan(self, inputs: Inputs, way: float) -> BlockPlan:
-        """The plan of a policy that looks at no data, from the geometry alone."""
+    def static_plan(self, inputs: Inputs, way: float, target: float | None = None) -> BlockPlan:
+        """The plan of a policy that looks at no data, from the geometry alone.
+
+        Args:
+            inputs: Without q, k and v.
+            way: How far the schedule has come from dense, in (0, 1].
+            target: Density at full sparsity, instead of the policy's own.
+        """
         assert self.policy.static
-        return self._static_plan(inputs, self._density(inputs, way))
+        density = self._density(inputs, way) if target is None else 1.0 - way * (1.0 - target)
+        return self._static_plan(inputs, density)
 
     def _density(self, inputs: Inputs, way: float) -> float | Tensor | None:
         """Share of the pairs to keep on the way; None leaves it to p or the policy's own mask.

@@ -79,6 +79,14 @@ class Preset:
             hidden.add("replan")
         return {name: value for name, value in values.items() if name not in hidden}
 
+    def plain_parameters(self) -> dict[str, str | float | bool | None]:
+        """The same for JSON: a file of budgets is its path."""
+        plain = (str, int, float, bool, type(None))
+        return {
+            name: value if isinstance(value, plain) else str(value)
+            for name, value in self.parameters().items()
+        }
+
     def idle(self) -> dict[str, str]:
         """Parameters that do nothing as the others stand, and why."""
         policy, idle = self.policy, fit.idle(self.policy)

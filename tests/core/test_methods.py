@@ -1,6 +1,7 @@
 """What holds for every preset, on every grid."""
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -312,3 +313,22 @@ def test_calls_that_a_cache_skips_are_not_missed(name):
             torch.testing.assert_close(
                 out[:, :2], dense(*tensors[branch])[:, :2], atol=2e-5, rtol=1e-4
             )
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("kernel", ["cpu", "reference"])
+def test_a_query_that_is_no_number_stays_so_and_changes_no_other(name, kernel):
+    """For planning it counts as zero; the kernel gets it as it is."""
+    grid, at = TokenGrid(4, 6, 7, 2, 3), 40
+    chosen = preset(name, **({"rotate": 0.1} if name == "lite" else {}))
+    broken, zero = (SparseAttention(chosen, engine=kernel, strict=True) for _ in range(2))
+    for step, sigma in enumerate((0.8, 0.5, 0.4, 0.2)):
+        q, k, v = qkv(grid, batch=2)
+        q[0, at, 1] = 0.0
+        call = Call(grid=grid, layer=1, step=step, sigma=sigma)
+        expected = attend(zero, (q, k, v), call)
+        q[0, at, 1] = math.nan
+        out = attend(broken, (q, k, v), call)
+        assert out[0, at, 1].isnan().all()
+        out[0, at, 1] = expected[0, at, 1]
+        assert torch.equal(out, expected), step

@@ -1,12 +1,15 @@
 """What the kernel reports of each block it visits."""
 
 import math
+from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 
 from vidsparse.errors import BadInputError
 from vidsparse.kernels.attention import attention
+from vidsparse.kernels.case import Case
 
 ENGINES = ["triton", "cpu", "reference"]
 
@@ -46,3 +49,34 @@ def test_larger_or_unequal_blocks_are_refused(oracle):
         attention(q, k, v, oracle.plan(1, 1, 300, 300, 256, 16), observe=True)
     with pytest.raises(BadInputError, match="observing needs equal blocks"):
         attention(q, k, v, oracle.plan(1, 1, 300, 300, 16, 16, q_blocks=4), observe=True)
+
+
+@pytest.mark.parametrize("engine", ["flash", "flex", "xformers"])
+def test_an_engine_that_cannot_observe_is_refused_and_names_those_that_can(oracle, engine):
+    q, k, v = oracle.qkv(1, 1, 40, 40, 16)
+    with pytest.raises(BadInputError, match=r"does not report .*: choose auto, triton, cpu, refer"):
+        attention(q, k, v, oracle.plan(1, 1, 40, 40, 16, 16), engine=engine, observe=True)
+
+
+def test_the_engine_that_ran_is_counted_once_a_call(oracle):
+    q, k, v = oracle.qkv(1, 1, 40, 40, 16)
+    plan = oracle.plan(1, 1, 40, 40, 16, 16)
+    ran = Counter()
+    attention(q, k, v, plan, ran=ran)
+    attention(q, k, v, plan, ran=ran, return_lse=True)
+    attention(q, k, v, plan, ran=ran, observe=True)
+    attention(q, k, v, plan, ran=ran, observe=True, engine="reference")
+    assert ran == {"cpu": 3, "reference": 1}
+
+
+def test_an_engine_is_resolved_once_a_call(oracle, monkeypatch):
+    q, k, v = oracle.qkv(1, 1, 40, 40, 16)
+    plan = oracle.plan(1, 1, 40, 40, 16, 16)
+    made = []
+    case = Case.of
+    monkeypatch.setattr(Case, "of", lambda *args: made.append(1) or case(*args))
+    asked: list[dict[str, Any]] = [{}, {"engine": "reference"}, {"observe": True}]
+    for arguments in asked:
+        made.clear()
+        attention(q, k, v, plan, **arguments)
+        assert len(made) == 1

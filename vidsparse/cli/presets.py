@@ -61,7 +61,7 @@ def describe(preset: Preset) -> dict[str, dict[str, Any]]:
             meanings[field.name] = type(part).__name__, meaning
     return {
         name: {"value": value, "part": meanings[name][0], "meaning": meanings[name][1]}
-        for name, value in preset.parameters().items()
+        for name, value in preset.plain_parameters().items()
     }
 
 

@@ -355,17 +355,22 @@ def refresh_residual(
             the plan.
         dense: Those of dense attention.
     """
-    ratio = (sparse[1] - dense[1]).exp()[..., None].to(dense[0].dtype)
+    ratio = (sparse[1] - dense[1]).exp().clamp(max=1.0)[..., None].to(dense[0].dtype)
     inputs.state.park(RATIO, ratio, inputs.step)
     residue = torch.addcmul(dense[0], sparse[0], ratio, value=-1)
     inputs.state.park(RESIDUE, residue, inputs.step)
 
 
 def with_residual(out: Tensor, inputs: Inputs) -> Tensor:
-    """The output scaled by the remembered ratio, which rises to one, plus the residual."""
+    """The output scaled by the remembered ratio, which rises to one, plus what is left of the rest.
+
+    The residual is of one less the ratio that was measured, and falls with one less that of now.
+    """
     ratio, residue = inputs.state.get(RATIO), inputs.state.get(RESIDUE)
     assert ratio is not None
     assert residue is not None
     age = inputs.state.age(RATIO, inputs.step) or 0
-    ratio = (ratio.float() + RISE * age).clamp(max=1.0).to(out.dtype)
-    return torch.addcmul(residue, out, ratio)
+    skipped = 1.0 - ratio.float()
+    now = (skipped - RISE * age).clamp(min=0.0)
+    left = torch.where(skipped > 0, now / skipped, 0.0).to(out.dtype)
+    return torch.addcmul(residue * left, out, (1.0 - now).to(out.dtype))
