@@ -102,7 +102,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "rainfusion": {},
     "sparse-vdit": {},
     "re-ttention": {"replan": 20},  # a dense step each fifth one would cost more than a level has
-    "psa": {"block": 128},
+    "psa": {},
     "rectified": {},
     "lite": {"knob": "margin", "start": -1.0},
     "radial": {},
@@ -226,6 +226,8 @@ def run_method(
     """The knob is set on the first clip, unless it is known; then all clips run with it."""
     settings: dict[str, Any] = {"block": 64, "min_tokens": 0} | METHODS[name] | level.schedule
     preset = settings.pop("preset", name)
+    if "block" not in vidsparse.PRESETS[preset].parameters():  # of clusters, or of one size only
+        del settings["block"]
     knob = settings.pop("knob", "density")
     value = settings.pop("start", level.start())
     value = value[level.density] if isinstance(value, dict) else value

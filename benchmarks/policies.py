@@ -24,9 +24,10 @@ from vidsparse.footprint import layer_state_bytes
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.attention import attention
 from vidsparse.metrics.latency import Timing, take_turns
-from vidsparse.planner import Planner, Work
+from vidsparse.planner import Planner
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.estimator import Inputs
+from vidsparse.policies.work import Work
 from vidsparse.presets import PRESETS
 from vidsparse.state import LayerState
 
@@ -108,7 +109,8 @@ class Layer:
     """One layer of a run: makes a plan at a new step, and uses it again."""
 
     def __init__(self, qkv: tuple[Tensor, ...], name: str, changes: dict[str, Any]) -> None:
-        self.preset = PRESETS[name].override({"block": 128, **changes})
+        block = {"block": 128} if "block" in PRESETS[name].parameters() else {}
+        self.preset = PRESETS[name].override(block | changes)
         self.planner = Planner(self.preset.policy, self.preset.schedule.replan)
         self.reusing = Planner(self.preset.policy, 1 << 30)
         self.own, self.shared = LayerState(), LayerState()

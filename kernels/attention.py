@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Literal, overload
 
 import torch
@@ -9,7 +10,9 @@ from torch import Tensor
 
 from vidsparse.errors import BadInputError
 from vidsparse.kernels.autocast import cast_as_attention
-from vidsparse.kernels.engines import check_engine
+from vidsparse.kernels.case import Case
+from vidsparse.kernels.engines import ENGINES, check_engine, resolve_engine
+from vidsparse.kernels.observe import Observed, check_observable
 from vidsparse.kernels.op import attend
 from vidsparse.kernels.plan import BlockPlan
 
@@ -24,7 +27,9 @@ def attention(
     scale: float | None = None,
     key_length: Tensor | None = None,
     return_lse: Literal[False] = False,
+    observe: Literal[False] = False,
     engine: str = "auto",
+    ran: Counter[str] | None = None,
     validate: bool = False,
 ) -> Tensor: ...
 @overload
@@ -37,9 +42,26 @@ def attention(
     scale: float | None = None,
     key_length: Tensor | None = None,
     return_lse: Literal[True],
+    observe: Literal[False] = False,
     engine: str = "auto",
+    ran: Counter[str] | None = None,
     validate: bool = False,
 ) -> tuple[Tensor, Tensor]: ...
+@overload
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    *,
+    scale: float | None = None,
+    key_length: Tensor | None = None,
+    return_lse: Literal[False] = False,
+    observe: Literal[True],
+    engine: str = "auto",
+    ran: Counter[str] | None = None,
+    validate: bool = False,
+) -> Observed: ...
 def attention(
     q: Tensor,
     k: Tensor,
@@ -49,13 +71,15 @@ def attention(
     scale: float | None = None,
     key_length: Tensor | None = None,
     return_lse: bool = False,
+    observe: bool = False,
     engine: str = "auto",
+    ran: Counter[str] | None = None,
     validate: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor | tuple[Tensor, Tensor] | Observed:
     """Attend as ``plan`` says.
 
-    A custom op: torch.compile sees no graph break, gradients flow to q, k, v and to pooled means,
-    and under autocast q, k and v are cast as torch's own attention casts them.
+    A custom op, unless it observes: torch.compile sees no graph break, gradients flow to q, k, v
+    and to pooled means, and under autocast q, k and v are cast as torch's own attention casts them.
 
     Args:
         q: ``(batch, heads, q_len, head_dim)``, any strides.
@@ -67,12 +91,16 @@ def attention(
             end of the sequence. With a ``kv_order``, positions of the ordered sequence.
         return_lse: Also return the natural log-sum-exp of each row, float32
             ``(batch, heads, q_len)``, differentiable too.
+        observe: Return what was seen of each listed block too, as ``observe.Observed``: of equal
+            blocks of at most 128 tokens, without pooled stand-ins. Lists may be in any order.
         engine: "auto", or a name in ``engines.ENGINES``.
+        ran: Counts the engine that runs, by its name.
         validate: Check the whole plan first, which waits for the device.
 
     Returns:
         ``(batch, heads, q_len, head_dim)`` in q's dtype, with the strides of ``empty_like(q)``;
-        with ``return_lse`` a pair. A row left without any key is zero.
+        with ``return_lse`` a pair, with ``observe`` an ``Observed``. A row left without any key is
+        zero.
 
     Raises:
         BadInputError: For an unknown engine or one that cannot run this case, tensors that do not
@@ -83,11 +111,30 @@ def attention(
     _check_tensors(q, k, v, plan, scale, key_length)
     if validate:
         _validate(plan)
-    check_engine(engine)
+    if observe:
+        check_observable(plan)
+    resolved = observe or ran is not None or not torch.compiler.is_compiling()
+    if resolved:
+        case = Case.of(q, k, v, plan, key_length, return_lse or _trains(q, k, v, plan), observe)
+        engine = resolve_engine(engine, case)
+    else:
+        check_engine(engine)
+    if ran is not None:
+        ran[engine] += 1
+    seen = ENGINES[engine].observe if observe else None
+    if seen is not None:
+        return seen(q, k, v, plan, scale=scale, key_length=key_length)
     out, lse = attend(
-        q, k, v, plan, scale=scale, key_length=key_length, return_lse=return_lse, engine=engine
-    )
+        q, k, v, plan, scale=scale, key_length=key_length, return_lse=return_lse,
+        engine=engine, resolved=resolved,
+    )  # fmt: skip
     return (out, lse) if return_lse else out
+
+
+def _trains(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> bool:
+    """Whether a backward pass may come, which wants the log-sum-exp."""
+    inputs = (q, k, v) if plan.pooled is None else (q, k, v, plan.pooled.key, plan.pooled.value)
+    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
 
 
 def _check_tensors(

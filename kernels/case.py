@@ -29,6 +29,7 @@ class Case:
         key_length: Whether batch entries have padding at the end.
         return_lse: Whether the log-sum-exp is wanted.
         needs_grad: Whether gradients will be asked for.
+        observe: Whether a report on each block is wanted.
     """
 
     device_type: str
@@ -45,6 +46,7 @@ class Case:
     key_length: bool = False
     return_lse: bool = False
     needs_grad: bool = False
+    observe: bool = False
 
     @classmethod
     def of(
@@ -55,6 +57,7 @@ class Case:
         plan: BlockPlan,
         key_length: Tensor | None,
         return_lse: bool,
+        observe: bool = False,
     ) -> Case:
         """The case of a call."""
         tensors = [q, k, v]
@@ -75,4 +78,5 @@ class Case:
             key_length=key_length is not None,
             return_lse=return_lse,
             needs_grad=torch.is_grad_enabled() and any(x.requires_grad for x in tensors),
+            observe=observe,
         )

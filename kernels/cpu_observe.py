@@ -17,9 +17,9 @@ from vidsparse.kernels.plan import BlockPlan
 
 
 def observe_gathered(
-    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, key_length: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, scale: float, key_length: Tensor | None
 ) -> Observed:
-    """Attend and report; arguments and result as in ``observe_attention``."""
+    """Attend and report; arguments and result as in ``observe_reference``."""
     seen: list[Observed] = []
 
     def attend(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, **_: Any) -> tuple[Tensor, Tensor]:

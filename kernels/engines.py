@@ -16,8 +16,10 @@ from torch import Tensor
 from vidsparse.errors import BadInputError
 from vidsparse.kernels.case import Case
 from vidsparse.kernels.cpu import cpu_attention
+from vidsparse.kernels.cpu_observe import observe_gathered
 from vidsparse.kernels.flash import flash_attention, flash_unsupported
 from vidsparse.kernels.flex import flex_attention, flex_unsupported
+from vidsparse.kernels.observe import Observed, observe_reference, observe_triton
 from vidsparse.kernels.reference import reference_attention
 from vidsparse.kernels.xformers import xformers_attention, xformers_unsupported
 
@@ -32,7 +34,10 @@ class Engine:
         name: What ``engine=`` is given.
         run: ``(q, k, v, plan, *, scale, key_length, return_lse) -> (out, lse)``, as
             ``reference_attention``.
-        unsupported: Every reason why it cannot run a case, as sentences.
+        unsupported: Every reason why it cannot run a case, as sentences; of a report on each block
+            only what ``observe`` could not do besides.
+        observe: ``(q, k, v, plan, *, scale, key_length) -> Observed``, as ``observe_reference``;
+            None where it cannot report what it saw of each block.
         takes_orders: Whether it reads plans with token orders; others get permuted copies.
         takes_pooled: Whether it runs pooled stand-ins; for others they are added afterwards.
         automatic: Whether ``auto`` may take it.
@@ -41,9 +46,17 @@ class Engine:
     name: str
     run: Callable[..., tuple[Tensor, Tensor | None]]
     unsupported: Callable[[Case], list[str]]
+    observe: Callable[..., Observed] | None = None
     takes_orders: bool = False
     takes_pooled: bool = False
     automatic: bool = True
+
+    def why_not(self, case: Case) -> list[str]:
+        """Every reason why it cannot run a case; empty when it can."""
+        reasons = self.unsupported(case)
+        if case.observe and self.observe is None:
+            reasons = [*reasons, _cannot_observe()]
+        return reasons
 
 
 class Choice(NamedTuple):
@@ -82,7 +95,13 @@ def _interpreted() -> bool:
 ENGINES: dict[str, Engine] = {
     engine.name: engine
     for engine in (
-        Engine(name="triton", run=_run_triton, unsupported=triton_unsupported, takes_orders=True),
+        Engine(
+            name="triton",
+            run=_run_triton,
+            unsupported=triton_unsupported,
+            observe=observe_triton,
+            takes_orders=True,
+        ),
         Engine(name="flash", run=flash_attention, unsupported=flash_unsupported),
         Engine(name="flex", run=flex_attention, unsupported=flex_unsupported),
         Engine(
@@ -91,11 +110,18 @@ ENGINES: dict[str, Engine] = {
             unsupported=xformers_unsupported,
             automatic=False,  # whether a plan is block-diagonal cannot be seen without a sync
         ),
-        Engine(name="cpu", run=cpu_attention, unsupported=lambda case: [], takes_pooled=True),
+        Engine(
+            name="cpu",
+            run=cpu_attention,
+            unsupported=lambda case: [],
+            observe=observe_gathered,
+            takes_pooled=True,
+        ),
         Engine(
             name="reference",
             run=reference_attention,
             unsupported=lambda case: [],
+            observe=observe_reference,
             takes_orders=True,
             takes_pooled=True,
         ),
@@ -110,7 +136,7 @@ def choose_engine(case: Case) -> Choice:
     Of the engines that can run it, the one that was fastest on this kind of GPU at the nearest
     head_dim and block size; ``kernels/measured.json`` holds what ``vidsparse bench kernels`` found.
     """
-    able = [e.name for e in ENGINES.values() if e.automatic and not e.unsupported(case)]
+    able = [e.name for e in ENGINES.values() if e.automatic and not e.why_not(case)]
     speeds = _measured(case)
     known = [name for name in able if name in speeds]
     if known:
@@ -133,22 +159,46 @@ def _why_preferred(name: str, case: Case) -> str:
     return f"nothing was measured on {where}; this is the first in line that can run it"
 
 
-def require_engine(name: str, case: Case) -> None:
-    """Raise BadInputError, with every reason, when an engine asked for by name cannot run."""
-    check_engine(name)
-    if reasons := ENGINES[name].unsupported(case):
-        raise BadInputError(f"engine {name!r} cannot run this: {'; '.join(reasons)}")
+@functools.lru_cache(maxsize=256)
+def resolve_engine(engine: str, case: Case) -> str:
+    """Name the engine that runs a case: the one that is asked for, or the choice of ``auto``.
+
+    Raises:
+        BadInputError: For an unknown engine, or, with every reason, one that cannot run the case.
+    """
+    check_engine(engine, observe=case.observe)
+    if engine == "auto":
+        return choose_engine(case).engine
+    if reasons := ENGINES[engine].why_not(case):
+        raise BadInputError(f"engine {engine!r} cannot run this: {'; '.join(reasons)}")
+    return engine
 
 
-def check_engine(engine: str) -> None:
-    """Raise BadInputError, naming the engines there are, for an unknown one."""
-    if engine != "auto" and engine not in ENGINES:
+def check_engine(engine: str, *, observe: bool = False) -> None:
+    """Raise BadInputError for an unknown engine, or for one that is to observe and cannot.
+
+    Args:
+        engine: "auto", or a name.
+        observe: Whether a report on each block will be wanted.
+    """
+    if engine == "auto":
+        return
+    if engine not in ENGINES:
         raise BadInputError(f"unknown engine {engine!r}: choose auto, {', '.join(sorted(ENGINES))}")
+    if observe and ENGINES[engine].observe is None:
+        raise BadInputError(f"engine {engine!r} cannot run this: {_cannot_observe()}")
+
+
+def _cannot_observe() -> str:
+    able = ", ".join(name for name, each in ENGINES.items() if each.observe is not None)
+    return (
+        f"it does not report what it saw of each block, as this preset needs: choose auto, {able}"
+    )
 
 
 def _measured(case: Case) -> dict[str, float]:
     """TFLOP/s of each engine at the measured case nearest to this one; empty if there is none."""
-    if case.arch is None:
+    if case.arch is None or case.observe:
         return {}
     rows = [row for row in _table() if tuple(row["arch"]) == tuple(case.arch)]
 

@@ -70,11 +70,8 @@ def flash_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Attend as ``plan`` says; arguments and result as in ``reference_attention``.
 
-    Raises:
-        BadInputError: With every reason, when it cannot.
+    Only of cases of which ``flash_unsupported`` has nothing to say.
     """
-    if reasons := flash_unsupported(Case.of(q, k, v, plan, key_length, return_lse)):
-        raise BadInputError(f"engine 'flash' cannot run this: {'; '.join(reasons)}")
     return _call(q, k, v, scale, return_lse, block_sparse_tensors=_block_sparse_tensors(plan))
 
 

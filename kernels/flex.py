@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vidsparse.errors import BadInputError
 from vidsparse.kernels.case import Case
 from vidsparse.kernels.flash import masked_lists
 from vidsparse.kernels.plan import BlockPlan
@@ -48,13 +47,9 @@ def flex_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Attend as ``plan`` says; arguments and result as in ``reference_attention``.
 
-    Compiled at the first call of a shape, which takes seconds.
-
-    Raises:
-        BadInputError: With every reason, when it cannot.
+    Compiled at the first call of a shape, which takes seconds. Only of cases of which
+    ``flex_unsupported`` has nothing to say.
     """
-    if reasons := flex_unsupported(Case.of(q, k, v, plan, key_length, return_lse)):
-        raise BadInputError(f"engine 'flex' cannot run this: {'; '.join(reasons)}")
     from torch.nn.attention.flex_attention import AuxRequest
 
     with torch._dynamo.config.patch(recompile_limit=SHAPES, accumulated_recompile_limit=SHAPES):

@@ -38,15 +38,31 @@ class Observed(NamedTuple):
     mass: Tensor
 
 
-def observe_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    plan: BlockPlan,
-    *,
-    scale: float | None = None,
-    key_length: Tensor | None = None,
-    impl: str = "auto",
+def check_observable(plan: BlockPlan) -> None:
+    """Raise BadInputError for a plan of unequal or larger blocks, or with pooled stand-ins."""
+    if plan.q_offsets is not None or plan.kv_offsets is not None or plan.pooled is not None:
+        raise BadInputError("observing needs equal blocks and no pooled stand-ins")
+    if max(plan.q_block, plan.kv_block) > 128:
+        raise BadInputError(
+            f"observing needs blocks of at most 128 tokens, got {plan.q_block} x {plan.kv_block}"
+        )
+
+
+def observe_triton(
+    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, scale: float, key_length: Tensor | None
+) -> Observed:
+    """Attend and report, in one kernel; as ``observe_reference``."""
+    from vidsparse.kernels.triton.portable import launch
+
+    out, lse, margin, mass = launch(q, k, v, plan, scale, key_length, True, with_stats=True)
+    assert lse is not None
+    assert margin is not None
+    assert mass is not None
+    return Observed(out, lse, margin, mass)
+
+
+def observe_reference(
+    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, scale: float, key_length: Tensor | None
 ) -> Observed:
     """Attend as ``plan`` says and report on each listed block.
 
@@ -55,40 +71,9 @@ def observe_attention(
         k: ``(batch, heads, kv_len, head_dim)``.
         v: ``(batch, heads, kv_len, head_dim)``.
         plan: Of equal blocks of at most 128 tokens, without pooled stand-ins.
-        scale: Score scale, ``head_dim ** -0.5`` when None.
+        scale: Score scale.
         key_length: Keys that exist in each batch entry, int32 ``(batch,)``.
-        impl: "triton", "cpu", "reference", or "auto": Triton on CUDA, else "cpu".
-
-    Raises:
-        BadInputError: For a plan of unequal or larger blocks, or with pooled stand-ins.
     """
-    if impl not in ("auto", "triton", "cpu", "reference"):
-        raise BadInputError(f"unknown impl {impl!r}: choose auto, triton, cpu or reference")
-    if plan.q_offsets is not None or plan.kv_offsets is not None or plan.pooled is not None:
-        raise BadInputError("observing needs equal blocks and no pooled stand-ins")
-    if max(plan.q_block, plan.kv_block) > 128:
-        raise BadInputError(
-            f"observing needs blocks of at most 128 tokens, got {plan.q_block} x {plan.kv_block}"
-        )
-    scale = float(q.shape[-1] ** -0.5 if scale is None else scale)
-    if impl == "triton" or (impl == "auto" and q.is_cuda):
-        from vidsparse.kernels.triton.portable import launch
-
-        out, lse, margin, mass = launch(q, k, v, plan, scale, key_length, True, with_stats=True)
-        assert lse is not None
-        assert margin is not None
-        assert mass is not None
-        return Observed(out, lse, margin, mass)
-    if impl == "reference":
-        return _observe_reference(q, k, v, plan, scale, key_length)
-    from vidsparse.kernels.cpu_observe import observe_gathered
-
-    return observe_gathered(q, k, v, plan, scale, key_length)
-
-
-def _observe_reference(
-    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, key_length: Tensor | None
-) -> Observed:
     scores, value = scores_and_values(q, k, v, plan, scale, key_length)
     out, lse = attend_to(scores, value)
     if plan.kv_order is not None:  # by position in the ordered sequence

@@ -15,7 +15,7 @@ from vidsparse.kernels.autocast import without_autocast
 from vidsparse.kernels.backward import attention_backward, pooled_backward
 from vidsparse.kernels.case import Case
 from vidsparse.kernels.compensate import add_skipped
-from vidsparse.kernels.engines import ENGINES, choose_engine, require_engine
+from vidsparse.kernels.engines import ENGINES, resolve_engine
 from vidsparse.kernels.order import attend_in_order
 from vidsparse.kernels.permute import permute_tokens, unpermute_tokens
 from vidsparse.kernels.plan import BlockPlan, Pooled
@@ -31,8 +31,13 @@ def attend(
     key_length: Tensor | None,
     return_lse: bool,
     engine: str,
+    resolved: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Call the op; the log-sum-exp is empty unless it is wanted, or the backward will want it."""
+    """Call the op; the log-sum-exp is empty unless it is wanted, or the backward will want it.
+
+    With ``resolved`` the engine is known to run this; else the op finds out, so that torch.compile
+    need not trace the choice.
+    """
     pooled = plan.pooled
     inputs = (q, k, v) if pooled is None else (q, k, v, pooled.key, pooled.value)
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
@@ -42,7 +47,7 @@ def attend(
         None if pooled is None else pooled.key,
         None if pooled is None else pooled.value,
         None if pooled is None else pooled.size,
-        key_length, plan.q_block, plan.kv_block, scale, return_lse or needs_grad, engine,
+        key_length, plan.q_block, plan.kv_block, scale, return_lse or needs_grad, engine, resolved,
     )  # fmt: skip
 
 
@@ -66,6 +71,7 @@ def _attend(
     scale: float,
     need_lse: bool,
     engine: str,
+    resolved: bool,
 ) -> tuple[Tensor, Tensor]:
     plan = BlockPlan(
         kv_count=kv_count, kv_index=kv_index, q_len=q.shape[2], kv_len=k.shape[2],
@@ -73,6 +79,8 @@ def _attend(
         q_offsets=q_offsets, kv_offsets=kv_offsets,
         pooled=_pooled(pooled_key, pooled_value, pooled_size),
     )  # fmt: skip
+    if not resolved:
+        engine = resolve_engine(engine, Case.of(q, k, v, plan, key_length, need_lse))
     with without_autocast(q):
         out, lse = _run(q, k, v, plan, scale, key_length, need_lse, engine)
     lse = q.new_empty(0, dtype=torch.float32) if lse is None else lse.float().contiguous()
@@ -81,7 +89,7 @@ def _attend(
 
 @_attend.register_fake
 def _(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    need_lse = rest[-2]
+    need_lse = rest[-3]
     lse = q.new_empty(q.shape[:3] if need_lse else (0,), dtype=torch.float32)
     return torch.empty_like(q), lse
 
@@ -97,7 +105,7 @@ def _run(
     engine: str,
 ) -> tuple[Tensor, Tensor | None]:
     """Run the engine in the plan's orders, then add what it skipped."""
-    chosen = ENGINES[_resolve(engine, Case.of(q, k, v, plan, key_length, need_lse))]
+    chosen = ENGINES[engine]
     apart = plan.pooled is not None and not chosen.takes_pooled
     exact = dataclasses.replace(plan, pooled=None) if apart else plan
     attend = chosen.run if chosen.takes_orders else functools.partial(attend_in_order, chosen.run)
@@ -110,15 +118,6 @@ def _run(
     return out, lse if need_lse else None
 
 
-@functools.lru_cache(maxsize=256)
-def _resolve(engine: str, case: Case) -> str:
-    """The engine to run; here, inside the op, so that torch.compile need not trace the choice."""
-    if engine == "auto":
-        return choose_engine(case).engine
-    require_engine(engine, case)
-    return engine
-
-
 def _pooled(key: Tensor | None, value: Tensor | None, size: Tensor | None) -> Pooled | None:
     if key is None or value is None or size is None:
         return None
@@ -126,7 +125,7 @@ def _pooled(key: Tensor | None, value: Tensor | None, size: Tensor | None) -> Po
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.q_block, ctx.kv_block, ctx.scale, _need_lse, _engine = inputs
+    *tensors, ctx.q_block, ctx.kv_block, ctx.scale, _need_lse, _engine, _resolved = inputs
     out, lse = output
     ctx.present = [x is not None for x in tensors]
     ctx.save_for_backward(out, lse, *(x for x in tensors if x is not None))
@@ -141,7 +140,7 @@ def _differentiate(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Any, .
     )
     pooled = (dkey, dvalue) if tensors[9] is not None else (None, None)
     lists_and_orders = (None,) * 6
-    return dq, dk, dv, *lists_and_orders, *pooled, *(None,) * 7
+    return dq, dk, dv, *lists_and_orders, *pooled, *(None,) * 8
 
 
 @torch.library.custom_op("vidsparse::attend_backward", mutates_args=())

@@ -41,7 +41,7 @@ class BlockPlan:
     Attributes:
         kv_count: How many key blocks each query block reads, int32 ``(B|1, H|1, M)``.
         kv_index: Which ones, int32 ``(B|1, H|1, M, K)``, ascending in the first ``kv_count``
-            entries (``observe_attention`` takes them in any order); the rest is not read.
+            entries (observing takes them in any order); the rest is not read.
         q_len: Query tokens.
         kv_len: Key tokens.
         q_block: Tokens in a query block; with ``q_offsets``, what an engine may tile blocks by.

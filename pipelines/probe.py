@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from vidsparse.pipelines import parallel, taps
-from vidsparse.pipelines.asked import Asked, DenseOf, Layer
+from vidsparse.pipelines.asked import Asked, Dense, DenseOf, Layer
 from vidsparse.pipelines.compiled import make_handle
 from vidsparse.pipelines.models import find_model
+from vidsparse.pipelines.recompute import Turn
 from vidsparse.pipelines.session import TRANSFORMERS
 from vidsparse.pipelines.undo import Undo, drop_hooks
 from vidsparse.stats import Stopwatch
@@ -139,6 +140,18 @@ class _Timed:
     def parallel_config(self) -> Any:
         """How diffusers splits the sequence over devices; None where it does not."""
         return parallel.config_of(self._module)
+
+    @property
+    def turn(self) -> Turn | None:
+        """What the latest attention call decided, as long as it can be recomputed."""
+        return None if self._layer is None else self._layer.turn
+
+    def attend_as(
+        self, turn: Turn, q: Tensor, k: Tensor, v: Tensor, asked: Asked, dense: Dense
+    ) -> Tensor:
+        """Attend again as an earlier call decided; that is not a stage of a generation."""
+        assert self._layer is not None  # who made the turn
+        return self._layer.attend_as(turn, q, k, v, asked, dense)
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, asked: Asked, dense: DenseOf, parallel_config: Any

@@ -55,7 +55,8 @@ def sparsify(
         target: A diffusers pipeline, or a transformer of one.
         preset: A name in ``PRESETS``, or a preset of your own.
         strict: Raise ``DenseFallbackError`` where a call would fall back to dense.
-        engine: Kernel engine: "auto", "cpu" or "reference".
+        engine: Kernel engine: "auto", or "triton", "flash", "flex", "xformers", "cpu" or
+            "reference"; ``vidsparse doctor`` says which of them run here.
         **parameters: Parameters of the preset to change, such as ``density=0.3``; the command
             ``vidsparse presets NAME`` lists them.
 

@@ -53,14 +53,50 @@ class Budgets:
         Raises:
             BadInputError: When there is a density for another number of heads.
         """
-        named = dict(self.layers)
-        found = named.get(f"{expert}/{layer}", named.get(str(layer)))
+        found = self.named(expert, layer)
         if found is not None and len(found) not in (1, heads):
             raise BadInputError(
                 f"the budgets file {self.path} has {len(found)} densities for layer {layer}, which "
                 f"has {heads} heads"
             )
         return found
+
+    @property
+    def experts(self) -> frozenset[str]:
+        """The transformers that are named."""
+        return frozenset(name.rpartition("/")[0] for name, _ in self.layers) - {""}
+
+    def named(self, expert: str, layer: int) -> Densities | None:
+        """The densities of a layer whatever its number of heads, None if it is not named."""
+        named = dict(self.layers)
+        return named.get(f"{expert}/{layer}", named.get(str(layer)))
+
+    def check(self, transformers: Mapping[str, tuple[int, int | None]]) -> None:
+        """Check that the layers that are named are there, with as many heads.
+
+        Args:
+            transformers: Self-attention layers of each transformer of the pipeline, and heads of a
+                layer, None where they are not known; by the transformer's name.
+
+        Raises:
+            BadInputError: For a transformer, a layer or a number of heads that is not there.
+        """
+        for name, _ in self.layers:
+            expert, _, layer = name.rpartition("/")
+            if expert and expert not in transformers:
+                raise BadInputError(
+                    f"the budgets file {self.path} names layer {name!r}, and there is no "
+                    f"{expert}: there is {' and '.join(transformers)}"
+                )
+            most = max(transformers[each][0] for each in ([expert] if expert else transformers))
+            if int(layer) >= most:
+                raise BadInputError(
+                    f"the budgets file {self.path} names layer {name!r}, and there are {most} "
+                    f"layers: their numbers are 0 to {most - 1}"
+                )
+        for expert, (layers, heads) in transformers.items():
+            for layer in range(layers if heads is not None else 0):
+                self.of(expert, layer, heads or 0)
 
     def __str__(self) -> str:
         return self.path

@@ -12,28 +12,14 @@ from torch import Tensor
 from vidsparse.errors import DenseFallbackError
 from vidsparse.grid import TokenGrid
 from vidsparse.heads import HeadShare, all_of
-from vidsparse.kernels.attention import attention
 from vidsparse.kernels.autocast import cast_as_attention, without_autocast
-from vidsparse.kernels.case import Case
-from vidsparse.kernels.engines import check_engine, choose_engine
-from vidsparse.kernels.observe import observe_attention
+from vidsparse.kernels.engines import check_engine
 from vidsparse.kernels.permute import unpermute_tokens
-from vidsparse.kernels.plan import BlockPlan, dense_plan
-from vidsparse.planner import PLAN, Planner, Work
+from vidsparse.planner import Planner
 from vidsparse.policies.blocks import Blocks
-from vidsparse.policies.compensation import (
-    RESIDUE,
-    Attend,
-    Compensation,
-    refresh_residual,
-    rescaled,
-    with_levels,
-    with_residual,
-)
 from vidsparse.policies.estimator import Inputs
-from vidsparse.policies.observed import Observed
 from vidsparse.policies.policy import Policy
-from vidsparse.policies.selectors import Selector
+from vidsparse.policies.work import Kernel, Work
 from vidsparse.preset import Preset
 from vidsparse.state import LayerState
 from vidsparse.stats import CallKey, Stats, Stopwatch
@@ -115,8 +101,7 @@ class SparseAttention:
     @property
     def judges_batches(self) -> bool:
         """Whether one decision is made for all entries of a batch, which then must come singly."""
-        preset = self.preset
-        return preset.schedule.replan > 1 and preset.policy.selector is Selector.TOLERANCE
+        return self.preset.schedule.replan > 1 and self.preset.policy.selector.judges_batches
 
     def start_generation(self) -> None:
         """Forget the generation before: its counts, and what its layers remembered."""
@@ -242,7 +227,7 @@ class SparseAttention:
         """
         schedule = self.preset.schedule
         way = schedule.way(call.sigma or 0.0, call.layer)
-        observes = isinstance(self.preset.policy.estimator, Observed)
+        observes = self.preset.policy.estimator.observes
         if way > 0.0 or call.next_sigma is None or not observes:
             return way
         return schedule.way(call.next_sigma, call.layer)
@@ -312,59 +297,17 @@ class SparseAttention:
 
     def _attend(self, work: Work, call: Call, way: float) -> Tensor:
         """Run a plan, with what its policy does after it; back in raster order."""
-        policy, inputs = self.preset.policy, work.inputs
+        kernel = Kernel(scale=work.inputs.scale, engine=self.engine, ran=self.stats.engines)
         head_density = work.head_density()
-        if isinstance(policy.estimator, Observed):
-            visits = policy.estimator.visits(work.plan)
-            seen = observe_attention(*inputs.qkv, visits, scale=inputs.scale)
-            policy.estimator.observe(inputs, visits, seen, way)
-            out = seen.out
-        elif policy.compensation is Compensation.RESIDUAL and way >= 1.0:
-            out, refreshed = self._with_residual(work)
-            head_density = head_density + 1 if refreshed else head_density
-        elif work.levels:
-            out = with_levels(inputs, work.plan, work.levels, self._attend_with_lse(inputs.scale))
-        else:
-            out = self._run(inputs, work.plan)
-        if policy.compensation is Compensation.RESCALE:
-            out = rescaled(out, work.plan, inputs)
+        out, besides = self.preset.policy.attend(
+            work, kernel, way=way, replan=self.preset.schedule.replan
+        )
+        head_density = head_density + besides if besides else head_density
         head_density = all_of(call.share, head_density).mean(dim=0)
         self._record(call, head_density)
         if call.share is not None:
             self.stats.loads[call.key] = call.share.imbalance(head_density)
         return out if work.q_order is None else unpermute_tokens(out, work.q_order)
-
-    def _with_residual(self, work: Work) -> tuple[Tensor, bool]:
-        """The corrected output, and whether dense ran besides because the residual was measured.
-
-        It is of one plan, so it is measured when a plan is made, and used while that is kept.
-        """
-        inputs, plan, step = work.inputs, work.plan, work.inputs.step
-        age, plan_age = inputs.state.age(RESIDUE, step), inputs.common.age(PLAN, step)
-        oldest = self.preset.schedule.replan - 1  # a static plan has no age
-        if age is not None and 0 <= age <= (oldest if plan_age is None else plan_age):
-            return with_residual(self._run(inputs, plan), inputs), False
-        attend = self._attend_with_lse(inputs.scale)
-        sparse, dense = (attend(*inputs.qkv, each) for each in (plan, dense_plan(plan)))
-        refresh_residual(inputs, sparse, dense)
-        return dense[0], True
-
-    def _run(self, inputs: Inputs, plan: BlockPlan) -> Tensor:
-        engine = self._engine(Case.of(*inputs.qkv, plan, None, wants_gradients(*inputs.qkv)))
-        return attention(*inputs.qkv, plan, scale=inputs.scale, engine=engine)
-
-    def _attend_with_lse(self, scale: float) -> Attend:
-        def attend(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> tuple[Tensor, Tensor]:
-            engine = self._engine(Case.of(q, k, v, plan, None, True))
-            return attention(q, k, v, plan, scale=scale, engine=engine, return_lse=True)
-
-        return attend
-
-    def _engine(self, case: Case) -> str:
-        """The kernel engine of a call, which is counted."""
-        engine = choose_engine(case).engine if self.engine == "auto" else self.engine
-        self.stats.engines[engine] += 1
-        return engine
 
     def _record(self, call: Call, head_density: Tensor) -> None:
         self.stats.record(call.key, call.sigma, head_density)

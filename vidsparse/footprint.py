@@ -5,10 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from vidsparse.grid import TokenGrid
-from vidsparse.policies.compensation import Compensation
-from vidsparse.policies.observed import Observed
 from vidsparse.policies.policy import Policy
-from vidsparse.policies.semantic import Semantic
 from vidsparse.preset import Preset
 
 
@@ -64,20 +61,15 @@ def layer_state_bytes(
     number = -(-grid.tokens // policy.block)
     own = common = mask = 0
     if on_host:
-        if policy.compensation is Compensation.RESIDUAL:
-            own += grid.tokens * (head_dim + 1) * itemsize
+        own += policy.compensation.state_bytes(grid, head_dim, itemsize)
         if remembers and policy.can_reuse_plans and not policy.static:
-            rows, columns = block_counts(policy, grid)
+            rows, columns = order.block_counts(grid, policy.block)
             mask = rows * -(-columns // 8)
-        if isinstance(order, Semantic) and remembers:
-            common += order.label_bytes(grid)
+        common += order.label_bytes(grid) if remembers else 0
     else:
-        if isinstance(policy.estimator, Observed):
-            own += number * -(-number // 8)
-        if isinstance(order, Semantic):
-            common += order.state_bytes(grid)
-        if policy.alternatives:
-            common += 1
+        own += policy.estimator.state_bytes(number)
+        common += order.state_bytes(grid)
+        common += policy.alternatives is not None
     own, common = own * heads * batch, common * heads * batch
     common += mask if _one_mask_for_all(policy) else mask * heads * batch
     return StateBytes(own, common) if schedule.share_branches else StateBytes(own + common, 0)
@@ -87,13 +79,3 @@ def _one_mask_for_all(policy: Policy) -> bool:
     """Whether heads differ in nothing but their order."""
     alike = len({each.estimator for each in policy.candidates}) == 1
     return alike and not policy.estimator.needs_data and not policy.rotate
-
-
-def block_counts(policy: Policy, grid: TokenGrid) -> tuple[int, int]:
-    """Blocks of queries and of keys."""
-    if not isinstance(policy.order, Semantic):
-        number = -(-grid.tokens // policy.block)
-        return number, number
-    text = (grid.prefix > 0) + (grid.suffix > 0)
-    queries, keys = policy.order.clusters(grid)
-    return queries + text, keys + text

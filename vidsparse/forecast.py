@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 
+from vidsparse.budgets import Densities
 from vidsparse.errors import BadInputError
-from vidsparse.footprint import block_counts
 from vidsparse.grid import TokenGrid
 from vidsparse.large_grids import LARGE, ROWS, asked_density, mask_density
 from vidsparse.planner import Planner
 from vidsparse.policies.blocks import Blocks
-from vidsparse.policies.compensation import Compensation
-from vidsparse.policies.estimator import Inputs
+from vidsparse.policies.estimator import Estimate, Inputs
 from vidsparse.policies.policy import Policy
-from vidsparse.policies.radial import Radial
 from vidsparse.policies.random import Random
-from vidsparse.policies.selectors import Selector
+from vidsparse.policies.selectors import Threshold, TopK
 from vidsparse.preset import Preset
+from vidsparse.schedule import Schedule
 
 MOST_TOKENS = 10_000_000
+FIRST = "transformer"  # of a pipeline, by diffusers' name
 MANY = 1000  # blocks in a row: that they are whole does not show in what a ramp asks for
 
 
@@ -60,7 +62,7 @@ class Forecast:
         block = self.preset.policy.block
         return {
             "preset": self.preset.name,
-            "parameters": self.preset.parameters(),
+            "parameters": self.preset.plain_parameters(),
             "grid": str(self.grid),
             "tokens": self.grid.tokens,
             "block": block,
@@ -86,19 +88,22 @@ def forecast(preset: Preset, grid: TokenGrid, sigmas: list[float], layers: int |
         layers: How many self-attention layers there are; None leaves ``dense_layers`` out.
 
     Raises:
-        BadInputError: For more than ``MOST_TOKENS``, or a preset whose density nobody knows before.
+        BadInputError: For more than ``MOST_TOKENS``, when what is computed depends on the data, or
+            on budgets of layers that are not there or not known.
     """
     if grid.tokens > MOST_TOKENS:
         raise BadInputError(f"at most {MOST_TOKENS:,} tokens can be planned, got {grid.tokens:,}")
     mask = _Mask(preset, grid)
     always_dense, notes = _always_dense(preset, grid, layers)
     schedule = preset.schedule
-    block_density = mask.at(1.0)
+    shares, about_budgets = _shares(schedule, layers)
+    block_density = sum(share * mask.at(1.0, named) for named, share in shares.items())
     notes += mask.planner.notes  # of the mask; the ramp above it would only say the same again
     ways = [schedule.way(sigma, schedule.dense_layers) for sigma in sigmas]
-    planned = [mask.at(way) for way in ways]
-    besides = _compensated(preset, grid, ways, planned)
-    steps = [sum(both) for both in zip(planned, besides, strict=True)]
+    steps = [0.0] * len(ways)
+    for named, share in shares.items():
+        for step, density in enumerate(mask.steps(ways, named)):
+            steps[step] += share * density
     return Forecast(
         preset=preset,
         grid=grid,
@@ -106,8 +111,32 @@ def forecast(preset: Preset, grid: TokenGrid, sigmas: list[float], layers: int |
         block_density=block_density,
         sigmas=sigmas,
         step_density=[always_dense + (1 - always_dense) * density for density in steps],
-        notes=notes,
+        notes=[*notes, *about_budgets],
     )
+
+
+def _shares(
+    schedule: Schedule, layers: int | None
+) -> tuple[dict[Densities | None, float], list[str]]:
+    """Which share of the layers that are ever sparse has which densities, None for the policy's.
+
+    And what to say of it.
+    """
+    budgets = schedule.budgets
+    if budgets is None:
+        return {None: 1.0}, []
+    if layers is None:
+        raise BadInputError(
+            "what budgets leave to compute depends on how many layers there are, which is not "
+            "known here: plan a model that says it"
+        )
+    others = budgets.experts - {FIRST}
+    budgets.check(dict.fromkeys((FIRST, *others), (layers, None)))
+    sparse = range(min(schedule.dense_layers, layers - 1), layers)
+    counts = Counter(budgets.named(FIRST, layer) for layer in sparse)
+    said = f"the budgets of {' and '.join(sorted(others))} are left out: this plans {FIRST}"
+    shares = {named: count / len(sparse) for named, count in counts.items()}
+    return shares, [said] if others else []
 
 
 class _Mask:
@@ -125,23 +154,75 @@ class _Mask:
                 "density, or run it"
             )
         if not policy.static:
-            selector = Selector.TOP_K if policy.selector is Selector.TOP_K else Selector.THRESHOLD
+            selector = TopK() if policy.selector.equal_rows else Threshold()
             policy = Policy(
                 estimator=Random(), selector=selector, density=policy.density, block=policy.block
             )
         self.planner = Planner(policy)
         self._inputs = Inputs(blocks=Blocks(grid, policy.block, torch.device("cpu")))
-        self._known = {0.0: 1.0}
+        self._whole = preset
+        self._known: dict[tuple[float, float | None], float] = {}
+        self._of_heads: dict[float, float] = {}
 
-    def at(self, way: float) -> float:
-        """The density of the plan that is made so far from dense."""
+    def at(self, way: float, named: Densities | None = None) -> float:
+        """The density of the plans of a layer that are made so far from dense.
+
+        Args:
+            way: How far from dense, in [0, 1].
+            named: Densities of the heads, or one for the layer, instead of the policy's.
+        """
+        if named is None or len(named) == 1:
+            return self._at(way, None if named is None else named[0])
         if 0 < way < 1 and self._inputs.blocks.number >= MANY:
-            return 1 - way * (1 - self.at(1.0))
-        if way not in self._known:
-            large = self._inputs.blocks.number > LARGE
-            made = self._at_full() if large else self.planner.static_plan(self._inputs, way).density
-            self._known[way] = made
-        return self._known[way]
+            return 1 - way * (1 - self.at(1.0, named))
+        return sum(self._of_head(1 - way * (1 - density)) for density in named) / len(named)
+
+    def steps(self, ways: list[float], named: Densities | None) -> list[float]:
+        """What a layer computes at each step, compensation included."""
+        policy, blocks = self._whole.policy, self._inputs.blocks
+        planned = [self.at(way, named) for way in ways]
+        besides = policy.compensation.pairs(
+            ways,
+            planned,
+            replan=self._whole.schedule.replan,
+            means=policy.order.block_counts(blocks.grid, policy.block)[1] / blocks.grid.tokens,
+        )
+        return [sum(both) for both in zip(planned, besides, strict=True)]
+
+    def _at(self, way: float, target: float | None) -> float:
+        if way <= 0:
+            return 1.0
+        if way < 1 and self._inputs.blocks.number >= MANY:
+            return 1 - way * (1 - self._at(1.0, target))
+        key = (way, target)
+        if key not in self._known:
+            large = target is None and self._inputs.blocks.number > LARGE
+            self._known[key] = (
+                self._at_full()
+                if large
+                else self.planner.static_plan(self._inputs, way, target).density
+            )
+        return self._known[key]
+
+    def _of_head(self, density: float) -> float:
+        """The density of a head's plan; scores of data do not tie, so a budget is spent whole."""
+        if not self.policy.static:
+            return max(density, self._bought(1e-9))
+        return self._bought(density)
+
+    def _bought(self, density: float) -> float:
+        if density not in self._of_heads:
+            arranged, estimate = self._arranged
+            asked = torch.full((1, 1), density)
+            plan = self.planner.policy.plan(estimate, arranged, density=asked)
+            self._of_heads[density] = plan.density
+        return self._of_heads[density]
+
+    @cached_property
+    def _arranged(self) -> tuple[Inputs, Estimate]:
+        policy = self.planner.policy
+        arranged = policy.order.arrange(self._inputs).inputs
+        return arranged, policy.estimator.estimate(arranged)
 
     def _at_full(self) -> float:
         """The density at full sparsity, without the plan."""
@@ -157,27 +238,11 @@ class _Mask:
 
     def token_density(self, block_density: float) -> float:
         """That of the rule itself, where there is one; else masks are made of whole blocks."""
-        if isinstance(self.policy.estimator, Radial) and self.policy.density is None:
-            blocks = self._inputs.blocks
-            return self.policy.estimator.token_density(blocks.grid, blocks.block)
-        return block_density
-
-
-def _compensated(
-    preset: Preset, grid: TokenGrid, ways: list[float], densities: list[float]
-) -> list[float]:
-    """What compensation computes at each step beside the plan, as a share of all pairs."""
-    policy, replan = preset.policy, preset.schedule.replan
-    if policy.compensation is Compensation.LEVELS:
-        means = sum(share / tokens for tokens, share in policy.levels.items())
-        return [way * means for way in ways]
-    if policy.compensation is Compensation.CENTROID:
-        means = block_counts(policy, grid)[1] / grid.tokens
-        return [(1 - density) * means for density in densities]
-    if policy.compensation is Compensation.RESIDUAL:
-        full = [step for step, way in enumerate(ways) if way >= 1]  # each new plan: a dense step
-        return [float(step in full[::replan]) for step in range(len(ways))]
-    return [0.0] * len(ways)
+        if self.policy.density is not None:
+            return block_density
+        blocks = self._inputs.blocks
+        of_rule = self.policy.estimator.token_density(blocks.grid, blocks.block)
+        return block_density if of_rule is None else of_rule
 
 
 def _always_dense(preset: Preset, grid: TokenGrid, layers: int | None) -> tuple[float, list[str]]:

@@ -10,7 +10,6 @@ from torch import Tensor
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.policy import Policy
-from vidsparse.policies.selectors import Selector
 
 LARGE = 1500  # blocks in a row: above, no plan of them all is made
 ROWS = 96  # of the mask, one drawn from each of so many equal parts, that stand for all
@@ -25,12 +24,12 @@ def asked_density(policy: Policy, blocks: Blocks) -> float:
     text = min(number, before + after)
     short = number * block - grid.tokens  # what the last block lacks
     keep = min(number, text + 1)  # of a row of video, always: its own block, and text
-    if policy.selector is Selector.TOP_K:
+    if policy.selector.equal_rows:
         keep = max(keep, round(policy.density * number))
     keys = keep * block - short * (1.0 if after else keep / number)
     text_rows = (text * block - (short if after else 0)) / grid.tokens
     kept = (1 - text_rows) * keys / grid.tokens + text_rows
-    return kept if policy.selector is Selector.TOP_K else max(policy.density, kept)
+    return kept if policy.selector.equal_rows else max(policy.density, kept)
 
 
 def mask_density(policy: Policy, inputs: Inputs) -> float:

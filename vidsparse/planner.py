@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,44 +12,16 @@ from torch import Tensor
 from vidsparse.budgets import Budgets
 from vidsparse.kernels.permute import permute_tokens
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.policies.choice import CHOICE, choose, per_head
-from vidsparse.policies.compensation import Compensation, Level, coarse_plan, with_centroids
-from vidsparse.policies.estimator import Estimate, Inputs
+from vidsparse.policies.choice import CHOICE, Alternative, choose, per_head
+from vidsparse.policies.estimator import PLAN, Estimate, Inputs
+from vidsparse.policies.lists import lists_of_mask, plan_of_lists
 from vidsparse.policies.orders import Arranged
-from vidsparse.policies.policy import Alternative, Policy, lists_of_mask, plan_of_lists
-from vidsparse.policies.selectors import Selector
-from vidsparse.policies.tolerance import plan_within, still_within
+from vidsparse.policies.policy import Policy
+from vidsparse.policies.work import Work
 from vidsparse.state import LayerState, Memory, Verdict, pack_bits, unpack_bits
 
 REMEMBERED = 16  # static plans: a ramp of 16 steps at one size, or several sizes without a ramp
 LAYERS = 4096  # of all experts, branches and geometries: none is forgotten within a generation
-PLAN = "plan"
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Work:
-    """An attention call, ready to run.
-
-    Attributes:
-        inputs: q, k and v in the order of the plan.
-        plan: What to compute, in that order.
-        q_order: How to put the output back, int32 ``(B|1, H|1, seq)``; None if nothing moved.
-        kv_order: The order of keys and values, likewise.
-        levels: Blocks that take part through means of a few tokens.
-    """
-
-    inputs: Inputs
-    plan: BlockPlan
-    q_order: Tensor | None = None
-    kv_order: Tensor | None = None
-    levels: tuple[Level, ...] = ()
-
-    def head_density(self) -> Tensor:
-        """Density of each head, ``(B|1, H|1)``; a pair with a mean counts as one pair."""
-        density = self.plan.head_density()
-        for tokens, coarse in self.levels:
-            density = density + coarse.head_density() / tokens
-        return density
 
 
 class Planner:
@@ -100,18 +71,15 @@ class Planner:
         """
         if self.policy.static:
             plan = self._static_plan(inputs, self._density(inputs, way))
-            return self._finish(self.policy.order.arrange(inputs), plan)
+            return self._extended(self.policy.order.arrange(inputs), plan, way)
         again = self._remembered(inputs, way)
         if again is not None:
-            return self._finish(*again)
+            return self._extended(*again, way)
         arranged, plan = self._made(inputs, way)
         if inputs.remember and self.policy.can_reuse_plans:
             inputs.common.park(PLAN, pack_bits(plan.to_block_mask()), inputs.step)
             inputs.common.way, inputs.common.verdict = way, None
-        work = self._finish(arranged, plan)
-        if self.policy.compensation is Compensation.LEVELS:
-            work = dataclasses.replace(work, levels=self._levels(work, way))
-        return work
+        return self._extended(arranged, plan, way)
 
     def again(self, work: Work, q: Tensor, k: Tensor, v: Tensor) -> Work:
         """The orders and the plan of an earlier call, for q, k and v in raster order."""
@@ -119,13 +87,19 @@ class Planner:
         k, v = (x if work.kv_order is None else permute_tokens(x, work.kv_order) for x in (k, v))
         inputs = dataclasses.replace(work.inputs, q=q, k=k, v=v)
         plan = dataclasses.replace(work.plan, pooled=None)  # means are made anew, to be learned
-        made = self._finish(Arranged(inputs, work.q_order, work.kv_order), plan)
-        return dataclasses.replace(made, levels=work.levels)
+        return self.policy.compensation.again(dataclasses.replace(work, inputs=inputs, plan=plan))
 
-    def static_plan(self, inputs: Inputs, way: float) -> BlockPlan:
-        """The plan of a policy that looks at no data, from the geometry alone."""
+    def static_plan(self, inputs: Inputs, way: float, target: float | None = None) -> BlockPlan:
+        """The plan of a policy that looks at no data, from the geometry alone.
+
+        Args:
+            inputs: Without q, k and v.
+            way: How far the schedule has come from dense, in (0, 1].
+            target: Density at full sparsity, instead of the policy's own.
+        """
         assert self.policy.static
-        return self._static_plan(inputs, self._density(inputs, way))
+        density = self._density(inputs, way) if target is None else 1.0 - way * (1.0 - target)
+        return self._static_plan(inputs, density)
 
     def _density(self, inputs: Inputs, way: float) -> float | Tensor | None:
         """Share of the pairs to keep on the way; None leaves it to p or the policy's own mask.
@@ -145,34 +119,39 @@ class Planner:
             return self.policy.density
         return 1.0 - way * (1.0 - target)
 
-    def _levels(self, work: Work, way: float) -> tuple[Level, ...]:
-        """The blocks that come after those of the plan, by the tokens of their means."""
-        estimate = self.policy.estimator.estimate(work.inputs)
-        exact = work.plan.to_block_mask()
-        share = self._density(work.inputs, way)
-        levels = []
-        assert isinstance(share, float)
-        for tokens, more in self.policy.levels.items():
-            share = min(1.0, share + way * more)
-            upto = self.policy.plan(estimate, work.inputs, density=share).to_block_mask()
-            levels.append(Level(tokens, coarse_plan(upto & ~exact, work.plan, tokens)))
-            exact = exact | upto
-        return tuple(levels)
+    def _extended(self, arranged: Arranged, plan: BlockPlan, way: float) -> Work:
+        """The call, with what the compensation adds to its plan."""
+        work = Work(
+            inputs=arranged.inputs,
+            plan=plan,
+            q_order=arranged.q_order,
+            kv_order=arranged.kv_order,
+        )
+
+        def deeper(steps: Sequence[float]) -> Iterator[Tensor]:
+            estimate = self.policy.estimator.estimate(work.inputs)
+            density = self._density(work.inputs, way)
+            assert density is not None
+            for step in steps:
+                density = _at_most_one(density + step)
+                plan = self.policy.plan(estimate, work.inputs, density=density, way=way)
+                yield plan.to_block_mask()
+
+        return self.policy.compensation.extend(work, way, deeper)
 
     def _made(self, inputs: Inputs, way: float) -> tuple[Arranged, BlockPlan]:
         """An order and a plan, from the data of this call."""
         policy = self.policy
-        if policy.selector is Selector.TOLERANCE:
-            assert policy.tolerance is not None
-            return plan_within(policy, inputs, policy.tolerance * way, self._static_estimate)
+        measured = policy.selector.measured(policy, inputs, way, self._static_estimate)
+        if measured is not None:
+            return measured
         density = self._density(inputs, way)
-        if policy.alternatives:
-            arranged, keep = choose(policy, inputs, density, self._static_estimate)
+        if policy.alternatives is not None:
+            arranged, keep = choose(policy, inputs, density, way, self._static_estimate)
             return arranged, plan_of_lists(lists_of_mask(keep), arranged.inputs.blocks)
         arranged = policy.order.arrange(inputs)
-        p = None if policy.p is None else 1.0 - way * (1.0 - policy.p)
         estimate = policy.estimator.estimate(arranged.inputs)
-        return arranged, policy.plan(estimate, arranged.inputs, density=density, p=p)
+        return arranged, policy.plan(estimate, arranged.inputs, density=density, way=way)
 
     def _remembered(self, inputs: Inputs, way: float) -> tuple[Arranged, BlockPlan] | None:
         """The order and plan of an earlier call of this layer, if young and good enough."""
@@ -186,10 +165,10 @@ class Planner:
         assert packed is not None
         keep = self._fitted(packed, arranged.inputs)
         plan = plan_of_lists(lists_of_mask(keep), arranged.inputs.blocks)
-        tolerance = self.policy.tolerance
-        if tolerance is not None and age > 0 and (verdict is None or verdict[0] != step):
-            within = still_within(self.policy, inputs, arranged, plan, tolerance * way)
-            common.verdict = step, Verdict(within)
+        if age > 0 and (verdict is None or verdict[0] != step):
+            serves = self.policy.selector.still_serves(self.policy, inputs, arranged, plan, way)
+            if serves is not None:
+                common.verdict = step, Verdict(serves)
         return arranged, plan
 
     def _fitted(self, packed: Tensor, inputs: Inputs) -> Tensor:
@@ -218,16 +197,6 @@ class Planner:
     def host_nbytes(self) -> int:
         """Bytes remembered in host memory."""
         return self._states.nbytes(LayerState.host_nbytes)
-
-    def _finish(self, arranged: Arranged, plan: BlockPlan) -> Work:
-        if self.policy.compensation is Compensation.CENTROID:
-            plan = with_centroids(plan, arranged.inputs)
-        return Work(
-            inputs=arranged.inputs,
-            plan=plan,
-            q_order=arranged.q_order,
-            kv_order=arranged.kv_order,
-        )
 
     def _static_estimate(self, candidate: Alternative, inputs: Inputs) -> Estimate:
         key = (inputs.blocks.grid, str(inputs.blocks.device), candidate)
@@ -261,3 +230,7 @@ class Planner:
             return made
 
         return self._plans.get((geometry, each), plan)
+
+
+def _at_most_one(density: float | Tensor) -> float | Tensor:
+    return density.clamp(max=1.0) if isinstance(density, Tensor) else min(1.0, density)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
-from os import PathLike
-from typing import Any, ClassVar, get_args, get_origin, get_type_hints
+from typing import Any
 
-from vidsparse.budgets import Budgets
 from vidsparse.errors import BadInputError
-from vidsparse.policies.compensation import Compensation
-from vidsparse.policies.parts import ESTIMATORS, ORDERS
+from vidsparse.parameters import (
+    class_of,
+    read_part,
+    read_value,
+    suggest,
+    types_of,
+    with_values,
+)
+from vidsparse.policies import fit
+from vidsparse.policies.choice import Alternative
+from vidsparse.policies.part import Part
+from vidsparse.policies.parts import PARTS
 from vidsparse.policies.policy import Policy
 from vidsparse.schedule import Schedule
 
@@ -51,156 +57,142 @@ class Preset:
                 f"preset {self.name!r} cannot use plans again: they depend on levels or on "
                 "observations of their own step (replan=1)"
             )
-        if self.schedule.replan == 1 and self.policy.compensation is Compensation.RESIDUAL:
+        if self.schedule.replan == 1 and self.policy.compensation.keeps_plans:
             raise BadInputError(
                 "compensation=residual is measured at a dense step whenever a plan is made, and "
                 "pays only while the plan is kept: give replan, of 2 steps at least, such as 5"
             )
 
-    def parameters(self) -> dict[str, Any]:
-        """Every parameter that ``override`` takes, with its value."""
-        values: dict[str, Any] = {}
-        for part in self.parts():
-            for field in dataclasses.fields(part):
-                values[field.name] = getattr(part, field.name)
-        return {name: values[name] for name in self._types()}
-
     def parts(self) -> tuple[Any, ...]:
         """The objects that hold the parameters."""
         policy = self.policy
-        return policy, policy.order, policy.estimator, self.schedule, self
+        alternatives = () if policy.alternatives is None else (policy.alternatives,)
+        return policy, *policy.parts, *alternatives, self.schedule, self
 
-    def _types(self) -> dict[str, Any]:
-        """The type of every parameter: the fields of the parts, less those that hold a part."""
-        types: dict[str, Any] = {}
-        for part in self.parts():
-            types |= get_type_hints(type(part))
-        held = ("estimator", "order", "alternatives", "policy", "schedule")
-        held += ("name", "summary", "source")
-        return {
-            name: kind
-            for name, kind in types.items()
-            if name not in held and get_origin(kind) is not ClassVar
+    def parameters(self) -> dict[str, Any]:
+        """Every parameter that acts and that ``override`` takes, with its value."""
+        values = {
+            name: getattr(part, name) for part in self.parts() for name in types_of(type(part))
         }
+        hidden = {*self.idle(), *fit.fixed(self.policy)}
+        if not self.policy.can_reuse_plans:
+            hidden.add("replan")
+        return {name: value for name, value in values.items() if name not in hidden}
+
+    def plain_parameters(self) -> dict[str, str | float | bool | None]:
+        """The same for JSON: a file of budgets is its path."""
+        plain = (str, int, float, bool, type(None))
+        return {
+            name: value if isinstance(value, plain) else str(value)
+            for name, value in self.parameters().items()
+        }
+
+    def idle(self) -> dict[str, str]:
+        """Parameters that do nothing as the others stand, and why."""
+        policy, idle = self.policy, fit.idle(self.policy)
+        if policy.can_reuse_plans and policy.repeats and not policy.compensation.keeps_plans:
+            idle["replan"] = "the plan is the same at every step"
+        if policy.density is None:
+            idle["budgets"] = "they stand in for a density, and there is none"
+        if not policy.branches_share:
+            idle["share_branches"] = "what branches could share is the same anyway, or of each call"
+        return idle
 
     def override(self, changes: Mapping[str, Any]) -> Preset:
         """The same preset with other parameters; strings are read as the parameter's type.
 
+        A part, ``order``, ``estimator``, ``selector`` or ``compensation``, is given by its name, or
+        as the object itself; its own parameters may be given in the same call. A parameter that
+        replaces another, as ``p`` does ``density``, puts the preset's own out of action.
+
         Raises:
-            BadInputError: For a parameter the preset does not have, with the near matches, or a
-                value it cannot take.
+            BadInputError: For a parameter that the preset does not have, with the near matches,
+                one that does nothing as the others stand, or a value it cannot take.
 
         Example:
             >>> from vidsparse.presets import PRESETS
             >>> PRESETS["radial"].override({"decay": "0.4"}).parameters()["decay"]
             0.4
+            >>> PRESETS["balanced"].override({"selector": "top_p", "p": 0.3}).parameters()["p"]
+            0.3
         """
-        changes = dict(changes)
-        parts = {name: changes.pop(name) for name in ("order", "estimator") if name in changes}
-        if parts:
-            return self._with_parts(parts).override(changes)
-        known = self.parameters()
-        if unknown := [name for name in changes if name not in known]:
+        named = {name: read_part(name, changes[name]) for name in PARTS if name in changes}
+        given = {name: value for name, value in changes.items() if name not in PARTS}
+        types = self._types(named)
+        if unknown := next((name for name in given if name not in types), None):
+            near = suggest(unknown, types if named else self.parameters())
+            raise BadInputError(f"preset {self.name!r} has no parameter {unknown!r}: {near}")
+        values = {name: read_value(name, value, types[name]) for name, value in given.items()}
+        changed = self._changed(named, values)
+        if idle := [name for name in given if name in changed.idle()]:
             raise BadInputError(
-                f"preset {self.name!r} has no parameter {unknown[0]!r}: "
-                f"{suggest(unknown[0], known)}"
+                f"{idle[0]} does nothing in preset {self.name!r}: {changed.idle()[idle[0]]}"
             )
-        if {"decay", "density"} <= changes.keys():
-            raise BadInputError("give decay or density, not both: each sets the width of the mask")
-        types = self._types()
-        values = {name: read_value(name, value, types[name]) for name, value in changes.items()}
+        return changed
 
-        def changed(part: Any) -> Any:
-            names = {field.name for field in dataclasses.fields(part)}
-            return dataclasses.replace(part, **{n: v for n, v in values.items() if n in names})
+    def _types(self, named: Mapping[str, Any]) -> dict[str, Any]:
+        """The type of every parameter, once some parts are others."""
+        kept = [self.policy, self.policy.alternatives, self.schedule, self]
+        parts = [named.get(name, getattr(self.policy, name)) for name in PARTS]
+        types: dict[str, Any] = {}
+        for part in (*parts, *kept):
+            types |= {} if part is None else types_of(class_of(part))
+        return types
 
-        own = {field.name for field in dataclasses.fields(self.policy)}
-        policy = dataclasses.replace(
-            self.policy,
-            order=changed(self.policy.order),
-            estimator=changed(self.policy.estimator),
-            alternatives=tuple(
-                dataclasses.replace(
-                    each, order=changed(each.order), estimator=changed(each.estimator)
-                )
-                for each in self.policy.alternatives
-            ),
-            **{name: value for name, value in values.items() if name in own},
-        )
+    def _changed(self, named: Mapping[str, Any], values: dict[str, Any]) -> Preset:
+        """With other parts and values; what they replace of the preset's own is left out."""
+        policy = self.policy
+        parts = {
+            name: with_values(named.get(name, getattr(policy, name)), values) for name in PARTS
+        }
+        alternatives = policy.alternatives
+        if alternatives is not None:
+            alternatives = dataclasses.replace(
+                with_values(alternatives, values),
+                candidates=tuple(
+                    self._candidate(each, named, parts, values) for each in alternatives.candidates
+                ),
+            )
+        own = types_of(Policy)
+        of_policy = {name: value for name, value in values.items() if name in own}
+        if "density" not in values and _replace_density(parts.values(), policy.density, values):
+            of_policy["density"] = None
+        policy = dataclasses.replace(policy, **parts, alternatives=alternatives, **of_policy)
+        schedule = with_values(self.schedule, values)
+        if "replan" not in values and not policy.can_reuse_plans:
+            schedule = dataclasses.replace(schedule, replan=1)
         return dataclasses.replace(
             self,
             policy=policy,
-            schedule=changed(self.schedule),
+            schedule=schedule,
             min_tokens=values.get("min_tokens", self.min_tokens),
         )
 
-    def _with_parts(self, parts: Mapping[str, Any]) -> Preset:
-        """The same preset with another order or estimator, given by name or as the part itself."""
-        tables: dict[str, Mapping[str, type]] = {"order": ORDERS, "estimator": ESTIMATORS}
-        made: dict[str, Any] = {}
-        for name, part in parts.items():
-            made[name] = part
-            if isinstance(part, str):
-                if part not in tables[name]:
-                    raise BadInputError(f"unknown {name} {part!r}: {suggest(part, tables[name])}")
-                made[name] = tables[name][part]()
-        if "estimator" in made:  # those that shared the old one share the new one
-            made["alternatives"] = tuple(
-                dataclasses.replace(each, estimator=made["estimator"])
-                if each.estimator == self.policy.estimator
-                else each
-                for each in self.policy.alternatives
-            )
-        return dataclasses.replace(self, policy=dataclasses.replace(self.policy, **made))
+    def _candidate(
+        self,
+        candidate: Alternative,
+        named: Mapping[str, Any],
+        parts: Mapping[str, Any],
+        values: dict[str, Any],
+    ) -> Alternative:
+        """An alternative; one that shared the old estimator shares the new one."""
+        estimator = with_values(candidate.estimator, values)
+        if "estimator" in named and candidate.estimator == self.policy.estimator:
+            estimator = parts["estimator"]
+        return dataclasses.replace(
+            candidate, order=with_values(candidate.order, values), estimator=estimator
+        )
 
 
-def read_value(name: str, value: Any, kind: Any) -> Any:
-    """Read text as the type of a parameter, and a path as a file of budgets.
-
-    Raises:
-        BadInputError: Naming what the parameter takes.
-    """
-    options = get_args(kind) or (kind,)
-    if isinstance(value, PathLike):
-        value = str(value)
-    if not isinstance(value, str):
-        return _of_type(name, value, options)
-    text = value.strip().lower()
-    if type(None) in options and text == "none":
-        return None
-    kind = options[0]
-    if kind is Budgets:
-        return Budgets.read(value.strip())
-    try:
-        return _SWITCH[text] if kind is bool else kind(text)
-    except (ValueError, KeyError):
-        raise BadInputError(f"{name} takes {_describe(kind)}, got {value!r}") from None
-
-
-def _of_type(name: str, value: Any, options: tuple[Any, ...]) -> Any:
-    if isinstance(value, int) and not isinstance(value, bool) and float in options:
-        return float(value)
-    is_switch = isinstance(value, bool) and bool not in options
-    if is_switch or not isinstance(value, options):
-        raise BadInputError(f"{name} takes {_describe(options[0])}, got {value!r}")
-    return value
-
-
-_SWITCH = {"true": True, "yes": True, "on": True, "1": True} | {
-    "false": False, "no": False, "off": False, "0": False
-}  # fmt: skip
-
-
-def _describe(kind: type) -> str:
-    if issubclass(kind, StrEnum):
-        return " or ".join(kind)
-    words = {bool: "true or false", int: "a whole number", Budgets: "the path of a JSON file"}
-    return words.get(kind, "a number")
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """What may have been meant, and what there is."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"{hint}there is {', '.join(known)}"
+def _replace_density(
+    parts: Iterable[Part], density: float | None, values: Mapping[str, Any]
+) -> bool:
+    """Whether values, or parts that take no density, stand in for that of the preset."""
+    parts = list(parts)
+    if density is None or any(part.in_place_of_density for part in parts):
+        return True
+    for part in parts:
+        for name in part.idle(density).keys() - part.idle(None).keys():
+            if values.get(name) is not None:
+                return True
+    return False

@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vidsparse.errors import BadInputError
-from vidsparse.policies.compensation import Compensation
+from vidsparse.parameters import suggest
+from vidsparse.policies.choice import Alternative, Alternatives
+from vidsparse.policies.compensation import Centroid, Levels, Rescale, Residual
 from vidsparse.policies.exact import Antidiagonal, Exact
 from vidsparse.policies.geometric import Axis, Band, Disc, Neighbourhood, Slab
 from vidsparse.policies.observed import Observed
 from vidsparse.policies.orders import AXES, Axes, Cycle, Hilbert, Raster, Tile
-from vidsparse.policies.policy import Alternative, Policy
+from vidsparse.policies.policy import Policy
 from vidsparse.policies.pooled import Pooled
 from vidsparse.policies.radial import Radial
 from vidsparse.policies.random import Random
-from vidsparse.policies.selectors import MassOf, Scope, Selector
+from vidsparse.policies.scope import Scope
+from vidsparse.policies.selectors import Budget, MassOf, Threshold, TopP
 from vidsparse.policies.semantic import Semantic
 from vidsparse.policies.stripes import Stripes
+from vidsparse.policies.tolerance import Tolerance
 from vidsparse.policies.value_aware import Routing, ValueAware
-from vidsparse.preset import Preset, suggest
+from vidsparse.preset import Preset
 from vidsparse.schedule import Schedule
 
 
@@ -51,7 +55,7 @@ PRESETS: Mapping[str, Preset] = _table(
         policy=Policy(
             order=Tile(),
             estimator=ValueAware(),
-            selector=Selector.BUDGET,
+            selector=Budget(),
             density=0.25,
         ),
     ),
@@ -62,9 +66,8 @@ PRESETS: Mapping[str, Preset] = _table(
         policy=Policy(
             order=Semantic(q_clusters=200, kv_clusters=1000),
             estimator=Routing(),
-            selector=Selector.TOLERANCE,
-            compensation=Compensation.CENTROID,
-            tolerance=0.05,
+            selector=Tolerance(tolerance=0.05),
+            compensation=Centroid(),
         ),
         schedule=Schedule(replan=4),
     ),
@@ -75,9 +78,8 @@ PRESETS: Mapping[str, Preset] = _table(
         policy=Policy(
             order=Semantic(q_clusters=200, kv_clusters=1000),
             estimator=Routing(),
-            selector=Selector.BUDGET,
-            scope=Scope.HEAD,
-            compensation=Compensation.CENTROID,
+            selector=Budget(scope=Scope.HEAD),
+            compensation=Centroid(),
             density=0.2,
         ),
     ),
@@ -91,7 +93,7 @@ PRESETS: Mapping[str, Preset] = _table(
         name="radial",
         summary="A static mask whose bands narrow with distance in time",
         source="Radial Attention, arXiv 2506.19852",
-        policy=Policy(estimator=Radial(), selector=Selector.THRESHOLD, block=128),
+        policy=Policy(estimator=Radial(), selector=Threshold(), block=128),
     ),
     Preset(
         name="sta",
@@ -100,14 +102,16 @@ PRESETS: Mapping[str, Preset] = _table(
         policy=Policy(
             order=Tile(tile_frames=4, tile_height=4, tile_width=4),
             estimator=Neighbourhood(unit_frames=4, unit_height=4, unit_width=4),
-            selector=Selector.THRESHOLD,
+            selector=Threshold(),
             density=0.2,
-            alternatives=tuple(
-                Alternative(
-                    order=Tile(tile_frames=4, tile_height=4, tile_width=4),
-                    estimator=Slab(axis=axis, unit_frames=4, unit_height=4, unit_width=4),
-                )
-                for axis in Axis
+            alternatives=Alternatives(
+                candidates=tuple(
+                    Alternative(
+                        order=Tile(tile_frames=4, tile_height=4, tile_width=4),
+                        estimator=Slab(axis=axis, unit_frames=4, unit_height=4, unit_width=4),
+                    )
+                    for axis in Axis
+                ),
             ),
         ),
     ),
@@ -117,19 +121,19 @@ PRESETS: Mapping[str, Preset] = _table(
         source="Sparse VideoGen, arXiv 2502.01776",
         policy=Policy(
             estimator=Band(),
-            selector=Selector.THRESHOLD,
+            selector=Threshold(),
             density=0.25,
-            alternatives=(Alternative(order=Axes(axes="hwf"), estimator=Band()),),
-            choose_every=0,  # the paper's choice at every step is worse here, and costs more
+            alternatives=Alternatives(
+                candidates=(Alternative(order=Axes(axes="hwf"), estimator=Band()),),
+                choose_every=0,  # the paper's choice at every step is worse here, and costs more
+            ),
         ),
     ),
     Preset(
         name="svg2",
         summary="Clusters of queries and of keys; each query cluster keeps the likeliest mass",
         source="Sparse VideoGen 2, arXiv 2505.18875",
-        policy=Policy(
-            order=Semantic(), estimator=Pooled(), selector=Selector.TOP_P, p=0.9, floor=0.1
-        ),
+        policy=Policy(order=Semantic(), estimator=Pooled(), selector=TopP(p=0.9), floor=0.1),
     ),
     Preset(
         name="svg2-ear",
@@ -138,32 +142,28 @@ PRESETS: Mapping[str, Preset] = _table(
         policy=Policy(
             order=Semantic(q_clusters=300, kv_clusters=1000),
             estimator=Routing(),
-            selector=Selector.TOP_P,
-            scope=Scope.HEAD,
-            p=0.85,
-            compensation=Compensation.CENTROID,
+            selector=TopP(p=0.85, scope=Scope.HEAD),
+            compensation=Centroid(),
         ),
     ),
     Preset(
         name="xattention",
         summary="A strided sample of the scores of every block, kept up to a share of the mass",
         source="XAttention, arXiv 2503.16428",
-        policy=Policy(
-            estimator=Antidiagonal(), selector=Selector.TOP_P, p=0.9, scope=Scope.HEAD, block=128
-        ),
+        policy=Policy(estimator=Antidiagonal(), selector=TopP(p=0.9, scope=Scope.HEAD), block=128),
     ),
     Preset(
         name="adaspa",
         summary="Exact block mass, searched anew only every few steps, one budget a layer",
         source="AdaSpa, arXiv 2502.21079",
-        policy=Policy(estimator=Exact(), selector=Selector.BUDGET, density=0.2, block=128),
+        policy=Policy(estimator=Exact(), selector=Budget(), density=0.2, block=128),
         schedule=Schedule(replan=5),
     ),
     Preset(
         name="lite",
         summary="Skips the blocks that the kernel saw to matter little, and looks again in turn",
         source="LiteAttention, arXiv 2511.11062, with re-opening",
-        policy=Policy(estimator=Observed(), selector=Selector.THRESHOLD, rotate=0.01, block=128),
+        policy=Policy(estimator=Observed(), selector=Threshold(), rotate=0.01, block=128),
     ),
     Preset(
         name="paro",
@@ -171,13 +171,14 @@ PRESETS: Mapping[str, Preset] = _table(
         source="PAROAttention, arXiv 2506.16054",
         policy=Policy(
             estimator=Pooled(),
-            selector=Selector.BUDGET,
-            scope=Scope.HEAD,
+            selector=Budget(scope=Scope.HEAD),
             density=0.25,
-            alternatives=tuple(
-                Alternative(order=Axes(axes=axes), estimator=Pooled()) for axes in AXES[1:]
+            alternatives=Alternatives(
+                candidates=tuple(
+                    Alternative(order=Axes(axes=axes), estimator=Pooled()) for axes in AXES[1:]
+                ),
+                choose_every=0,
             ),
-            choose_every=0,
         ),
     ),
     Preset(
@@ -187,11 +188,10 @@ PRESETS: Mapping[str, Preset] = _table(
         policy=Policy(
             order=Hilbert(),
             estimator=Pooled(),
-            selector=Selector.TOP_P,
-            p=0.3,
+            selector=TopP(p=0.3),
             floor=0.2,
             # no anchor: on a curve nearly every block holds some token of the first frame
-            compensation=Compensation.RESCALE,
+            compensation=Rescale(),
             block=128,
         ),
     ),
@@ -202,10 +202,7 @@ PRESETS: Mapping[str, Preset] = _table(
         policy=Policy(
             order=Cycle(),
             estimator=Pooled(),
-            selector=Selector.TOP_P,
-            scope=Scope.HEAD,
-            mass_of=MassOf.HEAD,
-            p=0.25,
+            selector=TopP(p=0.25, mass_of=MassOf.HEAD, scope=Scope.HEAD),
         ),
     ),
     Preset(
@@ -215,7 +212,7 @@ PRESETS: Mapping[str, Preset] = _table(
         policy=Policy(
             order=Tile(tile_frames=1, tile_height=8, tile_width=8),
             estimator=Disc(),
-            selector=Selector.THRESHOLD,
+            selector=Threshold(),
         ),
     ),
     Preset(
@@ -224,15 +221,17 @@ PRESETS: Mapping[str, Preset] = _table(
         source="Sparse-vDiT, arXiv 2506.03065",
         policy=Policy(
             estimator=Band(),
-            selector=Selector.THRESHOLD,
+            selector=Threshold(),
             density=0.25,
-            alternatives=(
-                # many diagonals, a band around each frame's own, are one with all frames of a
-                # place side by side, where they fill blocks better
-                Alternative(order=Axes(axes="hwf"), estimator=Band()),
-                Alternative(order=Raster(), estimator=Stripes()),
+            alternatives=Alternatives(
+                candidates=(
+                    # many diagonals, a band around each frame's own, are one with all frames of a
+                    # place side by side, where they fill blocks better
+                    Alternative(order=Axes(axes="hwf"), estimator=Band()),
+                    Alternative(order=Raster(), estimator=Stripes()),
+                ),
+                choose_every=0,
             ),
-            choose_every=0,
         ),
     ),
     Preset(
@@ -241,20 +240,22 @@ PRESETS: Mapping[str, Preset] = _table(
         source="RainFusion, arXiv 2505.21036",
         policy=Policy(
             estimator=Band(),
-            selector=Selector.THRESHOLD,
+            selector=Threshold(),
             density=0.25,
-            alternatives=(
-                Alternative(order=Axes(axes="hwf"), estimator=Band()),
-                Alternative(order=Raster(), estimator=Pooled()),
+            alternatives=Alternatives(
+                candidates=(
+                    Alternative(order=Axes(axes="hwf"), estimator=Band()),
+                    Alternative(order=Raster(), estimator=Pooled()),
+                ),
+                choose_every=0,
             ),
-            choose_every=0,
         ),
     ),
     Preset(
         name="re-ttention",
         summary="Draft, plus what it lacked against dense attention when it was planned",
         source="Re-ttention, arXiv 2505.22918",
-        policy=Policy(estimator=Pooled(), density=0.15, compensation=Compensation.RESIDUAL),
+        policy=Policy(estimator=Pooled(), density=0.15, compensation=Residual()),
         schedule=Schedule(replan=5),
     ),
     Preset(
@@ -265,9 +266,7 @@ PRESETS: Mapping[str, Preset] = _table(
             order=Tile(tile_frames=1, tile_height=8, tile_width=16),
             estimator=Pooled(),
             density=0.1,
-            compensation=Compensation.LEVELS,
-            level2=0.05,
-            level8=0.2,
+            compensation=Levels(level2=0.05, level8=0.2),
             block=128,
         ),
     ),

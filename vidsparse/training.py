@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
-from vidsparse.planner import Planner, Work
-from vidsparse.policies.compensation import Compensation
+from vidsparse.planner import Planner
 from vidsparse.policies.estimator import Inputs
-from vidsparse.policies.observed import Observed
+from vidsparse.policies.work import Work
 from vidsparse.preset import Preset
 from vidsparse.state import LayerState
 
@@ -49,9 +48,7 @@ def require_trainable(preset: Preset) -> None:
         BadInputError: When it does.
     """
     policy = preset.policy
-    learned = "the blocks that mattered" if isinstance(policy.estimator, Observed) else None
-    if policy.compensation is Compensation.RESIDUAL:
-        learned = "a residual"
+    learned = policy.estimator.keeps_over_steps or policy.compensation.keeps_over_steps
     if learned is not None:
         raise BadInputError(
             f"preset {preset.name!r} keeps {learned} from one denoising step to the next, and "

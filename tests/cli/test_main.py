@@ -154,3 +154,27 @@ def test_doctor_finds_what_the_main_job_needs(cli):
     assert found["engine"] in found["engines"]
     assert found["pipeline"]["bytes"] > 20e6
     assert "shipped model" in cli("doctor").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--density 0.2 --set density=0.3", "density is given twice, as 0.3 and as 0.2"),
+        ("--set density=0.2 --set density=0.3", "density is given twice, as 0.2 and as 0.3"),
+        ("--set level2=0.5", "preset 'balanced' has no parameter 'level2'"),
+        ("--set selector=top_p --set p=0.3 --density 0.2", "p does nothing in preset 'balanced'"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(cli, arguments, message):
+    code, out, err = cli("presets", "balanced", *arguments.split())
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_parts_are_listed_and_changed_with_their_parameters(cli):
+    line = "presets balanced --set selector=top_p --set p=0.3 --set compensation=centroid --json"
+    found = json.loads(cli(*line.split()).out)
+    assert (found["selector"], found["compensation"]) == ("top_p (p=0.3)", "centroid")
+    assert found["parameters"]["p"]["part"] == "TopP"
+    assert not {"scope", "level2", "tolerance", "choose_every"} & found["parameters"].keys()

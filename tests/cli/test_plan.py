@@ -117,6 +117,23 @@ def test_dense_layers_count_when_the_model_says_how_many_there_are(cli):
     assert "are left out" in read(cli(f"plan --grid 7x20x20 {more}"))["notes"][0]
 
 
+def test_budgets_of_layers_count(cli, tmp_path):
+    (tmp_path / "budgets.json").write_text('{"0": 0.9, "1": [0.8, 0.7, 0.6, 0.5]}')
+    line = ["plan", "--model", "tiny", "--preset", "draft", "--json"]
+    plain = read(cli(*line))["block_density"]
+    found = read(cli(*line, "--set", f"budgets={tmp_path / 'budgets.json'}"))["block_density"]
+    assert found == pytest.approx((6 * plain + 0.9 + 0.65) / 8, abs=0.01)
+
+
+def test_budgets_of_layers_that_are_not_there_are_refused(cli, tmp_path):
+    (tmp_path / "budgets.json").write_text('{"8": 0.9}')
+    budgets = ["--set", f"budgets={tmp_path / 'budgets.json'}"]
+    code, out, err = cli("plan", "--model", "tiny", *budgets)
+    assert (code, out) == (2, "")
+    assert "names layer '8', and there are 8 layers: their numbers are 0 to 7" in err
+    assert "depends on how many layers there are" in cli("plan", "--grid", "7x20x20", *budgets).err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

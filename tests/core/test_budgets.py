@@ -8,6 +8,7 @@ import torch
 from vidsparse.budgets import Budgets
 from vidsparse.engine import Call, SparseAttention
 from vidsparse.errors import BadInputError
+from vidsparse.forecast import forecast
 from vidsparse.grid import TokenGrid
 from vidsparse.presets import PRESETS
 
@@ -71,6 +72,57 @@ def test_another_number_of_heads_is_named(write):
     budgets = Budgets.read(write({"3": [0.5, 0.5]}))
     with pytest.raises(BadInputError, match="2 densities for layer 3, which has 4 heads"):
         budgets.of("transformer", 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"3": 0.5}, "names layer '3', and there are 3 layers: their numbers are 0 to 2"),
+        ({"transformer_2/2": 0.5}, "names layer 'transformer_2/2', and there are 2 layers"),
+        ({"transformer_3/0": 0.5}, "no transformer_3: there is transformer and transformer_2"),
+        ({"transformer_2/1": [0.5] * 4}, "4 densities for layer 1, which has 5 heads"),
+        ({"1": [0.5] * 5}, "5 densities for layer 1, which has 4 heads"),
+    ],
+)
+def test_what_no_transformer_has_is_refused_before_a_run(write, content, message):
+    budgets = Budgets.read(write(content))
+    with pytest.raises(BadInputError, match=message):
+        budgets.check({"transformer": (3, 4), "transformer_2": (2, 5)})
+
+
+def test_what_the_transformers_have_passes(write):
+    content = {"2": 0.5, "0": 0.2, "transformer/1": [0.5] * 4, "transformer_2/1": [0.5] * 5}
+    Budgets.read(write(content)).check({"transformer": (3, 4), "transformer_2": (2, None)})
+
+
+@pytest.mark.parametrize("name", ["draft", "balanced", "radial", "random", "psa", "semantic"])
+@pytest.mark.parametrize("dense_layers", [0, 1])
+def test_a_forecast_applies_budgets_as_a_run_does(write, name, dense_layers):
+    content = {"1": 0.5, "2": [0.2, 0.8], "3": [0.01, 0.3], "0": 0.9}
+    changes = {"budgets": write(content), "min_tokens": 0, "density": 0.25}
+    preset = PRESETS[name].override(changes | {"dense_layers": dense_layers})
+    grid, sigmas, layers = TokenGrid(6, 16, 16), [0.97, 0.88, 0.7, 0.4], 5
+    engine = SparseAttention(preset, strict=True)
+    for step, sigma in enumerate(sigmas):
+        for layer in range(layers):
+            q, k, v = (torch.randn(1, grid.tokens, 2, 8) for _ in range(3))
+            call = Call(grid=grid, layer=layer, step=step, sigma=sigma)
+            engine(q, k, v, call, lambda *x: x[0])
+    found = forecast(preset, grid, sigmas, layers)
+    ran = list(engine.stats.step_density.values())
+    assert found.step_density == pytest.approx(ran, abs=0.02)
+    plain = forecast(preset.override({"budgets": None}), grid, sigmas, layers)
+    assert abs(plain.step_density[-1] - found.step_density[-1]) > 0.04
+
+
+def test_a_forecast_without_layers_or_of_others_cannot_apply_budgets(write):
+    preset = PRESETS["draft"].override({"budgets": write({"7": 0.5, "transformer_2/0": 0.3})})
+    grid = TokenGrid(6, 16, 16)
+    with pytest.raises(BadInputError, match="depends on how many layers there are"):
+        forecast(preset, grid, [0.5], None)
+    with pytest.raises(BadInputError, match="names layer '7', and there are 7 layers"):
+        forecast(preset, grid, [0.5], 7)
+    assert "budgets of transformer_2 are left out" in forecast(preset, grid, [0.5], 8).notes[-1]
 
 
 def test_a_preset_without_a_density_has_nothing_to_replace(write):

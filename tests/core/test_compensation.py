@@ -67,20 +67,42 @@ def plain_density(plain, q, k, v):
     return plain.stats.mean_density
 
 
-def test_a_residual_is_of_every_token_and_gives_way_to_the_sparse_output():
+@pytest.mark.parametrize("age", [2, 24])
+def test_a_residual_is_of_every_token_and_gives_way_to_the_sparse_output(age):
     q, k, v = tokens(), tokens(), tokens()
-    engine = make("re-ttention", density=0.2)
+    engine = make("re-ttention", density=0.2, replan=30)
     exact = engine(q, k, v, CALL, dense)
-    out = engine(q, k, v, dataclasses.replace(CALL, step=2), dense)
+    out = engine(q, k, v, dataclasses.replace(CALL, step=age), dense)
     plan = engine._planner.work(engine._inputs(q, k, v, CALL), 1.0).plan
     keep = plan.to_block_mask().repeat_interleave(64, 2).repeat_interleave(64, 3)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     scores = q @ k.mT / math.sqrt(8)
     kept = scores.masked_fill(~keep, -math.inf)
     sparse = (kept.softmax(dim=-1) @ v).transpose(1, 2)
-    ratio = (kept.logsumexp(-1) - scores.logsumexp(-1)).exp().transpose(1, 2)[..., None]
-    by_hand = sparse * (ratio + 2 * 0.04).clamp(max=1) + exact - sparse * ratio
+    first = (kept.logsumexp(-1) - scores.logsumexp(-1)).exp().transpose(1, 2)[..., None]
+    now = (first + age * 0.04).clamp(max=1)
+    left = (1 - now) / (1 - first)  # of what the skipped keys gave
+    by_hand = sparse * now + (exact - sparse * first) * left
     torch.testing.assert_close(out, by_hand, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("age", [0, 1, 2, 3, 12, 29])
+def test_where_all_tokens_are_equal_a_residual_leaves_them_so(age, dtype):
+    """The weights of a row sum to one, whatever the age of the residual."""
+    q, k, v = (x[:, :1].expand(-1, GRID.tokens, -1, -1).to(dtype) for x in map(tokens, (1, 1, 1)))
+    engine = make("re-ttention", replan=30)
+    for step in {0, age}:
+        out = engine(q, k, v, dataclasses.replace(CALL, step=step), dense)
+        torch.testing.assert_close(out, v, rtol=1e-4 if dtype is torch.float32 else 0.016, atol=0)
+
+
+def test_a_residual_of_a_plan_that_skips_nothing_is_nothing():
+    q, k, v = tokens(), tokens(), tokens()
+    engine = make("re-ttention", density=1 - 1e-12)
+    for step in range(3):
+        out = engine(q, k, v, dataclasses.replace(CALL, step=step), dense)
+        torch.testing.assert_close(out, dense(q, k, v), atol=1e-5, rtol=1e-4)
 
 
 def test_a_residual_makes_the_planning_step_dense_and_later_steps_better():

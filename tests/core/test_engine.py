@@ -18,10 +18,10 @@ CALL = Call(grid=GRID, layer=0, step=3, sigma=0.5)
 
 def preset(name="draft", **changes):
     settings = {"block": 16, "min_tokens": 0, "dense_above": 0.9, "full_below": 0.9}
-    if name == "lite":
-        changes.pop("density", None)  # it decides for itself
-    if name == "psa":
-        changes["block"] = 128  # its coarsest level has means of eight tokens
+    if name in ("lite", "auto"):
+        changes.pop("density", None)  # they decide for themselves
+    if name == "psa" or "block" not in PRESETS[name].parameters():
+        del settings["block"]  # 128 for means of eight tokens, and clusters have none
     return PRESETS[name].override(settings | changes)
 
 
@@ -171,6 +171,28 @@ def test_both_engines_and_a_scale_of_the_models_give_the_same(dense):
     torch.testing.assert_close(by_cpu, by_reference)
     default = SparseAttention(preset())(q, k, v, CALL, dense)
     assert not torch.allclose(by_cpu, default, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("engine", ["auto", "cpu", "reference"])
+def test_every_sparse_call_counts_the_engine_that_ran(dense, name, engine):
+    attention = SparseAttention(preset(name), engine=engine, strict=True)
+    works = []
+    attention.observers.append(lambda call, work, *tensors: works.append(work))
+    q, k, v = qkv()
+    for step in range(3):
+        attention(q, k, v, dataclasses.replace(CALL, step=step), dense)
+    ran = attention.stats.engines
+    assert list(ran) == ["cpu" if engine == "auto" else engine]
+    kernels = sum(1 + len(work.levels) for work in works)
+    kernels += name == "re-ttention"  # its residual is measured by dense attention
+    assert ran.total() == kernels == 3 * (1 + 2 * (name == "psa")) + (name == "re-ttention")
+
+
+def test_an_engine_that_cannot_observe_says_so(dense):
+    attention = SparseAttention(preset("lite"), engine="flex")
+    with pytest.raises(BadInputError, match="engine 'flex' cannot run this: it does not report"):
+        attention(*qkv(), CALL, dense)
 
 
 def test_the_random_control_is_the_same_at_every_step_and_not_in_every_layer(dense):

@@ -11,7 +11,7 @@ from vidsparse.policies.policy import Policy
 from vidsparse.policies.pooled import Pooled
 from vidsparse.policies.radial import Radial
 from vidsparse.policies.random import Random
-from vidsparse.policies.selectors import Selector
+from vidsparse.policies.selectors import Threshold, TopK
 
 
 def column(values):
@@ -93,10 +93,10 @@ def test_a_block_no_kernel_takes_is_refused(block):
 @pytest.mark.parametrize(
     ("estimator", "selector"),
     [
-        (Pooled(), Selector.TOP_K),
-        (Radial(), Selector.TOP_K),
-        (Pooled(), Selector.THRESHOLD),
-        (Random(), Selector.THRESHOLD),
+        (Pooled(), TopK()),
+        (Radial(), TopK()),
+        (Pooled(), Threshold()),
+        (Random(), Threshold()),
     ],
 )
 def test_a_policy_that_only_ranks_blocks_needs_a_density(estimator, selector):

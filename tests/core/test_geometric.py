@@ -13,14 +13,14 @@ from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.geometric import Axis, Band, Disc, Neighbourhood, Places, Slab
 from vidsparse.policies.orders import Raster, Tile, coordinates
 from vidsparse.policies.policy import Policy
-from vidsparse.policies.selectors import Selector
+from vidsparse.policies.selectors import Threshold
 
 
 def static_plan(grid, estimator, order=None, density=None, block=16):
     policy = Policy(
         order=order or Raster(),
         estimator=estimator,
-        selector=Selector.THRESHOLD,
+        selector=Threshold(),
         density=density,
         block=block,
     )

@@ -1,6 +1,7 @@
 """What holds for every preset, on every grid."""
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -12,7 +13,6 @@ from vidsparse.footprint import layer_state_bytes
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.policies.observed import Observed
-from vidsparse.policies.selectors import Selector
 from vidsparse.presets import ALIASES, PRESETS, find_preset
 
 SIGMAS = (0.97, 0.8, 0.6, 0.4, 0.2)
@@ -20,8 +20,9 @@ GRIDS = ["3+5x7x11+2", "1x13x13", "2x2x2", "1x1x1", "7x5x3+4"]
 
 
 def preset(name, **changes):
-    block = 128 if name == "psa" else 16
-    settings = {"block": block, "min_tokens": 0, "dense_above": 0.9, "full_below": 0.5}
+    settings: dict[str, Any] = {"min_tokens": 0, "dense_above": 0.9, "full_below": 0.5}
+    if "block" in PRESETS[name].parameters():
+        settings["block"] = 16
     return PRESETS[name].override(settings | changes)
 
 
@@ -85,7 +86,7 @@ P = ("svg2", "svg2-ear", "xattention", "rectified", "vmoba")
 def test_at_full_density_every_order_is_dense_attention(name):
     grid = TokenGrid(4, 6, 7, 3, 2)
     changes = FULL.get(name, {"p": 1.0} if name in P else {"density": 1 - 1e-12})
-    if PRESETS[name].policy.selector is Selector.TOLERANCE:
+    if name == "auto":
         changes = {"tolerance": 1e-6}
     engine = SparseAttention(preset(name, **changes), strict=True)
     tensors = qkv(grid, batch=2)
@@ -299,7 +300,7 @@ def test_calls_that_a_cache_skips_are_not_missed(name):
     """FirstBlockCache and its like leave out layers at some steps, or a whole guidance branch."""
     grid = TokenGrid(4, 6, 7, 2)
     chosen = preset(name)
-    if chosen.policy.can_reuse_plans:
+    if "replan" in chosen.parameters():
         chosen = chosen.override({"replan": 3})
     engine = SparseAttention(chosen, strict=True)
     tensors = {"cond": qkv(grid), "uncond": qkv(grid)}
@@ -312,3 +313,22 @@ def test_calls_that_a_cache_skips_are_not_missed(name):
             torch.testing.assert_close(
                 out[:, :2], dense(*tensors[branch])[:, :2], atol=2e-5, rtol=1e-4
             )
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("kernel", ["cpu", "reference"])
+def test_a_query_that_is_no_number_stays_so_and_changes_no_other(name, kernel):
+    """For planning it counts as zero; the kernel gets it as it is."""
+    grid, at = TokenGrid(4, 6, 7, 2, 3), 40
+    chosen = preset(name, **({"rotate": 0.1} if name == "lite" else {}))
+    broken, zero = (SparseAttention(chosen, engine=kernel, strict=True) for _ in range(2))
+    for step, sigma in enumerate((0.8, 0.5, 0.4, 0.2)):
+        q, k, v = qkv(grid, batch=2)
+        q[0, at, 1] = 0.0
+        call = Call(grid=grid, layer=1, step=step, sigma=sigma)
+        expected = attend(zero, (q, k, v), call)
+        q[0, at, 1] = math.nan
+        out = attend(broken, (q, k, v), call)
+        assert out[0, at, 1].isnan().all()
+        out[0, at, 1] = expected[0, at, 1]
+        assert torch.equal(out, expected), step

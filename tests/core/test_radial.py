@@ -9,7 +9,7 @@ from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.policies.policy import Policy
 from vidsparse.policies.radial import Radial
-from vidsparse.policies.selectors import Selector
+from vidsparse.policies.selectors import Threshold
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_mask_and_density_equal_the_rule_token_by_token(
     assert radial.token_density(grid, block) == pytest.approx(
         float(mask.double().mean()), abs=1e-12
     )
-    policy = Policy(estimator=radial, selector=Selector.THRESHOLD, block=block)
+    policy = Policy(estimator=radial, selector=Threshold(), block=block)
     inputs = make_inputs(grid, block)
     keep = policy.plan(radial.estimate(inputs), inputs).to_block_mask()
     assert torch.equal(keep[0, 0], block_mask(grid, block, mask, radial.overlap))
@@ -104,7 +104,7 @@ def test_mask_and_density_equal_the_rule_token_by_token(
 @pytest.mark.parametrize("overlap", [0.01, 0.25, 1.0])
 def test_overlap_is_the_share_of_a_block_that_must_be_covered(make_inputs, overlap):
     grid, radial = TokenGrid(7, 5, 7), Radial(overlap=overlap)
-    policy = Policy(estimator=radial, selector=Selector.THRESHOLD, block=16)
+    policy = Policy(estimator=radial, selector=Threshold(), block=16)
     inputs = make_inputs(grid, 16)
     keep = policy.plan(radial.estimate(inputs), inputs).to_block_mask()
     assert torch.equal(keep[0, 0], block_mask(grid, 16, token_mask(grid, 16, radial), overlap))
@@ -112,7 +112,7 @@ def test_overlap_is_the_share_of_a_block_that_must_be_covered(make_inputs, overl
 
 def test_blocks_with_text_are_always_kept_whatever_the_density(make_inputs):
     grid, radial = TokenGrid(9, 5, 7, prefix=9, suffix=21), Radial()
-    policy = Policy(estimator=radial, selector=Selector.THRESHOLD, density=0.01, block=16)
+    policy = Policy(estimator=radial, selector=Threshold(), density=0.01, block=16)
     inputs = make_inputs(grid, 16)
     keep = policy.plan(radial.estimate(inputs), inputs).to_block_mask()[0, 0]
     text = [0, -1, -2]  # 9 tokens before; 21 after, of which the last block holds 9
@@ -123,7 +123,7 @@ def test_blocks_with_text_are_always_kept_whatever_the_density(make_inputs):
 
 def test_a_density_buys_nested_masks_that_never_cost_more(make_inputs):
     grid, radial = TokenGrid(9, 8, 12), Radial()
-    policy = Policy(estimator=radial, selector=Selector.THRESHOLD, block=16)
+    policy = Policy(estimator=radial, selector=Threshold(), block=16)
     inputs = make_inputs(grid, 16)
     estimate = radial.estimate(inputs)
     asked = [0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 0.95]

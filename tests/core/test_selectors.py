@@ -5,11 +5,13 @@ import torch
 
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
+from vidsparse.policies.choice import Alternatives
 from vidsparse.policies.estimator import Estimate
 from vidsparse.policies.exact import Exact
 from vidsparse.policies.policy import Anchor, Policy
 from vidsparse.policies.random import Random
-from vidsparse.policies.selectors import MassOf, Scope, Selector, best_of_map, mass_left
+from vidsparse.policies.scope import Scope
+from vidsparse.policies.selectors import Budget, MassOf, TopP, best_of_map, mass_left
 from vidsparse.policies.value_aware import ValueAware
 from vidsparse.presets import PRESETS
 
@@ -88,9 +90,7 @@ def test_top_k_keeps_equally_many_in_every_row(make_inputs, density, count):
 
 
 def test_a_floor_lifts_every_row(make_inputs):
-    policy = Policy(
-        estimator=ValueAware(), selector=Selector.BUDGET, density=0.3, floor=0.4, block=16
-    )
+    policy = Policy(estimator=ValueAware(), selector=Budget(), density=0.3, floor=0.4, block=16)
     made = plan(policy, torch.rand(1, 2, 5, 5), make_inputs)
     assert int(made.kv_count.min()) == 2
 
@@ -98,19 +98,19 @@ def test_a_floor_lifts_every_row(make_inputs):
 def test_top_p_keeps_the_fewest_blocks_that_hold_the_share(make_inputs):
     share = torch.tensor([0.5, 0.26, 0.14, 0.06, 0.04])
     values = torch.stack([share.roll(i) for i in range(5)]).log()[None, None]
-    policy = Policy(estimator=Exact(), selector=Selector.TOP_P, p=0.75, block=16)
+    policy = Policy(estimator=Exact(), selector=TopP(p=0.75), block=16)
     mask = plan(policy, values, make_inputs).to_block_mask()[0, 0]
     assert [set(row.nonzero()[:, 0].tolist()) for row in mask] == [
         {i, (i + 1) % 5} for i in range(5)
     ]
-    more = plan(policy, values, make_inputs, p=0.8).to_block_mask()
+    more = plan(policy, values, make_inputs, way=0.8).to_block_mask()
     assert (more.sum(dim=-1) == 3).all()
 
 
 def test_top_p_under_a_density_shares_one_p_among_all_rows(make_inputs):
     sharp, flat = torch.tensor([0.9, 0.04, 0.03, 0.02, 0.01]), torch.full((5,), 0.2)
     values = torch.stack([sharp.roll(i) if i < 3 else flat for i in range(5)]).log()[None, None]
-    policy = Policy(estimator=Exact(), selector=Selector.TOP_P, p=0.5, block=16)
+    policy = Policy(estimator=Exact(), selector=TopP(p=0.5), block=16)
     made = plan(policy, values, make_inputs, density=0.5)
     assert made.density == pytest.approx(0.5, abs=0.07)
     counts = made.kv_count[0, 0]
@@ -122,10 +122,7 @@ def test_a_threshold_over_a_head_spends_where_the_mass_is(make_inputs):
     values[0, 0, 0] = torch.tensor([0.96, 0.01, 0.01, 0.01, 0.01])
     policy = Policy(
         estimator=Exact(),
-        selector=Selector.TOP_P,
-        scope=Scope.HEAD,
-        mass_of=MassOf.HEAD,
-        p=0.5,
+        selector=TopP(p=0.5, mass_of=MassOf.HEAD, scope=Scope.HEAD),
         block=16,
     )
     counts = plan(policy, values.log(), make_inputs).kv_count[0, 0]
@@ -136,18 +133,16 @@ def test_a_threshold_over_a_head_spends_where_the_mass_is(make_inputs):
 def test_a_budget_is_shared_among_heads_by_need_or_not(make_inputs):
     values = torch.rand(1, 2, 5, 5)
     values[:, 1] += 10
-    policy = Policy(estimator=ValueAware(), selector=Selector.BUDGET, density=0.6, block=16)
+    policy = Policy(estimator=ValueAware(), selector=Budget(), density=0.6, block=16)
     shared = plan(policy, values, make_inputs).head_density()[0]
     assert float(shared[1]) == pytest.approx(1.0)
-    alone = Policy(
-        estimator=ValueAware(), selector=Selector.BUDGET, scope=Scope.HEAD, density=0.6, block=16
-    )
+    alone = Policy(estimator=ValueAware(), selector=Budget(scope=Scope.HEAD), density=0.6, block=16)
     even = plan(alone, values, make_inputs).head_density()[0]
     assert even.tolist() == pytest.approx([0.6, 0.6], abs=0.04)
 
 
 def test_a_density_of_each_head_is_spent_in_that_head(make_inputs):
-    policy = Policy(estimator=ValueAware(), selector=Selector.BUDGET, density=0.6, block=16)
+    policy = Policy(estimator=ValueAware(), selector=Budget(), density=0.6, block=16)
     each = torch.tensor([[0.4, 0.8]])
     made = plan(policy, torch.rand(1, 2, 5, 5), make_inputs, density=each)
     assert made.head_density()[0].tolist() == pytest.approx([0.4, 0.8], abs=0.04)
@@ -176,19 +171,29 @@ def test_rotation_shows_every_block_once_in_a_round(make_inputs):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"estimator": Random(), "selector": "budget", "density": 0.5}, "only ranks blocks within"),
-        ({"estimator": Exact(), "selector": "top_p"}, "only ranks blocks: give it a density"),
+        ({"estimator": Random(), "selector": Budget(), "density": 0.5}, "only ranks blocks within"),
+        ({"estimator": Exact(), "selector": TopP()}, "needs p, .* or a density"),
+        ({"estimator": Exact()}, "only ranks blocks: give it a density"),
         ({"estimator": Exact(), "density": 0.5, "floor": 2}, r"floor must be in \[0, 1\], got 2"),
         ({"estimator": Exact(), "density": 0.5, "rotate": 1}, r"rotate must be in \[0, 1\)"),
-        ({"estimator": Exact(), "density": 0.5, "choose_every": -1}, "choose_every must be"),
-        ({"estimator": Exact(), "selector": "top_p", "p": 0.0}, r"p must be in \(0, 1\], got 0"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(parameters, message):
-    if "selector" in parameters:
-        parameters = parameters | {"selector": Selector(parameters["selector"])}
     with pytest.raises(BadInputError, match=message):
         Policy(**parameters)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Alternatives(candidates=(), choose_every=-1), "choose_every must be at least 0"),
+        (lambda: Alternatives(candidates=(), sampled_rows=0), "sampled_rows must be at least 1"),
+        (lambda: TopP(p=0.0), r"p must be in \(0, 1\], got 0"),
+    ],
+)
+def test_a_number_that_a_part_cannot_take_is_refused(make, message):
+    with pytest.raises(BadInputError, match=message):
+        make()
 
 
 def test_a_density_is_shared_in_a_head_or_a_layer_and_in_nothing_else():
@@ -197,4 +202,4 @@ def test_a_density_is_shared_in_a_head_or_a_layer_and_in_nothing_else():
         ("mass_of", "layer", "row or head"),
     ):
         with pytest.raises(BadInputError, match=f"{name} takes {known}, got '{value}'"):
-            PRESETS["svg2"].override({name: value})
+            PRESETS["svg2"].override({"density": 0.3, name: value})

@@ -126,10 +126,10 @@ def test_clusters_at_full_share_are_dense_attention(name, grid):
 def test_svg2_keeps_the_likeliest_clusters_by_size_weighted_softmax(make_inputs):
     # three key clusters of sizes 1, 2 and 3 at scores ln 6, 0 and 0: P = 6, 2, 3 of 11
     from vidsparse.policies.estimator import Estimate
-    from vidsparse.policies.selectors import Selector
+    from vidsparse.policies.selectors import TopP
 
     scores = torch.tensor([6.0, 2.0, 3.0]).log()[None, None, None]
-    policy = Policy(order=Semantic(), estimator=Pooled(), selector=Selector.TOP_P, p=0.8)
+    policy = Policy(order=Semantic(), estimator=Pooled(), selector=TopP(p=0.8))
     inputs = make_inputs(TokenGrid(1, 1, 6), 16)
     object.__setattr__(inputs.blocks, "q_offsets", torch.tensor([[[0, 6]]], dtype=torch.int32))
     object.__setattr__(
@@ -137,7 +137,7 @@ def test_svg2_keeps_the_likeliest_clusters_by_size_weighted_softmax(make_inputs)
     )
     plan = policy.plan(Estimate(scores=scores), inputs)
     assert plan.to_block_mask()[0, 0].tolist() == [[True, False, True]]  # 9 of 11 is above 0.8
-    more = policy.plan(Estimate(scores=scores), inputs, p=0.83)
+    more = policy.plan(Estimate(scores=scores), inputs, way=0.85)
     assert more.to_block_mask().all()
 
 

@@ -13,18 +13,18 @@ from vidsparse.kernels.plan import dense_plan
 from vidsparse.kernels.reference import reference_attention
 from vidsparse.planner import Planner
 from vidsparse.policies.blocks import Blocks
-from vidsparse.policies.choice import CHOICE
+from vidsparse.policies.choice import CHOICE, Alternative, Alternatives
 from vidsparse.policies.compensation import with_centroids
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.geometric import Axis, Band
 from vidsparse.policies.orders import Axes, Hilbert, Raster, Tile, coordinates
-from vidsparse.policies.policy import Alternative, Policy
+from vidsparse.policies.policy import Policy
 from vidsparse.policies.pooled import Pooled
 from vidsparse.policies.random import Random
 from vidsparse.policies.sampled import Samples
-from vidsparse.policies.selectors import Selector
+from vidsparse.policies.selectors import Threshold
 from vidsparse.policies.semantic import Semantic
-from vidsparse.policies.tolerance import plan_within
+from vidsparse.policies.tolerance import Tolerance
 from vidsparse.policies.value_aware import Mass, ValueAware
 from vidsparse.presets import PRESETS
 
@@ -93,13 +93,20 @@ def no_static(candidate, inputs):
     raise AssertionError("nothing here is static")
 
 
+def auto(**changes):
+    return dataclasses.replace(PRESETS["auto"].policy, block=16, **changes)
+
+
+def plan_within(policy, inputs, tolerance, **changes):
+    selector = dataclasses.replace(policy.selector, tolerance=tolerance, **changes)
+    return selector.measured(policy, inputs, 1.0, no_static)
+
+
 @pytest.mark.parametrize("tolerance", [0.02, 0.1, 0.3])
 def test_the_plan_meets_its_tolerance_and_is_not_much_dearer_than_it_must_be(tolerance):
     inputs = make(TokenGrid(6, 12, 12))
-    policy = dataclasses.replace(
-        PRESETS["auto"].policy, block=16, alternatives=(), sampled_rows=10_000
-    )
-    arranged, plan = plan_within(policy, inputs, tolerance, no_static)
+    policy = auto()
+    arranged, plan = plan_within(policy, inputs, tolerance, sampled_rows=10_000)
     assert relative_error(arranged.inputs, plan) <= tolerance * 1.01
     cheaper = policy.plan(
         policy.estimator.estimate(arranged.inputs), arranged.inputs, density=0.75 * plan.density
@@ -109,10 +116,9 @@ def test_the_plan_meets_its_tolerance_and_is_not_much_dearer_than_it_must_be(tol
 
 def test_more_tolerance_is_less_density():
     inputs = make(TokenGrid(6, 12, 12))
-    policy = dataclasses.replace(PRESETS["auto"].policy, block=16)
+    policy = auto()
     densities = [
-        plan_within(policy, inputs, tolerance, no_static)[1].density
-        for tolerance in (0.01, 0.05, 0.2, 0.6)
+        plan_within(policy, inputs, tolerance)[1].density for tolerance in (0.01, 0.05, 0.2, 0.6)
     ]
     assert densities == sorted(densities, reverse=True)
     assert densities[0] > 2 * densities[-1]
@@ -125,8 +131,7 @@ def test_each_entry_of_a_batch_has_a_density_of_its_own():
         easy,
         **{name: torch.cat([getattr(easy, name), getattr(hard, name)]) for name in "qkv"},
     )
-    policy = dataclasses.replace(PRESETS["auto"].policy, block=16, alternatives=())
-    density = plan_within(policy, both, 0.2, no_static)[1].head_density().mean(dim=-1)
+    density = plan_within(auto(), both, 0.2)[1].head_density().mean(dim=-1)
     assert float(density[0]) < float(density[1])
 
 
@@ -176,10 +181,10 @@ def test_heads_choose_anew_when_it_is_due(every, times, monkeypatch):
 
 
 def test_a_per_head_order_is_undone_in_the_output():
-    alternatives = (Alternative(order=Axes(axes="hwf"), estimator=Band()),)
+    alternatives = Alternatives(candidates=(Alternative(order=Axes(axes="hwf"), estimator=Band()),))
     policy = Policy(
         estimator=Band(),
-        selector=Selector.THRESHOLD,
+        selector=Threshold(),
         density=1 - 1e-12,
         alternatives=alternatives,
         block=16,
@@ -196,35 +201,39 @@ def test_a_per_head_order_is_undone_in_the_output():
     ("parameters", "message"),
     [
         ({"tolerance": 0.0}, r"tolerance must be in \(0, 1\], got 0"),
-        ({}, "only ranks blocks: give it a density"),
-        ({"tolerance": 0.1, "estimator": Random()}, "only ranks blocks within a head"),
+        ({"tolerance": None}, "selector=tolerance needs tolerance, the relative error to allow"),
+        ({"sampled_rows": 0}, "sampled_rows must be at least 1, got 0"),
+        ({"estimator": Random()}, "only ranks blocks within a head"),
+        ({"density": 0.3}, "this preset has no density: change its tolerance"),
         (
             {
-                "tolerance": 0.1,
-                "alternatives": (Alternative(order=Semantic(), estimator=ValueAware()),),
+                "alternatives": Alternatives(
+                    candidates=(Alternative(order=Semantic(), estimator=ValueAware()),)
+                ),
             },
             "choose among static orders",
         ),
     ],
 )
 def test_what_cannot_be_measured_is_refused(parameters, message):
-    settings = {"estimator": ValueAware(mass=Mass.ROWS), "selector": Selector.TOLERANCE}
+    own: dict[str, Any] = {"tolerance": 0.1} | {
+        name: parameters[name] for name in ("tolerance", "sampled_rows") if name in parameters
+    }
+    rest = {name: value for name, value in parameters.items() if name not in own}
     with pytest.raises(BadInputError, match=message):
-        Policy(**(settings | parameters))
+        Policy(**{"estimator": ValueAware(mass=Mass.ROWS), "selector": Tolerance(**own)} | rest)
 
 
 def planned_steps(monkeypatch, tensors_of_step, steps=9, **changes):
     """At which steps the layer made a plan, in place of keeping its old one."""
-    import vidsparse.planner as planner
-
     made = []
-    plan = planner.plan_within
+    plan = Tolerance.measured
 
-    def noted(policy, inputs, tolerance, static):
+    def noted(self, policy, inputs, way, static):
         made.append(inputs.step)
-        return plan(policy, inputs, tolerance, static)
+        return plan(self, policy, inputs, way, static)
 
-    monkeypatch.setattr(planner, "plan_within", noted)
+    monkeypatch.setattr(Tolerance, "measured", noted)
     settings = {"q_clusters": 12, "kv_clusters": 24, "min_tokens": 0, "tolerance": 0.2}
     engine = SparseAttention(PRESETS["auto"].override(settings | changes))
     for step in range(steps):

@@ -9,7 +9,6 @@ from vidsparse.kernels.attention import attention
 from vidsparse.kernels.case import Case
 from vidsparse.kernels.engines import ENGINES
 from vidsparse.kernels.kmeans import kmeans
-from vidsparse.kernels.observe import observe_attention
 from vidsparse.kernels.permute import permute_tokens, unpermute_tokens
 from vidsparse.kernels.plan import BlockPlan, Pooled
 from vidsparse.kernels.pooling import pool_blocks
@@ -220,9 +219,9 @@ def test_memory_beyond_inputs_and_output_stays_under_100_mb_at_the_wan_14b_shape
 def test_observed_blocks_in_bf16():
     q, k, v = qkv(1, 2, 1000, 1000, 128)
     plan = random_plan(1, 2, 1000, 1000, 128, 128)
-    seen = observe_attention(q, k, v, plan)
+    seen = attention(q, k, v, plan, observe=True)
     q, k, v = (x.float() for x in (q, k, v))
-    truth = observe_attention(q, k, v, plan, impl="reference")
+    truth = attention(q, k, v, plan, observe=True, engine="reference")
     used = torch.arange(plan.kv_index.shape[-1], device="cuda") < plan.kv_count[..., None]
     assert float((seen.mass - truth.mass)[used].abs().max()) < 5e-2
     finite = used & truth.margin.isfinite()

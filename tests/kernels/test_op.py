@@ -75,7 +75,7 @@ def test_the_op_passes_torchs_own_checks(oracle):
     plan = oracle.plan(1, 2, 40, 50, 16, 16, orders=True)
     arguments = (
         q, k, v, plan.kv_count, plan.kv_index, plan.q_order, plan.kv_order, None, None,
-        None, None, None, None, 16, 16, 0.3, True, "cpu",
+        None, None, None, None, 16, 16, 0.3, True, "cpu", False,
     )  # fmt: skip
     torch.library.opcheck(torch.ops.vidsparse.attend.default, arguments)
 

@@ -15,6 +15,7 @@ from diffusers.models._modeling_parallel import ContextParallelConfig, ParallelC
 from torch.distributed.device_mesh import init_device_mesh
 
 import vidsparse
+from vidsparse.presets import PRESETS
 from vidsparse.stats import Stats
 
 SPARSE: dict[str, Any] = {
@@ -73,7 +74,11 @@ def run(name, preset, split=None, is_compiled=False, **changes):
         split(model)
     if is_compiled:
         model.compile_repeated_blocks(backend="aot_eager")  # its own hook breaks graphs
-    with vidsparse.sparsify(model, preset, **(SPARSE | changes)) as session:
+    settings = SPARSE | changes
+    for parameter in ("density", "block"):  # auto has no density, and clusters have no block
+        if parameter not in PRESETS[preset].parameters():
+            del settings[parameter]
+    with vidsparse.sparsify(model, preset, **settings) as session:
         made = []
         for step, t in enumerate(TIMES):
             with model.cache_context("cond", step_index=step):

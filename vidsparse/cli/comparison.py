@@ -171,10 +171,6 @@ def _schedule(preset: Preset) -> str:
 
 
 def _preset(preset: Preset) -> dict[str, Any]:
-    plain = (str, int, float, bool, type(None))
-    values = {
-        name: value if isinstance(value, plain) else str(value)
-        for name, value in preset.parameters().items()
-    }
     names = ("name", "summary", "source")
-    return {**{name: getattr(preset, name) for name in names}, "parameters": values}
+    about = {name: getattr(preset, name) for name in names}
+    return {**about, "parameters": preset.plain_parameters()}

@@ -162,7 +162,7 @@ def _record(
         "dtype": job.dtype,
         "versions": versions(),
         "preset": preset.name,
-        "parameters": preset.parameters(),
+        "parameters": preset.plain_parameters(),
         "sampled_rows": ROWS,
         "pictures": [seen.to_json() for seen in inspector.seen.values()],
         "calls": inspector.calls_to_json(),

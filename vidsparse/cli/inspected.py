@@ -14,7 +14,7 @@ from vidsparse.cli.plan_picture import HeadMap
 from vidsparse.cli.seen_calls import ErrorMeter, one_head, true_mass
 from vidsparse.engine import Call
 from vidsparse.metrics.attention import AttentionError, recall
-from vidsparse.planner import Work
+from vidsparse.policies.work import Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

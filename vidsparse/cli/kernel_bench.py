@@ -31,8 +31,9 @@ from vidsparse.metrics.latency import Timing, take_turns
 from vidsparse.planner import Planner
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.estimator import Inputs
-from vidsparse.policies.policy import Policy, Selector
+from vidsparse.policies.policy import Policy
 from vidsparse.policies.radial import Radial
+from vidsparse.policies.selectors import Threshold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +183,7 @@ def random_plan(
 
 
 def _radial_plan(shape: Shape, density: float | None, block: int, where: torch.device) -> BlockPlan:
-    policy = Policy(estimator=Radial(), selector=Selector.THRESHOLD, density=density, block=block)
+    policy = Policy(estimator=Radial(), selector=Threshold(), density=density, block=block)
     inputs = Inputs(blocks=Blocks(shape.grid, block, where), heads=shape.heads)
     return Planner(policy).static_plan(inputs, 1.0)
 

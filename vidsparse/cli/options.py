@@ -45,7 +45,7 @@ class PresetChanges:
     set: Annotated[
         list[str] | None,
         option(
-            "KEY=VALUE: change a parameter that `vidsparse presets NAME` lists; repeatable.",
+            "KEY=VALUE: change a part or a parameter (see `vidsparse presets NAME`); repeatable.",
             panel="Sparsity",
         ),
     ] = None
@@ -63,9 +63,9 @@ class PresetChanges:
             key, equals, value = text.partition("=")
             if not equals:
                 raise BadInputError(f"--set {text!r} must be KEY=VALUE, such as --set density=0.3")
-            changes[key.strip()] = value
+            _once(changes, key.strip(), value)
         if self.density is not None:
-            changes["density"] = self.density
+            _once(changes, "density", self.density)
         return find_preset(name).override(changes)
 
 
@@ -81,6 +81,14 @@ def whole_numbers(name: str, text: str) -> list[int]:
     if len(parts) > MOST_NUMBERS:
         raise BadInputError(f"{name} takes at most {MOST_NUMBERS:,} numbers, got {len(parts):,}")
     return [int(part) for part in parts]
+
+
+def _once(changes: dict[str, Any], name: str, value: Any) -> None:
+    if name in changes:
+        raise BadInputError(
+            f"{name} is given twice, as {changes[name]} and as {value}: give it once"
+        )
+    changes[name] = value
 
 
 def flatten(command: Callable[..., None]) -> Callable[..., None]:

@@ -63,7 +63,7 @@ def describe(preset: Preset) -> dict[str, dict[str, Any]]:
             meanings[field.name] = type(part).__name__, meaning
     return {
         name: {"value": value, "part": meanings[name][0], "meaning": meanings[name][1]}
-        for name, value in preset.parameters().items()
+        for name, value in preset.plain_parameters().items()
     }
 
 
@@ -89,19 +89,16 @@ def _head(preset: Preset) -> dict[str, Any]:
 
 def read_parts(preset: Preset) -> dict[str, str | list[str]]:
     """Say what the policy is made of; alternatives are what a head may take instead."""
-    from vidsparse.policies.parts import ESTIMATORS, ORDERS
+    from vidsparse.policies.parts import ESTIMATORS, ORDERS, PARTS
 
     policy = preset.policy
     parts: dict[str, str | list[str]] = {
-        "order": part_name(ORDERS, policy.order),
-        "estimator": part_name(ESTIMATORS, policy.estimator),
-        "selector": str(policy.selector),
-        "compensation": str(policy.compensation),
+        name: part_name(table, getattr(policy, name)) for name, table in PARTS.items()
     }
-    if policy.alternatives:
+    if policy.alternatives is not None:
         parts["alternatives"] = [
             f"{part_name(ORDERS, each.order)}, {part_name(ESTIMATORS, each.estimator)}"
-            for each in policy.alternatives
+            for each in policy.alternatives.candidates
         ]
     return parts
 

@@ -19,7 +19,7 @@ from vidsparse.metrics.attention import (
     relative_l1,
     sample_rows,
 )
-from vidsparse.planner import Work
+from vidsparse.policies.work import Work
 from vidsparse.stats import CallKey
 
 ROWS = 64  # queries that a call is measured on

@@ -8,21 +8,76 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from vidsparse.policies.estimator import Estimate, Inputs
+from vidsparse.errors import BadInputError
+from vidsparse.policies.estimator import Estimate, Estimator, Inputs
 from vidsparse.policies.orders import Arranged, Order, in_order
-from vidsparse.policies.policy import Alternative, Policy
 from vidsparse.policies.sampled import Samples
 
+if TYPE_CHECKING:
+    from vidsparse.policies.policy import Policy
+
 CHOICE = "choice"
+COMPARED_AT = 0.25  # density at which candidates compete where the policy has none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alternative:
+    """Another order and estimator that a head may take.
+
+    Attributes:
+        order: Where tokens are put.
+        estimator: Scores the blocks.
+    """
+
+    order: Order
+    estimator: Estimator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alternatives:
+    """What heads may take in place of the policy's own order and estimator, and when they choose.
+
+    Attributes:
+        candidates: The other orders and estimators; each head takes what errs least.
+        choose_every: Steps until heads choose anew; 0 chooses once in a generation.
+        sampled_rows: Query rows that the error is measured on.
+    """
+
+    candidates: tuple[Alternative, ...]
+    choose_every: int = 1
+    sampled_rows: int = 64
+
+    def __post_init__(self) -> None:
+        if self.choose_every < 0:
+            raise BadInputError(f"choose_every must be at least 0, got {self.choose_every}")
+        check_sampled_rows(self.sampled_rows)
+
+    def due(self, age: int | None) -> bool:
+        """Whether to choose anew, so many steps after the last time."""
+        return bool(self.choose_every) and age is not None and not 0 <= age < self.choose_every
+
+
+def check_sampled_rows(number: int) -> None:
+    """Raise BadInputError where an error cannot be measured on so many rows."""
+    if number < 1:
+        raise BadInputError(f"sampled_rows must be at least 1, got {number}")
+
+
 StaticEstimate = Callable[[Alternative, Inputs], Estimate]
 
 
 def choose(
-    policy: Policy, inputs: Inputs, density: float | Tensor | None, static: StaticEstimate
+    policy: Policy,
+    inputs: Inputs,
+    density: float | Tensor | None,
+    way: float,
+    static: StaticEstimate,
 ) -> tuple[Arranged, Tensor]:
     """Choose for each head.
 
@@ -30,19 +85,20 @@ def choose(
         policy: With alternatives, which all have static orders.
         inputs: In raster order.
         density: Of the mask that is made; the choice itself is made at the policy's own.
+        way: How far the schedule has come from dense, in (0, 1].
         static: Remembers estimates that need no data.
 
     Returns:
         The call, each head in its own order, and what it keeps there, boolean
         ``(batch, heads, M, N)``.
     """
-    choice = choice_of(policy, inputs, policy.density or 0.25, static)
+    choice = choice_of(policy, inputs, policy.density or COMPARED_AT, static)
     arranged = per_head(inputs, policy.candidates, choice)
     if len({candidate.estimator for candidate in policy.candidates}) == 1:
-        mask = _mask(policy, policy.candidates[0], arranged.inputs, density, static)
+        mask = _mask(policy, policy.candidates[0], arranged.inputs, density, way, static)
         return arranged, mask
     masks = [
-        _mask(policy, each, each.order.arrange(inputs).inputs, density, static)
+        _mask(policy, each, each.order.arrange(inputs).inputs, density, way, static)
         for each in policy.candidates
     ]
     every = torch.stack([mask.expand(*choice.shape, -1, -1) for mask in masks])
@@ -66,15 +122,16 @@ def choice_of(
         static: Remembers estimates that need no data.
         samples: To compare them on; drawn if None.
     """
-    choice, age = inputs.common.get(CHOICE), inputs.common.age(CHOICE, inputs.step)
-    due = policy.choose_every and age is not None and not 0 <= age < policy.choose_every
-    if choice is not None and not due:
+    alternatives = policy.alternatives
+    assert alternatives is not None
+    choice = inputs.common.get(CHOICE)
+    if choice is not None and not alternatives.due(inputs.common.age(CHOICE, inputs.step)):
         return choice
-    samples = Samples.draw(inputs, policy.sampled_rows) if samples is None else samples
+    samples = Samples.draw(inputs, alternatives.sampled_rows) if samples is None else samples
     errors = []
     for candidate in policy.candidates:
         arranged = candidate.order.arrange(inputs)
-        mask = _mask(policy, candidate, arranged.inputs, density, static)
+        mask = _mask(policy, candidate, arranged.inputs, density, 1.0, static)
         errors.append(samples.under(arranged, centroids=False).error(mask))
     choice = torch.stack(errors).argmin(dim=0).to(torch.int8)
     inputs.common.put(CHOICE, choice, inputs.step)
@@ -96,14 +153,15 @@ def _mask(
     candidate: Alternative,
     inputs: Inputs,
     density: float | Tensor | None,
+    way: float,
     static: StaticEstimate,
 ) -> Tensor:
     if candidate.estimator.needs_data:
         estimate = candidate.estimator.estimate(inputs)
     else:
         estimate = static(candidate, inputs)
-    own = dataclasses.replace(policy, estimator=candidate.estimator, alternatives=())
-    return own.plan(estimate, inputs, density=density).to_block_mask()
+    measure = candidate.estimator.measure
+    return policy.plan(estimate, inputs, density=density, way=way, measure=measure).to_block_mask()
 
 
 def _positions(order: Order, inputs: Inputs) -> Tensor | None:

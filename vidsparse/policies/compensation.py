@@ -4,39 +4,278 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
-from enum import StrEnum
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
+from vidsparse.errors import BadInputError
+from vidsparse.grid import TokenGrid
 from vidsparse.kernels.compensate import rescale
-from vidsparse.kernels.plan import BlockPlan, Pooled
+from vidsparse.kernels.plan import BlockPlan, Pooled, dense_plan
 from vidsparse.kernels.pooling import pool_blocks
 from vidsparse.policies.estimator import Inputs
+from vidsparse.policies.part import Part
 from vidsparse.policies.pooled import pooled_mass
+from vidsparse.policies.work import Kernel, Level, Work
+
+if TYPE_CHECKING:
+    from vidsparse.policies.policy import Policy
 
 
-class Compensation(StrEnum):
-    """What is done for blocks that are skipped.
+Deeper = Callable[[Sequence[float]], Iterator[Tensor]]
+"""Block masks of plans of a growing density, by so much more each, boolean ``(B|1, H|1, M, N)``."""
 
-    Attributes:
-        NONE: Nothing; they get no attention.
-        RESCALE: The output shrinks to its estimated share of the mass and the mean values of
-            skipped blocks are added, where that gains more than it errs (Rectified SpaAttn).
-        CENTROID: They attend through their mean key and value, scored with ``+ ln(size)``.
-        LEVELS: The next best attend through means of 2, 4 and 8 tokens (PSA).
-        RESIDUAL: What they gave each token when the plan was made is added to the output, which is
-            scaled by the share of mass it had then (Re-ttention, arXiv 2505.22918). From full
-            sparsity on: a plan that changes from step to step lacks something else every time.
+
+class Compensation(Part):
+    """What is done for the blocks that are skipped.
+
+    The defaults are those of one that does nothing.
     """
 
-    NONE = "none"
-    RESCALE = "rescale"
-    CENTROID = "centroid"
-    LEVELS = "levels"
-    RESIDUAL = "residual"
+    __slots__ = ()
+
+    compensates: ClassVar[bool] = True
+    """Whether anything is done at all."""
+    reuses_plans: ClassVar[bool] = True
+    """Whether a plan serves another call."""
+    keeps_plans: ClassVar[bool] = False
+    """Whether it pays only where a plan serves several steps."""
+    takes_clusters: ClassVar[bool] = False
+    """Whether blocks may be of unequal size."""
+    measured: ClassVar[bool] = False
+    """Whether the error on sampled rows knows what it does."""
+    through_means: ClassVar[bool] = False
+    """Whether skipped blocks attend through their means."""
+    keeps_over_steps: ClassVar[str | None] = None
+    """What of one denoising step the next cannot do without, in the user's words."""
+
+    def always(self, always: Tensor) -> Tensor:
+        """What is kept whatever it scores, boolean, with what this one needs besides."""
+        return always
+
+    def extend(self, work: Work, way: float, deeper: Deeper) -> Work:
+        """Add to a plan what skipped blocks take part through.
+
+        Args:
+            work: Ordered and planned.
+            way: How far the schedule has come from dense, in (0, 1].
+            deeper: Plans of this call that keep more.
+        """
+        return work
+
+    def again(self, work: Work) -> Work:
+        """Make anew what ``extend`` made of keys and values, for others in the same plan.
+
+        Args:
+            work: Extended once, with other tokens since, and without pooled means.
+        """
+        return work
+
+    def attend(
+        self, work: Work, kernel: Kernel, *, way: float, replan: int
+    ) -> tuple[Tensor, float]:
+        """Run a plan and finish its output.
+
+        Args:
+            work: Ordered and planned.
+            kernel: Runs block plans.
+            way: As in ``extend``.
+            replan: Steps until a layer's plan is made anew.
+
+        Returns:
+            The output, ``(batch, heads, seq, head_dim)`` in the plan's order, and the density of
+            what was computed beside the plan and its levels.
+        """
+        return kernel(*work.inputs.qkv, work.plan), 0.0
+
+    def pairs(
+        self, ways: Sequence[float], densities: Sequence[float], *, replan: int, means: float
+    ) -> list[float]:
+        """What it computes at each step beside the plan, as a share of all pairs.
+
+        Args:
+            ways: How far from dense each step is, in [0, 1].
+            densities: Of the plan of each step.
+            replan: Steps until a plan is made anew.
+            means: Blocks of keys over keys.
+        """
+        return [0.0] * len(ways)
+
+    def state_bytes(self, grid: TokenGrid, head_dim: int, itemsize: int) -> int:
+        """Bytes a head remembers in host memory.
+
+        Args:
+            grid: The tokens.
+            head_dim: Of a head.
+            itemsize: Bytes of a number of the model's dtype.
+        """
+        return 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoCompensation(Compensation):
+    """Skipped blocks get no attention."""
+
+    compensates: ClassVar[bool] = False
+    takes_clusters: ClassVar[bool] = True
+    measured: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rescale(Compensation):
+    """The output shrinks to its estimated share of the mass (Rectified SpaAttn).
+
+    The mean values of skipped blocks are added where that gains more than it errs.
+    """
+
+    def attend(
+        self, work: Work, kernel: Kernel, *, way: float, replan: int
+    ) -> tuple[Tensor, float]:
+        """Rescale what the kernel made."""
+        out = kernel(*work.inputs.qkv, work.plan)
+        return rescaled(out, work.plan, work.inputs), 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Centroid(Compensation):
+    """Skipped blocks attend through their mean key and value, scored with ``+ ln(size)``."""
+
+    takes_clusters: ClassVar[bool] = True
+    measured: ClassVar[bool] = True
+    through_means: ClassVar[bool] = True
+
+    def extend(self, work: Work, way: float, deeper: Deeper) -> Work:
+        """Hand the kernel the means."""
+        return self.again(work)
+
+    def again(self, work: Work) -> Work:
+        """The means of these keys and values."""
+        return dataclasses.replace(work, plan=with_centroids(work.plan, work.inputs))
+
+    def pairs(
+        self, ways: Sequence[float], densities: Sequence[float], *, replan: int, means: float
+    ) -> list[float]:
+        """One pair for each block that is skipped."""
+        return [(1 - density) * means for density in densities]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Levels(Compensation):
+    """The next best blocks attend through means of 2, 4 and 8 tokens (PSA).
+
+    Attributes:
+        level2: Share of the key blocks that are read as means of 2 tokens, in [0, 1].
+        level4: The same, of 4 tokens.
+        level8: The same, of 8 tokens.
+    """
+
+    level2: float = 0.0
+    level4: float = 0.0
+    level8: float = 0.0
+
+    reuses_plans: ClassVar[bool] = False
+    fixed: ClassVar[frozenset[str]] = frozenset({"block"})
+
+    def __post_init__(self) -> None:
+        for name in ("level2", "level4", "level8"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise BadInputError(f"{name} must be in [0, 1], got {getattr(self, name):g}")
+        if not self.shares:
+            raise BadInputError(
+                "compensation=levels needs level2, level4 or level8, the share of the key blocks "
+                "to read as means of so many tokens, in (0, 1]"
+            )
+
+    @property
+    def shares(self) -> dict[int, float]:
+        """Share of the key blocks by the tokens of a mean."""
+        shares = {2: self.level2, 4: self.level4, 8: self.level8}
+        return {tokens: share for tokens, share in shares.items() if share}
+
+    def refuses(self, policy: Policy) -> str | None:
+        """A mean of 8 tokens in a block of 16 means, and a ranking of every row."""
+        if not policy.selector.equal_rows or policy.block != 128:
+            return "compensation=levels takes selector=top_k and block=128"
+        return None
+
+    def always(self, always: Tensor) -> Tensor:
+        """The last block of keys too: it may end in a short mean."""
+        always = always.clone()
+        always[..., -1] = True
+        return always
+
+    def extend(self, work: Work, way: float, deeper: Deeper) -> Work:
+        """Add the blocks that come after those of the plan, by the tokens of their means."""
+        exact = work.plan.to_block_mask()
+        levels = []
+        masks = deeper([way * share for share in self.shares.values()])
+        for tokens, upto in zip(self.shares, masks, strict=True):
+            levels.append(Level(tokens, coarse_plan(upto & ~exact, work.plan, tokens)))
+            exact = exact | upto
+        return dataclasses.replace(work, levels=tuple(levels))
+
+    def attend(
+        self, work: Work, kernel: Kernel, *, way: float, replan: int
+    ) -> tuple[Tensor, float]:
+        """Merge the plan and its levels."""
+        return with_levels(work.inputs, work.plan, work.levels, kernel.with_lse), 0.0
+
+    def pairs(
+        self, ways: Sequence[float], densities: Sequence[float], *, replan: int, means: float
+    ) -> list[float]:
+        """A pair for each mean."""
+        besides = sum(share / tokens for tokens, share in self.shares.items())
+        return [way * besides for way in ways]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Residual(Compensation):
+    """What skipped blocks gave each token when the plan was made stands in for them.
+
+    Re-ttention, arXiv 2505.22918: at a dense step it measures the share of the mass that each row's
+    kept blocks have, exp(LSE of the plan - LSE of all), and the residual, the dense output less the
+    sparse one scaled by that share. Later steps add the residual to the sparse output scaled by the
+    share, which the paper raises by 0.04 a step and never lowers the residual for: the weights then
+    sum to more than one. Here the residual falls as the share rises, so that they sum to one; a
+    share of one leaves none of it.
+
+    From full sparsity on: a plan that changes from step to step lacks something else every time.
+    """
+
+    keeps_plans: ClassVar[bool] = True
+    keeps_over_steps: ClassVar[str | None] = "a residual"
+
+    def attend(
+        self, work: Work, kernel: Kernel, *, way: float, replan: int
+    ) -> tuple[Tensor, float]:
+        """Correct the output, or measure by dense attention: the residual is of one plan.
+
+        It is measured when a plan is made, and used while that is kept.
+        """
+        inputs, plan, step = work.inputs, work.plan, work.inputs.step
+        if way < 1.0:
+            return kernel(*inputs.qkv, plan), 0.0
+        age, oldest = inputs.state.age(RESIDUE, step), inputs.plan_age
+        oldest = replan - 1 if oldest is None else oldest  # a static plan has no age
+        if age is not None and 0 <= age <= oldest:
+            return with_residual(kernel(*inputs.qkv, plan), inputs), 0.0
+        sparse, dense = (kernel.with_lse(*inputs.qkv, each) for each in (plan, dense_plan(plan)))
+        refresh_residual(inputs, sparse, dense)
+        return dense[0], 1.0
+
+    def pairs(
+        self, ways: Sequence[float], densities: Sequence[float], *, replan: int, means: float
+    ) -> list[float]:
+        """A dense step for each new plan."""
+        full = [step for step, way in enumerate(ways) if way >= 1]
+        return [float(step in full[::replan]) for step in range(len(ways))]
+
+    def state_bytes(self, grid: TokenGrid, head_dim: int, itemsize: int) -> int:
+        """A residual and a share of every token."""
+        return grid.tokens * (head_dim + 1) * itemsize
 
 
 def with_centroids(plan: BlockPlan, inputs: Inputs) -> BlockPlan:
@@ -72,18 +311,6 @@ def _spread(x: Tensor, means: Tensor, block: int) -> Tensor:
     near = means.repeat_interleave(block, dim=2)[:, :, : x.shape[2]]
     distance = (x.float() - near).norm(dim=-1, keepdim=True)
     return pool_blocks(distance, block, impl="reference")[..., 0]
-
-
-class Level(NamedTuple):
-    """Blocks that attend through means of a few tokens.
-
-    Attributes:
-        tokens: In each mean.
-        plan: Which blocks, over the sequence of means.
-    """
-
-    tokens: int
-    plan: BlockPlan
 
 
 Attend = Callable[[Tensor, Tensor, Tensor, BlockPlan], tuple[Tensor, Tensor]]
@@ -143,17 +370,22 @@ def refresh_residual(
             the plan.
         dense: Those of dense attention.
     """
-    ratio = (sparse[1] - dense[1]).exp()[..., None].to(dense[0].dtype)
+    ratio = (sparse[1] - dense[1]).exp().clamp(max=1.0)[..., None].to(dense[0].dtype)
     inputs.state.park(RATIO, ratio, inputs.step)
     residue = torch.addcmul(dense[0], sparse[0], ratio, value=-1)
     inputs.state.park(RESIDUE, residue, inputs.step)
 
 
 def with_residual(out: Tensor, inputs: Inputs) -> Tensor:
-    """The output scaled by the remembered ratio, which rises to one, plus the residual."""
+    """The output scaled by the remembered ratio, which rises to one, plus what is left of the rest.
+
+    The residual is of one less the ratio that was measured, and falls with one less that of now.
+    """
     ratio, residue = inputs.state.get(RATIO), inputs.state.get(RESIDUE)
     assert ratio is not None
     assert residue is not None
     age = inputs.state.age(RATIO, inputs.step) or 0
-    ratio = (ratio.float() + RISE * age).clamp(max=1.0).to(out.dtype)
-    return torch.addcmul(residue, out, ratio)
+    skipped = 1.0 - ratio.float()
+    now = (skipped - RISE * age).clamp(min=0.0)
+    left = torch.where(skipped > 0, now / skipped, 0.0).to(out.dtype)
+    return torch.addcmul(residue * left, out, (1.0 - now).to(out.dtype))

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import cached_property
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from torch import Tensor
 
+from vidsparse.grid import TokenGrid
 from vidsparse.heads import HeadShare
+from vidsparse.kernels.observe import Observed
+from vidsparse.kernels.plan import BlockPlan
 from vidsparse.kernels.pooling import pool_blocks, pool_ragged
 from vidsparse.policies.blocks import Blocks
+from vidsparse.policies.part import Part
 from vidsparse.state import LayerState
+
+PLAN = "plan"  # the name that a plan is remembered under
 
 
 class Measure(Enum):
@@ -77,6 +84,11 @@ class Inputs:
         return self.state if self.shared is None else self.shared
 
     @property
+    def plan_age(self) -> int | None:
+        """How many steps ago the plan that is remembered was made; None if there is none."""
+        return self.common.age(PLAN, self.step)
+
+    @property
     def qkv(self) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v, which are there."""
         return _there(self.q), _there(self.k), _there(self.v)
@@ -122,16 +134,48 @@ class Estimate:
     log_mass: Tensor | None = None
 
 
-class Estimator(Protocol):
+class Estimator(Part, ABC):
     """Scores blocks. A frozen dataclass of its parameters; what it remembers is in the inputs."""
 
-    needs_data: ClassVar[bool]
+    __slots__ = ()
+
+    needs_data: ClassVar[bool] = True
     """Whether it looks at q, k or v; if not, its scores are made once for each geometry."""
-    per_layer: ClassVar[bool]
+    per_layer: ClassVar[bool] = False
     """Whether its scores differ between layers that see the same q and k."""
-    has_mask: ClassVar[bool]
+    has_mask: ClassVar[bool] = False
     """Whether its estimate has a threshold, so that it needs no density."""
+    takes_clusters: ClassVar[bool] = False
+    """Whether it scores blocks of unequal size."""
+    observes: ClassVar[bool] = False
+    """Whether it learns from what the kernel saw; it then has ``visits`` and ``observe``."""
+    keeps_over_steps: ClassVar[str | None] = None
+    """What of one denoising step the next cannot do without, in the user's words."""
     measure: ClassVar[Measure]
     """What its scores mean."""
 
+    @abstractmethod
     def estimate(self, inputs: Inputs) -> Estimate: ...
+
+    def token_density(self, grid: TokenGrid, block: int) -> float | None:
+        """Pairs of its own mask over all pairs, before tokens are rounded to blocks, if known."""
+        return None
+
+    def state_bytes(self, blocks: int) -> int:
+        """Bytes a head remembers on the device, of so many blocks in a row."""
+        return 0
+
+    def visits(self, plan: BlockPlan) -> BlockPlan:
+        """The plan with its lists in the order in which blocks are to be seen."""
+        return plan
+
+    def observe(self, inputs: Inputs, plan: BlockPlan, seen: Observed, way: float) -> None:
+        """Remember what the kernel saw.
+
+        Args:
+            inputs: Of the call.
+            plan: As the blocks were visited.
+            seen: What the kernel reported of each.
+            way: How far the schedule has come from dense, in (0, 1].
+        """
+        raise NotImplementedError

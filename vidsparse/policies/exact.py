@@ -10,13 +10,13 @@ from torch import Tensor
 
 from vidsparse.errors import BadInputError
 from vidsparse.kernels.antidiagonal import antidiagonal_scores
-from vidsparse.policies.estimator import Estimate, Inputs, Measure
+from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
 
 AT_ONCE = 1 << 26  # scores held at a time: 256 MiB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Exact:
+class Exact(Estimator):
     """The attention mass of each block, from exact scores: AdaSpa (arXiv 2502.21079), our samples.
 
     Attributes:
@@ -41,7 +41,7 @@ class Exact:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Antidiagonal:
+class Antidiagonal(Estimator):
     """A strided sample of the scores of every block: XAttention, arXiv 2503.16428.
 
     Attributes:

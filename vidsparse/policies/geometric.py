@@ -7,7 +7,7 @@ within which ``overlap`` of its pairs lie, so a mask can be widened or narrowed 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
@@ -18,15 +18,16 @@ from torch import Tensor
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.policies.blocks import Blocks
-from vidsparse.policies.estimator import Estimate, Inputs, Measure
+from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
 from vidsparse.policies.orders import coordinates
 
+DENSITY_DECIDES = "the density sets the width of the mask, so give one of the two"
 SAMPLED = 8  # tokens of a block whose pairs stand for all
 Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Band:
+class Band(Estimator):
     """Tokens that are near in the sequence: SVG's mask, arXiv 2502.01776.
 
     In raster order that is near in time; with all frames of a place side by side (``hwf``), near in
@@ -45,7 +46,7 @@ class Band:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Places:
+class Places(Estimator):
     """Tokens that are near in their frames, whatever the frames: the multi-diagonal pattern.
 
     Attributes:
@@ -70,7 +71,7 @@ class Places:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Neighbourhood:
+class Neighbourhood(Estimator):
     """A window around each query: STA (arXiv 2502.04507) and NATTEN's GNA (2504.16922).
 
     All sizes are in tokens. With ``unit_*`` above 1, queries and keys count as the boxes they lie
@@ -168,7 +169,7 @@ class Axis(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Slab:
+class Slab(Estimator):
     """All that lies in the query's box along one axis, wherever it is along the others.
 
     What the search of STA (arXiv 2502.04507) gives to heads that look at whole frames, whole rows
@@ -211,7 +212,7 @@ class Slab:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Disc:
+class Disc(Estimator):
     """Keys within a circle around the query: CLEAR, arXiv 2412.16112, for images.
 
     Attributes:
@@ -231,6 +232,10 @@ class Disc:
         if not self.radius > 0:
             raise BadInputError(f"radius must be above 0 tokens, got {self.radius:g}")
         _check_overlap(self.overlap)
+
+    def idle(self, density: float | None) -> Mapping[str, str]:
+        """A density sets the width of the mask."""
+        return {} if density is None else {"radius": DENSITY_DECIDES}
 
     def estimate(self, inputs: Inputs) -> Estimate:
         """Score blocks by the radius that would hold them, ``(1, 1, N, N)``."""

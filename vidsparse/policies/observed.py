@@ -5,21 +5,24 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from vidsparse.errors import BadInputError
 from vidsparse.kernels.observe import Observed as Seen
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.policies.estimator import Estimate, Inputs, Measure
+from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
 from vidsparse.state import pack_bits, unpack_bits
+
+if TYPE_CHECKING:
+    from vidsparse.policies.policy import Policy
 
 TILES = "tiles"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Observed:
+class Observed(Estimator):
     """Visit the blocks that mattered when they were last visited; all of them at first.
 
     A visited block stays if, in any row, one of its scores came within the threshold of the largest
@@ -36,11 +39,28 @@ class Observed:
     needs_data: ClassVar[bool] = True
     per_layer: ClassVar[bool] = False
     has_mask: ClassVar[bool] = True
+    observes: ClassVar[bool] = True
+    keeps_over_steps: ClassVar[str | None] = "the blocks that mattered"
+    in_place_of_density: ClassVar[str | None] = "margin"
     measure: ClassVar[Measure] = Measure.RANK
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.margin):
             raise BadInputError(f"margin must be a number, got {self.margin}")
+
+    def refuses(self, policy: Policy) -> str | None:
+        """The kernel that reports what it saw takes equal blocks and nothing beside them."""
+        if not policy.selector.takes_masks:
+            return "what was observed has a threshold: leave selector=threshold"
+        if policy.compensation.compensates or policy.block > 128:
+            return "observing takes blocks of at most 128 tokens and no compensation"
+        if policy.alternatives is not None:
+            return "what was observed is of one order: heads cannot choose among alternatives"
+        return None
+
+    def state_bytes(self, blocks: int) -> int:
+        """A bit for each block."""
+        return blocks * -(-blocks // 8)
 
     def estimate(self, inputs: Inputs) -> Estimate:
         """One for blocks to visit, zero for others, ``(batch, heads, M, N)``."""

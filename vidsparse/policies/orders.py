@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.permute import permute_tokens
 from vidsparse.policies.estimator import Inputs
+from vidsparse.policies.part import Part
 
 AXES = ("fhw", "fwh", "hfw", "hwf", "wfh", "whf")
 
@@ -36,26 +38,48 @@ class Arranged(NamedTuple):
     kv_order: Tensor | None = None
 
 
-class Order(Protocol):
+class Order(Part, ABC):
     """Puts tokens in order. A frozen dataclass of its parameters."""
 
-    static: ClassVar[bool]
-    """Whether the order depends on nothing but the grid and the layer."""
-    per_layer: ClassVar[bool]
-    """Whether layers differ."""
-
-    def arrange(self, inputs: Inputs) -> Arranged: ...
-
-    def again(self, inputs: Inputs) -> Arranged:
-        """In the order of the latest call that was told to remember."""
-        ...
-
-
-class StaticOrder:
-    """An order that depends on nothing but the grid, the same for all heads and layers."""
+    __slots__ = ()
 
     static: ClassVar[bool] = True
+    """Whether the order depends on nothing but the grid and the layer; else it makes clusters."""
     per_layer: ClassVar[bool] = False
+    """Whether layers differ."""
+    moves: ClassVar[bool] = True
+    """Whether tokens leave the places they come in."""
+
+    @property
+    def spreads_frames(self) -> bool:
+        """Whether the tokens of one frame stand in nearly every block."""
+        return False
+
+    @abstractmethod
+    def arrange(self, inputs: Inputs) -> Arranged: ...
+
+    @abstractmethod
+    def again(self, inputs: Inputs) -> Arranged:
+        """In the order of the latest call that was told to remember."""
+
+    def block_counts(self, grid: TokenGrid, block: int) -> tuple[int, int]:
+        """How many blocks of queries and of keys there are."""
+        number = -(-grid.tokens // block)
+        return number, number
+
+    def state_bytes(self, grid: TokenGrid) -> int:
+        """Bytes a head remembers on the device."""
+        return 0
+
+    def label_bytes(self, grid: TokenGrid) -> int:
+        """Bytes a head remembers in host memory, where a plan is used again."""
+        return 0
+
+
+class StaticOrder(Order):
+    """An order that depends on nothing but the grid, the same for all heads and layers."""
+
+    __slots__ = ()
 
     def positions(self, grid: TokenGrid) -> Tensor | None:
         """Which token stands at each position, int32 ``(seq,)``; None for raster."""
@@ -90,6 +114,8 @@ def in_order(inputs: Inputs, order: Tensor) -> Arranged:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Raster(StaticOrder):
     """As the tokens come: frame by frame, row by row."""
+
+    moves: ClassVar[bool] = False
 
     def positions(self, grid: TokenGrid) -> Tensor | None:
         """Nothing moves."""
@@ -132,6 +158,11 @@ class Hilbert(StaticOrder):
     The curve fills the smallest cube of a power of two around the grid; cells outside are skipped.
     """
 
+    @property
+    def spreads_frames(self) -> bool:
+        """Whether the tokens of one frame stand in nearly every block."""
+        return True
+
     def positions(self, grid: TokenGrid) -> Tensor | None:
         """Sort by the distance along the curve, which leaves out axes of one cell."""
         points = coordinates(grid)
@@ -154,6 +185,11 @@ class Axes(StaticOrder):
     def __post_init__(self) -> None:
         if self.axes not in AXES:
             raise BadInputError(f"axes must be one of {', '.join(AXES)}, got {self.axes!r}")
+
+    @property
+    def spreads_frames(self) -> bool:
+        """Whether the tokens of one frame stand in nearly every block."""
+        return self.axes[0] != "f"
 
     def positions(self, grid: TokenGrid) -> Tensor | None:
         """Transpose the grid."""
@@ -180,6 +216,11 @@ class Cycle(StaticOrder):
     chunk_width: int = 16
 
     per_layer: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name in ("chunk_frames", "chunk_height", "chunk_width"):
+            if getattr(self, name) < 1:
+                raise BadInputError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     def in_layer(self, layer: int, grid: TokenGrid) -> Tile:
         """The boxes of a layer."""

@@ -10,11 +10,11 @@ from torch import Tensor
 from vidsparse.errors import BadInputError
 from vidsparse.kernels.block_scores import block_mass
 from vidsparse.kernels.pooling import part_sizes, pool_blocks
-from vidsparse.policies.estimator import Estimate, Inputs, Measure
+from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pooled:
+class Pooled(Estimator):
     """Low-resolution attention: ``score = scale * mean(q) . mean(k) + ln(size of the block)``.
 
     Of equal blocks it is DraftAttention (arXiv 2505.14708), of clusters the centroid scores of SVG2
@@ -24,6 +24,7 @@ class Pooled:
     needs_data: ClassVar[bool] = True
     per_layer: ClassVar[bool] = False
     has_mask: ClassVar[bool] = False
+    takes_clusters: ClassVar[bool] = True
     measure: ClassVar[Measure] = Measure.LOG_MASS
 
     def estimate(self, inputs: Inputs) -> Estimate:
@@ -32,7 +33,7 @@ class Pooled:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SubBlock:
+class SubBlock(Estimator):
     """Log of the summed mass between means of parts, which keep what a block's mean averages away.
 
     Attributes:
@@ -44,6 +45,7 @@ class SubBlock:
     needs_data: ClassVar[bool] = True
     per_layer: ClassVar[bool] = False
     has_mask: ClassVar[bool] = False
+    takes_clusters: ClassVar[bool] = True
     measure: ClassVar[Measure] = Measure.LOG_MASS
 
     def __post_init__(self) -> None:

@@ -13,9 +13,10 @@ ends short, is counted exactly.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,14 +24,18 @@ from torch import Tensor
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.policies.blocks import Blocks
-from vidsparse.policies.estimator import Estimate, Inputs, Measure
+from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
+from vidsparse.policies.geometric import DENSITY_DECIDES
+
+if TYPE_CHECKING:
+    from vidsparse.policies.policy import Policy
 
 BISECTIONS = 24  # exact for every decay at which a band widens by a token
 BISECTIONS_BELOW_FLOOR = 10  # there, only the order of blocks matters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Radial:
+class Radial(Estimator):
     """The static mask of Radial Attention.
 
     Attributes:
@@ -54,6 +59,16 @@ class Radial:
             raise BadInputError(f"decay must be in (0, 8], got {self.decay}")
         if not 0 < self.overlap <= 1:
             raise BadInputError(f"overlap must be in (0, 1], got {self.overlap}")
+
+    def idle(self, density: float | None) -> Mapping[str, str]:
+        """A density sets the width of the bands."""
+        return {} if density is None else {"decay": DENSITY_DECIDES}
+
+    def refuses(self, policy: Policy) -> str | None:
+        """Its bands are cut from frames that stand one after the other."""
+        if policy.order.moves:
+            return "the radial mask is made for frames in raster order: order=raster"
+        return None
 
     def estimate(self, inputs: Inputs) -> Estimate:
         """Score each block by the decay at which the mask first covers it; smaller is better.

@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 
 from vidsparse.heads import own_of
-from vidsparse.policies.estimator import Estimate, Inputs, Measure
+from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Random:
+class Random(Estimator):
     """Scores drawn once for each layer and head, the same at every step.
 
     Attributes:

@@ -1,48 +1,119 @@
 """Selectors: from scores to the blocks that are kept, never fewer than the always-kept ones.
 
 The rules themselves run on the device in ``kernels.select``; here is what they are fed. A score
-compares within a row always, across rows and heads only as its measure allows.
+compares within a row always, across rows and heads only as its measure allows. The selector that
+measures instead of believing its scores has a file of its own, ``tolerance.py``.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from vidsparse.policies.estimator import Measure
+from vidsparse.errors import BadInputError
+from vidsparse.kernels.plan import BlockPlan
+from vidsparse.kernels.select import (
+    Lists,
+    select_row_budget,
+    select_threshold,
+    select_top_k,
+    select_top_p,
+)
+from vidsparse.policies.estimator import Estimate, Inputs, Measure
+from vidsparse.policies.lists import lists_of_mask, plan_of_lists
+from vidsparse.policies.orders import Arranged
+from vidsparse.policies.part import Part
+from vidsparse.policies.scope import Scope, spend
+
+if TYPE_CHECKING:
+    from vidsparse.policies.choice import StaticEstimate
+    from vidsparse.policies.policy import Policy
 
 
-class Selector(StrEnum):
-    """How scores become a plan under a density.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Selection:
+    """What blocks are selected from.
 
     Attributes:
-        TOP_K: The same number of blocks in every row.
-        TOP_P: In every row the fewest blocks that hold a share of its mass.
-        THRESHOLD: The estimator's own mask; under a density, the best blocks of each head's map.
-        BUDGET: The best blocks of a whole layer or head, as many as the density pays for.
-        TOLERANCE: The cheapest budget of a layer whose error on sampled rows stays in bounds.
+        estimate: Of the blocks.
+        measure: What its scores mean.
+        always: Kept whatever it scores, boolean, broadcastable to the scores.
+        inputs: What the estimator saw.
+        least: Blocks that every row keeps at least.
+        density: Share of the pairs to keep; None leaves it to the selector or the estimator.
+        way: How far the schedule has come from dense, in (0, 1].
     """
 
-    TOP_K = "top_k"
-    TOP_P = "top_p"
-    THRESHOLD = "threshold"
-    BUDGET = "budget"
-    TOLERANCE = "tolerance"
+    estimate: Estimate
+    measure: Measure
+    always: Tensor
+    inputs: Inputs
+    least: int
+    density: float | None
+    way: float
+
+    def spend(self, scores: Tensor, scope: Scope) -> Lists:
+        """Buy the best blocks for the density."""
+        assert self.density is not None
+        return spend(scores, self.always, self.inputs, self.density, self.least, scope)
 
 
-class Scope(StrEnum):
-    """Where the blocks of a density are shared by need.
+class Selector(Part, ABC):
+    """Turns scores into lists of blocks."""
 
-    Attributes:
-        HEAD: In each head's map.
-        LAYER: In all heads of a layer.
-    """
+    __slots__ = ()
 
-    HEAD = "head"
-    LAYER = "layer"
+    takes_ranks: ClassVar[bool] = False
+    """Whether scores need be no more than an order within a head's map."""
+    takes_masks: ClassVar[bool] = False
+    """Whether it keeps the estimator's own mask where there is no density."""
+    takes_clusters: ClassVar[bool] = True
+    """Whether blocks may be of unequal size."""
+    equal_rows: ClassVar[bool] = False
+    """Whether every row keeps equally many blocks, and more of them under a higher density."""
+    judges_batches: ClassVar[bool] = False
+    """Whether it decides at once, for all entries of a batch, that a plan serves another step."""
+
+    @property
+    def has_amount(self) -> bool:
+        """Whether its own parameters say how much is kept, so that it needs no density."""
+        return False
+
+    @abstractmethod
+    def select(self, these: Selection) -> Lists: ...
+
+    def measured(
+        self, policy: Policy, inputs: Inputs, way: float, static: StaticEstimate
+    ) -> tuple[Arranged, BlockPlan] | None:
+        """The order and plan of a call, by measuring; None of a selector that goes by scores."""
+        return None
+
+    def still_serves(
+        self, policy: Policy, inputs: Inputs, arranged: Arranged, plan: BlockPlan, way: float
+    ) -> Tensor | None:
+        """Whether a plan of an earlier step is good enough, boolean ``()``; None if unmeasured."""
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopK(Selector):
+    """The same number of blocks in every row."""
+
+    takes_ranks: ClassVar[bool] = True
+    equal_rows: ClassVar[bool] = True
+
+    def select(self, these: Selection) -> Lists:
+        """Keep the best of every row."""
+        assert these.density is not None
+        count = round(these.density * these.estimate.scores.shape[-1])
+        return select_top_k(these.estimate.scores, max(these.least, count), always=these.always)
 
 
 class MassOf(StrEnum):
@@ -55,6 +126,106 @@ class MassOf(StrEnum):
 
     ROW = "row"
     HEAD = "head"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopP(Selector):
+    """In every row the fewest blocks that hold a share of its mass.
+
+    Under a density, up to the share that meets it. Where scores and mass are two things, the keys
+    that the mass pays for are spent by score.
+
+    Attributes:
+        p: Share of the mass, in (0, 1]; a density replaces it.
+        mass_of: Of what it is a share: of the mass of each row, or of a whole head.
+        scope: Where one share serves under a density: in each head, or in all heads of a layer.
+    """
+
+    p: float | None = None
+    mass_of: MassOf = MassOf.ROW
+    scope: Scope = Scope.LAYER
+
+    def __post_init__(self) -> None:
+        if self.p is not None and not 0 < self.p <= 1:
+            raise BadInputError(f"p must be in (0, 1], got {self.p:g}")
+
+    @property
+    def has_amount(self) -> bool:
+        """Whether there is a share of the mass."""
+        return self.p is not None
+
+    def idle(self, density: float | None) -> Mapping[str, str]:
+        """A share of the mass is kept, or a density, which alone is shared by need."""
+        if density is None:
+            return {"scope": "it is of a density, and here p says how much is kept"}
+        return {"p": "the density says how much is kept, so give one of the two"}
+
+    def refuses(self, policy: Policy) -> str | None:
+        """It needs one of the two."""
+        if self.p is None and policy.density is None:
+            return "selector=top_p needs p, the share of the mass to keep in (0, 1], or a density"
+        return None
+
+    def select(self, these: Selection) -> Lists:
+        """Keep the likeliest blocks."""
+        estimate = these.estimate
+        counted = estimate.log_mass is not None
+        source = estimate.log_mass if estimate.log_mass is not None else estimate.scores
+        lists = self._likeliest(
+            these, comparable(source, Measure.LOG_MASS if counted else these.measure)
+        )
+        if not counted:
+            return lists
+        blocks = these.inputs.blocks
+        kept = plan_of_lists(lists, blocks).to_block_mask()
+        tokens = (kept * blocks.kv_sizes.unsqueeze(-2)).sum(dim=-1)
+        return select_row_budget(estimate.scores, blocks.kv_sizes, tokens, always=these.always)
+
+    def _likeliest(self, these: Selection, mass: Tensor) -> Lists:
+        if these.density is not None:
+            return these.spend(mass_left(mass, self.mass_of), self.scope)
+        assert self.p is not None
+        p = 1.0 - these.way * (1.0 - self.p)
+        if self.mass_of is MassOf.HEAD:
+            left = mass_left(mass, self.mass_of)
+            return select_threshold(left, 1.0 - p, min_count=these.least, always=these.always)
+        return select_top_p(mass, p, min_count=these.least, always=these.always)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Threshold(Selector):
+    """The estimator's own mask; under a density, the best blocks of each head's map."""
+
+    takes_ranks: ClassVar[bool] = True
+    takes_masks: ClassVar[bool] = True
+    takes_clusters: ClassVar[bool] = False
+
+    def select(self, these: Selection) -> Lists:
+        """Keep what scores above the threshold, or the best of the map."""
+        estimate = these.estimate
+        if these.density is None:
+            assert estimate.threshold is not None
+            return select_threshold(
+                estimate.scores, estimate.threshold, min_count=these.least, always=these.always
+            )
+        scores = comparable(estimate.scores, these.measure)
+        keep = best_of_map(scores, these.always, these.inputs.blocks.sizes, these.density)
+        return lists_of_mask(keep, these.least)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget(Selector):
+    """The best blocks of a whole layer or head, as many as the density pays for.
+
+    Attributes:
+        scope: Where they are shared by need: among all heads of a layer, or in each head.
+    """
+
+    scope: Scope = Scope.LAYER
+
+    def select(self, these: Selection) -> Lists:
+        """Buy the best blocks."""
+        return these.spend(comparable(these.estimate.scores, these.measure), self.scope)
 
 
 def comparable(scores: Tensor, measure: Measure) -> Tensor:

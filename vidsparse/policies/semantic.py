@@ -14,13 +14,13 @@ from vidsparse.grid import TokenGrid
 from vidsparse.kernels.kmeans import Clusters, kmeans
 from vidsparse.kernels.permute import order_by_label, permute_tokens
 from vidsparse.policies.estimator import Inputs
-from vidsparse.policies.orders import Arranged
+from vidsparse.policies.orders import Arranged, Order
 
 MEMBERS = 4  # tokens that a cluster is remembered by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Semantic:
+class Semantic(Order):
     """Clusters of queries and, independently, of keys; each cluster is a block of its own size.
 
     The first call of a generation starts from tokens drawn at random. Later ones start where the
@@ -44,7 +44,6 @@ class Semantic:
     seed: int = 0
 
     static: ClassVar[bool] = False
-    per_layer: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for name in ("q_clusters", "kv_clusters"):
@@ -87,6 +86,12 @@ class Semantic:
         """How many clusters of queries and of keys there are on a grid, text not counted."""
         most = max(1, grid.video_tokens // 16)
         return min(self.q_clusters, most), min(self.kv_clusters, most)
+
+    def block_counts(self, grid: TokenGrid, block: int) -> tuple[int, int]:
+        """How many clusters of queries and of keys there are, text among them."""
+        text = (grid.prefix > 0) + (grid.suffix > 0)
+        queries, keys = self.clusters(grid)
+        return queries + text, keys + text
 
     def state_bytes(self, grid: TokenGrid) -> int:
         """Bytes a head remembers on the device: the members of its clusters."""

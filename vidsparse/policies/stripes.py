@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vidsparse.policies.estimator import Estimate, Inputs, Measure
+from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
 from vidsparse.policies.pooled import pooled_mass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stripes:
+class Stripes(Estimator):
     """Key blocks by the mean attention of all query blocks, the same in every row."""
 
     needs_data: ClassVar[bool] = True

@@ -9,70 +9,121 @@ its error on freshly drawn rows stays there. Nothing waits for the device.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
 import torch
 from torch import Tensor
 
+from vidsparse.errors import BadInputError
 from vidsparse.heads import all_of, own_of
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.kernels.select import Ranking
-from vidsparse.policies.choice import StaticEstimate, choice_of, per_head
-from vidsparse.policies.compensation import Compensation
+from vidsparse.kernels.select import Lists, Ranking
+from vidsparse.policies.choice import (
+    COMPARED_AT,
+    StaticEstimate,
+    check_sampled_rows,
+    choice_of,
+    per_head,
+)
 from vidsparse.policies.estimator import Inputs
+from vidsparse.policies.lists import plan_of_lists
 from vidsparse.policies.orders import Arranged
-from vidsparse.policies.policy import Policy, layer_budget, of_the_layer, plan_of_lists
 from vidsparse.policies.sampled import Candidate, Samples
-from vidsparse.policies.selectors import comparable
+from vidsparse.policies.scope import Scope, layer_budget, of_the_layer
+from vidsparse.policies.selectors import Selection, Selector, comparable
 
-COMPARED_AT = 0.25  # density at which orders compete and costs are scaled
+if TYPE_CHECKING:
+    from vidsparse.policies.policy import Policy
+
 SLACK = 1.25  # a plan at its limit on some rows is as often above it as below on others
 LEAST, HALVINGS = 0.01, 6  # densities come from 64 steps, each 7 % more than the last
 
 
-def plan_within(
-    policy: Policy, inputs: Inputs, tolerance: float, static: StaticEstimate
-) -> tuple[Arranged, BlockPlan]:
-    """The cheapest plan whose error on sampled rows stays under a tolerance.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tolerance(Selector):
+    """The cheapest budget of a layer whose error on sampled rows stays in bounds.
 
-    Args:
-        policy: Its alternatives share one estimator, of mass or of cost.
-        inputs: In raster order.
-        tolerance: Relative error of the layer's attention output, in (0, 1).
-        static: Remembers estimates that need no data.
+    Attributes:
+        tolerance: Relative error of a layer's attention output on sampled rows that is allowed
+            once the schedule has left the dense steps, in (0, 1].
+        sampled_rows: Query rows that the error is measured on.
     """
-    samples = Samples.draw(inputs, policy.sampled_rows)
-    if policy.alternatives:
-        choice = choice_of(policy, inputs, COMPARED_AT, static, samples)
-        arranged = per_head(inputs, policy.candidates, choice)
-    else:
-        arranged = policy.order.arrange(inputs)
-    estimate = policy.estimator.estimate(arranged.inputs)
-    scores = comparable(estimate.scores, policy.estimator.measure)
-    candidate = samples.under(arranged, centroids=_centroids(policy))
-    search = _Search(scores, policy.always(arranged.inputs), arranged.inputs, candidate)
-    search.scale_to_measured()
-    return arranged, search.plan(search.lowest_density(tolerance))
 
+    tolerance: float | None = None
+    sampled_rows: int = 64
 
-def still_within(
-    policy: Policy, inputs: Inputs, arranged: Arranged, plan: BlockPlan, tolerance: float
-) -> Tensor:
-    """Whether a plan of an earlier step stays near the tolerance on new rows, boolean ``()``.
+    in_place_of_density: ClassVar[str | None] = "tolerance"
+    judges_batches: ClassVar[bool] = True
 
-    Args:
-        policy: That made the plan.
-        inputs: In raster order.
-        arranged: In the plan's order.
-        plan: What would be computed.
-        tolerance: As in ``plan_within``.
-    """
-    samples = Samples.draw(inputs, policy.sampled_rows)
-    candidate = samples.under(arranged, centroids=_centroids(policy))
-    error = all_of(inputs.share, candidate.error(plan.to_block_mask())).sum(dim=-1)
-    return (error <= (SLACK * tolerance) ** 2 * _power(candidate, inputs)).all()
+    def __post_init__(self) -> None:
+        if self.tolerance is None:
+            raise BadInputError(
+                "selector=tolerance needs tolerance, the relative error to allow, in (0, 1]"
+            )
+        if not 0 < self.tolerance <= 1:
+            raise BadInputError(f"tolerance must be in (0, 1], got {self.tolerance:g}")
+        check_sampled_rows(self.sampled_rows)
 
+    @property
+    def has_amount(self) -> bool:
+        """The tolerance says how much is kept."""
+        return True
 
-def _centroids(policy: Policy) -> bool:
-    return policy.compensation is Compensation.CENTROID
+    def refuses(self, policy: Policy) -> str | None:
+        """It knows the errors of what is skipped, and of what attends through its mean."""
+        if not policy.compensation.measured:
+            return "tolerance measures compensation none or centroid, no other"
+        return None
+
+    def select(self, these: Selection) -> Lists:
+        """Buy the best blocks of the layer: what candidates are compared by."""
+        return these.spend(comparable(these.estimate.scores, these.measure), Scope.LAYER)
+
+    def measured(
+        self, policy: Policy, inputs: Inputs, way: float, static: StaticEstimate
+    ) -> tuple[Arranged, BlockPlan]:
+        """The cheapest plan whose error on sampled rows stays under the tolerance.
+
+        Args:
+            policy: Its alternatives share one estimator, of mass or of cost.
+            inputs: In raster order.
+            way: How far the schedule has come from dense: the share of the tolerance.
+            static: Remembers estimates that need no data.
+        """
+        samples = Samples.draw(inputs, self.sampled_rows)
+        if policy.alternatives is not None:
+            choice = choice_of(policy, inputs, COMPARED_AT, static, samples)
+            arranged = per_head(inputs, policy.candidates, choice)
+        else:
+            arranged = policy.order.arrange(inputs)
+        estimate = policy.estimator.estimate(arranged.inputs)
+        scores = comparable(estimate.scores, policy.estimator.measure)
+        candidate = samples.under(arranged, centroids=policy.compensation.through_means)
+        search = _Search(scores, policy.always(arranged.inputs), arranged.inputs, candidate)
+        search.scale_to_measured()
+        return arranged, search.plan(search.lowest_density(self._allowed(way)))
+
+    def still_serves(
+        self, policy: Policy, inputs: Inputs, arranged: Arranged, plan: BlockPlan, way: float
+    ) -> Tensor:
+        """Whether a plan of an earlier step stays near the tolerance on new rows, boolean ``()``.
+
+        Args:
+            policy: That made the plan.
+            inputs: In raster order.
+            arranged: In the plan's order.
+            plan: What would be computed.
+            way: As in ``measured``.
+        """
+        samples = Samples.draw(inputs, self.sampled_rows)
+        candidate = samples.under(arranged, centroids=policy.compensation.through_means)
+        error = all_of(inputs.share, candidate.error(plan.to_block_mask())).sum(dim=-1)
+        return (error <= (SLACK * self._allowed(way)) ** 2 * _power(candidate, inputs)).all()
+
+    def _allowed(self, way: float) -> float:
+        assert self.tolerance is not None
+        return self.tolerance * way
 
 
 def _power(candidate: Candidate, inputs: Inputs) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
@@ -11,7 +12,7 @@ from torch import Tensor
 from vidsparse.errors import BadInputError
 from vidsparse.kernels.block_scores import block_value_error
 from vidsparse.kernels.stand_in_error import stand_in_error
-from vidsparse.policies.estimator import Estimate, Inputs, Measure
+from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
 from vidsparse.policies.exact import sampled_mass
 from vidsparse.policies.pooled import pooled_mass, subblock_mass
 
@@ -31,7 +32,7 @@ class Mass(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ValueAware:
+class ValueAware(Estimator):
     """Mass x distance: ``P(i, j) |mean value of j - estimated output of i|``.
 
     The estimated output of query block i is the mass-weighted sum of block mean values, so this
@@ -50,6 +51,7 @@ class ValueAware:
     needs_data: ClassVar[bool] = True
     per_layer: ClassVar[bool] = False
     has_mask: ClassVar[bool] = False
+    takes_clusters: ClassVar[bool] = True
     measure: ClassVar[Measure] = Measure.COST
 
     def __post_init__(self) -> None:
@@ -57,6 +59,15 @@ class ValueAware:
             raise BadInputError(f"parts must be 1, 2, 4, 8 or 16, got {self.parts}")
         if self.rows < 0:
             raise BadInputError(f"rows must be at least 0, got {self.rows}")
+
+    def idle(self, density: float | None) -> Mapping[str, str]:
+        """``parts`` and ``rows`` belong to one source of the mass each."""
+        of = {"parts": Mass.SUBBLOCK, "rows": Mass.ROWS}
+        return {
+            name: f"it belongs to mass={mass}, and mass is {self.mass}"
+            for name, mass in of.items()
+            if mass is not self.mass
+        }
 
     def estimate(self, inputs: Inputs) -> Estimate:
         """Score each block by the error of skipping it, ``(batch, heads, M, N)``."""
@@ -72,7 +83,7 @@ class ValueAware:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Routing:
+class Routing(Estimator):
     """SVG-EAR's error of standing in for a block by its mean.
 
         E(i, j) = sum over k in j of |exp(q_i . k_j) v_j - exp(q_i . k) v_k|^2 / Z_i^2
@@ -85,6 +96,7 @@ class Routing:
     needs_data: ClassVar[bool] = True
     per_layer: ClassVar[bool] = False
     has_mask: ClassVar[bool] = False
+    takes_clusters: ClassVar[bool] = True
     measure: ClassVar[Measure] = Measure.COST
 
     def estimate(self, inputs: Inputs) -> Estimate:

@@ -1,0 +1,81 @@
+"""Which parts of a policy go together, and which of its parameters then act."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vidsparse.errors import BadInputError
+from vidsparse.policies.estimator import Measure
+
+if TYPE_CHECKING:
+    from vidsparse.policies.policy import Policy
+
+
+def check_numbers(policy: Policy) -> None:
+    """Raise BadInputError for a number of the policy itself that is out of range."""
+    if policy.density is not None and not 0 < policy.density <= 1:
+        raise BadInputError(f"density must be in (0, 1], got {policy.density:g}")
+    if not 0 <= policy.floor <= 1:
+        raise BadInputError(f"floor must be in [0, 1], got {policy.floor:g}")
+    if not 0 <= policy.rotate < 1:
+        raise BadInputError(f"rotate must be in [0, 1), got {policy.rotate:g}")
+    if policy.block % 16 or not 16 <= policy.block <= 256:
+        raise BadInputError(f"block must be a multiple of 16 from 16 to 256, got {policy.block}")
+
+
+def check_fit(policy: Policy) -> None:
+    """Raise BadInputError where parts do not go together: by what they declare, then their own."""
+    if policy.density is not None and (instead := policy.in_place_of_density):
+        raise BadInputError(f"this preset has no density: change its {instead}")
+    for part in policy.parts:
+        if problem := part.refuses(policy):
+            raise BadInputError(problem)
+    estimator, selector = policy.estimator, policy.selector
+    if estimator.measure is Measure.RANK and not selector.takes_ranks:
+        raise BadInputError(
+            f"the estimator {type(estimator).__name__} only ranks blocks within a head: choose "
+            "selector top_k or threshold"
+        )
+    keeps_mask = selector.takes_masks and estimator.has_mask
+    if policy.density is None and not selector.has_amount and not keeps_mask:
+        raise BadInputError("this preset only ranks blocks: give it a density in (0, 1]")
+    _check_orders(policy)
+
+
+def _check_orders(policy: Policy) -> None:
+    if policy.alternatives is not None and not all(each.order.static for each in policy.candidates):
+        raise BadInputError("heads choose among static orders: a semantic one cannot compete")
+    takers = (policy.estimator, policy.selector, policy.compensation)
+    anchored = policy.anchor != "none"
+    if not policy.order.static and (anchored or not all(each.takes_clusters for each in takers)):
+        raise BadInputError(
+            "a semantic order makes clusters, not equal blocks: use estimator pooled, "
+            "value_aware or routing, anchor=none and compensation none or centroid"
+        )
+    if anchored and (order := policy.spreading_order) is not None:
+        raise BadInputError(
+            f"anchor={policy.anchor} keeps the blocks of the first frame, of which the order "
+            f"{order} puts a token into nearly every block: leave anchor=none, or take an order "
+            "that goes frame by frame"
+        )
+
+
+def idle(policy: Policy) -> dict[str, str]:
+    """Parameters of a policy and its parts that do nothing as the others stand, and why."""
+    found: dict[str, str] = {}
+    for part in policy.parts:
+        found |= part.idle(policy.density)
+    if instead := policy.in_place_of_density:
+        found["density"] = f"its {instead} says how much is kept"
+    if not policy.order.static:
+        found["block"] = "the clusters of a semantic order are of sizes of their own"
+    if policy.selector.in_place_of_density:
+        found["floor"] = "the error is measured of a whole layer, whatever a row keeps"
+    return found
+
+
+def fixed(policy: Policy) -> frozenset[str]:
+    """Parameters of a policy that can be but one thing beside its parts."""
+    spreads = not policy.order.static or policy.spreading_order is not None
+    anchor = frozenset({"anchor"} if spreads else ())
+    return anchor.union(*(part.fixed for part in policy.parts))
