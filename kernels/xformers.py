@@ -6,9 +6,11 @@ for the device.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
+import sys
 from itertools import pairwise
 
 import torch
@@ -114,23 +116,54 @@ def diagonal_segments(
     return spans if next_key == rows.shape[1] else None
 
 
+def clashes_with_flash_4() -> bool:
+    """Whether xformers takes the folder of flash-attn-4 for an older flash-attn, and fails.
+
+    diffusers imports xformers where it is installed, and fails with it.
+    """
+    if importlib.util.find_spec("xformers") is None or "xformers.ops" in sys.modules:
+        return False
+    if importlib.util.find_spec("flash_attn") is None:
+        return False
+    return importlib.util.find_spec("flash_attn.flash_attn_interface") is None
+
+
+def import_beside_flash_4() -> None:
+    """Import xformers without a look at flash-attn-4: it then takes PyTorch's own kernels.
+
+    Does nothing where the two do not clash. Whatever stops the import is left to the next one.
+    """
+    if not clashes_with_flash_4():
+        return
+    hidden = {name: sys.modules[name] for name in sys.modules if _is_flash(name)}
+    for name in hidden:
+        del sys.modules[name]
+    sys.modules["flash_attn"] = None  # pyright: ignore[reportArgumentType] as if it were not there
+    try:
+        with contextlib.suppress(Exception):
+            importlib.import_module("xformers.ops")
+    finally:
+        del sys.modules["flash_attn"]
+        sys.modules.update(hidden)
+
+
+def _is_flash(name: str) -> bool:
+    return name == "flash_attn" or name.startswith("flash_attn.")
+
+
 @functools.cache
 def _problem() -> str | None:
     """Why xformers cannot be used, if it cannot: it is tied to one build of torch."""
     if importlib.util.find_spec("xformers") is None:
         return "xformers is not installed (pip install 'vidsparse[xformers]')"
     try:
+        import_beside_flash_4()
         fmha = importlib.import_module("xformers.ops").fmha
         kernels = [op for op in fmha.ALL_FW_OPS if op.is_available()]
         if not any(fmha.BlockDiagonalMask in op.SUPPORTED_ATTN_BIAS_TYPES for op in kernels):
             return "the CUDA kernels of xformers do not load (install the build for this torch)"
     except ModuleNotFoundError as error:
-        if not str(error.name).startswith("flash_attn"):
-            return f"xformers does not import here: {error} (pip install {error.name})"
-        return (  # it takes the folder of flash-attn-4 for an older flash-attn
-            "xformers does not import beside flash-attn-4 alone (pip uninstall flash-attn-4, or "
-            "choose engine 'flash')"
-        )
+        return f"xformers does not import here: {error} (pip install {error.name})"
     except Exception as error:  # whatever stops its import stops us
         reason = " ".join(str(error).split())
         return f"xformers does not import here: {reason} (install the build for this torch)"

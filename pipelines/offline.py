@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+from vidsparse.kernels.xformers import import_beside_flash_4
+
 
 @contextlib.contextmanager
 def without_network() -> Iterator[None]:
@@ -24,7 +26,8 @@ def without_network() -> Iterator[None]:
 
 
 def import_diffusers() -> None:
-    """Import what loads a pipeline, without the network."""
+    """Import what loads a pipeline, without the network and beside xformers and flash-attn-4."""
+    import_beside_flash_4()
     with without_network():
         import diffusers.pipelines.pipeline_utils
         import diffusers.quantizers  # noqa: F401

@@ -71,7 +71,7 @@ def _is_quantized(folder: Path) -> bool:
 
 
 def _check_diffusers(folder: Path, kind: Any) -> None:
-    from diffusers.utils import SAFETENSORS_WEIGHTS_NAME as NAME
+    from diffusers.utils.constants import SAFETENSORS_WEIGHTS_NAME as NAME
 
     index, single = folder / f"{NAME}.index.json", folder / NAME
     if index.is_file():
@@ -135,7 +135,7 @@ def _silent() -> Iterator[None]:
     from transformers.utils import logging
 
     before = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
+    logging.set_verbosity(50)  # critical
     try:
         yield
     finally:

@@ -137,7 +137,7 @@ def test_every_prompt_with_every_seed_and_what_can_be_said_of_them(cli, small, t
         (["--preset", "draft,draft"], "different names with commas between"),
         (["--preset", ","], "different names with commas between"),
         (["--preset", "draft,nope"], "unknown preset 'nope'"),
-        (["--seeds", "1,x"], "--seeds takes different numbers with commas between, got '1,x'"),
+        (["--seeds", "1,x"], "--seeds takes numbers from 0 with commas between, got '1,x'"),
         (["--seeds", "1,1"], "--seeds takes different numbers"),
         (["--seeds", "1,2", "--seed", "3"], "give --seed 3 or --seeds 1,2, not both"),
         (["--prompts", "missing.txt"], "give a prompt or --prompts FILE, not both"),

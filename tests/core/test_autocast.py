@@ -16,8 +16,8 @@ CALLS = [Call(grid=GRID, layer=0, step=s, sigma=sigma) for s, sigma in enumerate
 
 def preset(name):
     changes = {"block": 16, "min_tokens": 0, "dense_above": 0.9, "full_below": 0.5}
-    if name == "psa":
-        changes["block"] = 128  # its coarsest level has means of eight tokens
+    if "block" not in PRESETS[name].parameters():  # clusters have sizes of their own
+        del changes["block"]
     return PRESETS[name].override(changes)
 
 

@@ -191,8 +191,9 @@ def test_every_sparse_call_counts_the_engine_that_ran(dense, name, engine):
 
 def test_an_engine_that_cannot_observe_says_so(dense):
     attention = SparseAttention(preset("lite"), engine="flex")
+    q, k, v = qkv()
     with pytest.raises(BadInputError, match="engine 'flex' cannot run this: it does not report"):
-        attention(*qkv(), CALL, dense)
+        attention(q, k, v, CALL, dense)
 
 
 def test_the_random_control_is_the_same_at_every_step_and_not_in_every_layer(dense):

@@ -22,8 +22,8 @@ TRAINABLE = [name for name in PRESETS if name not in REFUSED]
 
 def engine(name):
     changes = {"block": 16, "min_tokens": 0, "dense_above": 0.9, "full_below": 0.4}
-    if name == "psa":
-        changes["block"] = 128  # its coarsest level has means of eight tokens
+    if "block" not in PRESETS[name].parameters():  # clusters have sizes of their own
+        del changes["block"]
     return SparseAttention(PRESETS[name].override(changes))
 
 

@@ -23,7 +23,7 @@ WAN: dict[str, Any] = {
     "rope_max_seq_len": 32,
 }  # fmt: skip
 SPARSE: dict[str, Any] = {
-    "min_tokens": 0, "block": 16, "dense_above": 0.95, "full_below": 0.4, "strict": True,
+    "min_tokens": 0, "dense_above": 0.95, "full_below": 0.4, "strict": True,
 }  # fmt: skip
 LAYERS = 2
 PRESETS = ["balanced", "semantic", "auto", "radial", "rectified", "psa", "adaspa", "svg"]
@@ -31,8 +31,9 @@ EARLY, LATE, NOISE = 700.0, 300.0, 990.0  # on the ramp, at full sparsity, dense
 
 
 def sparsify(model, name="balanced", **changes):
-    block: dict[str, Any] = {"block": 128} if name == "psa" else {}
-    return vidsparse.sparsify(model, name, **(SPARSE | block | changes))
+    block = {"block": 16} if "block" in vidsparse.PRESETS[name].parameters() else {}
+    settings: dict[str, Any] = block | SPARSE | changes
+    return vidsparse.sparsify(model, name, **settings)
 
 
 def wan(**changes):

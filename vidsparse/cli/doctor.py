@@ -47,6 +47,7 @@ def examine() -> dict[str, Any]:
     from vidsparse.kernels.engines import ENGINES, choose_engine
     from vidsparse.pipelines.load import resolve_device
 
+    conflict = _conflict()  # which is no longer seen once xformers was imported
     device, installed = resolve_device("auto"), versions()
     case = _typical_case(device)
     choice = choose_engine(case)
@@ -68,6 +69,7 @@ def examine() -> dict[str, Any]:
         "pipeline": pipeline,
         "libx264": encoder,
         "missing": missing,
+        "conflict": conflict,
     }
 
 
@@ -125,6 +127,18 @@ def _has_encoder() -> bool:
     return True
 
 
+def _conflict() -> str | None:
+    from vidsparse.kernels.xformers import clashes_with_flash_4
+
+    """What is installed and does not go together."""
+    if not clashes_with_flash_4():
+        return None
+    return (
+        "diffusers cannot be imported beside xformers and flash-attn-4, unless vidsparse loads the "
+        "pipeline: pip uninstall xformers (or flash-attn-4)"
+    )
+
+
 def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     pipeline = found["pipeline"]
     return [
@@ -137,5 +151,6 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("shipped model", f"{pipeline['folder']}, {pipeline['bytes'] / 1e6:.0f} MB"),
         ("mp4 encoder", "libx264" if found["libx264"] else "[red]missing"),
+        *([("conflict", found["conflict"])] if found["conflict"] else []),
         ("missing", "; ".join(found["missing"]) or "nothing"),
     ]
