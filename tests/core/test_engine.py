@@ -1,14 +1,17 @@
 """The engine: dense when told, sparse when asked, and every fallback counted."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from vidsparse import sparsify
 from vidsparse.engine import Call, SparseAttention
 from vidsparse.errors import BadInputError, DenseFallbackError
 from vidsparse.grid import TokenGrid
+from vidsparse.kernels.engines import ENGINES
 from vidsparse.kernels.pooling import pool_blocks
 from vidsparse.presets import PRESETS
 
@@ -177,7 +180,7 @@ def test_both_engines_and_a_scale_of_the_models_give_the_same(dense):
 @pytest.mark.parametrize("engine", ["auto", "cpu", "reference"])
 def test_every_sparse_call_counts_the_engine_that_ran(dense, name, engine):
     attention = SparseAttention(preset(name), engine=engine, strict=True)
-    works = []
+    works: list[Any] = []
     attention.observers.append(lambda call, work, *tensors: works.append(work))
     q, k, v = qkv()
     for step in range(3):
@@ -254,3 +257,8 @@ def test_time_is_measured_and_planning_is_part_of_it(dense):
     q, k, v = qkv()
     engine(q, k, v, CALL, dense)
     assert 0 < engine.stats.plan_seconds < engine.stats.attention_seconds
+
+
+def test_the_engines_that_exist_are_named_to_the_user():
+    assert sparsify.__doc__ is not None
+    assert all(f'"{name}"' in sparsify.__doc__ for name in ("auto", *ENGINES))

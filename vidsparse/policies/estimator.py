@@ -96,7 +96,7 @@ class Inputs:
     @cached_property
     def q_means(self) -> Tensor:
         """Mean query of each block, float32 ``(batch, heads, M, head_dim)``."""
-        return _means(_there(self.q), self.blocks.block, self.blocks.q_offsets)
+        return _means(finite(_there(self.q)), self.blocks.block, self.blocks.q_offsets)
 
     @cached_property
     def k_means(self) -> Tensor:
@@ -107,6 +107,16 @@ class Inputs:
     def v_means(self) -> Tensor:
         """Mean value of each block, float32 ``(batch, heads, N, head_dim)``."""
         return _means(_there(self.v), self.blocks.block, self.blocks.kv_offsets)
+
+
+def finite(x: Tensor) -> Tensor:
+    """Tokens for planning, with zero for what is no number or infinite: it must change no other.
+
+    The kernel gets them as they are, so a NaN stays where it was.
+    """
+    if x.device.type == "cpu" and bool(x.sum().isfinite()):  # elsewhere, looking would wait
+        return x
+    return x.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _there(x: Tensor | None) -> Tensor:
