@@ -41,6 +41,7 @@ def conditions(results: Results) -> str:
     noise = floor(results)
     if results.noise_floor is not None:
         noise += f" ({results.noise_floor.how})"
+    ran_on = f"{machine(results)}; " if machine(results) else ""
     rate = (
         f"at {video.fps:g} fps"
         if video.frames > 1
@@ -51,7 +52,7 @@ def conditions(results: Results) -> str:
         f"({', '.join(map(str, results.seeds))}), {results.steps} steps, guidance "
         f"{results.guidance:g}, {video.frames} x {video.height} x {video.width} {rate}, "
         f"{video.tokens:,} tokens, {results.gpu or results.device} in {results.dtype}; "
-        f"{noise}; {results.schedule_note}."
+        f"{ran_on}{noise}; {results.schedule_note}."
     )
 
 
@@ -100,13 +101,14 @@ def spread(row: PresetSummary) -> str:
     return f"quartiles {speed.low:.2f} to {speed.high:.2f}{of}"
 
 
-def cards(results: Results) -> list[dict[str, str]]:
+def cards(results: Results) -> list[dict[str, Any]]:
     """What can be read of each preset in ten seconds."""
     return [
         {
             "name": row.preset,
             "speed": f"{row.speedup.median:.2f}x",
-            "spread": spread(row) + (", in doubt" if row.timing else ""),
+            "spread": spread(row),
+            "doubt": bool(row.timing),
             "floor": floor(results),
             "identical": _identical(row.scores["psnr"]),
             "psnr": number(row.scores["psnr"].mean, "").strip(),
