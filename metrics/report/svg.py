@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape
 
 SERIES = 7
-WIDTH, LEFT, RIGHT = 560, 72, 540  # of a chart and of what its axes enclose, in pixels
+WIDTH, LEFT, RIGHT = 560, 80, 540  # of a chart and of what its axes enclose, in pixels
 CHARACTER = 10.5  # room for one on a phone, where text is largest
 DASHES = ("", "7 3", "2 2.5", "9 3 2 3", "1 3", "12 4", "4 4")
 

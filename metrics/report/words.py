@@ -41,6 +41,7 @@ def conditions(results: Results) -> str:
     noise = floor(results)
     if results.noise_floor is not None:
         noise += f" ({results.noise_floor.how})"
+    ran_on = f"{machine(results)}; " if machine(results) else ""
     rate = (
         f"at {video.fps:g} fps"
         if video.frames > 1
@@ -51,7 +52,7 @@ def conditions(results: Results) -> str:
         f"({', '.join(map(str, results.seeds))}), {results.steps} steps, guidance "
         f"{results.guidance:g}, {video.frames} x {video.height} x {video.width} {rate}, "
         f"{video.tokens:,} tokens, {results.gpu or results.device} in {results.dtype}; "
-        f"{noise}; {results.schedule_note}."
+        f"{ran_on}{noise}; {results.schedule_note}."
     )
 
 
@@ -73,7 +74,8 @@ def warnings(results: Results) -> list[str]:
 
 def timing(results: Results) -> list[str]:
     """Why speed-ups may not be those of sparsity, and what to do."""
-    way_out = "time again on an idle machine, or with --repeats 3"
+    repeated = any(len(clip.all_seconds) > 1 for clip in results.clips)
+    way_out = "time again on an idle machine" + ("" if repeated else ", or with --repeats 3")
     return [f"{row.preset}: {line}; {way_out}" for row in results.summary for line in row.timing]
 
 
@@ -100,13 +102,14 @@ def spread(row: PresetSummary) -> str:
     return f"quartiles {speed.low:.2f} to {speed.high:.2f}{of}"
 
 
-def cards(results: Results) -> list[dict[str, str]]:
+def cards(results: Results) -> list[dict[str, Any]]:
     """What can be read of each preset in ten seconds."""
     return [
         {
             "name": row.preset,
             "speed": f"{row.speedup.median:.2f}x",
-            "spread": spread(row) + (", in doubt" if row.timing else ""),
+            "spread": spread(row),
+            "doubt": bool(row.timing),
             "floor": floor(results),
             "identical": _identical(row.scores["psnr"]),
             "psnr": number(row.scores["psnr"].mean, "").strip(),

@@ -10,8 +10,10 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from vidsparse.cli.clips import Case, Clips
+from vidsparse.cli.machine import cpu_model
 from vidsparse.cli.progress import Pace
 from vidsparse.errors import BadInputError, VidsparseError
 from vidsparse.pipelines import generate as pipeline
@@ -118,6 +120,44 @@ def test_a_changed_setting_is_made_again_and_only_what_depends_on_it(cli, finish
     more[more.index(2)] = 3  # steps
     assert "steps" in cli(*more, "-o", finished).err
     assert generations == [(1, False), (1, True), (2, False), (2, True)]
+
+
+def test_more_repeats_take_turns_and_repeat_nothing_else(cli, finished, generations):
+    code, _, err = cli(*COMMAND, "--repeats", 3, "-o", finished)
+    assert code == 0
+    assert "7 of 15 pieces of work were done before" in err
+    assert generations == [(0, False), (0, True), (1, False), (1, True)] * 2
+    results = json.loads((finished / "results.json").read_text())
+    for clip in results["clips"]:
+        assert len(clip["all_seconds"]) == len(clip["all_dense_seconds"]) == 3
+        assert clip["seconds"] == sorted(clip["all_seconds"])[1] == clip["time"]["total"]
+        assert clip["dense_seconds"] == sorted(clip["all_dense_seconds"])[1]
+    ratios = [dense / sparse for clip in results["clips"]
+              for dense, sparse in zip(clip["all_dense_seconds"], clip["all_seconds"], strict=True)
+             ]  # fmt: skip
+    speed = results["summary"][0]["speedup"]
+    assert (speed["runs"], speed["median"]) == (6, pytest.approx(np.median(ratios)))
+
+
+def test_every_run_knows_its_machine_and_the_report_shows_it(cli, finished):
+    (clip, *_) = json.loads((finished / "results.json").read_text())["clips"]
+    for machine in (clip["machine"], clip["dense_machine"]):
+        assert machine["cpu"] == cpu_model()
+        assert machine["threads"] == torch.get_num_threads()
+        assert machine["cores"] >= 1
+        assert machine["load"] >= 0
+    _, out, _ = cli(*COMMAND, "-o", finished)
+    assert f"{cpu_model()}, " in out
+    assert ", load average " in out
+    assert f"{cpu_model()}, " in (finished / "report.md").read_text().replace("\\", "")
+
+
+def test_on_another_cpu_times_are_taken_again(cli, finished, generations, monkeypatch):
+    monkeypatch.setattr("vidsparse.cli.fingerprint.cpu_model", lambda: "another CPU")
+    code, _, err = cli(*COMMAND, "-o", finished)
+    assert code == 0
+    assert "made again, since these changed: machine" in err
+    assert len(generations) == 4
 
 
 def test_a_file_that_was_cut_off_is_made_again(cli, finished, generations):

@@ -1,6 +1,7 @@
 """What is said of a comparison: no more than its times and its prompts allow."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -90,7 +91,9 @@ def test_one_prompt_is_not_tested_against_the_noise_floor():
 
 
 def test_the_typical_run_is_the_one_of_median_time():
-    runs = [SimpleNamespace(stages=Stages(total=total)) for total in (9.0, 7.0, 30.0, 8.0)]
+    runs: list[Any] = [
+        SimpleNamespace(stages=Stages(total=total)) for total in (9.0, 7.0, 30.0, 8.0)
+    ]
     assert median_run(runs[:1]).stages.total == 9
     assert median_run(runs[:3]).stages.total == 9
     assert median_run(runs).stages.total == 8

@@ -33,7 +33,8 @@ def cpu_model() -> str:
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return (names and names[0]) or platform.processor() or platform.machine() or "unknown"
+    known = (*names, platform.processor(), platform.machine())
+    return next(filter(None, known), "unknown")
 
 
 def _cores() -> int:

@@ -167,7 +167,7 @@ def test_a_curve_can_be_clicked_and_follows(page):
     page.mouse.click(box["x"] + box["width"] * 540 / 560, box["y"] + box["height"] / 3)
     wait_for_frame(page, 11)
     shift = chart.locator(".cursor").get_attribute("transform")
-    assert shift == "translate(468 0)"
+    assert shift == "translate(460 0)"
     assert page.locator("#said").inner_text().startswith("This frame: PSNR ")
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from vidsparse.errors import BadInputError
-from vidsparse.metrics.report import write
+from vidsparse.metrics.report import words, write
 from vidsparse.metrics.report.packed_video import QUALITIES, difference, packed_video
 from vidsparse.metrics.report.page import Preview, render
 from vidsparse.metrics.report.pareto import pareto
-from vidsparse.metrics.report.results import Results, read_results
+from vidsparse.metrics.report.results import Machine, Results, read_results
 from vidsparse.metrics.report.write import previews, shown_clips, write_report
 
 
@@ -239,3 +239,51 @@ def test_a_score_that_is_not_a_number_is_refused(results):
     values["clips"][0]["scores"]["psnr"] = float("nan")
     with pytest.raises(ValueError, match="finite"):
         Results.model_validate(values)
+
+
+def test_a_preview_of_the_same_frames_is_the_same_bytes_on_any_number_of_cores():
+    frames = np.random.default_rng(0).integers(0, 256, (3, 480, 480, 3), dtype=np.uint8)
+    videos = [packed_video(frames, frames[::-1], 16, QUALITIES[0]) for _ in range(2)]
+    assert videos[0] == videos[1]
+    assert b" threads=1 lookahead_threads=1 " in videos[0]
+
+
+def machine(load):
+    return Machine(cpu="a <CPU>", cores=2, threads=4, load=load)
+
+
+def test_doubts_of_the_times_stand_in_every_text(results, tmp_path):
+    doubt = "the same work (all but attention) took 20.8 s dense and 63.8 s sparse"
+    results.summary[2].timing = [doubt]  # of the fastest, which the headline names
+    said = f"radial: {doubt}; time again on an idle machine, or with --repeats 3"
+    assert said in words.warnings(results)
+    assert words.headline(results).endswith(", timing in doubt")
+    assert [card["doubt"] for card in words.cards(results)] == [False, False, True]
+    write_report(tmp_path, results)
+    assert said in (tmp_path / "index.html").read_text()
+    assert doubt in (tmp_path / "report.md").read_text()
+    assert read_results(tmp_path / "results.json").summary[2].timing == [doubt]
+
+
+def test_the_machine_and_its_load_are_shown(results, tmp_path):
+    assert words.machine(results) == ""
+    results.clips[0].machine, results.clips[0].dense_machine = machine(0.5), machine(7.25)
+    assert words.machine(results) == "a <CPU>, 2 cores, 4 threads, load average 0.5 to 7.2"
+    write_report(tmp_path, results)
+    assert (
+        "a &lt;CPU&gt;, 2 cores, 4 threads, load average" in (tmp_path / "index.html").read_text()
+    )
+    results.clips[0].dense_machine = machine(None)
+    assert words.machine(results).endswith("load average 0.5")
+
+
+def test_one_run_is_called_one_run(results, tmp_path):
+    row = results.summary[0]
+    assert words.spread(row).startswith("quartiles 1.40 to 1.60")
+    row.speedup.runs = 8
+    assert words.spread(row) == "quartiles 1.40 to 1.60 of 8 runs"
+    row.speedup.low = row.speedup.high = None
+    row.speedup.runs = 1
+    assert words.spread(row) == "one run"
+    write_report(tmp_path, results)
+    assert "<small>one run</small>" in (tmp_path / "index.html").read_text()
