@@ -120,7 +120,7 @@ codes = [
     run(["plan", "--model", folder, "--size", "160x160", "--frames", "25", "--steps", "4"]),
     run(["doctor"]),
     run(["generate", "a red circle", *more, "-o", output]),
-    run(["generate", "a red circle", "--model", folder, "--guidance", "4", *more, "-o", output]),
+    run(["generate", "a red circle", "--model", folder, *more, "--overwrite", "-o", output]),
 ]
 print("asked", len(asked), "codes", codes)
 """
