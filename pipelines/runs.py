@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol
 
 from diffusers.hooks.hooks import CacheContext
 
-from vidsparse.pipelines.noise import level_after, noise_levels
+from vidsparse.pipelines.levels import level_after, noise_levels
 from vidsparse.pipelines.running import Running
 
 NEAR = 0.005  # what rounding to bf16, or to whole timesteps, makes of a noise level

@@ -5,7 +5,7 @@ from itertools import pairwise
 import diffusers
 import pytest
 
-from vidsparse.pipelines.noise import level_after, noise_levels
+from vidsparse.pipelines.levels import level_after, noise_levels
 
 SCHEDULERS = [
     ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
