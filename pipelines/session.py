@@ -65,6 +65,9 @@ class Session:
         ]
         for forward in forwards:
             _check_layers(forward)
+        if preset.schedule.budgets is not None:
+            layers = {each.name: (len(each.layers), _heads(each)) for each in forwards}
+            preset.schedule.budgets.check(layers)
         try:
             self._undo.do(taps.next_epoch, taps.next_epoch)
             for forward in forwards:
@@ -150,6 +153,12 @@ def _assigned_anew(name: str) -> str:
         f"{name} was assigned anew in the session, which does not have the new one: remove() the "
         "session and call vidsparse.sparsify again"
     )
+
+
+def _heads(forward: Forward) -> int | None:
+    """Heads of every layer; None where the modules do not say, or differ."""
+    found = {getattr(layer.module, "heads", None) for layer in forward.layers}
+    return found.pop() if len(found) == 1 else None
 
 
 def _check_layers(forward: Forward) -> None:

@@ -86,11 +86,11 @@ class SparseAttention:
         strict: Raise instead of falling back to dense.
 
     Raises:
-        BadInputError: For an unknown engine.
+        BadInputError: For an unknown engine, or one that cannot report what the preset needs.
     """
 
     def __init__(self, preset: Preset, *, engine: str = "auto", strict: bool = False) -> None:
-        check_engine(engine)
+        check_engine(engine, observe=preset.policy.estimator.observes)
         self.preset = preset
         self.engine = engine
         self.strict = strict

@@ -1,5 +1,6 @@
 """The plug-in on whole pipelines: in, out, and what it did in between."""
 
+import json
 import threading
 from types import SimpleNamespace
 
@@ -262,6 +263,25 @@ def test_bad_input_leaves_the_pipeline_untouched(wan, preset, changes, message):
         vidsparse.sparsify(pipe, preset, **changes)
     assert traces(pipe) == before
     assert_clean(pipe)
+
+
+@pytest.mark.parametrize(
+    ("budgets", "message"),
+    [
+        ({"7": 0.3}, "names layer '7', and there are 2 layers"),
+        ({"0": [0.3, 0.2, 0.1]}, "2 heads"),
+        ({"other/0": 0.3}, "there is no other"),
+    ],
+)
+def test_budgets_of_what_is_not_there_are_refused_before_anything_runs(
+    wan, tmp_path, budgets, message
+):
+    pipe = wan.build["one_expert"]()
+    before, file = traces(pipe), tmp_path / "budgets.json"
+    file.write_text(json.dumps(budgets))
+    with pytest.raises(vidsparse.BadInputError, match=message):
+        sparsify(pipe, budgets=file)
+    assert traces(pipe) == before
 
 
 def test_a_sequence_too_short_to_gain_is_dense_and_counted(wan, untouched):
