@@ -109,6 +109,12 @@ def test_when_all_is_finished_nothing_is_loaded_and_all_is_told(
     assert told["failed"] == []
 
 
+def test_the_cpu_and_its_threads_do_not_count(cli, command, finished, generations, monkeypatch):
+    monkeypatch.setattr("vidsparse.cli.fingerprint.cpu_model", lambda: "another CPU")
+    assert cli(*command).code == 0
+    assert generations == []
+
+
 def cut(path):
     os.truncate(path, 100)
 
