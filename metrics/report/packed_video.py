@@ -50,7 +50,7 @@ def packed_video(dense: np.ndarray, sparse: np.ndarray, fps: float, quality: Qua
     width, height = pane_size(dense, quality)
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        options = {"crf": str(quality.crf), "g": "8", "color_range": "tv", **_BT601}
+        options = {"crf": str(quality.crf), "g": "8", "mbtree": "0", "color_range": "tv", **_BT601}
         rate = Fraction(fps).limit_denominator(65535)
         stream = container.add_stream("libx264", rate=rate, options=options)
         assert isinstance(stream, av.VideoStream)

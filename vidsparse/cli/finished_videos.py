@@ -93,6 +93,7 @@ class FinishedVideos:
     def _settings(self, number: int) -> dict[str, Any]:
         job = self._job
         run = fingerprint.of_run(self._machine, job.requests[number], self._preset)
+        del run["machine"]  # times do not count here
         return plain(run | {"strict": job.options.strict, "fps": job.fps})
 
 

@@ -246,6 +246,7 @@ def test_a_preview_of_the_same_frames_is_the_same_bytes_on_any_number_of_cores()
     videos = [packed_video(frames, frames[::-1], 16, QUALITIES[0]) for _ in range(2)]
     assert videos[0] == videos[1]
     assert b" threads=1 lookahead_threads=1 " in videos[0]
+    assert b" mbtree=0 " in videos[0]
 
 
 def machine(load):
