@@ -49,7 +49,7 @@ def generations(monkeypatch):
 
     def count(pipe, request, on_step=None):
         if on_step is not None:
-            made.append((request.seed, hasattr(pipe.transformer, "_vidsparse_probe")))
+            made.append((request.seed, hasattr(pipe.transformer, "_vidsparse_session")))
         return generate(pipe, request, on_step)
 
     monkeypatch.setattr(pipeline, "generate", count)

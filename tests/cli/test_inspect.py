@@ -74,7 +74,6 @@ def test_the_table_has_a_row_for_each_picture(cli, tmp_path):
         (["--at-steps", "0"], "keeps steps 0 dense in these layers: steps 1 to 3 are sparse"),
         (["--set", "dense_layers=2", "--layers", "0,1"], "sparse from layer 2 on"),
         (["--density", "1"], "at density 1 is dense"),
-        (["--set", "min_tokens=1000"], "432 tokens are too few to be sparse"),
         (["--preset", "nope"], "unknown preset 'nope'"),
     ],
 )
@@ -83,6 +82,13 @@ def test_what_cannot_be_drawn_is_refused_before_weights_load(cli, tmp_path, argu
     assert (code, out) == (2, "")
     assert message in err
     assert not (tmp_path / "new").exists()
+
+
+def test_too_few_tokens_are_refused_before_weights_load(cli, tmp_path):
+    line = [*FOUR[:-1], "min_tokens=1000"]
+    code, _, err = cli("inspect", PROMPT, *line, "-o", tmp_path / "new")
+    assert code == 2
+    assert "432 tokens are too few to be sparse" in err
 
 
 def test_a_head_that_the_model_does_not_have_is_refused(cli, tmp_path):

@@ -116,7 +116,7 @@ def test_a_file_of_prompts_makes_a_folder_of_images(cli, models, tmp_path):
     line = ["--prompts", tmp_path / "prompts.txt", "-o", tmp_path / "out"]
     code, _, err = cli("generate", *arguments(models, "flux"), *line)
     assert code == 0, err
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["000.png", "001.png"]
+    assert sorted(file.name for file in (tmp_path / "out").glob("*.png")) == ["000.png", "001.png"]
 
 
 def test_inspect_draws_the_blocks_of_text_and_image(cli, models, tmp_path):
