@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from statistics import mean
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ class CallKey:
     sample: int = 0
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Stats:
     """Counters of the latest generation; fallbacks, engines and notes are of the whole session.
 
@@ -53,6 +54,21 @@ class Stats:
     host_memory_bytes: int = 0
     loads: dict[CallKey, Tensor] = field(default_factory=dict)
     _timed: list[tuple[Stopwatch, Stopwatch]] = field(default_factory=list, repr=False)
+
+    def __repr__(self) -> str:
+        from vidsparse.stats_record import describe_stats
+
+        return describe_stats(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything counted, as plain values; on a GPU, this waits for it."""
+        from vidsparse.stats_record import stats_to_dict
+
+        return stats_to_dict(self)
+
+    def to_json(self) -> str:
+        """The same as a JSON object."""
+        return json.dumps(self.to_dict())
 
     def start_generation(self) -> None:
         """Forget the calls of the generation before."""

@@ -51,3 +51,10 @@ def test_one_line_holds_no_tensor():
         "fallbacks={'too short': 2})"
     )
     assert "tensor" not in line
+
+
+def test_stats_say_so_themselves():
+    found = stats()
+    assert found.to_dict() == stats_to_dict(found) == json.loads(found.to_json())
+    assert "tensor" not in repr(found)
+    assert len(repr(found)) < 300
