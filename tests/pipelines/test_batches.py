@@ -139,9 +139,12 @@ def check(name, is_guided, preset="balanced", **changes):
             expected.append(made_of(pipe, tiny, [n]))
         densities.append(session.stats.mean_density)
     for size in (2, 3):
+        calls = []
         with vidsparse.sparsify(pipe, preset, **(SPARSE | changes)) as session:
+            session.observe(lambda call, *_, calls=calls: calls.append(call.key))
             assert_close(made_of(pipe, tiny, range(size)), flat(expected[:size]))
         stats = session.stats
+        assert sorted(map(str, calls)) == sorted(map(str, stats.calls))  # made, and recorded
         assert stats.mean_density == pytest.approx(sum(densities[:size]) / size, abs=1e-4)
         assert {key.step for key in stats.calls} == {0}
         assert not stats.fallbacks
