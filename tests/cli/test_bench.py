@@ -70,3 +70,11 @@ def test_an_engine_that_fails_is_named_and_the_others_are_measured(tmp_path, cap
 def test_what_cannot_be_measured_is_refused(arguments, message, capsys):
     assert run(["bench", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_record_that_is_there_is_not_written_over(tmp_path, capsys):
+    path = tmp_path / "bench.json"
+    path.write_text("{}")
+    assert run(["bench", "kernels", "-o", str(path)]) == 2
+    assert "bench.json exists: give --overwrite" in capsys.readouterr().err
+    assert path.read_text() == "{}"

@@ -166,7 +166,7 @@ def test_a_single_file_is_replaced_only_when_asked_for_and_only_by_a_finished_on
     single = ["generate", PROMPTS[0], *SMALL, "-o", path]
     code, _, err = cli(*single)
     assert code == 2
-    assert f"{path} exists: give --overwrite to replace it, or another file with -o" in err
+    assert f"{path} exists: give --overwrite to replace it, or another with -o" in err
     too_short = ["generate", PROMPTS[0], *SMALL[:-2], "--strict", "-o", path, "--overwrite"]
     assert cli(*too_short).code == 1
     assert path.read_bytes() == b"holidays"

@@ -84,6 +84,14 @@ def test_what_cannot_be_drawn_is_refused_before_weights_load(cli, tmp_path, argu
     assert not (tmp_path / "new").exists()
 
 
+def test_a_folder_that_was_written_to_is_not_written_over(cli, tmp_path):
+    (tmp_path / "inspect.json").write_text("{}")
+    code, _, err = cli("inspect", PROMPT, *FOUR, "-o", tmp_path)
+    assert code == 2
+    assert "inspect.json exists: give --overwrite to replace it, or another with -o" in err
+    assert (tmp_path / "inspect.json").read_text() == "{}"
+
+
 def test_too_few_tokens_are_refused_before_weights_load(cli, tmp_path):
     line = [*FOUR[:-1], "min_tokens=1000"]
     code, _, err = cli("inspect", PROMPT, *line, "-o", tmp_path / "new")

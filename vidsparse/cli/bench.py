@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vidsparse.cli.options import Json
+from vidsparse.cli.options import Json, Overwrite, check_free
 from vidsparse.cli.screen import answer, answer_json, note, plain_table
 from vidsparse.errors import BadInputError
 
@@ -40,11 +40,14 @@ def bench(
     radial: Annotated[bool, typer.Option(help="Run radial lists too.")] = True,
     json: Json = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write JSON here.")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Measure how fast sparse attention is here, against the best dense attention."""
     from vidsparse.cli import kernel_bench
     from vidsparse.kernels.engines import check_engine
 
+    if output is not None:
+        check_free(output, overwrite=overwrite)
     for name in engine or ():
         check_engine(name)
     for share in density or ():

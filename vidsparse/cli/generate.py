@@ -10,7 +10,7 @@ import typer
 
 from vidsparse.cli.generate_work import GenerateWork
 from vidsparse.cli.job import Job, Prompt, RunOptions, maybe_pool
-from vidsparse.cli.options import Json, PresetChanges, option, ray_option
+from vidsparse.cli.options import Json, Overwrite, PresetChanges, check_free, option, ray_option
 from vidsparse.cli.screen import answer_json, complain
 from vidsparse.errors import BadInputError
 
@@ -39,7 +39,7 @@ def generate(
         Path | None,
         option("The file, .mp4, .webm or .npy, of an image .png or .npy.", "-o", "--output"),
     ] = None,
-    overwrite: Annotated[bool, option("Replace a file that is in the way.", "--overwrite")] = False,
+    overwrite: Overwrite = False,
     ray: Annotated[str | None, ray_option()] = None,
     json: Json = False,
 ) -> None:
@@ -57,10 +57,8 @@ def generate(
         paths = [folder / f"{n:03d}{job.suffix}" for n in range(len(job.requests))]
     for path in paths:
         check_writable(path, image=job.checkpoint.image)
-    if prompts is None and paths[0].exists() and not overwrite:
-        raise BadInputError(
-            f"{paths[0]} exists: give --overwrite to replace it, or another file with -o"
-        )
+    if prompts is None:
+        check_free(paths[0], overwrite=overwrite)
     with maybe_pool(ray, job) as pool:
         finished = None
         if prompts is not None:

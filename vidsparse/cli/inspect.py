@@ -11,7 +11,14 @@ import typer
 
 import vidsparse
 from vidsparse.cli.job import Job, Prompt, RunOptions
-from vidsparse.cli.options import Json, PresetChanges, option, whole_numbers
+from vidsparse.cli.options import (
+    Json,
+    Overwrite,
+    PresetChanges,
+    check_free,
+    option,
+    whole_numbers,
+)
 from vidsparse.cli.screen import answer, answer_json, note, plain_table, step_bar
 from vidsparse.errors import BadInputError
 from vidsparse.files import replace_file
@@ -40,6 +47,7 @@ def inspect(
     output: Annotated[
         Path, option("Folder for the pictures and inspect.json.", "-o", "--output")
     ] = Path("inspect"),
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Draw the blocks that a preset computes beside the true attention mass, in one run."""
@@ -53,6 +61,7 @@ def inspect(
     drawn_layers = read_numbers("--layers", layers, job.checkpoint.layers)
     drawn_heads = read_numbers("--heads", heads, None)
     _check_sparse(job, chosen, drawn_steps, drawn_layers or [total])
+    check_free(output / "inspect.json", overwrite=overwrite)
     check_writable(output / "inspect.mp4")
     pipe = job.load()
     number, of_heads = _layers_and_heads(pipe)

@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
@@ -89,6 +90,15 @@ def _once(changes: dict[str, Any], name: str, value: Any) -> None:
             f"{name} is given twice, as {changes[name]} and as {value}: give it once"
         )
     changes[name] = value
+
+
+Overwrite = Annotated[bool, option("Replace a file that is in the way.", "--overwrite")]
+
+
+def check_free(path: Path, *, overwrite: bool) -> None:
+    """Raise BadInputError for a file that is there already, unless it may be replaced."""
+    if path.exists() and not overwrite:
+        raise BadInputError(f"{path} exists: give --overwrite to replace it, or another with -o")
 
 
 def flatten(command: Callable[..., None]) -> Callable[..., None]:
