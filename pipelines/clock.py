@@ -65,7 +65,9 @@ class Clock:
     def finish(self) -> None:
         """The generation is over."""
         self._run: Run | None = None
-        self._frame: FrameType | None = None  # held no longer than the call it is of
+        self._frame: FrameType | None = (
+            None  # of the pipeline's call, until it ends or another comes
+        )
         self._names: Counter[str] = Counter()
         self._base = 0
         self.step, self.sigma, self.next_sigma, self.branch = -1, None, None, ""

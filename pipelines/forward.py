@@ -115,7 +115,8 @@ class Forward:
             return
         self.recordings.end(self.recording, output)
         self.recording = None
-        if output is None:  # an exception is on its way
+        if output is None:  # an exception is on its way, out of the pipeline too
+            self.clock.finish()
             return
         for layer in self.layers:
             layer.check()

@@ -11,8 +11,6 @@ from typing import Any
 from diffusers.configuration_utils import ConfigMixin
 from torch import nn
 
-_NO_PIPELINES = ("torch.", "accelerate.", "vidsparse.", "diffusers.models.", "diffusers.hooks.")
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Running:
@@ -58,37 +56,44 @@ def find_running(transformer: nn.Module, target: Any = None) -> Running | None:
         target: A pipeline that has it, of any class; others are pipelines of diffusers.
     """
     pipeline = outer = inner = None
-    for frame in _frames_with_self():
+    for frame in _method_frames(target):
         found = frame.f_locals.get("self")
-        if pipeline is None and (found is target or _runs(found, transformer)):
+        if pipeline is None and (found is target or _has(found, transformer)):
             pipeline, inner = found, frame
         if pipeline is not None and found is pipeline:
             outer = frame
-    if pipeline is None or outer is None or inner is None or isinstance(pipeline, nn.Module):
+    if pipeline is None or outer is None or inner is None:
         return None
     return Running(pipeline, outer, inner)
 
 
 def is_running(pipeline: Any) -> bool:
     """Whether one of a pipeline's own methods is being called now."""
-    return any(frame.f_locals.get("self") is pipeline for frame in _frames_with_self())
+    return any(frame.f_locals.get("self") is pipeline for frame in _method_frames(pipeline))
 
 
-def _frames_with_self() -> Iterator[FrameType]:
-    """The frames of methods, from the innermost, outside of what runs no pipeline."""
+def _method_frames(target: Any) -> Iterator[FrameType]:
+    """The frames of methods of pipelines, from the innermost.
+
+    Told by the names of their code: to look into any other frame would keep alive what it holds.
+    """
+    own = {cls.__qualname__ for cls in type(target).__mro__} - {"object", "Module"}
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        is_method = frame.f_code.co_varnames[:1] == ("self",)
-        if is_method and not frame.f_globals.get("__name__", "").startswith(_NO_PIPELINES):
+        owner = frame.f_code.co_qualname.rpartition(".")[0]
+        if owner and (owner in own or _is_pipeline(frame.f_globals.get(owner))):
             yield frame
         frame = frame.f_back
 
 
-def _runs(found: Any, transformer: nn.Module) -> bool:
-    """Whether this is a pipeline of diffusers, modular or not, with that transformer."""
-    if not isinstance(found, ConfigMixin) or isinstance(found, nn.Module):
-        return False
-    held = vars(found)
+def _is_pipeline(cls: Any) -> bool:
+    is_class = isinstance(cls, type) and issubclass(cls, ConfigMixin)
+    return is_class and not issubclass(cls, nn.Module)
+
+
+def _has(found: Any, transformer: nn.Module) -> bool:
+    """Whether this is a pipeline, modular or not, with that transformer."""
+    held = vars(found) if _is_pipeline(type(found)) else {}
     return "scheduler" in held and any(
         getattr(part, "_orig_mod", part) is transformer for part in held.values()
     )
