@@ -163,7 +163,10 @@ def _problem() -> str | None:
         if not any(fmha.BlockDiagonalMask in op.SUPPORTED_ATTN_BIAS_TYPES for op in kernels):
             return "the CUDA kernels of xformers do not load (install the build for this torch)"
     except ModuleNotFoundError as error:
-        return f"xformers does not import here: {error} (pip install {error.name})"
+        cure = f"pip install {error.name}"
+        if _is_flash(error.name or ""):
+            cure = "pip uninstall flash-attn-4, which it takes for an older flash-attn"
+        return f"xformers does not import here: {error} ({cure})"
     except Exception as error:  # whatever stops its import stops us
         reason = " ".join(str(error).split())
         return f"xformers does not import here: {reason} (install the build for this torch)"

@@ -128,9 +128,9 @@ def _has_encoder() -> bool:
 
 
 def _conflict() -> str | None:
+    """What is installed and does not go together."""
     from vidsparse.kernels.xformers import clashes_with_flash_4
 
-    """What is installed and does not go together."""
     if not clashes_with_flash_4():
         return None
     return (
