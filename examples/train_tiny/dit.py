@@ -66,14 +66,12 @@ class Settings:
 FULL = Settings(
     sizes={
         "small": Size(17, 128, 128, batch=96, pool=8_000),
-        "default": Size(25, 160, 160, batch=48, pool=7_000),
-        "large": Size(49, 256, 256, batch=10, pool=800),
-        "long": Size(81, 160, 160, batch=12, pool=300, compiled=False),
-        "wide": Size(25, 320, 512, batch=6, pool=200, compiled=False),
+        "default": Size(25, 160, 160, batch=48, pool=4_000),
+        "large": Size(49, 256, 256, batch=10, pool=400),
     },
     plan=(
         (0.0, {"small": 0.30, "default": 0.60, "large": 0.10}),
-        (0.5, {"default": 0.68, "large": 0.25, "long": 0.035, "wide": 0.035}),
+        (0.5, {"default": 0.74, "large": 0.26}),
     ),
 )
 SMALL = Settings(

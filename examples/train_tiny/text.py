@@ -46,7 +46,7 @@ class Settings:
     lr: float = 1.5e-3
     bias_lr: float = 2e-2
     heads_lr: float = 5e-3
-    hold: float = 0.1
+    hold: float = 0.3
 
 
 SMALL = Settings(batch=4, pool=8)
