@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vidsparse.pipelines.tiny_prompts import TOKENIZER
 
-from .common import Clock, Log, save_curves, save_weights, say, wait
+from .common import Clock, Log, save_curves, save_weights, say
 from .dit import Model
 from .facts import FactHeads, facts_of, load_heads
 from .optim import Muon, split
@@ -75,7 +75,7 @@ def train_text(folder: Path, clock: Clock, settings: Settings, device: str) -> N
         step += 1
         log.add({"facts": reading, "moved": moved})
         log.line(step, share=share, now=clock.steps is not None)
-    wait(device)
+    log.line(step, share=1, now=True)
     save_weights(folder, "model", model.weights())
     save_weights(folder, "heads", heads.state_dict())
     save_curves(folder, "text", rows=log.rows, captions=step * settings.batch)
