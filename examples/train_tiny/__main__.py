@@ -19,11 +19,18 @@ from typing import Any  # noqa: E402
 
 import torch  # noqa: E402
 
-from . import decoder, dit, evaluate, judge  # noqa: E402
+from . import decoder, dit, evaluate, judge, text  # noqa: E402
 from .common import Clock, choose_device, say  # noqa: E402
 from .export import export  # noqa: E402
 
-_RESERVES = {"decoder": 25, "judge": 8, "dit": 10, "evaluate": 8, "shipped": 8}  # seconds
+_RESERVES = {  # seconds
+    "decoder": 25,
+    "judge": 8,
+    "text": 2,
+    "dit": 10,
+    "evaluate": 8,
+    "shipped": 8,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -52,6 +59,8 @@ def _run(stage: str, options: Any, clock: Clock, device: str) -> None:
             decoder.train_decoder(folder, clock, settings, device)
         case "judge":
             judge.train_judge(folder, clock, judge.SMALL if small else judge.Settings(), device)
+        case "text":
+            text.train_text(folder, clock, text.SMALL if small else text.Settings(), device)
         case "dit":
             settings = dit.SMALL if small else dit.FULL
             dit.train_dit(folder, clock, settings, tuple(options.span), device)
@@ -61,8 +70,8 @@ def _run(stage: str, options: Any, clock: Clock, device: str) -> None:
             evaluate.evaluate(folder, clock, settings, device, shipped=shipped)
 
 
-def _stage(text: str) -> tuple[str, float]:
-    name, _, minutes = text.partition("=")
+def _stage(words: str) -> tuple[str, float]:
+    name, _, minutes = words.partition("=")
     if name not in _RESERVES:
         raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(_RESERVES)}")
     return name, float(minutes or 1)

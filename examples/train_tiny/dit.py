@@ -1,4 +1,4 @@
-"""Stage 3: the transformer and the text encoder together, by flow matching.
+"""Stage 4: the transformer and the text encoder together, by flow matching.
 
 The loss is that of a rectified flow, ``|v - (noise - latent)|^2`` at noise levels shifted as the
 scheduler shifts them. Where a sprite is, it counts up to three times at low noise: outlines are few
@@ -31,12 +31,13 @@ from .common import (
     say,
     wait,
 )
-from .facts import FactHeads
+from .facts import FactHeads, load_heads
 from .optim import Average, Muon, split
 from .pools import Pool, Size
 
 _PADDED = 512  # WanPipeline pads every prompt to so many
 _SHIFT = 3.0  # the scheduler's flow_shift
+_EARLY = 0.94  # noise level
 
 
 @dataclass(frozen=True)
@@ -65,14 +66,12 @@ class Settings:
 FULL = Settings(
     sizes={
         "small": Size(17, 128, 128, batch=96, pool=8_000),
-        "default": Size(25, 160, 160, batch=48, pool=7_000),
-        "large": Size(49, 256, 256, batch=10, pool=800),
-        "long": Size(81, 160, 160, batch=12, pool=300, compiled=False),
-        "wide": Size(25, 320, 512, batch=6, pool=200, compiled=False),
+        "default": Size(25, 160, 160, batch=48, pool=4_000),
+        "large": Size(49, 256, 256, batch=10, pool=400),
     },
     plan=(
         (0.0, {"small": 0.30, "default": 0.60, "large": 0.10}),
-        (0.5, {"default": 0.68, "large": 0.25, "long": 0.035, "wide": 0.035}),
+        (0.5, {"default": 0.74, "large": 0.26}),
     ),
 )
 SMALL = Settings(
@@ -143,8 +142,10 @@ def train_dit(
         model.dit.compile_repeated_blocks(dynamic=False)
     average = Average(list(model.parameters()), settings.average)
     log = Log(clock)
-    seen = _train(model, vae, average, clock, log, settings, span, device)
+    heads = load_heads(folder, model.encoder.config.d_model).to(device)
+    seen = _train(model, heads, vae, average, clock, log, settings, span, device)
     save_weights(folder, "model", model.weights())
+    save_weights(folder, "heads", heads.state_dict())
     average.swap()
     save_weights(folder, "average", model.weights())
     save_curves(folder, "dit", rows=log.rows, clips=seen, span=span)
@@ -153,6 +154,7 @@ def train_dit(
 
 def _train(
     model: Model,
+    heads: FactHeads,
     vae: Any,
     average: Average,
     clock: Clock,
@@ -161,7 +163,6 @@ def _train(
     span: tuple[float, float],
     device: str,
 ) -> dict[str, int]:
-    heads = FactHeads(model.encoder.config.d_model).to(device)
     optimizers = _optimizers(model, heads, settings.lr)
     params, rng = list(model.parameters()), np.random.default_rng(int(1000 * span[0]))
     pools: dict[str, Pool] = {}
@@ -251,8 +252,13 @@ def _compiled_or_not(compiled: bool) -> AbstractContextManager[Any]:
 
 
 def _noise_levels(batch: int, device: str) -> Tensor:
-    """Three in four around the middle, the rest even; then shifted as the scheduler does."""
+    """Three in five around the middle, one even, both shifted as the scheduler does; one early.
+
+    Early is where colours are still to be chosen: below ``_EARLY`` a whole background shows through
+    the noise, and the transformer need not read the prompt to know it.
+    """
     middle = torch.sigmoid(torch.randn(batch, device=device))
-    even = torch.rand(batch, device=device)
-    level = torch.where(torch.rand(batch, device=device) < 0.25, even, middle)
-    return _SHIFT * level / (1 + (_SHIFT - 1) * level)
+    even, which = torch.rand(2, batch, device=device)
+    level = torch.where(which < 0.2, even, middle)
+    shifted = _SHIFT * level / (1 + (_SHIFT - 1) * level)
+    return torch.where(which > 0.8, _EARLY + (1 - _EARLY) * even, shifted)

@@ -1,4 +1,4 @@
-"""Stage 4: clips for random prompts, and what the judge sees in them."""
+"""Stage 5: clips for random prompts, and what the judge sees in them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 5: a checkpoint as a folder that ``WanPipeline.from_pretrained`` loads."""
+"""Stage 6: a checkpoint as a folder that ``WanPipeline.from_pretrained`` loads."""
 
 from __future__ import annotations
 

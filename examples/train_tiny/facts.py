@@ -1,17 +1,20 @@
 """Teaching the text encoder what belongs to what, beside the flow's loss.
 
 The trial's model drew the right two colours and swapped them. Here linear heads, thrown away after
-training, read from the last token of a prompt which colour, shape and motion each sprite has and
-what the background is: so that token must say it, and the transformer finds it there.
+training, read from a prompt's tokens, most of all the last, which colour, shape and motion each
+sprite has and what the background is: so they must say it, and the transformer finds it there.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .common import load_weights
 from .scenes import NAMES, Labels
 
 _SPRITES = 2  # as many as are read
@@ -43,18 +46,33 @@ class FactHeads(nn.Module):
         self.heads = nn.Linear(width, sum(_SIZES))
 
     def forward(self, text: Tensor, ids: Tensor, facts: Tensor) -> Tensor:
-        """Return the mean cross-entropy.
+        """Return the mean cross-entropy: half of it the last token's, half all tokens'.
 
         Args:
             text: Embeddings, ``(batch, words, width)``.
             ids: Tokens, ``(batch, words)``, zero behind the last.
             facts: From ``facts_of``; a row of -1 for a prompt that says nothing.
         """
-        last = (ids > 0).sum(1) - 1
-        rows = torch.arange(len(ids), device=ids.device)
-        logits = self.heads(text[rows, last]).float().split(_SIZES, 1)
+        said = (ids > 0).float()
+        last = said * (said.cumsum(1) == said.sum(1, keepdim=True))
+        weight = 0.5 * last + 0.5 * said / said.sum(1, keepdim=True)
+        logits = self.heads(text).float().split(_SIZES, 2)
         losses = [
-            F.cross_entropy(logit, fact, ignore_index=-1, reduction="sum")
+            (weight * _cross_entropy(logit, fact)).sum()
             for logit, fact in zip(logits, facts.unbind(1), strict=True)
         ]
         return torch.stack(losses).sum() / (facts >= 0).sum().clamp(min=1)
+
+
+def load_heads(folder: Path, width: int) -> FactHeads:
+    """Return the checkpoint's heads, or new ones where it has none."""
+    heads = FactHeads(width)
+    if weights := load_weights(folder, "heads"):
+        heads.load_state_dict(weights)
+    return heads
+
+
+def _cross_entropy(logits: Tensor, fact: Tensor) -> Tensor:
+    """Return that of each token, ``(batch, words)``, zero where the fact is -1."""
+    each = fact[:, None].expand(logits.shape[:2])
+    return F.cross_entropy(logits.transpose(1, 2), each, ignore_index=-1, reduction="none")

@@ -23,7 +23,7 @@ from vidsparse.pipelines.tiny_prompts import explain_unknown_words
 def trained(tmp_path_factory):
     """A checkpoint after two steps of each stage, and the pipeline made of it."""
     folder = tmp_path_factory.mktemp("trained")
-    stages = ["decoder", "judge", "dit", "evaluate"]
+    stages = ["decoder", "judge", "text", "dit", "evaluate"]
     main([str(folder), *stages, "--small", "2", "--export", str(folder / "pipeline")])
     return folder
 
