@@ -86,10 +86,15 @@ class Session:
     def active(self) -> bool:
         return bool(self._undo)
 
+    @property
+    def notes(self) -> list[str]:
+        """What the user should read, such as what had to be assumed."""
+        self._note_replaced()
+        return list(self.stats.notes)
+
     def summary(self) -> str:
-        """A few lines on what the session did."""
-        for name in self._replaced():
-            self.stats.notes.setdefault(_assigned_anew(name))
+        """A few lines on what the session did, and its notes."""
+        self._note_replaced()
         return f"{self.preset.name}: {self.stats.summary()}"
 
     def observe(self, observer: Observer) -> None:
@@ -128,16 +133,14 @@ class Session:
 
         undo.do(hook, lambda: drop_hooks(transformer, before, after))
 
-    def _replaced(self) -> list[str]:
-        """Names of the pipeline's transformers that are no longer those of the session."""
+    def _note_replaced(self) -> None:
+        """Note the pipeline's transformers that are no longer those of the session."""
         if self._target in self._transformers.values() or not self.active:
-            return []
+            return
         now = getattr(self._target, "components", {})
-        return [
-            name
-            for name, module in self._transformers.items()
-            if getattr(now.get(name), "_orig_mod", now.get(name)) is not module
-        ]
+        for name, module in self._transformers.items():
+            if getattr(now.get(name), "_orig_mod", now.get(name)) is not module:
+                self.stats.notes.setdefault(_assigned_anew(name))
 
     def _meet_stranger(self) -> None:
         """Count an attention call of a transformer that was put in the place of the session's."""

@@ -215,7 +215,7 @@ def test_a_bare_transformer_shares_nothing_between_calls_and_says_so(wan, noise,
         assert torch.equal(own_loop(pipe, noise, (0.4,)), whole)  # as if it were the first
         assert session.stats.host_memory_bytes == 0
         assert session.stats.memory_bytes == (72 if preset == "svg" else 0)  # of the geometry
-    assert any("nobody says which step" in note for note in session.stats.notes)
+    assert any("nobody says which step" in note for note in session.notes)
     assert "nobody says which step" in session.summary()
 
 

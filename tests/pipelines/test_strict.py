@@ -95,6 +95,7 @@ def test_a_transformer_assigned_anew_is_counted(wan, strict):
             wan.generate(pipe)
             assert "transformer was assigned anew" in reasons(session)[0]
             assert session.stats.fallbacks.total() >= 12
+        assert "assigned anew" in session.notes[0]
         assert "assigned anew" in session.summary()
     assert taps.tapped_modules() == []
 
