@@ -66,7 +66,7 @@ class Forward:
         self._target = target
         self._layout: Layout | str = UNKNOWN
         self._cut: tuple[Any, torch.Size, list[Part]] | None = None
-        self._stacks: dict[tuple[int, int], int] = {}
+        self._stacks: tuple[tuple[str, int], dict[int, int]] = ("run", 0), {}
         self._signature = inspect.signature(type(transformer).forward)
         self._splits_text = False
 
@@ -165,12 +165,14 @@ class Forward:
         def number(batch: int) -> int:
             if says is False or latents is None or len(latents) != batch:
                 return 1
-            key = self.clock.runs, batch
-            if says is None or key not in self._stacks:  # else known for the rest of the run
-                if says is not None:
-                    self._stacks = {k: v for k, v in self._stacks.items() if k[0] == key[0]}
-                self._stacks[key] = copies_in(latents)
-            return self._stacks[key]
+            # A pipeline that says it guides does so in the same way all through a run.
+            known_for = "run" if says else "call", self.clock.runs if says else self.number
+            if self._stacks[0] != known_for:
+                self._stacks = known_for, {}
+            found = self._stacks[1]
+            if batch not in found:
+                found[batch] = copies_in(latents)
+            return found[batch]
 
         return branches
 

@@ -208,3 +208,16 @@ def test_parts_are_named_by_the_order_of_the_table():
         (slice(2, 4), "cond"), (slice(0, 2), "uncond")
     ]  # fmt: skip
     assert branches_of(4, 1, "uncond first", "x") == [(slice(None), "x")]
+
+
+@pytest.mark.parametrize("says", [True, None])
+def test_latents_are_compared_once_a_run_or_once_a_call(model, samples, says, monkeypatch):
+    """Which waits for the device: never once a layer."""
+    seen = []
+    monkeypatch.setattr(
+        "vidsparse.pipelines.forward.copies_in", lambda x: seen.append(len(x)) or copies_in(x)
+    )
+    pipe = Pipeline(model, says)
+    with vidsparse.sparsify(pipe, "balanced", **SPARSE):
+        pipe((*batch(samples, 0, 1), 750), (*batch(samples, 0, 1), 500), (*batch(samples, 1), 250))
+    assert seen == ([4, 2] if says else [4, 4, 2])
