@@ -103,10 +103,15 @@
     if (!video.seeking) video.currentTime = wanted;
   }
 
-  // What is drawn and what is said of it change together, on the frame that the decoder names.
+  function isThere() {
+    return wanted !== null && Math.abs(video.currentTime - wanted) <= 1e-3;
+  }
+
+  // What is drawn and what is said of it change together, on the frame that the decoder names. A
+  // busy browser may have no picture yet when it says that it has sought: that is drawn here too.
   function presented(seconds) {
-    if (video.paused || video.seeking) return;
-    show(Math.floor(seconds * view.fps + 1e-3));
+    if (video.seeking || (video.paused && !isThere())) return;
+    if (!video.paused) show(Math.floor(seconds * view.fps + 1e-3));
     draw();
   }
 
@@ -178,10 +183,10 @@
     seek(frame);
   });
   video.addEventListener("seeked", () => {
-    const late = video.paused && wanted !== null && Math.abs(video.currentTime - wanted) > 1e-3;
-    if (late) video.currentTime = wanted;
+    if (video.paused && wanted !== null && !isThere()) video.currentTime = wanted;
     else draw();
   });
+  video.addEventListener("canplay", () => { if (video.paused && !video.seeking && isThere()) draw(); });
   for (const name of ["play", "pause"]) video.addEventListener(name, settled);
   video.addEventListener("ended", () => { if (still.matches) settled(); else toggle(); });
   scrub.addEventListener("input", () => seek(Number(scrub.value)));
