@@ -113,9 +113,10 @@ def attention(
         _validate(plan)
     if observe:
         check_observable(plan)
+    need_lse = return_lse or _trains(q, k, v, plan)
     resolved = observe or ran is not None or not torch.compiler.is_compiling()
     if resolved:
-        case = Case.of(q, k, v, plan, key_length, return_lse or _trains(q, k, v, plan), observe)
+        case = Case.of(q, k, v, plan, key_length, need_lse, observe)
         engine = resolve_engine(engine, case)
     else:
         check_engine(engine)
@@ -125,7 +126,7 @@ def attention(
     if seen is not None:
         return seen(q, k, v, plan, scale=scale, key_length=key_length)
     out, lse = attend(
-        q, k, v, plan, scale=scale, key_length=key_length, return_lse=return_lse,
+        q, k, v, plan, scale=scale, key_length=key_length, need_lse=need_lse,
         engine=engine, resolved=resolved,
     )  # fmt: skip
     return (out, lse) if return_lse else out

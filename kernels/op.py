@@ -29,25 +29,23 @@ def attend(
     *,
     scale: float,
     key_length: Tensor | None,
-    return_lse: bool,
+    need_lse: bool,
     engine: str,
     resolved: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Call the op; the log-sum-exp is empty unless it is wanted, or the backward will want it.
+    """Call the op; the log-sum-exp is empty unless it is needed, as a backward pass needs it.
 
     With ``resolved`` the engine is known to run this; else the op finds out, so that torch.compile
     need not trace the choice.
     """
     pooled = plan.pooled
-    inputs = (q, k, v) if pooled is None else (q, k, v, pooled.key, pooled.value)
-    needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     return torch.ops.vidsparse.attend(
         q, k, v, plan.kv_count, plan.kv_index,
         plan.q_order, plan.kv_order, plan.q_offsets, plan.kv_offsets,
         None if pooled is None else pooled.key,
         None if pooled is None else pooled.value,
         None if pooled is None else pooled.size,
-        key_length, plan.q_block, plan.kv_block, scale, return_lse or needs_grad, engine, resolved,
+        key_length, plan.q_block, plan.kv_block, scale, need_lse, engine, resolved,
     )  # fmt: skip
 
 

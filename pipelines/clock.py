@@ -75,8 +75,8 @@ class Clock:
 
     def _start(self, make: Callable[[Reading], Run], reading: Reading) -> None:
         """Another run begins: of the same generation where the same call of a pipeline makes it."""
-        goes_on = self._frame is not None and not self._is_another_call(reading)
-        self._frame = None if reading.running is None else reading.running.frame
+        goes_on = self._frame is not None and reading.frame is self._frame
+        self._frame = reading.frame
         self._run = make(reading)
         self._base = self.step + 1 if goes_on else 0
         self.step = -1
@@ -85,10 +85,7 @@ class Clock:
 
     def _goes_on(self, reading: Reading) -> bool:
         is_same = self._run is not None and self._run.goes_on(reading)
-        return is_same and not self._is_another_call(reading)
-
-    def _is_another_call(self, reading: Reading) -> bool:
-        return (None if reading.running is None else reading.running.frame) is not self._frame
+        return is_same and reading.frame is self._frame
 
     def _name(self, context: CacheContext | None) -> str:
         """The branch of a call; one that comes again within a step is another."""

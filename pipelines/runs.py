@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, ClassVar, Protocol
 
 from diffusers.hooks.hooks import CacheContext
@@ -39,6 +40,11 @@ class Reading:
     scheduler: Any = None
     is_listed: bool = True
     trains: bool = False
+
+    @property
+    def frame(self) -> FrameType | None:
+        """Of the pipeline's call; None in a loop of the user's own."""
+        return None if self.running is None else self.running.frame
 
     @property
     def told_step(self) -> int | None:
