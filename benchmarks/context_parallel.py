@@ -88,7 +88,7 @@ def main() -> None:
 
 def timed(model: Any, real: Any, inputs: dict[str, Any], preset: str | None, args: Any) -> Timed:
     """Some steps; the time of those after the first two, on the slowest device."""
-    settings: dict[str, Any] = {"dense_above": 1.0, "full_below": 0.99, "min_tokens": 0}
+    settings: dict[str, Any] = {"warmup": 0.0, "ramp_until": 0.01, "min_tokens": 0}
     settings |= {"budgets": uneven_budgets(model)} if args.uneven else {}
     in_turn = preset is not None and preset.endswith(IN_TURN)
     parallel.WORTH = 1e9 if in_turn else DEALT_FROM

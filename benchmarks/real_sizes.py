@@ -195,9 +195,9 @@ def run(
     model: nn.Module, real: Real, inputs: dict[str, Any], preset: str | None, args: Any
 ) -> dict[str, Any]:
     """Time some steps, the first two apart; plain diffusers without a preset."""
-    settings: dict[str, Any] = {"dense_above": 1.0, "full_below": 0.99, "min_tokens": 0}
+    settings: dict[str, Any] = {"warmup": 0.0, "ramp_until": 0.01, "min_tokens": 0}
     if preset == IN_SESSION:
-        preset, settings = "draft", {"dense_above": 0.0, "full_below": 0.0}
+        preset, settings = "draft", {"warmup": 1.0, "ramp_until": 1.0}
     session = vidsparse.sparsify(model, preset, **settings) if preset else None
     try:
         argument, full = real.timestep

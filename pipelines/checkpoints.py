@@ -9,12 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vidsparse.errors import BadInputError
-from vidsparse.grid import TokenGrid
-from vidsparse.pipelines.empty import explained
 from vidsparse.pipelines.geometry import Geometry, geometry_of, makes_images, transformer_of
 from vidsparse.pipelines.limits import check_number
 from vidsparse.pipelines.models import find_model
-from vidsparse.pipelines.noise import flow_sigmas, scheduled_sigmas
 from vidsparse.pipelines.skeleton import skeleton
 from vidsparse.pipelines.usual import takes_guidance, usual_settings
 
@@ -35,7 +32,6 @@ class Checkpoint:
         steps: Denoising steps.
         guidance: Guidance scale.
         fps: Frames per second.
-        flow_shift: Shift of the noise levels; None when a folder's scheduler says it.
         configs: The folder with its configs; None for a hub id whose configs were not needed.
         pipeline: Class of its pipeline.
         image: Whether it makes images.
@@ -51,7 +47,6 @@ class Checkpoint:
     steps: int | None = 50
     guidance: float | None = 5.0
     fps: float = 16
-    flow_shift: float | None = 3.0
     configs: Path | None = None
     pipeline: str = "WanPipeline"
     image: bool = False
@@ -86,21 +81,6 @@ class Checkpoint:
             raise BadInputError(f"{self.pipeline} recommends no {name} of its own: say which")
         return found
 
-    def sigmas(self, steps: int, grid: TokenGrid | None = None) -> list[float]:
-        """Noise level of each step, as the pipeline passes it to its transformer.
-
-        Args:
-            steps: Denoising steps.
-            grid: Tokens of the video, by which some schedulers shift their noise levels; by
-                default those of the recommended size.
-        """
-        if self.flow_shift is not None:
-            return flow_sigmas(steps, self.flow_shift)
-        assert self.configs is not None
-        grid = self.geometry.token_grid(**self.size()) if grid is None else grid
-        with explained(f"the scheduler of {self.configs} cannot be set to {steps} steps"):
-            return scheduled_sigmas(self.configs, steps, grid.video_tokens)
-
 
 _WAN22_VAE = Geometry(spatial=16, size_multiple=32)
 CHECKPOINTS: Mapping[str, Checkpoint] = {
@@ -114,12 +94,11 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
         steps=20,
         guidance=4.0,
         fps=12,
-        flow_shift=None,
         configs=TINY,
     ),
     "wan2.1-1.3b": Checkpoint(source="Wan-AI/Wan2.1-T2V-1.3B-Diffusers", layers=30),
     "wan2.1-14b": Checkpoint(
-        source="Wan-AI/Wan2.1-T2V-14B-Diffusers", layers=40, height=720, width=1280, flow_shift=5.0
+        source="Wan-AI/Wan2.1-T2V-14B-Diffusers", layers=40, height=720, width=1280
     ),
     "wan2.2-a14b": Checkpoint(
         source="Wan-AI/Wan2.2-T2V-A14B-Diffusers",
@@ -128,7 +107,6 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
         width=1280,
         steps=40,
         guidance=4.0,
-        flow_shift=12.0,
     ),
     "wan2.2-ti2v-5b": Checkpoint(
         source="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
@@ -138,7 +116,6 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
         height=704,
         width=1280,
         fps=24,
-        flow_shift=5.0,
     ),
 }
 
@@ -189,7 +166,6 @@ def _read_folder(source: str | Path, configs: Path) -> Checkpoint:
         source=source,
         geometry=geometry_of(pipe),
         layers=len(find_model(transformer).layers(transformer)),
-        flow_shift=None,
         configs=configs,
         pipeline=type(pipe).__name__,
         image=makes_images(pipe),

@@ -11,6 +11,7 @@ from diffusers.hooks.hooks import CacheContext
 from torch import Tensor
 
 from vidsparse.pipelines.runs import Reading, Run, Unnamed, kind_of
+from vidsparse.progress import Progress
 
 
 class Clock:
@@ -27,7 +28,7 @@ class Clock:
     Attributes:
         step: Denoising step of the generation, from 0; -1 before the first.
         sigma: Noise level in [0, 1]; None between generations.
-        next_sigma: Noise level of the step after this one; None if unknown, or at the last.
+        progress: Where in its run the step stands; None if unknown, and between generations.
         branch: Guidance branch.
         known: Whether somebody said which step this is; if not, nothing may be remembered.
         runs: How many runs have begun in this session.
@@ -54,7 +55,7 @@ class Clock:
             self._start(make, reading)
         run, before = self._run, self.step
         assert run is not None
-        step, self.sigma, self.next_sigma = run.move(reading)
+        step, self.sigma, self.progress = run.move(reading)
         self.step, self.known = self._base + step, run.known
         if self.step != before:
             self._names.clear()
@@ -70,7 +71,8 @@ class Clock:
         )
         self._names: Counter[str] = Counter()
         self._base = 0
-        self.step, self.sigma, self.next_sigma, self.branch = -1, None, None, ""
+        self.step, self.sigma, self.branch = -1, None, ""
+        self.progress: Progress | None = None
         self.known = False
 
     def _start(self, make: Callable[[Reading], Run], reading: Reading) -> None:

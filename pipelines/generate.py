@@ -13,7 +13,7 @@ import torch
 from vidsparse.errors import BadInputError, VidsparseError
 from vidsparse.pipelines.geometry import call_parameters, geometry_of
 from vidsparse.pipelines.limits import check_number
-from vidsparse.pipelines.noise import check_steps, least_steps
+from vidsparse.pipelines.steps import check_steps, least_steps
 from vidsparse.pipelines.usual import takes_guidance
 from vidsparse.pipelines.video import to_uint8
 

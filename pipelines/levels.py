@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 
+WHOLE = 0.02  # of the way: schedulers begin a little below pure noise
+
 
 def noise_levels(scheduler: Any) -> list[float]:
     """The noise levels that a scheduler is set to, in [0, 1]; none if it tells of none."""
     config = getattr(scheduler, "config", {})
-    if config.get("use_flow_sigmas") or "FlowMatch" in type(scheduler).__name__:
+    if _is_flow(scheduler):
         sigmas = torch.as_tensor(scheduler.sigmas).tolist()
         return [1 - sigma for sigma in sigmas] if config.get("invert_sigmas") else sigmas
     timesteps = getattr(scheduler, "timesteps", None)
@@ -21,17 +23,26 @@ def noise_levels(scheduler: Any) -> list[float]:
     return [t / full for t in torch.as_tensor(timesteps).tolist()]
 
 
-def level_after(sigma: float, levels: Sequence[float]) -> float | None:
-    """The next lower level after the one that is nearest to ``sigma``, None after the last.
+def share_behind(scheduler: Any, levels: Sequence[float]) -> float:
+    """The share of the whole way from pure noise that is behind the first of some noise levels.
 
-    Nearest, since pipelines round the timestep that sigma was read from.
+    A second stage lists levels of its own, from one on the way. Lists of diffusion's timesteps are
+    always of the whole way, wherever they begin.
 
-    Example:
-        >>> level_after(0.8984, [1.0, 0.9, 0.75, 0.501])
-        0.75
+    Args:
+        scheduler: That lists them; None if there is none.
+        levels: The noise levels, falling.
     """
-    falling = sorted(set(levels), reverse=True)
-    if not falling:
-        return None
-    here = min(range(len(falling)), key=lambda i: abs(falling[i] - sigma))
-    return falling[here + 1] if here + 1 < len(falling) else None
+    config = getattr(scheduler, "config", {})
+    if not levels or not _is_flow(scheduler):
+        return 0.0
+    shift = 1.0 if config.get("use_dynamic_shifting") else config.get("shift", 1.0)
+    shift = config.get("flow_shift", 1.0) if config.get("use_flow_sigmas") else shift
+    first = levels[0]
+    behind = 1 - first / (shift - (shift - 1) * first)
+    return behind if behind > WHOLE else 0.0
+
+
+def _is_flow(scheduler: Any) -> bool:
+    config = getattr(scheduler, "config", {})
+    return bool(config.get("use_flow_sigmas")) or "FlowMatch" in type(scheduler).__name__

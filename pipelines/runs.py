@@ -14,8 +14,9 @@ from typing import Any, ClassVar, Protocol
 
 from diffusers.hooks.hooks import CacheContext
 
-from vidsparse.pipelines.levels import level_after, noise_levels
+from vidsparse.pipelines.levels import noise_levels, share_behind
 from vidsparse.pipelines.running import Running
+from vidsparse.progress import Progress
 
 NEAR = 0.005  # what rounding to bf16, or to whole timesteps, makes of a noise level
 
@@ -76,8 +77,8 @@ class Run(Protocol):
         """Whether a call belongs to this run, or begins another."""
         ...
 
-    def move(self, reading: Reading) -> tuple[int, float | None, float | None]:
-        """The step of a call, from 0, its noise level, and that of the next step."""
+    def move(self, reading: Reading) -> tuple[int, float | None, Progress | None]:
+        """The step of a call, from 0, its noise level, and where in the run it stands."""
         ...
 
 
@@ -92,6 +93,7 @@ class Listed:
         scheduler = reading.scheduler
         self._timesteps = getattr(scheduler, "timesteps", None)
         self._levels = noise_levels(scheduler) if scheduler is not None else []
+        self._behind = share_behind(scheduler, self._levels)
         self._counted = 0
         self._moment: Any = _moment(reading)
         self._place = _place(reading)
@@ -117,7 +119,7 @@ class Listed:
     def goes_on(self, reading: Reading) -> bool:
         return getattr(reading.scheduler, "timesteps", None) is self._timesteps
 
-    def move(self, reading: Reading) -> tuple[int, float | None, float | None]:
+    def move(self, reading: Reading) -> tuple[int, float | None, Progress | None]:
         noise = self._notice(reading)
         step = self._step(reading)
         at = self._starts[-1] + step
@@ -128,11 +130,15 @@ class Listed:
             sigma = self._levels[at] if is_in_list else noise
         if sigma is None:
             sigma = reading.noise()
-        if is_in_list:
-            after = self._levels[at + 1] if at + 1 < len(self._levels) else None
-        else:
-            after = None if sigma is None else level_after(sigma, self._levels)
-        return step, sigma, after
+        return step, sigma, self._progress(step)
+
+    def _progress(self, step: int) -> Progress | None:
+        """By the number of steps on the list, of which a run may leave out the first ones."""
+        if self._timesteps is None or not len(self._timesteps):
+            return None
+        whole, start = Progress.first(len(self._timesteps), self._behind), self._starts[0]
+        bounds = whole.bounds[min(start, len(whole.bounds) - 2) :]
+        return Progress(bounds, min(step, len(bounds) - 2))
 
     def _notice(self, reading: Reading) -> float | None:
         """Count a new step where anything says that it is one; the noise level if it was read."""
@@ -192,14 +198,15 @@ class Named:
             and (step, reading.context.name) not in self._seen
         )
 
-    def move(self, reading: Reading) -> tuple[int, float | None, float | None]:
+    def move(self, reading: Reading) -> tuple[int, float | None, Progress | None]:
         step, context = reading.told_step, reading.context
         assert step is not None
         assert context is not None
         self._step = step
         self._seen.add((step, context.name))
-        told = reading.told_sigma
-        return step, reading.noise() if told is None else told, None
+        sigma = reading.told_sigma
+        sigma = reading.noise() if sigma is None else sigma
+        return step, sigma, _by_noise(sigma)
 
 
 class Unnamed:
@@ -228,18 +235,23 @@ class Unnamed:
         comes_again = reading.context is not None and reading.context.name in self._names
         return noise < self._noise or (noise == self._noise and not comes_again)
 
-    def move(self, reading: Reading) -> tuple[int, float | None, float | None]:
+    def move(self, reading: Reading) -> tuple[int, float | None, Progress | None]:
         noise = self._read(reading)
         if noise != self._noise or self._step < 0:
             self._step, self._noise = self._step + 1, noise
             self._names.clear()
         if reading.context is not None:
             self._names.add(reading.context.name)
-        return self._step, noise, None
+        return self._step, noise, _by_noise(noise)
 
     def _read(self, reading: Reading) -> float | None:
         told = reading.told_sigma
         return reading.noise() if told is None else told
+
+
+def _by_noise(sigma: float | None) -> Progress | None:
+    """The progress of a run that is not shifted, where nobody says how many steps it takes."""
+    return None if sigma is None else Progress.alone(1 - sigma)
 
 
 def _place(reading: Reading) -> tuple[int | None, int | None]:

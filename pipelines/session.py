@@ -95,7 +95,9 @@ class Session:
     def summary(self) -> str:
         """A few lines on what the session did, and its notes."""
         self._note_replaced()
-        return f"{self.preset.name}: {self.stats.summary()}"
+        asked = self.preset.policy.mean_density
+        dial = "" if asked is None else f" (mean density {asked:g} asked for)"
+        return f"{self.preset.name}{dial}: {self.stats.summary()}"
 
     def observe(self, observer: Observer) -> None:
         """Call a function after every sparse attention call, with all it saw and made."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from vidsparse.dial import full_density
 from vidsparse.errors import DenseFallbackError
 from vidsparse.grid import TokenGrid
 from vidsparse.heads import HeadShare, all_of
@@ -21,6 +22,7 @@ from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.policy import Policy
 from vidsparse.policies.work import Kernel, Work
 from vidsparse.preset import Preset
+from vidsparse.progress import Progress
 from vidsparse.state import LayerState
 from vidsparse.stats import CallKey, Stats, Stopwatch
 from vidsparse.training import Take, require_trainable, wants_gradients, work_alone
@@ -38,7 +40,8 @@ class Call:
         layer: Index of the self-attention layer in its transformer, from 0.
         step: Denoising step, from 0.
         sigma: Noise level in [0, 1]; None when unknown.
-        next_sigma: Noise level of the next step; None when unknown, or at the last.
+        progress: Where in its run the step stands; None when unknown.
+        layers: How many self-attention layers the transformer has; None when unknown.
         known: Whether somebody said which step this is; if not, the call plans for itself.
         branch: Guidance branch: cond, uncond, or another name.
         expert: Which transformer of the pipeline.
@@ -55,8 +58,9 @@ class Call:
     grid: TokenGrid | None
     layer: int
     step: int
-    sigma: float | None
-    next_sigma: float | None = None
+    sigma: float | None = None
+    progress: Progress | None = None
+    layers: int | None = None
     known: bool = True
     branch: str = "cond"
     expert: str = "transformer"
@@ -96,6 +100,7 @@ class SparseAttention:
         self.strict = strict
         self.stats = Stats()
         self.observers: list[Observer] = []
+        self._densities: dict[Hashable, float] = {}
         self._planner = Planner(preset.policy, preset.schedule.replan, preset.schedule.budgets)
 
     @property
@@ -215,9 +220,9 @@ class SparseAttention:
 
     def _scheduled_dense(self, call: Call, way: float) -> bool:
         """Whether this call is dense whatever the policy would do: not a fallback."""
-        if call.sigma is None:
+        if call.progress is None:
             return False
-        return way <= 0.0 or self.preset.policy.density == 1.0
+        return way <= 0.0 or self.preset.policy.any_density == 1.0
 
     def _way(self, call: Call) -> float:
         """How far a call has come from dense, 0, to full sparsity, 1.
@@ -225,12 +230,13 @@ class SparseAttention:
         What is observed is first observed at the last dense step, as if it were the one after;
         where nobody knows which that is, at a dense one besides those of the schedule.
         """
-        schedule = self.preset.schedule
-        way = schedule.way(call.sigma or 0.0, call.layer)
-        observes = self.preset.policy.estimator.observes
-        if way > 0.0 or call.next_sigma is None or not observes:
+        schedule, progress = self.preset.schedule, call.progress
+        if progress is None:
+            return 1.0
+        way, observes = schedule.way(progress, call.layer), self.preset.policy.estimator.observes
+        if way > 0.0 or progress.next is None or not observes:
             return way
-        return schedule.way(call.next_sigma, call.layer)
+        return schedule.way(progress.next, call.layer)
 
     def _why_dense(self, q: Tensor, k: Tensor, call: Call) -> str | None:
         """The reason this call cannot be sparse, in the user's words."""
@@ -241,8 +247,8 @@ class SparseAttention:
             return "the token grid of this call is unknown"
         if tokens != k.shape[1] or tokens != call.grid.tokens:
             return f"{tokens} queries and {k.shape[1]} keys do not fit the grid {call.grid}"
-        if call.sigma is None:
-            return "the noise level of this step is unknown"
+        if call.progress is None:
+            return "how far the run has come at this step is unknown"
         if tokens < self.preset.min_tokens:
             return (
                 f"{tokens:,} tokens are too few to gain (min_tokens is {self.preset.min_tokens:,})"
@@ -269,18 +275,20 @@ class SparseAttention:
         """The call as policies see it; tensors ``(batch, heads, seq, head_dim)``."""
         assert call.grid is not None
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        schedule, state, shared = self.preset.schedule, LayerState(), None
+        policy, schedule = self.preset.policy, self.preset.schedule
+        blocks = Blocks(call.grid, policy.block_on(q.device.type, call.grid.tokens), q.device)
+        state, shared = LayerState(), None
         if call.known:
             where = (call.expert, call.layer, call.sample, call.turn, q.shape[:2], str(q.device))
             state = self._planner.state((call.branch, call.grid, *where))
             if schedule.share_branches:
-                alike = _alike_in_branches(call.grid, self.preset.policy)
+                alike = _alike_in_branches(call.grid, policy)
                 shared = self._planner.state((alike, *where))
         for each in (state, shared):
             if each is not None:
                 each.follow(call.share)
         return Inputs(
-            blocks=Blocks(call.grid, self.preset.policy.block, q.device),
+            blocks=blocks,
             q=q,
             k=k,
             v=v,
@@ -290,10 +298,27 @@ class SparseAttention:
             layer=call.layer,
             expert=call.expert,
             step=call.step,
+            density=self._full_density(call, blocks),
             state=state,
             shared=shared,
             remember=call.known and (schedule.share_branches or schedule.replan > 1),
         )
+
+    def _full_density(self, call: Call, blocks: Blocks) -> float | None:
+        """Share of the pairs at full sparsity; None leaves it to the parts of the policy.
+
+        Raises:
+            BadInputError: When the mean density that was asked for cannot be reached in this run.
+        """
+        policy, progress = self.preset.policy, call.progress
+        if policy.mean_density is None or progress is None:
+            return policy.density
+        run, grid = progress.run, blocks.grid
+        key = run.bounds, call.layers, grid
+        if key not in self._densities:
+            means = policy.order.block_counts(grid, blocks.block)[1] / grid.tokens
+            self._densities[key] = full_density(self.preset, run, layers=call.layers, means=means)
+        return self._densities[key]
 
     def _attend(self, work: Work, call: Call, way: float) -> Tensor:
         """Run a plan, with what its policy does after it; back in raster order."""

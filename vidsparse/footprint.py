@@ -58,12 +58,13 @@ def layer_state_bytes(
     """
     policy, order, schedule = preset.policy, preset.policy.order, preset.schedule
     remembers = schedule.share_branches or schedule.replan > 1
-    number = -(-grid.tokens // policy.block)
+    block = policy.block_on("cuda", grid.tokens)
+    number = -(-grid.tokens // block)
     own = common = mask = 0
     if on_host:
         own += policy.compensation.state_bytes(grid, head_dim, itemsize)
         if remembers and policy.can_reuse_plans and not policy.static:
-            rows, columns = order.block_counts(grid, policy.block)
+            rows, columns = order.block_counts(grid, block)
             mask = rows * -(-columns // 8)
         common += order.label_bytes(grid) if remembers else 0
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from vidsparse.budgets import Densities
+from vidsparse.dial import full_density
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.large_grids import LARGE, ROWS, asked_density, mask_density
@@ -20,10 +22,12 @@ from vidsparse.policies.policy import Policy
 from vidsparse.policies.random import Random
 from vidsparse.policies.selectors import Threshold, TopK
 from vidsparse.preset import Preset
+from vidsparse.progress import Progress
 from vidsparse.schedule import Schedule
 
 MOST_TOKENS = 10_000_000
 FIRST = "transformer"  # of a pipeline, by diffusers' name
+DEVICE = "cuda"
 MANY = 1000  # blocks in a row: that they are whole does not show in what a ramp asks for
 
 
@@ -36,7 +40,6 @@ class Forecast:
         grid: The tokens.
         token_density: Pairs of the mask at full sparsity over all pairs.
         block_density: The same, once the mask is made of whole blocks: what is computed.
-        sigmas: Noise level of each step.
         step_density: Mean density over the layers at each step.
         notes: Sentences the user should read.
     """
@@ -45,7 +48,6 @@ class Forecast:
     grid: TokenGrid
     token_density: float
     block_density: float
-    sigmas: list[float]
     step_density: list[float]
     notes: list[str]
 
@@ -59,7 +61,7 @@ class Forecast:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        block = self.preset.policy.block
+        block = self.preset.policy.block_on(DEVICE, self.grid.tokens)
         return {
             "preset": self.preset.name,
             "parameters": self.preset.plain_parameters(),
@@ -71,46 +73,45 @@ class Forecast:
             "block_density": self.block_density,
             "mean_density": self.mean_density,
             "dense_steps_share": self.dense_steps_share,
-            "steps": len(self.sigmas),
-            "sigmas": self.sigmas,
+            "steps": len(self.step_density),
             "step_density": self.step_density,
             "notes": self.notes,
         }
 
 
-def forecast(preset: Preset, grid: TokenGrid, sigmas: list[float], layers: int | None) -> Forecast:
-    """Make the plans of a run from its geometry alone.
+def forecast(preset: Preset, grid: TokenGrid, steps: int, layers: int | None) -> Forecast:
+    """Make the plans of a run on a GPU from its geometry alone.
 
     Args:
         preset: What to compute, and when.
         grid: The tokens.
-        sigmas: Noise level of each step.
+        steps: Denoising steps.
         layers: How many self-attention layers there are; None leaves ``dense_layers`` out.
 
     Raises:
-        BadInputError: For more than ``MOST_TOKENS``, when what is computed depends on the data, or
-            on budgets of layers that are not there or not known.
+        BadInputError: For more than ``MOST_TOKENS``, a mean density that cannot be reached, when
+            what is computed depends on the data, or on budgets of layers that are not there or not
+            known.
     """
     if grid.tokens > MOST_TOKENS:
         raise BadInputError(f"at most {MOST_TOKENS:,} tokens can be planned, got {grid.tokens:,}")
-    mask = _Mask(preset, grid)
+    run = Progress.first(steps)
+    mask = _Mask(preset, grid, run, layers)
     always_dense, notes = _always_dense(preset, grid, layers)
     schedule = preset.schedule
     shares, about_budgets = _shares(schedule, layers)
     block_density = sum(share * mask.at(1.0, named) for named, share in shares.items())
     notes += mask.planner.notes  # of the mask; the ramp above it would only say the same again
-    ways = [schedule.way(sigma, schedule.dense_layers) for sigma in sigmas]
-    steps = [0.0] * len(ways)
+    sparse = [0.0] * steps
     for named, share in shares.items():
-        for step, density in enumerate(mask.steps(ways, named)):
-            steps[step] += share * density
+        for step, density in enumerate(mask.steps(schedule.ways(run), named)):
+            sparse[step] += share * density
     return Forecast(
         preset=preset,
         grid=grid,
         token_density=mask.token_density(block_density),
         block_density=block_density,
-        sigmas=sigmas,
-        step_density=[always_dense + (1 - always_dense) * density for density in steps],
+        step_density=[always_dense + (1 - always_dense) * density for density in sparse],
         notes=[*notes, *about_budgets],
     )
 
@@ -146,20 +147,27 @@ class _Mask:
     random scores stand in for theirs.
     """
 
-    def __init__(self, preset: Preset, grid: TokenGrid) -> None:
-        self.policy = policy = preset.policy
-        if policy.density is None and not policy.static:
+    def __init__(self, preset: Preset, grid: TokenGrid, run: Progress, layers: int | None) -> None:
+        policy = preset.policy
+        if policy.any_density is None and not policy.static:
             raise BadInputError(
                 f"how much preset {preset.name!r} computes depends on what it sees: give it a "
                 "density, or run it"
             )
+        block = policy.block_on(DEVICE, grid.tokens)
+        density = policy.density
+        self._means = policy.order.block_counts(grid, block)[1] / grid.tokens
+        if policy.mean_density is not None and grid.tokens >= preset.min_tokens:
+            density = full_density(preset, run, layers=layers, means=self._means)
+        policy = dataclasses.replace(policy, density=density, mean_density=None)
         if not policy.static:
             selector = TopK() if policy.selector.equal_rows else Threshold()
             policy = Policy(
-                estimator=Random(), selector=selector, density=policy.density, block=policy.block
+                estimator=Random(), selector=selector, density=density, block=policy.block
             )
-        self.planner = Planner(policy)
-        self._inputs = Inputs(blocks=Blocks(grid, policy.block, torch.device("cpu")))
+        self.policy, self.planner = policy, Planner(policy)
+        blocks = Blocks(grid, block, torch.device("cpu"))
+        self._inputs = Inputs(blocks=blocks, density=density)
         self._whole = preset
         self._known: dict[tuple[float, float | None], float] = {}
         self._of_heads: dict[float, float] = {}
@@ -179,13 +187,13 @@ class _Mask:
 
     def steps(self, ways: list[float], named: Densities | None) -> list[float]:
         """What a layer computes at each step, compensation included."""
-        policy, blocks = self._whole.policy, self._inputs.blocks
+        policy = self._whole.policy
         planned = [self.at(way, named) for way in ways]
         besides = policy.compensation.pairs(
             ways,
             planned,
             replan=self._whole.schedule.replan,
-            means=policy.order.block_counts(blocks.grid, policy.block)[1] / blocks.grid.tokens,
+            means=self._means,
         )
         return [sum(both) for both in zip(planned, besides, strict=True)]
 

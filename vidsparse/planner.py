@@ -55,9 +55,9 @@ class Planner:
         return self._states.get(key, LayerState)
 
     def target(self, inputs: Inputs) -> float | None:
-        """Density at full sparsity: the policy's, or that of its static mask; None if unknown."""
-        if self.policy.density is not None or not self.policy.static:
-            return self.policy.density
+        """Density at full sparsity: as asked, or that of the static mask; None if unknown."""
+        if inputs.density is not None or not self.policy.static:
+            return inputs.density
         return self._densities.get(
             inputs.blocks.grid, lambda: self._static_plan(inputs, None).density
         )
@@ -116,7 +116,7 @@ class Planner:
                 return torch.tensor([on_the_way]).to(inputs.blocks.device, non_blocking=True)
         target = self.target(inputs)
         if target is None or way >= 1:
-            return self.policy.density
+            return inputs.density
         return 1.0 - way * (1.0 - target)
 
     def _extended(self, arranged: Arranged, plan: BlockPlan, way: float) -> Work:
@@ -217,7 +217,7 @@ class Planner:
         def plan() -> BlockPlan:
             arranged = policy.order.arrange(bare).inputs
             made = policy.plan(self._estimates.get(geometry, estimate), arranged, density=density)
-            asked = policy.density  # on a ramp, other densities only pass by
+            asked = inputs.density  # on a ramp, other densities only pass by
             if asked is not None and each == asked and made.density > 1.05 * asked:
                 self.notes.setdefault(
                     f"density {made.density:.2f} is the least that this mask allows on the grid "

@@ -50,7 +50,8 @@ class Preset:
             raise BadInputError(f"min_tokens must be at least 0, got {self.min_tokens}")
         if self.schedule.budgets is not None and self.policy.density is None:
             raise BadInputError(
-                f"preset {self.name!r} has no density that budgets could replace: give it one"
+                f"budgets are densities at full sparsity, and preset {self.name!r} has none for "
+                "the layers that they leave out: give density too"
             )
         if self.schedule.replan > 1 and not self.policy.can_reuse_plans:
             raise BadInputError(
@@ -92,7 +93,7 @@ class Preset:
         policy, idle = self.policy, fit.idle(self.policy)
         if policy.can_reuse_plans and policy.repeats and not policy.compensation.keeps_plans:
             idle["replan"] = "the plan is the same at every step"
-        if policy.density is None:
+        if policy.any_density is None:
             idle["budgets"] = "they stand in for a density, and there is none"
         if not policy.branches_share:
             idle["share_branches"] = "what branches could share is the same anyway, or of each call"
@@ -120,6 +121,8 @@ class Preset:
         given = {name: value for name, value in changes.items() if name not in PARTS}
         types = self._types(named)
         if unknown := next((name for name in given if name not in types), None):
+            if unknown in GONE:
+                raise BadInputError(f"{unknown} is no parameter any more: {GONE[unknown]}")
             near = suggest(unknown, types if named else self.parameters())
             raise BadInputError(f"preset {self.name!r} has no parameter {unknown!r}: {near}")
         values = {name: read_value(name, value, types[name]) for name, value in given.items()}
@@ -155,8 +158,10 @@ class Preset:
             )
         own = types_of(Policy)
         of_policy = {name: value for name, value in values.items() if name in own}
-        if "density" not in values and _replace_density(parts.values(), policy.density, values):
-            of_policy["density"] = None
+        asked = {name: values[name] for name in DENSITIES if values.get(name) is not None}
+        replaced = _replace_density(parts.values(), policy.any_density, values)
+        if asked or replaced:
+            of_policy |= {name: asked.get(name) for name in DENSITIES}
         policy = dataclasses.replace(policy, **parts, alternatives=alternatives, **of_policy)
         schedule = with_values(self.schedule, values)
         if "replan" not in values and not policy.can_reuse_plans:
@@ -182,6 +187,14 @@ class Preset:
         return dataclasses.replace(
             candidate, order=with_values(candidate.order, values), estimator=estimator
         )
+
+
+GONE = {
+    "dense_above": "give warmup, the share of the run's steps that is dense, such as 0.05",
+    "full_below": "give ramp_until, the share of the run's steps after which all is at full "
+    "sparsity, such as 0.3",
+}
+DENSITIES = ("density", "mean_density")
 
 
 def _replace_density(

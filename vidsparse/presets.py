@@ -56,7 +56,7 @@ PRESETS: Mapping[str, Preset] = _table(
             order=Tile(),
             estimator=ValueAware(),
             selector=Budget(),
-            density=0.25,
+            mean_density=0.35,
         ),
     ),
     Preset(

@@ -1,4 +1,4 @@
-"""The schedule: how much is computed at each noise level and in each layer."""
+"""The schedule: how much is computed at each step of a run and in each layer."""
 
 from __future__ import annotations
 
@@ -6,21 +6,24 @@ from dataclasses import dataclass
 
 from vidsparse.budgets import Budgets
 from vidsparse.errors import BadInputError
+from vidsparse.progress import Progress
+
+ROUNDING = 1e-9  # 7 / 20 of a run is not after its first 0.35
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """Dense while noise is high, then a ramp down to the policy's density.
+    """Dense at the start, then a ramp down to the policy's density, dense again at the end if told.
 
-    Progress is measured in noise level sigma, 1 for pure noise and 0 for the finished video, never
-    by counting calls, so runs of 4 and of 50 steps share a schedule. Between the two levels below,
-    the density falls in a straight line of sigma: most of a run whose timesteps are shifted, as
-    video models shift them, is spent at a high sigma.
+    All in shares of the run, which its scheduler's list of steps says: runs of 4 and of 50 steps,
+    at any shift of the noise, mean the same. On the ramp the density falls in a straight line of
+    the progress; a step is taken by its middle.
 
     Attributes:
-        dense_above: Steps with a sigma above this are dense, in [0, 1].
-        full_below: Steps with a sigma of at most this run at the policy's density; must not exceed
-            ``dense_above``. Equal to it, the ramp is a switch.
+        warmup: Share of the run that is dense at its start, in [0, 1]; one step at least, if not 0.
+        ramp_until: Share of the run after which all is at full sparsity, in [warmup, 1]. Equal to
+            ``warmup``, the ramp is a switch.
+        cooldown: Share of the run that is dense at its end, in [0, 1]; one step at least, if not 0.
         dense_layers: The first so many layers are always dense.
         budgets: A JSON file with a density for each layer, or each head of it, at full sparsity.
         replan: A layer's plan is made anew after so many steps; in between it is used again, once
@@ -32,46 +35,48 @@ class Schedule:
             differ in length: after the video, and where blocks are clusters before it too.
     """
 
-    dense_above: float = 0.95
-    full_below: float = 0.8
+    warmup: float = 0.05
+    ramp_until: float = 0.3
+    cooldown: float = 0.0
     dense_layers: int = 0
     replan: int = 1
     share_branches: bool = True
     budgets: Budgets | None = None
 
     def __post_init__(self) -> None:
-        for name in ("dense_above", "full_below"):
+        for name in ("warmup", "ramp_until", "cooldown"):
             if not 0 <= getattr(self, name) <= 1:
-                raise BadInputError(f"{name} is a noise level in [0, 1], got {getattr(self, name)}")
-        if self.full_below > self.dense_above:
+                raise BadInputError(
+                    f"{name} is a share of the run in [0, 1], got {getattr(self, name):g}"
+                )
+        if self.ramp_until < self.warmup:
             raise BadInputError(
-                f"full_below ({self.full_below}) must not exceed dense_above ({self.dense_above})"
+                f"ramp_until ({self.ramp_until:g}) comes before the end of the warm-up "
+                f"({self.warmup:g}): give one that is at least warmup"
             )
         if self.dense_layers < 0:
             raise BadInputError(f"dense_layers must be at least 0, got {self.dense_layers}")
         if self.replan < 1:
             raise BadInputError(f"replan must be at least 1, got {self.replan}")
 
-    def way(self, sigma: float, layer: int) -> float:
+    def way(self, progress: Progress, layer: int) -> float:
         """How far a call has come from dense, 0, to full sparsity, 1.
 
         Args:
-            sigma: Noise level of the step.
+            progress: Of its step.
             layer: Index of the layer, from 0.
         """
-        if layer < self.dense_layers or sigma > self.dense_above:
+        before, after = progress.before, progress.after
+        if layer < self.dense_layers or before < self.warmup - ROUNDING:
             return 0.0
-        if sigma <= self.full_below:
+        if self.cooldown and after > 1 - self.cooldown + ROUNDING:
+            return 0.0
+        if self.ramp_until - self.warmup < ROUNDING:
             return 1.0
-        return (self.dense_above - sigma) / (self.dense_above - self.full_below)
+        middle = (before + after) / 2
+        way = (middle - self.warmup) / (self.ramp_until - self.warmup)
+        return min(1.0, max(0.0, way))
 
-    def density(self, sigma: float, layer: int, target: float) -> float:
-        """Share of query-key pairs to compute.
-
-        Args:
-            sigma: Noise level of the step.
-            layer: Index of the layer, from 0.
-            target: Density of the policy at full sparsity.
-        """
-        way = self.way(sigma, layer)
-        return target if way >= 1.0 else 1.0 - way * (1.0 - target)
+    def ways(self, run: Progress) -> list[float]:
+        """That of every step of a run, in the layers that are not always dense."""
+        return [self.way(step, self.dense_layers) for step in run.steps()]

@@ -15,6 +15,7 @@ from vidsparse.engine import Call, SparseAttention
 from vidsparse.grid import TokenGrid
 from vidsparse.metrics.attention import cosine, relative_l1
 from vidsparse.presets import find_preset
+from vidsparse.progress import Progress
 
 PROMPT = "a red circle moving right"
 FOUR = ["--frames", 9, "--height", 96, "--width", 96, "--steps", 4, "--set", "min_tokens=0"]
@@ -115,7 +116,7 @@ def test_what_is_measured_is_what_was_computed(name):
     inspector = Inspector(layers=[0], steps=[0], heads=[0, 1])
     inspector.meter.rows = grid.tokens
     attention.observers.append(inspector)
-    call = Call(grid=grid, layer=0, step=0, sigma=0.3)
+    call = Call(grid=grid, layer=0, step=0, progress=Progress.alone(0.7))
     out = attention(q, k, v, call, dense=lambda *_: torch.zeros(0)).transpose(1, 2)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     exact = scaled_dot_product_attention(q, k, v)

@@ -7,6 +7,7 @@ from vidsparse import forecast
 from vidsparse.engine import Call, SparseAttention
 from vidsparse.grid import TokenGrid
 from vidsparse.presets import PRESETS
+from vidsparse.progress import Progress
 
 KEYS = (
     "tokens token_density block_density mean_density dense_steps_share grid preset parameters "
@@ -52,7 +53,7 @@ def test_what_stands_in_for_skipped_blocks_counts_as_in_a_run(name):
     chosen = PRESETS[name].override({"min_tokens": 0})
     engine = SparseAttention(chosen, strict=True)
     for step, sigma in enumerate(sigmas):
-        call = Call(grid=grid, layer=0, step=step, sigma=sigma)
+        call = Call(grid=grid, layer=0, step=step, progress=Progress.alone(1 - sigma))
         q, k, v = torch.randn(3, 1, grid.tokens, 2, 16)
         engine(q, k, v, call, lambda q, k, v: v)
     found = forecast.forecast(chosen, grid, sigmas, layers=1)

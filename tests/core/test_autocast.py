@@ -9,13 +9,17 @@ import torch.nn.functional as F
 from vidsparse.engine import Call, SparseAttention
 from vidsparse.grid import TokenGrid
 from vidsparse.presets import PRESETS
+from vidsparse.progress import Progress
 
 GRID = TokenGrid(4, 8, 16, prefix=2, suffix=5)
-CALLS = [Call(grid=GRID, layer=0, step=s, sigma=sigma) for s, sigma in enumerate((0.7, 0.4, 0.3))]
+CALLS = [
+    Call(grid=GRID, layer=0, step=s, progress=Progress.alone(1 - sigma))
+    for s, sigma in enumerate((0.7, 0.4, 0.3))
+]
 
 
 def preset(name):
-    changes = {"block": 16, "min_tokens": 0, "dense_above": 0.9, "full_below": 0.5}
+    changes = {"block": 16, "min_tokens": 0, "warmup": 0.1, "ramp_until": 0.5}
     if "block" not in PRESETS[name].parameters():  # clusters have sizes of their own
         del changes["block"]
     return PRESETS[name].override(changes)
@@ -68,7 +72,7 @@ def test_a_dense_call_is_the_models_own_under_autocast(device):
     engine = SparseAttention(preset("draft"))
     q, k, v = qkv((torch.float32, torch.float32, torch.bfloat16), device)
     with torch.autocast(device, torch.bfloat16):
-        out = engine(q, k, v, dataclasses.replace(CALLS[0], sigma=0.99), dense)
+        out = engine(q, k, v, dataclasses.replace(CALLS[0], progress=Progress.alone(0.01)), dense)
         assert torch.equal(out, dense(q, k, v))
 
 

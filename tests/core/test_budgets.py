@@ -11,6 +11,7 @@ from vidsparse.errors import BadInputError
 from vidsparse.forecast import forecast
 from vidsparse.grid import TokenGrid
 from vidsparse.presets import PRESETS
+from vidsparse.progress import Progress
 
 GRID = TokenGrid(4, 16, 16)
 
@@ -29,13 +30,19 @@ def write(tmp_path):
 def test_layers_and_heads_get_their_densities(write, name):
     path = write({"1": 0.5, "2": [0.2, 0.8], "transformer_2/1": 0.3})
     preset = PRESETS[name].override(
-        {"budgets": path, "min_tokens": 0, "density": 0.25, "dense_above": 1, "full_below": 1}
+        {"budgets": path, "min_tokens": 0, "density": 0.25, "warmup": 0.0, "ramp_until": 0.0}
     )
     engine = SparseAttention(preset)
     q, k, v = (torch.randn(1, GRID.tokens, 2, 8) for _ in range(3))
     for layer in range(3):
-        engine(q, k, v, Call(grid=GRID, layer=layer, step=0, sigma=0.5), lambda *x: x[0])
-    second = Call(grid=GRID, layer=1, step=0, sigma=0.5, expert="transformer_2")
+        engine(
+            q,
+            k,
+            v,
+            Call(grid=GRID, layer=layer, step=0, progress=Progress.alone(0.5)),
+            lambda *x: x[0],
+        )
+    second = Call(grid=GRID, layer=1, step=0, progress=Progress.alone(0.5), expert="transformer_2")
     engine(q, k, v, second, lambda *x: x[0])
     each = [heads.tolist() for heads in engine.stats.calls.values()]
     assert sum(each[0]) / len(each[0]) == pytest.approx(0.25, abs=0.08)
@@ -45,10 +52,10 @@ def test_layers_and_heads_get_their_densities(write, name):
 
 
 def test_the_ramp_leads_to_the_budget(write):
-    settings = {"budgets": write({"0": 0.2}), "min_tokens": 0, "dense_above": 1, "full_below": 0.2}
+    settings = {"budgets": write({"0": 0.2}), "min_tokens": 0, "warmup": 0.0, "ramp_until": 0.8}
     engine = SparseAttention(PRESETS["draft"].override(settings))
     q, k, v = (torch.randn(1, GRID.tokens, 2, 8) for _ in range(3))
-    engine(q, k, v, Call(grid=GRID, layer=0, step=0, sigma=0.6), lambda *x: x[0])
+    engine(q, k, v, Call(grid=GRID, layer=0, step=0, progress=Progress.alone(0.4)), lambda *x: x[0])
     assert engine.stats.mean_density == pytest.approx(0.6, abs=0.05)
 
 
@@ -106,7 +113,7 @@ def test_a_forecast_applies_budgets_as_a_run_does(write, name, dense_layers):
     for step, sigma in enumerate(sigmas):
         for layer in range(layers):
             q, k, v = (torch.randn(1, grid.tokens, 2, 8) for _ in range(3))
-            call = Call(grid=grid, layer=layer, step=step, sigma=sigma)
+            call = Call(grid=grid, layer=layer, step=step, progress=Progress.alone(1 - sigma))
             engine(q, k, v, call, lambda *x: x[0])
     found = forecast(preset, grid, sigmas, layers)
     ran = list(engine.stats.step_density.values())

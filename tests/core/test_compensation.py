@@ -12,9 +12,10 @@ from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.policies.compensation import worth_it
 from vidsparse.presets import PRESETS
+from vidsparse.progress import Progress
 
 GRID = TokenGrid(4, 16, 16)
-CALL = Call(grid=GRID, layer=0, step=0, sigma=0.5)
+CALL = Call(grid=GRID, layer=0, step=0, progress=Progress.alone(0.5))
 
 
 def dense(q, k, v):
@@ -29,7 +30,7 @@ def tokens(repeat=1, heads=2):
 
 
 def make(name, **changes):
-    settings = {"min_tokens": 0, "dense_above": 1.0, "full_below": 1.0}
+    settings = {"min_tokens": 0, "warmup": 0.0, "ramp_until": 0.0}
     return SparseAttention(PRESETS[name].override(settings | changes), strict=True)
 
 
@@ -137,12 +138,12 @@ def test_each_branch_measures_the_residual_of_the_plan_it_runs(static):
 
 def test_a_ramp_whose_plans_change_has_no_residual():
     q, k, v = tokens(), tokens(), tokens()
-    changes = {"density": 0.2, "dense_above": 0.9, "full_below": 0.5}
+    changes = {"density": 0.2, "warmup": 0.1, "ramp_until": 0.5}
     engine, plain = make("re-ttention", **changes), make("draft", **changes)
     for step, sigma in enumerate((0.8, 0.6)):
-        call = dataclasses.replace(CALL, step=step, sigma=sigma)
+        call = dataclasses.replace(CALL, step=step, progress=Progress.alone(1 - sigma))
         assert torch.equal(engine(q, k, v, call, dense), plain(q, k, v, call, dense))
-    full = dataclasses.replace(CALL, step=2, sigma=0.5)
+    full = dataclasses.replace(CALL, step=2, progress=Progress.alone(0.5))
     torch.testing.assert_close(engine(q, k, v, full, dense), dense(q, k, v), atol=1e-5, rtol=1e-4)
 
 

@@ -14,13 +14,14 @@ from vidsparse.grid import TokenGrid
 from vidsparse.kernels.engines import ENGINES
 from vidsparse.kernels.pooling import pool_blocks
 from vidsparse.presets import PRESETS
+from vidsparse.progress import Progress
 
 GRID = TokenGrid(4, 5, 6)  # 120 tokens: eight blocks of 16, the last one short
-CALL = Call(grid=GRID, layer=0, step=3, sigma=0.5)
+CALL = Call(grid=GRID, layer=0, step=3, progress=Progress.alone(0.5))
 
 
 def preset(name="draft", **changes):
-    settings = {"block": 16, "min_tokens": 0, "dense_above": 0.9, "full_below": 0.9}
+    settings = {"block": 16, "min_tokens": 0, "warmup": 0.1, "ramp_until": 0.1}
     if name in ("lite", "auto"):
         changes.pop("density", None)  # they decide for themselves
     if name == "psa" or "block" not in PRESETS[name].parameters():
@@ -107,7 +108,7 @@ def test_each_fallback_is_dense_and_counted_by_its_reason(dense, changes, call, 
 def test_a_call_that_is_dense_anyway_is_no_fallback(dense, changes):
     engine = SparseAttention(preset(**changes), strict=True)
     q, k, v = qkv()
-    engine(q, k, v, dataclasses.replace(CALL, sigma=0.99), dense)
+    engine(q, k, v, dataclasses.replace(CALL, progress=Progress.alone(0.01)), dense)
     assert not engine.stats.fallbacks
     assert engine.stats.mean_density == 1
 
@@ -204,17 +205,17 @@ def test_the_random_control_is_the_same_at_every_step_and_not_in_every_layer(den
     def run(**changes):
         return engine(q, k, v, dataclasses.replace(CALL, **changes), dense)
 
-    assert torch.equal(run(step=0), run(step=7, sigma=0.2))
+    assert torch.equal(run(step=0), run(step=7, progress=Progress.alone(0.8)))
     assert not torch.equal(run(), run(layer=1))
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_hundred_calls_with_as_many_densities_do_not_grow_the_memory(dense, name):
-    engine = SparseAttention(preset(name, density=0.1, full_below=0.1))
+    engine = SparseAttention(preset(name, density=0.1, ramp_until=0.9))
     q, k, v = qkv()
     sizes = []
     for i in range(100):
-        call = Call(grid=GRID, layer=i % 5, step=i, sigma=0.89 - i / 200)
+        call = Call(grid=GRID, layer=i % 5, step=i, progress=Progress.alone(1 - (0.89 - i / 200)))
         engine(q, k, v, call, dense)
         sizes.append(engine.stats.memory_bytes + engine.stats.host_memory_bytes)
     assert max(sizes[40:]) <= max(sizes[:40])
@@ -222,11 +223,13 @@ def test_a_hundred_calls_with_as_many_densities_do_not_grow_the_memory(dense, na
 
 
 def test_the_ramp_is_followed_by_the_realised_density(dense):
-    engine = SparseAttention(preset(density=0.2, full_below=0.1))
+    engine = SparseAttention(preset(density=0.2, ramp_until=0.9))
     grid = TokenGrid(8, 8, 8)  # 32 blocks
     q, k, v = qkv(seq=grid.tokens)
     for step, sigma in enumerate([0.95, 0.7, 0.5, 0.3, 0.05]):
-        engine(q, k, v, Call(grid=grid, layer=0, step=step, sigma=sigma), dense)
+        engine(
+            q, k, v, Call(grid=grid, layer=0, step=step, progress=Progress.alone(1 - sigma)), dense
+        )
     realised = list(engine.stats.step_density.values())
     assert realised == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2], abs=0.5 / 32)
 
@@ -235,7 +238,13 @@ def test_a_mask_that_keeps_all_of_an_image_is_noted(dense):
     engine = SparseAttention(preset("radial"))
     q, k, v = qkv(seq=144)
     for step in range(2):
-        engine(q, k, v, Call(grid=TokenGrid(1, 12, 12), layer=0, step=step, sigma=0.1), dense)
+        engine(
+            q,
+            k,
+            v,
+            Call(grid=TokenGrid(1, 12, 12), layer=0, step=step, progress=Progress.alone(0.9)),
+            dense,
+        )
     assert list(engine.stats.notes) == [
         "the mask keeps every block of the grid 1x12x12: nothing is saved"
     ]

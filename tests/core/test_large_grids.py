@@ -14,7 +14,7 @@ MILLION = TokenGrid(84, 90, 140)
 @pytest.mark.parametrize("name", ["balanced", "radial", "random", "adaspa"])
 def test_a_million_tokens_are_planned_in_seconds(name):
     started = perf_counter()
-    found = forecast.forecast(find_preset(name), MILLION, [0.9, 0.6], layers=40)
+    found = forecast.forecast(find_preset(name), MILLION, 2, layers=40)
     assert perf_counter() - started < 20  # under 5 on a machine that does nothing else
     density = find_preset(name).policy.density
     if density is not None:
@@ -37,9 +37,9 @@ def test_a_million_tokens_are_planned_in_seconds(name):
 )
 def test_many_blocks_have_the_density_of_their_plan(monkeypatch, grid, name, changes):
     preset, grid = find_preset(name).override(changes), TokenGrid.parse(grid)
-    whole = forecast.forecast(preset, grid, [0.3], layers=4).block_density
+    whole = forecast.forecast(preset, grid, 1, layers=4).block_density
     monkeypatch.setattr(forecast, "LARGE", 200)
     rule = preset.policy.estimator.has_mask and preset.policy.static
-    found = forecast.forecast(preset, grid, [0.3], layers=4)
+    found = forecast.forecast(preset, grid, 1, layers=4)
     assert found.block_density == pytest.approx(whole, rel=0.05 if rule else 2e-3)
     assert bool(found.notes) == rule

@@ -14,13 +14,14 @@ from vidsparse.grid import TokenGrid
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.policies.observed import Observed
 from vidsparse.presets import ALIASES, PRESETS, find_preset
+from vidsparse.progress import Progress
 
 SIGMAS = (0.97, 0.8, 0.6, 0.4, 0.2)
 GRIDS = ["3+5x7x11+2", "1x13x13", "2x2x2", "1x1x1", "7x5x3+4"]
 
 
 def preset(name, **changes):
-    settings: dict[str, Any] = {"min_tokens": 0, "dense_above": 0.9, "full_below": 0.5}
+    settings: dict[str, Any] = {"min_tokens": 0, "warmup": 0.1, "ramp_until": 0.5}
     if "block" in PRESETS[name].parameters():
         settings["block"] = 16
     return PRESETS[name].override(settings | changes)
@@ -41,9 +42,13 @@ def attend(engine, tensors, call):
 
 
 def run(engine, grid, tensors, sigmas=SIGMAS, **changes):
-    call = Call(grid=grid, layer=1, step=0, sigma=0.5, **changes)
+    call = Call(grid=grid, layer=1, step=0, progress=Progress.alone(0.5), **changes)
     return [
-        attend(engine, tensors, dataclasses.replace(call, step=step, sigma=sigma))
+        attend(
+            engine,
+            tensors,
+            dataclasses.replace(call, step=step, progress=Progress.alone(1 - sigma)),
+        )
         for step, sigma in enumerate(sigmas)
     ]
 
@@ -115,7 +120,7 @@ def test_guidance_branches_do_not_see_one_another(name):
     engine = SparseAttention(preset(name))
     mixed = []
     for step, sigma in enumerate(SIGMAS):
-        call = Call(grid=grid, layer=1, step=step, sigma=sigma)
+        call = Call(grid=grid, layer=1, step=step, progress=Progress.alone(1 - sigma))
         mixed.append(attend(engine, cond, dataclasses.replace(call, branch="cond")))
         attend(engine, uncond, dataclasses.replace(call, branch="uncond"))
     for one, other in zip(alone, mixed, strict=True):
@@ -162,7 +167,9 @@ def test_branches_in_turn_share_one_plan(name):
     branches = {"cond": qkv(grid), "uncond": qkv(grid)}
     for step, sigma in enumerate(SIGMAS):
         for branch, tensors in branches.items():
-            call = Call(grid=grid, layer=1, step=step, sigma=sigma, branch=branch)
+            call = Call(
+                grid=grid, layer=1, step=step, progress=Progress.alone(1 - sigma), branch=branch
+            )
             attend(engine, tensors, call)
     pairs = list(zip(works[::2], works[1::2], strict=True))
     assert pairs
@@ -185,7 +192,9 @@ def test_branches_share_a_plan_where_their_texts_differ_in_length(name, texts):
         for branch, text in zip(("cond", "uncond"), texts, strict=True):
             grid = TokenGrid(4, 6, 7, 0, text)
             tensors = qkv(grid)
-            call = Call(grid=grid, layer=1, step=step, sigma=sigma, branch=branch)
+            call = Call(
+                grid=grid, layer=1, step=step, progress=Progress.alone(1 - sigma), branch=branch
+            )
             out = attend(engine, tensors, call)
             assert out.isfinite().all()
             if name != "rectified":  # scales text rows too
@@ -215,7 +224,9 @@ def test_clusters_are_shared_where_texts_before_the_video_differ_in_length(name,
         for branch, prefix, suffix in zip(("cond", "uncond"), (3, 40), suffixes, strict=True):
             grid = TokenGrid(4, 6, 7, prefix, suffix)
             tensors = qkv(grid)
-            call = Call(grid=grid, layer=1, step=step, sigma=sigma, branch=branch)
+            call = Call(
+                grid=grid, layer=1, step=step, progress=Progress.alone(1 - sigma), branch=branch
+            )
             out, exact = attend(engine, tensors, call), dense(*tensors)
             for text in (slice(prefix), slice(prefix + grid.video_tokens, None)):
                 torch.testing.assert_close(out[:, text], exact[:, text], atol=2e-5, rtol=1e-4)
@@ -247,19 +258,19 @@ def test_aliases_name_presets():
 def test_lite_only_drops_blocks_until_rotation_shows_them_again():
     grid = TokenGrid(4, 8, 8)
     q, k, v = qkv(grid)
-    monotone = SparseAttention(preset("lite", rotate=0.0, margin=-1.0, full_below=0.9))
+    monotone = SparseAttention(preset("lite", rotate=0.0, margin=-1.0, ramp_until=0.1))
     run(monotone, grid, (4 * q, 4 * k, v), (0.5,) * 6)
     falling = list(monotone.stats.step_density.values())
     assert falling == sorted(falling, reverse=True)
     assert falling[-1] < 0.9
     run(monotone, grid, (4 * k, 4 * q, v), (0.4,))  # what matters has changed: it stays blind
     assert monotone.stats.step_density[0] <= falling[-1]
-    reopening = SparseAttention(preset("lite", rotate=0.25, margin=-1.0, full_below=0.9))
+    reopening = SparseAttention(preset("lite", rotate=0.25, margin=-1.0, ramp_until=0.1))
     run(reopening, grid, (4 * q, 4 * k, v), (0.5,) * 6)
     state = next(iter(reopening._planner._states._values.values()))
     seen = set()
     for step in range(6, 14):
-        call = Call(grid=grid, layer=1, step=step, sigma=0.5)
+        call = Call(grid=grid, layer=1, step=step, progress=Progress.alone(0.5))
         reopening(4 * k, 4 * q, v, call, dense)
         seen.add(bytes(state.get("tiles").numpy().tobytes()))
     assert len(seen) > 1
@@ -272,9 +283,9 @@ def test_lite_first_looks_at_the_last_dense_step_where_the_run_tells_which_that_
     sigmas = (1.0, 0.95, 0.85, 0.4)
     told, untold = (SparseAttention(preset("lite", margin=-1.0)) for _ in range(2))
     for step, (sigma, after) in enumerate(zip(sigmas, (*sigmas[1:], None), strict=True)):
-        call = Call(grid=grid, layer=1, step=step, sigma=sigma)
+        call = Call(grid=grid, layer=1, step=step, progress=Progress.alone(1 - sigma))
         untold(4 * q, 4 * k, v, call, dense)
-        out = told(4 * q, 4 * k, v, dataclasses.replace(call, next_sigma=after), dense)
+        out = told(4 * q, 4 * k, v, dataclasses.replace(call, progress=progress), dense)
         if step == 1:
             torch.testing.assert_close(out, dense(4 * q, 4 * k, v), atol=1e-5, rtol=1e-4)
     assert told.stats.dense_steps_share == 0.5
@@ -306,7 +317,13 @@ def test_calls_that_a_cache_skips_are_not_missed(name):
     tensors = {"cond": qkv(grid), "uncond": qkv(grid)}
     calls = [(0, "cond"), (0, "uncond"), (1, "cond"), (4, "uncond"), (9, "cond"), (10, "uncond")]
     for step, branch in calls:
-        call = Call(grid=grid, layer=0, step=step, sigma=0.8 - step / 20, branch=branch)
+        call = Call(
+            grid=grid,
+            layer=0,
+            step=step,
+            progress=Progress.alone(1 - (0.8 - step / 20)),
+            branch=branch,
+        )
         out = attend(engine, tensors[branch], call)
         assert out.isfinite().all()
         if name != "rectified":  # scales text rows too
@@ -325,7 +342,7 @@ def test_a_query_that_is_no_number_stays_so_and_changes_no_other(name, kernel):
     for step, sigma in enumerate((0.8, 0.5, 0.4, 0.2)):
         q, k, v = qkv(grid, batch=2)
         q[0, at, 1] = 0.0
-        call = Call(grid=grid, layer=1, step=step, sigma=sigma)
+        call = Call(grid=grid, layer=1, step=step, progress=Progress.alone(1 - sigma))
         expected = attend(zero, (q, k, v), call)
         q[0, at, 1] = math.nan
         out = attend(broken, (q, k, v), call)

@@ -16,6 +16,7 @@ from vidsparse.metrics.attention import sample_rows
 from vidsparse.pipelines.grids import cosmos_noise
 from vidsparse.policies.selectors import best_of_map
 from vidsparse.presets import PRESETS
+from vidsparse.progress import Progress
 
 GRID = TokenGrid(4, 8, 16, prefix=2, suffix=5)
 op = importlib.import_module("vidsparse.kernels.op")
@@ -37,7 +38,7 @@ class NoFloat64(TorchDispatchMode):
 
 
 def preset(name):
-    changes = {"block": 16, "min_tokens": 0, "dense_above": 0.9, "full_below": 0.5}
+    changes = {"block": 16, "min_tokens": 0, "warmup": 0.1, "ramp_until": 0.5}
     if "block" not in PRESETS[name].parameters():  # clusters have sizes of their own
         del changes["block"]
     return PRESETS[name].override(changes)
@@ -52,7 +53,7 @@ def test_the_guard_looks_inside_our_op():
         torch.zeros(2).double()
     engine = SparseAttention(preset("draft"))
     q, k, v = (torch.randn(1, GRID.tokens, 2, 8).double() for _ in range(3))
-    call = Call(grid=GRID, layer=0, step=1, sigma=0.4)
+    call = Call(grid=GRID, layer=0, step=1, progress=Progress.alone(0.6))
     with pytest.raises(AssertionError, match="of float64"), NoFloat64():
         engine(q, k, v, call, never)
 
@@ -65,7 +66,13 @@ def test_every_preset_plans_and_attends_without_float64(name, kernels):
     out = torch.full((1,), torch.nan)
     with NoFloat64():  # on the ramp, at full sparsity, and with what was kept of the step before
         for step, sigma in enumerate((0.7, 0.4, 0.3)):
-            out = engine(q, k, v, Call(grid=GRID, layer=0, step=step, sigma=sigma), never)
+            out = engine(
+                q,
+                k,
+                v,
+                Call(grid=GRID, layer=0, step=step, progress=Progress.alone(1 - sigma)),
+                never,
+            )
     assert out.isfinite().all()
 
 

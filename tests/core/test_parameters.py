@@ -16,6 +16,7 @@ from vidsparse.policies.scope import Scope
 from vidsparse.policies.selectors import Budget, MassOf, TopK, TopP
 from vidsparse.policies.tolerance import Tolerance
 from vidsparse.presets import PRESETS
+from vidsparse.progress import Progress
 
 GRID, LARGE = TokenGrid(6, 8, 8, 0, 3), TokenGrid(8, 12, 12)
 SIGMAS = (0.97, 0.9, 0.7, 0.6, 0.5)
@@ -36,7 +37,13 @@ def results(preset, grid, layers):
         for index, branch in enumerate(("cond", "uncond")):
             for layer in range(layers):
                 x = start[index, :, layer] + 0.3 * step * start[1 - index, :, layer]
-                call = Call(grid=grid, layer=layer, step=step, sigma=sigma, branch=branch)
+                call = Call(
+                    grid=grid,
+                    layer=layer,
+                    step=step,
+                    progress=Progress.alone(1 - sigma),
+                    branch=branch,
+                )
                 q, k, v = x[:, None]
                 outs.append(engine(2 * q, 2 * k, v, call, dense))
     return torch.cat(outs), engine.stats.step_density

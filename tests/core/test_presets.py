@@ -67,7 +67,7 @@ def test_an_override_changes_that_parameter_and_no_other_and_leaves_the_preset_a
         ({"density": 0}, r"density must be in \(0, 1\], got 0"),
         ({"decay": 0.3, "density": 0.3}, "decay does nothing .*: the density sets the width"),
         ({"min_tokens": -1}, "min_tokens must be at least 0"),
-        ({"dense_above": 2}, "dense_above is a noise level"),
+        ({"warmup": -1}, "dense_above is a noise level"),
         ({"selector": "top_k", "density": "none"}, "only ranks blocks"),
     ],
 )

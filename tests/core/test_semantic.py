@@ -14,6 +14,7 @@ from vidsparse.policies.policy import Anchor, Policy
 from vidsparse.policies.pooled import Pooled
 from vidsparse.policies.semantic import Semantic, mean_of, members_of
 from vidsparse.presets import PRESETS
+from vidsparse.progress import Progress
 
 GRID = TokenGrid(2, 7, 9, prefix=5, suffix=3)
 
@@ -108,9 +109,7 @@ def test_later_steps_start_where_the_clusters_were(make_inputs):
 @pytest.mark.parametrize("grid", ["2x7x9", "5+3x5x7+3", "1x2x2", "1x1x1"])
 def test_clusters_at_full_share_are_dense_attention(name, grid):
     grid = TokenGrid.parse(grid)
-    preset = PRESETS[name].override(
-        {"p": 1.0, "min_tokens": 0, "dense_above": 1.0, "full_below": 1.0}
-    )
+    preset = PRESETS[name].override({"p": 1.0, "min_tokens": 0, "warmup": 0.0, "ramp_until": 0.0})
     q, k, v = (torch.randn(2, grid.tokens, 3, 8) for _ in range(3))
 
     def dense(q, k, v):
@@ -119,7 +118,9 @@ def test_clusters_at_full_share_are_dense_attention(name, grid):
 
     engine = SparseAttention(preset, strict=True)
     for step in range(3):
-        out = engine(q, k, v, Call(grid=grid, layer=0, step=step, sigma=0.5), dense)
+        out = engine(
+            q, k, v, Call(grid=grid, layer=0, step=step, progress=Progress.alone(0.5)), dense
+        )
         torch.testing.assert_close(out, dense(q, k, v), atol=2e-5, rtol=1e-4)
 
 

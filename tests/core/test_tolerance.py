@@ -27,6 +27,7 @@ from vidsparse.policies.semantic import Semantic
 from vidsparse.policies.tolerance import Tolerance
 from vidsparse.policies.value_aware import Mass, ValueAware
 from vidsparse.presets import PRESETS
+from vidsparse.progress import Progress
 
 GRID = TokenGrid(5, 7, 9, 4, 3)
 
@@ -176,7 +177,13 @@ def test_heads_choose_anew_when_it_is_due(every, times, monkeypatch):
     engine = SparseAttention(preset)
     q, k, v = (torch.randn(1, GRID.tokens, 2, 8) for _ in range(3))
     for step in range(6):
-        engine(q, k, v, Call(grid=GRID, layer=0, step=step, sigma=0.5), lambda *x: x[0])
+        engine(
+            q,
+            k,
+            v,
+            Call(grid=GRID, layer=0, step=step, progress=Progress.alone(0.5)),
+            lambda *x: x[0],
+        )
     assert len(drawn) == times
 
 
@@ -191,7 +198,9 @@ def test_a_per_head_order_is_undone_in_the_output():
     )
     preset = dataclasses.replace(PRESETS["svg"], policy=policy, min_tokens=0)
     q, k, v = (torch.randn(1, GRID.tokens, 2, 8) for _ in range(3))
-    out = SparseAttention(preset)(q, k, v, Call(grid=GRID, layer=0, step=0, sigma=0.5), no_dense)
+    out = SparseAttention(preset)(
+        q, k, v, Call(grid=GRID, layer=0, step=0, progress=Progress.alone(0.5)), no_dense
+    )
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     exact = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
     torch.testing.assert_close(out, exact, atol=1e-5, rtol=1e-4)
@@ -238,7 +247,7 @@ def planned_steps(monkeypatch, tensors_of_step, steps=9, **changes):
     engine = SparseAttention(PRESETS["auto"].override(settings | changes))
     for step in range(steps):
         for branch in ("cond", "uncond"):
-            call = Call(grid=GRID, layer=0, step=step, sigma=0.5, branch=branch)
+            call = Call(grid=GRID, layer=0, step=step, progress=Progress.alone(0.5), branch=branch)
             q, k, v = tensors_of_step(step)
             engine(q, k, v, call, no_dense)
     return made
@@ -270,5 +279,11 @@ def test_on_the_ramp_no_plan_is_kept():
     engine.observers.append(lambda call, work, *tensors: works.append(work.plan.density))
     q, k, v = constant()(0)
     for step, sigma in enumerate((0.92, 0.88, 0.84, 0.7, 0.6)):
-        engine(q, k, v, Call(grid=GRID, layer=0, step=step, sigma=sigma), no_dense)
+        engine(
+            q,
+            k,
+            v,
+            Call(grid=GRID, layer=0, step=step, progress=Progress.alone(1 - sigma)),
+            no_dense,
+        )
     assert works[0] > works[1] > works[2] > works[3] == works[4]

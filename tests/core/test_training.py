@@ -11,17 +11,18 @@ from vidsparse.engine import Call, SparseAttention
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.presets import PRESETS
+from vidsparse.progress import Progress
 from vidsparse.training import Take
 
 GRID = TokenGrid(4, 8, 16, prefix=2, suffix=5)
-CALL = Call(grid=GRID, layer=0, step=1, sigma=0.3)
-EARLIER = dataclasses.replace(CALL, step=0, sigma=0.5)
+CALL = Call(grid=GRID, layer=0, step=1, progress=Progress.alone(0.7))
+EARLIER = dataclasses.replace(CALL, step=0, progress=Progress.alone(0.5))
 REFUSED = {"lite": "the blocks that mattered", "re-ttention": "a residual"}
 TRAINABLE = [name for name in PRESETS if name not in REFUSED]
 
 
 def engine(name):
-    changes = {"block": 16, "min_tokens": 0, "dense_above": 0.9, "full_below": 0.4}
+    changes = {"block": 16, "min_tokens": 0, "warmup": 0.1, "ramp_until": 0.6}
     if "block" not in PRESETS[name].parameters():  # clusters have sizes of their own
         del changes["block"]
     return SparseAttention(PRESETS[name].override(changes))
@@ -73,7 +74,7 @@ def test_a_take_makes_the_call_what_it_was(name):
 
 def test_a_take_of_a_dense_call_is_dense():
     attention, take, qkv = engine("draft"), Take(), leaves()
-    early = dataclasses.replace(CALL, sigma=0.95)
+    early = dataclasses.replace(CALL, progress=Progress.alone(0.05))
     first = attend(attention, qkv, early, take)
     assert torch.equal(attend(attention, qkv, CALL, take), first)
 
@@ -132,7 +133,7 @@ def test_a_call_that_trains_does_so_before_gradients_are_recorded():
 @pytest.mark.parametrize("sigma", [0.3, 0.95])
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_lives_on_earlier_steps_is_refused(name, sigma):
-    attention, call = engine(name), dataclasses.replace(CALL, sigma=sigma)
+    attention, call = engine(name), dataclasses.replace(CALL, progress=Progress.alone(1 - sigma))
     with pytest.raises(BadInputError, match=f"preset '{name}' keeps {REFUSED[name]} from one"):
         attend(attention, leaves(), call)
     with torch.no_grad():

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from vidsparse.engine import Call, SparseAttention
 from vidsparse.grid import TokenGrid
 from vidsparse.presets import PRESETS
+from vidsparse.progress import Progress
 
 GRID = TokenGrid(4, 16, 16, suffix=9)
-CALL = Call(grid=GRID, layer=0, step=1, sigma=0.3)
+CALL = Call(grid=GRID, layer=0, step=1, progress=Progress.alone(0.7))
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 

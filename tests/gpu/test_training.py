@@ -40,7 +40,7 @@ def gradients(model):
 @pytest.mark.parametrize("where", DEVICES)
 def test_each_backward_pass_recomputes_its_own_forward_call(where, name, reentrant):
     model = wan(where)
-    changes: dict[str, Any] = {"min_tokens": 0, "dense_above": 0.95, "full_below": 0.4}
+    changes: dict[str, Any] = {"min_tokens": 0, "warmup": 0.05, "ramp_until": 0.6}
     with vidsparse.sparsify(model, name, **changes):
         loss_of(model, where, 700.0).backward()
         expected = gradients(model)

@@ -12,7 +12,7 @@ from vidsparse.pipelines.models import find_model
 from vidsparse.presets import PRESETS
 
 TINY = runpy.run_path(str(Path(__file__).with_name("tiny_models.py")))["MODELS"]
-SPARSE: dict[str, Any] = {"min_tokens": 0, "dense_above": 1.0, "full_below": 1.0}
+SPARSE: dict[str, Any] = {"min_tokens": 0, "warmup": 0.0, "ramp_until": 0.0}
 
 
 class Pipeline:

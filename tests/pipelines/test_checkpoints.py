@@ -40,7 +40,7 @@ def made(request, tmp_path):
 
 def test_a_run_has_the_grid_layers_and_noise_that_its_folder_promised(made):
     pipe, known, steps = made.pipe, made.known, 6
-    options = {"min_tokens": 0, "block": 16, "density": 0.3, "dense_above": 1, "full_below": 1}
+    options = {"min_tokens": 0, "block": 16, "density": 0.3, "warmup": 0.0, "ramp_until": 0.0}
     seen = []
     request = Request(
         prompt="a red circle", **made.size, steps=steps, guidance=known.guidance, seed=0

@@ -15,7 +15,7 @@ WAN: dict[str, Any] = {
     "rope_max_seq_len": 32,
 }  # fmt: skip
 SPARSE: dict[str, Any] = {
-    "min_tokens": 0, "block": 16, "density": 0.3, "dense_above": 0.95, "full_below": 0.95,
+    "min_tokens": 0, "block": 16, "density": 0.3, "warmup": 0.05, "ramp_until": 0.05,
     "strict": True,
 }  # fmt: skip
 TIMES = (990.0, 700.0, 500.0)  # the first is dense by the schedule

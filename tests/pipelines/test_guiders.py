@@ -18,9 +18,9 @@ from vidsparse import sparsify
 
 MODELS = runpy.run_path(str(Path(__file__).with_name("tiny_models.py")))["MODELS"]
 STEPS = torch.tensor([950.0, 700.0, 400.0, 100.0])
-DENSE: dict[str, Any] = {"min_tokens": 0, "block": 16, "dense_above": 0.0, "full_below": 0.0}
-SPARSE: dict[str, Any] = DENSE | {"density": 0.3, "dense_above": 0.9, "full_below": 0.9}
-WHOLE: dict[str, Any] = SPARSE | {"density": 0.999, "dense_above": 1.0}  # with our kernel
+DENSE: dict[str, Any] = {"min_tokens": 0, "block": 16, "warmup": 1.0, "ramp_until": 1.0}
+SPARSE: dict[str, Any] = DENSE | {"density": 0.3, "warmup": 0.1, "ramp_until": 0.1}
+WHOLE: dict[str, Any] = SPARSE | {"density": 0.999, "warmup": 0.0}  # with our kernel
 DENOISERS: dict[str, Any] = {"wan": WanLoopDenoiser, "qwen_image": QwenImageLoopDenoiser}
 DENOISERS |= {"hunyuan_video_15": HunyuanVideo15LoopDenoiser}
 BRANCHES = dict.fromkeys(DENOISERS, ("call0", "call1", "call2"))  # which only Hunyuan's names

@@ -23,8 +23,8 @@ SPARSE: dict[str, Any] = {
     "min_tokens": 0,
     "block": 16,
     "density": 0.3,
-    "dense_above": 0.95,
-    "full_below": 0.95,
+    "warmup": 0.05,
+    "ramp_until": 0.05,
 }
 POINT = (1, 2, 3)  # the token of the video that is changed: frame, row, column
 

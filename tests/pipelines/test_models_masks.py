@@ -15,7 +15,7 @@ from vidsparse.pipelines.tokens import key_padding
 from vidsparse.pipelines.undo import Undo
 
 MODELS = runpy.run_path(str(Path(__file__).with_name("tiny_models.py")))["MODELS"]
-SPARSE: dict[str, Any] = {"min_tokens": 0, "block": 16, "dense_above": 0.95, "full_below": 0.95}
+SPARSE: dict[str, Any] = {"min_tokens": 0, "block": 16, "warmup": 0.05, "ramp_until": 0.05}
 VALID = torch.tensor([[True, True, True, False], [True, True, True, True]])
 
 

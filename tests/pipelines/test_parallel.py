@@ -19,7 +19,7 @@ from vidsparse.presets import PRESETS
 from vidsparse.stats import Stats
 
 SPARSE: dict[str, Any] = {
-    "min_tokens": 0, "block": 16, "density": 0.3, "dense_above": 0.95, "full_below": 0.95,
+    "min_tokens": 0, "block": 16, "density": 0.3, "warmup": 0.05, "ramp_until": 0.05,
 }  # fmt: skip
 RANKS = 2
 TIMES = (0.9, 0.7, 0.5)

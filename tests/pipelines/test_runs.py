@@ -14,8 +14,8 @@ BUILD = runpy.run_path(str(Path(__file__).with_name("tiny_pipelines.py")))["BUIL
 diffusers: Any = _diffusers  # what it exports, its types do not say
 SPARSE: dict[str, Any] = {"min_tokens": 0, "block": 16, "density": 0.3}
 AT_ONCE: dict[str, Any] = SPARSE | {
-    "dense_above": 1.0,
-    "full_below": 1.0,
+    "warmup": 0.0,
+    "ramp_until": 0.0,
 }  # sparse from the first step on
 
 
@@ -98,8 +98,8 @@ def test_a_run_cut_short_in_its_first_step_leaves_nothing_to_the_next(wan, kind,
     """Not even when the next one starts at less noise, as if it went on."""
     changes: dict[str, Any] = STATEFUL[preset] | {
         "min_tokens": 0,
-        "dense_above": 1.0,
-        "full_below": 1.0,
+        "warmup": 0.0,
+        "ramp_until": 0.0,
     }
     request = {"strength": 0.75} if kind == "video_to_video" else {}
     cut = {"strength": 1.0} if kind == "video_to_video" else {}
@@ -205,8 +205,8 @@ def noise():
 def test_a_bare_transformer_shares_nothing_between_calls_and_says_so(wan, noise, preset):
     changes: dict[str, Any] = STATEFUL[preset] | {
         "min_tokens": 0,
-        "dense_above": 1.0,
-        "full_below": 1.0,
+        "warmup": 0.0,
+        "ramp_until": 0.0,
     }
     pipe = wan.build["one_expert"]()
     with vidsparse.sparsify(pipe.transformer, preset, **changes) as session:

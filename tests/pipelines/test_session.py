@@ -20,7 +20,7 @@ KINDS = [
     "video_to_video",
     "shipped",
 ]
-SPARSE = {"min_tokens": 0, "block": 16, "density": 0.3, "dense_above": 0.95, "full_below": 0.95}
+SPARSE = {"min_tokens": 0, "block": 16, "density": 0.3, "warmup": 0.05, "ramp_until": 0.05}
 LAYERS = {"shipped": 8}  # the others have two
 
 

@@ -20,8 +20,8 @@ SPARSE: dict[str, Any] = {
     "min_tokens": 0,
     "block": 16,
     "density": 0.3,
-    "dense_above": 0.95,
-    "full_below": 0.95,
+    "warmup": 0.05,
+    "ramp_until": 0.05,
 }
 hooks: Any = _hooks  # what it exports, its types do not say
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ from vidsparse.pipelines.stacked import branches_of, copies_in
 
 TINY = runpy.run_path(str(Path(__file__).with_name("tiny_models.py")))["MODELS"]
 SPARSE: dict[str, Any] = {
-    "min_tokens": 0, "block": 16, "density": 0.4, "dense_above": 1.0, "full_below": 1.0
+    "min_tokens": 0, "block": 16, "density": 0.4, "warmup": 0.0, "ramp_until": 0.0
 }  # fmt: skip
 
 
@@ -183,7 +183,7 @@ def test_padding_of_those_beside_it_changes_no_sample():
 
     def run(numbers):
         with vidsparse.sparsify(pipe, "semantic", q_clusters=5, kv_clusters=9, min_tokens=0,
-                                dense_above=1.0, full_below=1.0):  # fmt: skip
+                                warmup=0.0, ramp_until=0.0):  # fmt: skip
             return pipe(numbers)
 
     together = run([0, 1, 2])

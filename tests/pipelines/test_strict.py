@@ -14,7 +14,7 @@ import vidsparse
 from vidsparse.pipelines import taps
 
 SPARSE: dict[str, Any] = {
-    "min_tokens": 0, "block": 16, "density": 0.3, "dense_above": 1.0, "full_below": 1.0
+    "min_tokens": 0, "block": 16, "density": 0.3, "warmup": 0.0, "ramp_until": 0.0
 }  # fmt: skip
 
 

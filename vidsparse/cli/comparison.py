@@ -161,10 +161,11 @@ def _video(finished: Finished) -> dict[str, Any]:
 def _schedule(preset: Preset) -> str:
     """When a preset computes how much."""
     schedule = preset.schedule
-    text = (
-        f"dense above noise level {schedule.dense_above:g}, at full sparsity from "
-        f"{schedule.full_below:g} down"
-    )
+    text = f"at full sparsity from {schedule.ramp_until:.0%} of the run on"
+    if schedule.warmup:
+        text = f"dense in the first {schedule.warmup:.0%} of the run, {text}"
+    if schedule.cooldown:
+        text += f", dense in the last {schedule.cooldown:.0%}"
     if schedule.dense_layers:
         text += f", the first {schedule.dense_layers} layers always dense"
     return text

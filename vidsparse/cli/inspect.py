@@ -22,6 +22,7 @@ from vidsparse.cli.options import (
 from vidsparse.cli.screen import answer, answer_json, note, plain_table, step_bar
 from vidsparse.errors import BadInputError
 from vidsparse.files import replace_file
+from vidsparse.progress import Progress
 
 if TYPE_CHECKING:
     from vidsparse.cli.inspected import Inspector
@@ -106,16 +107,16 @@ def _check_sparse(job: Job, preset: Preset, steps: list[int], layers: list[int])
     """Say before weights load when everything that was asked for will run dense."""
     request = job.requests[0]
     grid = job.checkpoint.geometry.sequence(request.frames, request.height, request.width)
-    if preset.policy.density == 1.0:
+    if preset.policy.any_density == 1.0:
         raise BadInputError(f"{preset.name} at density 1 is dense: there is no plan to draw")
     if grid.tokens < preset.min_tokens:
         raise BadInputError(
             f"{grid.tokens:,} tokens are too few to be sparse (min_tokens is "
             f"{preset.min_tokens:,}): draw them with --set min_tokens=0"
         )
-    sigmas = job.checkpoint.sigmas(request.steps, grid)
-    if not any(preset.schedule.way(sigmas[s], layer) > 0 for s in steps for layer in layers):
-        sparse = [s for s, sigma in enumerate(sigmas) if preset.schedule.way(sigma, 10**6) > 0]
+    run = list(Progress.first(request.steps).steps())
+    if not any(preset.schedule.way(run[s], layer) > 0 for s in steps for layer in layers):
+        sparse = [s for s, way in enumerate(preset.schedule.ways(run[0])) if way > 0]
         way_out = (
             f"steps {sparse[0]} to {sparse[-1]} are sparse from layer "
             f"{preset.schedule.dense_layers} on"

@@ -91,7 +91,7 @@ class RunOptions:
 
     def _request(self, checkpoint: Checkpoint, prompt: str | None) -> Request:
         from vidsparse.pipelines.generate import Request
-        from vidsparse.pipelines.noise import check_steps
+        from vidsparse.pipelines.steps import check_steps
 
         size = checkpoint.size(self.frames, self.height, self.width)
         if self.guidance is not None and not checkpoint.takes_guidance:

@@ -166,13 +166,13 @@ def dense_by_another_engine(pipe: Any, request: Request, on_step: OnStep) -> tup
 def warm_up(pipe: Any, request: Request, preset: Preset | None) -> None:
     """Run a step at full sparsity, or a dense one and the decoder, so that it is not timed."""
     from vidsparse.pipelines import generate
-    from vidsparse.pipelines.noise import least_steps
+    from vidsparse.pipelines.steps import least_steps
 
     if preset is None:
         steps = least_steps(type(pipe).__name__)
         generate.generate(pipe, replace(request, steps=steps))
         return
-    at_once = {"dense_above": 1.0, "full_below": 1.0, "dense_layers": 0}
+    at_once = {"warmup": 0.0, "ramp_until": 0.0, "cooldown": 0.0, "dense_layers": 0}
     with vidsparse.sparsify(pipe, preset.override(at_once)):
         generate.warm_up(pipe, request)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vidsparse.pipelines.checkpoints import Checkpoint
     from vidsparse.pipelines.geometry import Geometry
 
-GRID_STEPS, GRID_SHIFT = 50, 5.0  # of a run when only a grid is given: as Wan 2.1 at 720p
+GRID_STEPS = 50  # of a run when only a grid is given
 
 
 def plan(
@@ -37,6 +37,7 @@ def plan(
     """Say how much a preset computes on a grid."""
     from vidsparse.forecast import forecast
     from vidsparse.pipelines.checkpoints import find_checkpoint
+    from vidsparse.pipelines.steps import check_steps
 
     chosen = changes.preset(preset)
     if (grid is None) == (model is None):
@@ -45,8 +46,9 @@ def plan(
         raise BadInputError("--size and --frames belong to --model: a --grid is a size already")
     checkpoint = find_checkpoint(model) if model else _grid_checkpoint()
     tokens = TokenGrid.parse(grid) if grid else _model_grid(checkpoint, size, frames)
-    sigmas = checkpoint.sigmas(checkpoint.or_usual("steps", steps), tokens)
-    found = forecast(chosen, tokens, sigmas, checkpoint.layers)
+    number = checkpoint.or_usual("steps", steps)
+    check_steps(checkpoint.pipeline, number)
+    found = forecast(chosen, tokens, number, checkpoint.layers)
     notes = [*found.notes, *([] if grid else _about_text(checkpoint.geometry))]
     text = {"text_tokens": tokens.prefix + tokens.suffix, "layers": checkpoint.layers}
     if json:
@@ -60,7 +62,7 @@ def plan(
 def _grid_checkpoint() -> Checkpoint:
     from vidsparse.pipelines.checkpoints import Checkpoint
 
-    return Checkpoint(source="", steps=GRID_STEPS, flow_shift=GRID_SHIFT)
+    return Checkpoint(source="", steps=GRID_STEPS)
 
 
 def _model_grid(checkpoint: Checkpoint, size: str | None, frames: int | None) -> TokenGrid:

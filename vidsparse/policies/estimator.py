@@ -53,6 +53,8 @@ class Inputs:
         layer: Index of the layer, from 0.
         expert: Which transformer of the pipeline.
         step: Denoising step, from 0.
+        density: Share of the pairs to keep at full sparsity, in (0, 1]; None leaves it to the
+            selector or to the estimator's own mask.
         state: What this layer, branch and geometry remember from earlier steps.
         shared: What all guidance branches of this layer and geometry remember together; None if
             each keeps to itself.
@@ -69,6 +71,7 @@ class Inputs:
     layer: int = 0
     expert: str = "transformer"
     step: int = 0
+    density: float | None = None
     state: LayerState = field(default_factory=LayerState)
     shared: LayerState | None = None
     remember: bool = False

@@ -15,11 +15,18 @@ def check_numbers(policy: Policy) -> None:
     """Raise BadInputError for a number of the policy itself that is out of range."""
     if policy.density is not None and not 0 < policy.density <= 1:
         raise BadInputError(f"density must be in (0, 1], got {policy.density:g}")
+    if policy.mean_density is not None and not 0 < policy.mean_density <= 1:
+        raise BadInputError(f"mean_density must be in (0, 1], got {policy.mean_density:g}")
+    if policy.density is not None and policy.mean_density is not None:
+        raise BadInputError(
+            f"density={policy.density:g} at full sparsity follows from "
+            f"mean_density={policy.mean_density:g} of a whole run: give one of the two"
+        )
     if not 0 <= policy.floor <= 1:
         raise BadInputError(f"floor must be in [0, 1], got {policy.floor:g}")
     if not 0 <= policy.rotate < 1:
         raise BadInputError(f"rotate must be in [0, 1), got {policy.rotate:g}")
-    if policy.block % 16 or not 16 <= policy.block <= 256:
+    if policy.block is not None and (policy.block % 16 or not 16 <= policy.block <= 256):
         raise BadInputError(f"block must be a multiple of 16 from 16 to 256, got {policy.block}")
 
 
@@ -37,8 +44,10 @@ def check_fit(policy: Policy) -> None:
             "selector top_k or threshold"
         )
     keeps_mask = selector.takes_masks and estimator.has_mask
-    if policy.density is None and not selector.has_amount and not keeps_mask:
-        raise BadInputError("this preset only ranks blocks: give it a density in (0, 1]")
+    if policy.any_density is None and not selector.has_amount and not keeps_mask:
+        raise BadInputError(
+            "this preset only ranks blocks: give it a density or a mean_density in (0, 1]"
+        )
     _check_orders(policy)
 
 
@@ -64,7 +73,7 @@ def idle(policy: Policy) -> dict[str, str]:
     """Parameters of a policy and its parts that do nothing as the others stand, and why."""
     found: dict[str, str] = {}
     for part in policy.parts:
-        found |= part.idle(policy.density)
+        found |= part.idle(policy.any_density)
     if instead := policy.in_place_of_density:
         found["density"] = f"its {instead} says how much is kept"
     if not policy.order.static:

@@ -52,7 +52,7 @@ class Observed(Estimator):
         """The kernel that reports what it saw takes equal blocks and nothing beside them."""
         if not policy.selector.takes_masks:
             return "what was observed has a threshold: leave selector=threshold"
-        if policy.compensation.compensates or policy.block > 128:
+        if policy.compensation.compensates or (policy.block or 0) > 128:
             return "observing takes blocks of at most 128 tokens and no compensation"
         if policy.alternatives is not None:
             return "what was observed is of one order: heads cannot choose among alternatives"

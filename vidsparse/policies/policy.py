@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.kernels.plan import BlockPlan
+from vidsparse.policies.block_size import usual_block
 from vidsparse.policies.choice import Alternative, Alternatives
 from vidsparse.policies.compensation import Compensation, NoCompensation
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
@@ -48,12 +49,16 @@ class Policy:
         compensation: What is done for the blocks that are skipped.
         alternatives: Other orders and estimators; each head takes what errs least on sampled rows.
         density: Share of query-key pairs that are computed once the schedule has left the dense
-            steps, in (0, 1]. None leaves it to the selector or to the estimator's own mask.
+            steps, in (0, 1]. None leaves it to the mean density, to the selector, or to the
+            estimator's own mask.
+        mean_density: The same of a whole run, dense steps and layers included, in (0, 1]; the
+            density follows from it.
         floor: Share of the key blocks that every row keeps at least, in [0, 1].
         anchor: Which pairs with the first latent frame are always computed.
         rotate: Share of the key blocks that every row keeps besides, others at every step, in
             [0, 1): against flicker, and the way back for blocks that were skipped.
-        block: Tokens in a block of queries and of keys: a multiple of 16, from 16 to 256.
+        block: Tokens in a block of queries and of keys: a multiple of 16, from 16 to 256. None
+            takes what is fast on the device.
     """
 
     order: Order = Raster()  # noqa: RUF009 it is frozen
@@ -62,10 +67,11 @@ class Policy:
     compensation: Compensation = NoCompensation()  # noqa: RUF009
     alternatives: Alternatives | None = None
     density: float | None = None
+    mean_density: float | None = None
     floor: float = 0.0
     anchor: Anchor = Anchor.NONE
     rotate: float = 0.0
-    block: int = 64
+    block: int | None = None
 
     def __post_init__(self) -> None:
         check_numbers(self)
@@ -75,6 +81,15 @@ class Policy:
     def parts(self) -> tuple[Part, ...]:
         """The order, the estimator, the selector and the compensation."""
         return self.order, self.estimator, self.selector, self.compensation
+
+    @property
+    def any_density(self) -> float | None:
+        """Whichever of the two densities is given."""
+        return self.mean_density if self.density is None else self.density
+
+    def block_on(self, device: str, tokens: int) -> int:
+        """Tokens in a block, on a type of device."""
+        return self.block or usual_block(device, tokens)
 
     @property
     def spreading_order(self) -> Order | None:

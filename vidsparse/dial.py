@@ -1,0 +1,87 @@
+"""The dial: what a whole run costs, and the density at full sparsity that follows from it."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import TYPE_CHECKING
+
+from vidsparse.errors import BadInputError
+from vidsparse.progress import Progress
+
+if TYPE_CHECKING:
+    from vidsparse.preset import Preset
+
+LEAST = 0.02  # density at full sparsity, below which nothing is worth computing
+HALVINGS = 30
+
+
+def full_density(
+    preset: Preset, run: Progress, *, layers: int | None = None, means: float = 0.0
+) -> float:
+    """The density at full sparsity at which a run has the preset's mean density.
+
+    Args:
+        preset: With a ``mean_density``.
+        run: Of any of its steps.
+        layers: How many self-attention layers there are; None leaves ``dense_layers`` out.
+        means: Blocks of keys over keys, of which compensations compute besides.
+
+    Raises:
+        BadInputError: When it cannot be reached, with the least that can.
+    """
+    asked = preset.policy.mean_density
+    assert asked is not None
+
+    def mean(density: float) -> float:
+        return mean_density(preset, run, density, layers=layers, means=means)
+
+    low, high = LEAST, 1.0
+    if mean(low) > asked + 5e-4:
+        raise BadInputError(_out_of_reach(preset, run, asked, mean(low)))
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if mean(middle) > asked else (middle, high)
+    return high if mean(high) <= asked else low
+
+
+def mean_density(
+    preset: Preset,
+    run: Progress,
+    density: float,
+    *,
+    layers: int | None = None,
+    means: float = 0.0,
+) -> float:
+    """The mean density of a run, dense steps and layers and compensation included.
+
+    Args:
+        preset: What to compute, and when.
+        run: Of any of its steps.
+        density: Of the plans at full sparsity.
+        layers: As in ``full_density``.
+        means: As in ``full_density``.
+    """
+    schedule, ways = preset.schedule, preset.schedule.ways(run)
+    planned = [1 - way * (1 - density) for way in ways]
+    besides = preset.policy.compensation.pairs(ways, planned, replan=schedule.replan, means=means)
+    sparse = sum(planned + besides) / len(ways)
+    dense = min(1.0, schedule.dense_layers / layers) if layers else 0.0
+    return dense + (1 - dense) * sparse
+
+
+def _out_of_reach(preset: Preset, run: Progress, asked: float, least: float) -> str:
+    schedule = preset.schedule
+    given = {
+        "warmup": schedule.warmup,
+        "ramp_until": schedule.ramp_until,
+        "cooldown": schedule.cooldown,
+        "dense_layers": schedule.dense_layers,
+    }
+    said = ", ".join(f"{name}={value:g}" for name, value in given.items() if value)
+    steps = len(run.bounds) - 1
+    return (
+        f"mean_density={asked:g} cannot be reached in a run of {steps} "
+        f"step{'s' if steps > 1 else ''}{' with ' if said else ''}{said}: the least is "
+        f"{ceil(100 * least) / 100:.2f}; give mean_density={ceil(100 * least) / 100:.2f} or more, "
+        "or leave less dense"
+    )
