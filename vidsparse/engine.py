@@ -23,6 +23,7 @@ from vidsparse.policies.policy import Policy
 from vidsparse.policies.work import Kernel, Work
 from vidsparse.preset import Preset
 from vidsparse.progress import Progress
+from vidsparse.purse import Purse
 from vidsparse.state import LayerState
 from vidsparse.stats import CallKey, Stats, Stopwatch
 from vidsparse.training import Take, require_trainable, wants_gradients, work_alone
@@ -101,6 +102,7 @@ class SparseAttention:
         self.stats = Stats()
         self.observers: list[Observer] = []
         self._densities: dict[Hashable, float] = {}
+        self._purse: Purse | None = None
         self._planner = Planner(preset.policy, preset.schedule.replan, preset.schedule.budgets)
 
     @property
@@ -111,11 +113,12 @@ class SparseAttention:
     def start_generation(self) -> None:
         """Forget the generation before: its counts, and what its layers remembered."""
         self.stats.start_generation()
-        self._planner.start_run()
+        self.start_run()
 
     def start_run(self) -> None:
         """Forget what layers remembered: the generation goes on with another window."""
         self._planner.start_run()
+        self._purse = None
 
     def passed_by(self, call: Call) -> None:
         """Count a call that a model made without asking us, for the reason it is unsupported.
@@ -164,6 +167,7 @@ class SparseAttention:
             require_trainable(self.preset)
         if take is not None:
             take.decided = True
+        self._open_purse(call)
         way = self._way(call)
         if self._scheduled_dense(call, way):
             self._record(call, torch.ones(1))
@@ -299,6 +303,7 @@ class SparseAttention:
             expert=call.expert,
             step=call.step,
             density=self._full_density(call, blocks),
+            purse=self._purse,
             state=state,
             shared=shared,
             remember=call.known and (schedule.share_branches or schedule.replan > 1),
@@ -334,7 +339,27 @@ class SparseAttention:
             self.stats.loads[call.key] = call.share.imbalance(head_density)
         return out if work.q_order is None else unpermute_tokens(out, work.q_order)
 
+    def _open_purse(self, call: Call) -> None:
+        """Where a tolerance is to meet a mean density; in a run of which all steps are known."""
+        policy, progress = self.preset.policy, call.progress
+        start = policy.selector.tolerance_of_purse
+        if policy.mean_density is None or start is None or progress is None:
+            return
+        if not call.known or progress.run is not progress:
+            self.stats.notes.setdefault(
+                f"mean density {policy.mean_density:g} could not be aimed at: nobody says how many "
+                f"steps the run takes; the tolerance stayed at {start:g}"
+            )
+            return
+        if self._purse is None:
+            self._purse = Purse(policy.mean_density, start)
+        schedule = self.preset.schedule
+        sparse = 1 - min(1.0, schedule.dense_layers / call.layers) if call.layers else 1.0
+        self._purse.enter(progress, [sparse * way for way in schedule.ways(progress)])
+
     def _record(self, call: Call, head_density: Tensor) -> None:
+        if self._purse is not None:
+            self._purse.pay(head_density)
         self.stats.record(call.key, call.sigma, head_density)
         self.stats.memory_bytes = self._planner.nbytes()
         self.stats.host_memory_bytes = self._planner.host_nbytes()

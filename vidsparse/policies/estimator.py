@@ -17,6 +17,7 @@ from vidsparse.kernels.plan import BlockPlan
 from vidsparse.kernels.pooling import pool_blocks, pool_ragged
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.part import Part
+from vidsparse.purse import Purse
 from vidsparse.state import LayerState
 
 PLAN = "plan"  # the name that a plan is remembered under
@@ -55,6 +56,7 @@ class Inputs:
         step: Denoising step, from 0.
         density: Share of the pairs to keep at full sparsity, in (0, 1]; None leaves it to the
             selector or to the estimator's own mask.
+        purse: What the run may spend, where a tolerance is moved by that; else None.
         state: What this layer, branch and geometry remember from earlier steps.
         shared: What all guidance branches of this layer and geometry remember together; None if
             each keeps to itself.
@@ -72,6 +74,7 @@ class Inputs:
     expert: str = "transformer"
     step: int = 0
     density: float | None = None
+    purse: Purse | None = None
     state: LayerState = field(default_factory=LayerState)
     shared: LayerState | None = None
     remember: bool = False

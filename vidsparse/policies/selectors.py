@@ -86,6 +86,11 @@ class Selector(Part, ABC):
         """Whether its own parameters say how much is kept, so that it needs no density."""
         return False
 
+    @property
+    def tolerance_of_purse(self) -> float | None:
+        """The tolerance that a mean density moves; None of a selector that takes a density."""
+        return None
+
     @abstractmethod
     def select(self, these: Selection) -> Lists: ...
 

@@ -9,6 +9,7 @@ its error on freshly drawn rows stays there. Nothing waits for the device.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -46,7 +47,8 @@ class Tolerance(Selector):
 
     Attributes:
         tolerance: Relative error of a layer's attention output on sampled rows that is allowed
-            once the schedule has left the dense steps, in (0, 1].
+            once the schedule has left the dense steps, in (0, 1]. Under a mean density it is where
+            the search for the error of that density begins.
         sampled_rows: Query rows that the error is measured on.
     """
 
@@ -69,6 +71,17 @@ class Tolerance(Selector):
     def has_amount(self) -> bool:
         """The tolerance says how much is kept."""
         return True
+
+    @property
+    def tolerance_of_purse(self) -> float | None:
+        """Where the search for the error of a mean density begins."""
+        return self.tolerance
+
+    def idle(self, density: float | None) -> Mapping[str, str]:
+        """A mean density decides how much error there is."""
+        if density is None:
+            return {}
+        return {"tolerance": "it follows from the mean density, so give one of the two"}
 
     def refuses(self, policy: Policy) -> str | None:
         """It knows the errors of what is skipped, and of what attends through its mean."""
@@ -102,7 +115,12 @@ class Tolerance(Selector):
         candidate = samples.under(arranged, centroids=policy.compensation.through_means)
         search = _Search(scores, policy.always(arranged.inputs), arranged.inputs, candidate)
         search.scale_to_measured()
-        return arranged, search.plan(search.lowest_density(self._allowed(way)))
+        density = search.lowest_density(self._allowed(inputs, way))
+        if inputs.purse is not None:
+            means = arranged.inputs.blocks.columns / inputs.blocks.grid.tokens
+            besides = policy.compensation.pairs([1.0], [0.0], replan=1, means=means)[0]
+            density = inputs.purse.bound(density, way, besides)
+        return arranged, search.plan(density)
 
     def still_serves(
         self, policy: Policy, inputs: Inputs, arranged: Arranged, plan: BlockPlan, way: float
@@ -119,9 +137,14 @@ class Tolerance(Selector):
         samples = Samples.draw(inputs, self.sampled_rows)
         candidate = samples.under(arranged, centroids=policy.compensation.through_means)
         error = all_of(inputs.share, candidate.error(plan.to_block_mask())).sum(dim=-1)
-        return (error <= (SLACK * self._allowed(way)) ** 2 * _power(candidate, inputs)).all()
+        return (
+            error <= (SLACK * self._allowed(inputs, way)) ** 2 * _power(candidate, inputs)
+        ).all()
 
-    def _allowed(self, way: float) -> float:
+    def _allowed(self, inputs: Inputs, way: float) -> float | Tensor:
+        """The relative error that is allowed, of the tolerance or of a run's purse."""
+        if inputs.purse is not None:
+            return inputs.purse.tolerance * way
         assert self.tolerance is not None
         return self.tolerance * way
 
@@ -164,7 +187,7 @@ class _Search:
         ratio = torch.where(ratio > 0, ratio, 1.0)  # a head that lost nothing has nothing to scale
         self._scores = self._scores * ratio[..., None, None]
 
-    def lowest_density(self, tolerance: float) -> Tensor:
+    def lowest_density(self, tolerance: float | Tensor) -> Tensor:
         """The lowest density whose relative error stays under the tolerance, ``(batch,)``."""
         ranking, power = self._ranking(), _power(self._candidate, self._inputs)
         low = torch.full_like(power, LEAST)

@@ -1,0 +1,368 @@
+"""Which method is best at equal time: fidelity of the shipped pipeline over predicted minutes.
+
+    python benchmarks/ladder.py quality -o quality.json      # PSNR, SSIM, temporal error of clips
+    python benchmarks/ladder.py calls -o calls.json          # time of one call at real shapes
+    python benchmarks/ladder.py table quality.json calls.json
+
+``quality`` draws the same clips with every candidate at every mean density, beside dense ones of
+the same noise. ``calls`` times one attention call of each in a session's engine, planning included
+and shared by two guidance branches, at the shapes of real models. ``table`` puts the two together:
+fidelity against the predicted time of a whole Wan-14B run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any, NamedTuple
+
+import diffusers
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import vidsparse
+from vidsparse.engine import Call, SparseAttention
+from vidsparse.grid import TokenGrid
+from vidsparse.metrics.fidelity import fidelity
+from vidsparse.pipelines.checkpoints import TINY
+from vidsparse.progress import Progress
+
+GUIDANCE = 4.0
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
+PROMPTS = [
+    "a red circle moving right over a light blue striped background",
+    "a yellow star moving up over a dark purple dotted background",
+    "a large green triangle bouncing over a checkered gray background",
+    "a pink square circling over a plain dark blue background",
+    "a small white heart spinning over a dark green cloudy background",
+    "a cyan ring falling over a light orange wavy background",
+    "an orange moon swaying over a striped dark gray background",
+    "a large blue cross growing over a light yellow checkered background",
+]
+CANDIDATES: dict[str, dict[str, Any]] = {
+    "tiles 128": {"preset": "balanced", "block": 128},
+    "tiles 64": {"preset": "balanced", "block": 64},
+    "tiles 128, means": {
+        "preset": "balanced", "block": 128, "estimator": "routing", "compensation": "centroid"
+    },
+    "tiles 64, means": {
+        "preset": "balanced", "block": 64, "estimator": "routing", "compensation": "centroid"
+    },
+    "draft 128": {"preset": "draft", "block": 128},
+    "draft 64": {"preset": "draft", "block": 64},
+    "adaspa": {"preset": "adaspa"},
+    "semantic": {"preset": "semantic"},
+    "semantic, replan 2": {"preset": "semantic", "replan": 2},
+    "semantic, replan 4": {"preset": "semantic", "replan": 4},
+    "semantic 100/500, replan 4": {
+        "preset": "semantic", "q_clusters": 100, "kv_clusters": 500, "replan": 4
+    },
+    "svg2-ear": {"preset": "svg2-ear"},
+    "random 128": {"preset": "random", "block": 128},
+}  # fmt: skip
+
+
+class Shape(NamedTuple):
+    """The self-attention of a model at the size it is used."""
+
+    grid: TokenGrid
+    heads: int
+    head_dim: int
+
+
+SHAPES = {
+    "wan-14b-720p": Shape(TokenGrid(21, 45, 80), 40, 128),
+    "wan-1.3b-480p": Shape(TokenGrid(21, 30, 52), 12, 128),
+    "hunyuanvideo-720p": Shape(TokenGrid(33, 45, 80, suffix=256), 24, 128),
+    "cogvideox-5b": Shape(TokenGrid(13, 30, 45, prefix=226), 48, 64),
+    "flux-4k": Shape(TokenGrid(1, 256, 256, prefix=512), 24, 128),
+}
+
+
+def main() -> None:
+    args = parse()
+    {"quality": quality, "calls": calls, "table": table}[args.what](args)
+
+
+def chosen(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    names = args.only.split(";") if args.only else list(CANDIDATES)
+    more = json.loads(args.more.read_text()) if args.more else {}
+    everything = CANDIDATES | more
+    return {name: everything[name] for name in (*names, *(more if not args.only else ()))}
+
+
+def changes_of(candidate: dict[str, Any], **more: Any) -> tuple[str, dict[str, Any]]:
+    changes = dict(candidate)
+    return changes.pop("preset"), changes | more
+
+
+class Studio:
+    """Draws all clips of a setting as one batch."""
+
+    def __init__(self, size: str, prompts: int, seeds: int) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = False
+        pipe: Any = DiffusionPipeline.from_pretrained(TINY, use_safetensors=True, torch_dtype=DTYPE)
+        self.pipe = pipe.to(DEVICE)
+        self.pipe.set_progress_bar_config(disable=True)
+        frames, height, width = (int(n) for n in size.split("x"))
+        self.size = {"num_frames": frames, "height": height, "width": width}
+        self.cases = [(p, s) for s in range(seeds) for p in PROMPTS[:prompts]]
+
+    def clips(self, shift: float, steps: int) -> np.ndarray:
+        """Frames, uint8 ``(clips, frames, height, width, 3)``."""
+        pipe = self.pipe
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, flow_shift=shift)
+        frames = pipe(
+            [prompt for prompt, _ in self.cases],
+            **self.size,
+            num_inference_steps=steps,
+            guidance_scale=GUIDANCE,
+            generator=[torch.Generator().manual_seed(seed) for _, seed in self.cases],
+        ).frames
+        return (frames * 255).round().astype("uint8")
+
+
+def quality(args: argparse.Namespace) -> None:
+    """Every candidate at every mean density, in every setting."""
+    studio, started = Studio(args.size, args.prompts, args.seeds), time.perf_counter()
+    record = about(args) | {"size": args.size, "cases": studio.cases, "floors": {}, "rows": []}
+    for setting in args.settings.split(","):
+        shift, steps = (float(n) for n in setting.split("x"))
+        dense = studio.clips(shift, int(steps))
+        with sdpa_kernel(SDPBackend.MATH if DEVICE == "cpu" else SDPBackend.EFFICIENT_ATTENTION):
+            again = studio.clips(shift, int(steps))
+        floor = mean(scores(again, dense)["psnr"])
+        record["floors"][setting] = floor
+        print(f"shift {shift:g}, {steps:g} steps: dense against dense {floor:.1f} dB", flush=True)
+        for level in (float(text) for text in args.levels.split(",")):
+            for name, candidate in chosen(args).items():
+                if time.perf_counter() - started > args.seconds:
+                    break
+                row = {"candidate": name, "setting": setting, "asked": level}
+                row |= drawn(studio, candidate, args, shift, int(steps), level, dense)
+                record["rows"].append(row)
+                show(row)
+                write(args.output, record)
+
+
+def drawn(
+    studio: Studio, candidate: dict[str, Any], args: argparse.Namespace, shift: float, steps: int,
+    level: float, dense: np.ndarray,
+) -> dict[str, Any]:  # fmt: skip
+    """One row: what a candidate's clips are like."""
+    schedule = json.loads(args.schedule)
+    preset, changes = changes_of(candidate, mean_density=level, min_tokens=0)
+    start = time.perf_counter()
+    try:
+        with vidsparse.sparsify(studio.pipe, preset, **(schedule | changes)) as session:
+            clips = studio.clips(shift, steps)
+            stats = session.stats
+    except vidsparse.BadInputError as error:
+        return {"error": str(error)}
+    found = scores(clips, dense)
+    return {
+        "settings": {"preset": preset} | schedule | changes,
+        "mean_density": stats.mean_density,
+        "dense_steps_share": stats.dense_steps_share,
+        "fallbacks": dict(stats.fallbacks),
+        "seconds": time.perf_counter() - start,
+        **{name: mean(each) for name, each in found.items()},
+        "psnr_each": found["psnr"],
+    }
+
+
+def scores(clips: np.ndarray, dense: np.ndarray) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {"psnr": [], "ssim": [], "temporal": []}
+    for ours, theirs in zip(clips, dense, strict=True):
+        score = fidelity(ours, theirs)
+        found["psnr"].append(min(score.psnr, 99.0))
+        found["ssim"].append(score.ssim)
+        change, true = (np.diff(x.astype(np.float32), axis=0) for x in (ours, theirs))
+        found["temporal"].append(float(np.abs(change - true).mean()))
+    return found
+
+
+def show(row: dict[str, Any]) -> None:
+    name = f"{row['candidate']:28s} {row['setting']:6s} {row['asked']:.2f}"
+    if "error" in row:
+        print(f"{name} {row['error']}", flush=True)
+        return
+    each = row["psnr_each"]
+    half = 1.96 * stdev(each) / len(each) ** 0.5 if len(each) > 1 else 0.0
+    print(
+        f"{name} realised {row['mean_density']:.3f} psnr {row['psnr']:5.2f} +- {half:.2f} "
+        f"ssim {row['ssim']:.3f} temporal {row['temporal']:.2f} {row['seconds']:.1f} s"
+        f"{' ' + str(row['fallbacks']) if row['fallbacks'] else ''}",
+        flush=True,
+    )
+
+
+def calls(args: argparse.Namespace) -> None:
+    """Time of an attention call at full sparsity, by candidate, shape and density."""
+    record = about(args) | {"dense": {}, "rows": []}
+    for name in args.shapes.split(","):
+        shape = SHAPES[name] if DEVICE == "cuda" else Shape(TokenGrid(5, 16, 16), 2, 64)
+        torch.manual_seed(0)
+        size = (1, shape.grid.tokens, shape.heads, shape.head_dim)
+        branches = [
+            [torch.randn(size, device=DEVICE, dtype=DTYPE) for _ in "qkv"] for _ in range(2)
+        ]
+        record["dense"][name] = timed_dense(branches)
+        print(f"{name}: dense {record['dense'][name]:.2f} ms", flush=True)
+        for candidate, settings in chosen(args).items():
+            for density in (float(text) for text in args.densities.split(",")):
+                row = {"candidate": candidate, "shape": name, "density": density}
+                row |= timed(settings, shape, branches, density, args.steps)
+                record["rows"].append(row)
+                print(
+                    f"  {candidate:28s} {density:.2f} call {row['ms']:7.2f} ms, planning "
+                    f"{row['plan_ms']:6.2f} ms, {row['ms'] / record['dense'][name]:.3f} of dense, "
+                    f"realised {row['realised']:.3f} {row['engines']}",
+                    flush=True,
+                )
+                write(args.output, record)
+
+
+def timed_dense(branches: list[list[torch.Tensor]]) -> float:
+    q, k, v = (x.transpose(1, 2) for x in branches[0])
+    backend = SDPBackend.CUDNN_ATTENTION if DEVICE == "cuda" else SDPBackend.MATH
+    with sdpa_kernel(backend):
+        return median(clock(lambda: F.scaled_dot_product_attention(q, k, v)) for _ in range(4))
+
+
+def clock(function: Any) -> float:
+    """Milliseconds."""
+    if DEVICE == "cpu":
+        start = time.perf_counter()
+        function()
+        return 1000 * (time.perf_counter() - start)
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+    events[0].record()
+    function()
+    events[1].record()
+    torch.cuda.synchronize()
+    return events[0].elapsed_time(events[1])
+
+
+def timed(
+    candidate: dict[str, Any], shape: Shape, branches: list[list[torch.Tensor]], density: float,
+    steps: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Mean over two branches and some steps, after as many steps of warm-up."""
+    name, changes = changes_of(candidate, density=density, warmup=0.0, ramp_until=0.0, min_tokens=0)
+    preset = vidsparse.PRESETS[name].override(changes)
+    engine = SparseAttention(preset, strict=True)
+    run = Progress.first(2 * steps)
+
+    def no_dense(*qkv: Any) -> Any:
+        raise AssertionError("a call ran dense")
+
+    found = []
+    for at, progress in enumerate(run.steps()):
+        for branch, (q, k, v) in enumerate(branches):
+            call = Call(
+                grid=shape.grid, layer=0, step=at, branch=str(branch), progress=progress, layers=40
+            )
+            found.append(clock(lambda q=q, k=k, v=v, c=call: engine(q, k, v, c, no_dense)))
+        if at == steps - 1:
+            found.clear()
+            engine.stats.start_generation()
+    number = 2 * steps
+    return {
+        "ms": mean(found),
+        "plan_ms": 1000 * engine.stats.plan_seconds / number,
+        "each_ms": found,
+        "realised": engine.stats.mean_density,
+        "engines": dict(engine.stats.engines),
+        "settings": {"preset": name} | changes,
+        "peak_bytes": torch.cuda.max_memory_allocated() if DEVICE == "cuda" else None,
+    }
+
+
+def about(args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "command": " ".join(sys.argv),
+        "device": torch.cuda.get_device_name() if DEVICE == "cuda" else platform.processor(),
+        "dtype": str(DTYPE),
+        "versions": {
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+            "vidsparse": vidsparse.__version__,
+        },
+    }
+
+
+def write(path: Path | None, record: dict[str, Any]) -> None:
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+REST_MS = 57.0  # of a Wan-14B layer besides self-attention, 720p x 81 (issue's floor on an H200)
+STOCK_MS = 309.0  # of a whole layer of unmodified diffusers there
+
+
+def table(args: argparse.Namespace) -> None:
+    """Fidelity over the predicted time of a whole Wan-14B run, as a ratio to stock diffusers."""
+    quality_of, calls_of = (json.loads(path.read_text()) for path in args.files)
+    lines = dict(_lines(calls_of, "wan-14b-720p"))
+    dense = calls_of["dense"]["wan-14b-720p"]
+    for row in sorted(
+        quality_of["rows"], key=lambda row: (row["setting"], row["asked"], -row.get("psnr", 0))
+    ):
+        if "error" in row or row["candidate"] not in lines:
+            continue
+        start, slope = lines[row["candidate"]]
+        share = row["dense_steps_share"]
+        sparse = (row["mean_density"] - share) / (1 - share)
+        attention = share * dense + (1 - share) * (start + slope * sparse)
+        gain = STOCK_MS / (REST_MS + attention)
+        print(
+            f"{row['setting']:6s} {row['asked']:.2f} {row['candidate']:28s} "
+            f"{gain:.2f}x stock {row['psnr']:5.2f} dB ssim {row['ssim']:.3f} "
+            f"temporal {row['temporal']:.2f} density {row['mean_density']:.3f}"
+        )
+
+
+def _lines(record: dict[str, Any], shape: str) -> Iterator[tuple[str, tuple[float, float]]]:
+    """Of each candidate, milliseconds of a call at density 0, and what density 1 adds."""
+    for name in dict.fromkeys(row["candidate"] for row in record["rows"]):
+        rows = [r for r in record["rows"] if r["candidate"] == name and r["shape"] == shape]
+        if len(rows) < 2:
+            continue
+        slope = (rows[-1]["ms"] - rows[0]["ms"]) / (rows[-1]["realised"] - rows[0]["realised"])
+        yield name, (rows[0]["ms"] - slope * rows[0]["realised"], slope)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("quality", "calls", "table"))
+    parser.add_argument("files", type=Path, nargs="*", help="of table: quality and calls")
+    parser.add_argument("--only", default="", help="some candidates, separated by semicolons")
+    parser.add_argument("--more", type=Path, help="JSON of more candidates")
+    parser.add_argument("--size", default="49x256x256")
+    parser.add_argument("--levels", default="0.45,0.35,0.25,0.15", help="mean densities")
+    parser.add_argument("--settings", default="5x20", help="SHIFTxSTEPS, separated by commas")
+    parser.add_argument("--schedule", default="{}", help="JSON of schedule parameters")
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--shapes", default="wan-14b-720p")
+    parser.add_argument("--densities", default="0.15,0.35")
+    parser.add_argument("--steps", type=int, default=4, help="of calls: that are timed")
+    parser.add_argument("--seconds", type=float, default=1e9, help="start nothing after this time")
+    parser.add_argument("-o", "--output", type=Path)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
