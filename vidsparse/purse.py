@@ -1,10 +1,10 @@
 """The purse: a mean density, spent over steps, layers and heads where it buys the most.
 
 Where a preset goes by a tolerance of error, one tolerance serves the whole run, so every layer gets
-the density at which it errs as much as the others. The purse finds the tolerance whose mean density
-is the one that was asked for: it counts what was spent, so it knows what the rest of the run can
-afford. What calls want at the tolerance is divided by how far they have wanted too much of late, and
-the tolerance moves until that is one. All on the device: nothing waits.
+the density at which it errs as much as the others. The purse finds the tolerance whose mean
+density is the one that was asked for: it counts what was spent, so it knows what the rest of the
+run can afford. What calls want at the tolerance is divided by how far they have wanted too much of
+late, and the tolerance moves until that is one. All on the device: nothing waits.
 """
 
 from __future__ import annotations
