@@ -24,7 +24,7 @@ from .common import Clock, choose_device, say  # noqa: E402
 from .export import export  # noqa: E402
 
 _RESERVES = {  # seconds
-    "decoder": 25,
+    "decoder": 8,
     "judge": 8,
     "text": 2,
     "dit": 10,

@@ -50,7 +50,7 @@ class Settings:
 
     size: Size = (21, 128, 128)
     batch: int = 10
-    pool: int = 9000
+    pool: int = 4000
     measured: tuple[tuple[Size, int], ...] = (
         ((25, 160, 160), 32),
         ((49, 256, 256), 12),
@@ -163,7 +163,7 @@ def _loss(made: Tensor, clips: Tensor) -> tuple[Tensor, Tensor]:
     square = error.square().mean()
     absolute = torch.sqrt(error.square() + 1e-5).mean()
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-    edges = edges + 0.5 * error.diff(dim=2).abs().mean()
+    edges = edges + 4 * error.diff(dim=2).abs().mean()  # flicker
     loss = absolute + 5 * square + 0.3 * edges + 0.1 * (1 - _ssim(made, clips))
     return loss, square
 

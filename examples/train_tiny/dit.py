@@ -2,13 +2,13 @@
 
 The loss is that of a rectified flow, ``|v - (noise - latent)|^2`` at noise levels shifted as the
 scheduler shifts them. Where a sprite is, it counts up to three times at low noise: outlines are few
-tokens, and they are what the eye sees.
+tokens, and they are what the eye sees. So does what changes of the error from frame to frame, which
+is flicker.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ class Settings:
         plan: From which share of the whole training on each size is drawn how often.
         lr: Peak rate of Muon; AdamW, for what is no hidden matrix, has half.
         facts: Weight of reading the captions' facts, see ``facts``.
+        flicker: Weight of how the error changes from frame to frame, at low noise.
         no_text: Share of clips without caption, for classifier-free guidance.
         average: Decay of the moving average of weights.
         compiled: Compile the transformer's blocks, on a GPU.
@@ -58,6 +59,7 @@ class Settings:
     plan: tuple[tuple[float, Mapping[str, float]], ...]
     lr: float = 1.5e-3
     facts: float = 0.1
+    flicker: float = 0.5
     no_text: float = 0.12
     average: float = 0.999
     compiled: bool = True
@@ -66,12 +68,12 @@ class Settings:
 FULL = Settings(
     sizes={
         "small": Size(17, 128, 128, batch=96, pool=8_000),
-        "default": Size(25, 160, 160, batch=48, pool=4_000),
-        "large": Size(49, 256, 256, batch=10, pool=400),
+        "default": Size(25, 160, 160, batch=48, pool=2_000),
+        "large": Size(49, 256, 256, batch=10, pool=200),
     },
     plan=(
         (0.0, {"small": 0.30, "default": 0.60, "large": 0.10}),
-        (0.5, {"default": 0.74, "large": 0.26}),
+        (0.2, {"default": 0.62, "large": 0.38}),
     ),
 )
 SMALL = Settings(
@@ -174,8 +176,8 @@ def _train(
         if name not in pools:
             pools[name] = _fill(vae, name, settings, span, clock, device)
         _set_rates(optimizers, settings.lr * min(1, (step + 1) / 150) * min(1, 2 * (1 - whole)))
-        loss, facts = _loss(model, heads, pools[name], settings, device)
-        (loss + settings.facts * facts).backward()
+        loss, jumps, facts = _loss(model, heads, pools[name], settings, device)
+        (loss + jumps + settings.facts * facts).backward()
         norm = torch.nn.utils.clip_grad_norm_(params, 1.0)
         for optimizer in optimizers:
             optimizer.step()
@@ -188,7 +190,7 @@ def _train(
                 clock.begin()
         step += 1
         seen[name] = seen.get(name, 0) + settings.sizes[name].batch
-        log.add({name: loss, "facts": facts, "gradient": norm})
+        log.add({name: loss, f"{name} jumps": jumps, "facts": facts, "gradient": norm})
         log.line(step, share=whole, now=clock.steps is not None)
     wait(device)
     return seen
@@ -226,8 +228,8 @@ def _set_rates(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
 
 def _loss(
     model: Model, heads: FactHeads, pool: Pool, settings: Settings, device: str
-) -> tuple[Tensor, Tensor]:
-    """Return the flow's loss and that of reading the captions."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the flow's loss, that of its error's jumps in time, that of reading the captions."""
     latents, sprites, ids, facts = pool.draw()
     batch = len(latents)
     no_text = torch.zeros_like(ids)
@@ -238,17 +240,14 @@ def _loss(
     at = level[:, None, None, None, None]
     noise = torch.randn_like(latents)
     noisy = (1 - at) * latents + at * noise
-    with _compiled_or_not(pool.size.compiled), mixed(device):
+    with mixed(device):
         text = model.read(ids)
         velocity, reading = model(noisy, level, text), heads(text, ids, facts)
     weight = 1 + 2 * (1 - at) * sprites
-    error = (velocity.float() - (noise - latents)).square()
-    return (weight * error).sum() / (weight.sum() * latents.shape[1]), reading
-
-
-def _compiled_or_not(compiled: bool) -> AbstractContextManager[Any]:
-    # set_stance acts as soon as it is called
-    return nullcontext() if compiled else torch.compiler.set_stance("force_eager")
+    error = velocity.float() - (noise - latents)
+    loss = (weight * error.square()).sum() / (weight.sum() * latents.shape[1])
+    jumps = ((1 - at) * error.diff(dim=2).square()).mean()
+    return loss, settings.flicker * jumps, reading
 
 
 def _noise_levels(batch: int, device: str) -> Tensor:

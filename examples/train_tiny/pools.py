@@ -20,6 +20,7 @@ from .render import full_grid, render
 from .scenes import draw_labels, draw_scenes, write_captions
 
 WORDS = 64  # tokens kept of a caption: the longest has about 50
+_PATTERNS = (0.12, 0.24, 0.16, 0.12, 0.22, 0.14)  # more stripes and waves, which are the hardest
 _RENEWED = 10  # one clip is made anew for so many that are drawn
 _CHUNK = 64 * 25 * 160 * 160  # pixels rendered and encoded at once
 
@@ -34,7 +35,6 @@ class Size:
         width: The same.
         batch: Clips a step.
         pool: Clips that are ready at any time.
-        compiled: Whether the transformer is compiled for it; not worth it for the rare ones.
     """
 
     frames: int
@@ -42,7 +42,6 @@ class Size:
     width: int
     batch: int
     pool: int
-    compiled: bool = True
 
     @property
     def tokens(self) -> int:
@@ -108,7 +107,7 @@ class Pool:
     @torch.no_grad()
     def _make(self, clips: int) -> Batch:
         size, short = self.size, min(self.size.height, self.size.width)
-        labels = draw_labels(self.rng, clips)
+        labels = draw_labels(self.rng, clips, patterns=_PATTERNS)
         scenes = draw_scenes(self.rng, labels, wide=size.width / short, tall=size.height / short)
         made = render(scenes, full_grid(clips, size.frames, size.height, size.width, self.device))
         with mixed(self.device):

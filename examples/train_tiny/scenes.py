@@ -67,6 +67,7 @@ _GROUND_RGB = [
 _TURN = 2 * math.pi
 _MOTION_SHARES = [0.11, 0.11, 0.11, 0.11, 0.12, 0.10, 0.10, 0.08, 0.08, 0.08]
 _CAMERA_SHARES = [0.36, 0.11, 0.11, 0.09, 0.09, 0.09, 0.08, 0.07]
+_PATTERN_SHARES = (0.20, 0.18, 0.16, 0.16, 0.14, 0.16)
 _VIEW_SHARE = 0.08  # clips in which the camera itself moves, sprites and all
 
 Labels = dict[str, np.ndarray]
@@ -98,12 +99,25 @@ def index(part: str, name: str) -> int:
     return NAMES[part].index(name)
 
 
-def draw_labels(rng: np.random.Generator, batch: int, *, sprites: int | None = None) -> Labels:
-    """Draw what is to be seen; ``sprites`` fixes their number, else one in two clips of three."""
+def draw_labels(
+    rng: np.random.Generator,
+    batch: int,
+    *,
+    sprites: int | None = None,
+    patterns: Sequence[float] = _PATTERN_SHARES,
+) -> Labels:
+    """Draw what is to be seen.
+
+    Args:
+        rng: Where chance comes from.
+        batch: How many clips.
+        sprites: Their number in each clip; None draws it, one in two clips of three.
+        patterns: How often each of the backgrounds is drawn.
+    """
     shape = rng.integers(0, len(SHAPES), (batch, SPRITES))
     colours = np.stack([rng.permutation(len(SPRITE_COLOURS)) for _ in range(batch)])
     ground = colours[:, SPRITES].copy()  # index 8 is white among sprites and gray among grounds
-    pattern = rng.choice(len(PATTERNS), batch, p=[0.20, 0.18, 0.16, 0.16, 0.14, 0.16])
+    pattern = rng.choice(len(PATTERNS), batch, p=patterns)
     two = (rng.random(batch) < 0.2) & (pattern > 0)
     other = (ground + rng.integers(1, len(BACKGROUND_COLOURS), batch)) % len(BACKGROUND_COLOURS)
     motion = rng.choice(len(MOTIONS), (batch, SPRITES), p=_MOTION_SHARES)
