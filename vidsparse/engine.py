@@ -280,7 +280,12 @@ class SparseAttention:
             if each is not None:
                 each.follow(call.share)
         return Inputs(
-            blocks=Blocks(call.grid, self.preset.policy.block, q.device),
+            blocks=Blocks(
+                call.grid,
+                self.preset.policy.block,
+                q.device,
+                key_block=self.preset.policy.key_block,
+            ),
             q=q,
             k=k,
             v=v,
@@ -319,7 +324,10 @@ class SparseAttention:
 def _alike_in_branches(grid: TokenGrid, policy: Policy) -> TokenGrid:
     """What branches have in common that can share a plan: their texts may differ in length.
 
-    Before the video only where text is a cluster of its own; equal blocks would be cut elsewhere.
+    Before the video only where text is a cluster of its own on both sides; equal blocks would be
+    cut elsewhere.
     """
-    prefix = grid.prefix if policy.order.static else min(grid.prefix, 1)
+    order = policy.order
+    apart = order.clusters_queries and order.clusters_keys
+    prefix = min(grid.prefix, 1) if apart else grid.prefix
     return replace(grid, prefix=prefix, suffix=0)

@@ -181,11 +181,12 @@ class _Mask:
         """What a layer computes at each step, compensation included."""
         policy, blocks = self._whole.policy, self._inputs.blocks
         planned = [self.at(way, named) for way in ways]
+        means = policy.order.block_counts(blocks.grid, policy.block, policy.key_block)[1]
         besides = policy.compensation.pairs(
             ways,
             planned,
             replan=self._whole.schedule.replan,
-            means=policy.order.block_counts(blocks.grid, policy.block)[1] / blocks.grid.tokens,
+            means=means / blocks.grid.tokens,
         )
         return [sum(both) for both in zip(planned, besides, strict=True)]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import ClassVar
 
 import torch
@@ -14,14 +16,30 @@ from vidsparse.grid import TokenGrid
 from vidsparse.kernels.kmeans import Clusters, kmeans
 from vidsparse.kernels.permute import order_by_label, permute_tokens
 from vidsparse.policies.estimator import Inputs, finite
-from vidsparse.policies.orders import Arranged, Order
+from vidsparse.policies.orders import Arranged, Order, Tile, cached_positions
 
 MEMBERS = 4  # tokens that a cluster is remembered by
+
+
+class Sides(StrEnum):
+    """What is clustered.
+
+    Attributes:
+        BOTH: Queries and, independently, keys.
+        KEYS: Keys; queries stand in boxes, cut into equal blocks.
+        QUERIES: Queries; keys stand in boxes, cut into equal blocks.
+    """
+
+    BOTH = "both"
+    KEYS = "keys"
+    QUERIES = "queries"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Semantic(Order):
     """Clusters of queries and, independently, of keys; each cluster is a block of its own size.
+
+    Clusters of one side alone cost half, and then the other side's blocks are equal.
 
     The first call of a generation starts from tokens drawn at random. Later ones start where the
     clusters of the step before are now: at the mean of a few of their members, which costs a
@@ -35,6 +53,10 @@ class Semantic(Order):
         first_iterations: Of k-means at the first call.
         iterations: Of k-means at later calls.
         seed: Of the first draw.
+        sides: What is clustered; the other side stands box by box and is cut into equal blocks.
+        tile_frames: Latent frames of a box of that other side.
+        tile_height: Rows of a box, in tokens.
+        tile_width: Columns of a box, in tokens.
     """
 
     q_clusters: int = 100
@@ -42,10 +64,15 @@ class Semantic(Order):
     first_iterations: int = 50
     iterations: int = 2
     seed: int = 0
+    sides: Sides = Sides.BOTH
+    tile_frames: int = 1
+    tile_height: int = 8
+    tile_width: int = 8
 
     static: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        _ = self.tile  # checks its sizes
         for name in ("q_clusters", "kv_clusters"):
             if not 1 <= getattr(self, name) <= 4096:
                 raise BadInputError(f"{name} must be from 1 to 4096, got {getattr(self, name)}")
@@ -53,31 +80,61 @@ class Semantic(Order):
             if getattr(self, name) < 1:
                 raise BadInputError(f"{name} must be at least 1, got {getattr(self, name)}")
 
+    @property
+    def tile(self) -> Tile:
+        """The boxes of the side that is not clustered."""
+        return Tile(
+            tile_frames=self.tile_frames, tile_height=self.tile_height, tile_width=self.tile_width
+        )
+
+    @property
+    def clusters_queries(self) -> bool:
+        """Whether queries are clustered."""
+        return self.sides is not Sides.KEYS
+
+    @property
+    def clusters_keys(self) -> bool:
+        """Whether keys are."""
+        return self.sides is not Sides.QUERIES
+
+    def idle(self, density: float | None) -> Mapping[str, str]:
+        """Boxes belong to the side that is not clustered."""
+        if self.sides is Sides.BOTH:
+            boxes = ("tile_frames", "tile_height", "tile_width")
+            return dict.fromkeys(boxes, "queries and keys both stand in clusters (sides=both)")
+        other = "kv_clusters" if self.sides is Sides.QUERIES else "q_clusters"
+        return {other: f"clusters are of {self.sides} alone (sides={self.sides})"}
+
     def arrange(self, inputs: Inputs) -> Arranged:
         """Cluster, and put tokens in the order of their clusters."""
         q, k, _ = inputs.qkv
-        numbers = self.clusters(inputs.blocks.grid)
-        return self._arranged(
-            inputs, self._side("q", q, numbers[0], inputs), self._side("k", k, numbers[1], inputs)
-        )
+
+        def side(name: str, number: int) -> tuple[Tensor, Tensor]:
+            return self._side(name, q if name == "q" else k, number, inputs)
+
+        return self._arranged(inputs, side)
 
     def again(self, inputs: Inputs) -> Arranged:
         """Put tokens in the order of the clusters that they were in at the latest call."""
-        numbers = self.clusters(inputs.blocks.grid)
-        sides = zip("qk", numbers, strict=True)
-        return self._arranged(inputs, *(_same_side(name, n, inputs) for name, n in sides))
+        return self._arranged(inputs, lambda name, number: _same_side(name, number, inputs))
 
     def _arranged(
-        self, inputs: Inputs, queries: tuple[Tensor, Tensor], keys: tuple[Tensor, Tensor]
+        self, inputs: Inputs, side: Callable[[str, int], tuple[Tensor, Tensor]]
     ) -> Arranged:
+        """In the clusters that ``side`` gives of "q" or of "k", or in boxes."""
         q, k, v = inputs.qkv
+        grid = inputs.blocks.grid
+        boxes = cached_positions(self.tile, grid, inputs.blocks.device), None
+        numbers = self.clusters(grid)
+        queries = side("q", numbers[0]) if self.clusters_queries else boxes
+        keys = side("k", numbers[1]) if self.clusters_keys else boxes
         (q_order, q_offsets), (kv_order, kv_offsets) = queries, keys
         blocks = dataclasses.replace(inputs.blocks, q_offsets=q_offsets, kv_offsets=kv_offsets)
         arranged = dataclasses.replace(
             inputs,
-            q=permute_tokens(q, q_order),
-            k=permute_tokens(k, kv_order),
-            v=permute_tokens(v, kv_order),
+            q=_in_order(q, q_order),
+            k=_in_order(k, kv_order),
+            v=_in_order(v, kv_order),
             blocks=blocks,
         )
         return Arranged(arranged, q_order, kv_order)
@@ -85,13 +142,22 @@ class Semantic(Order):
     def clusters(self, grid: TokenGrid) -> tuple[int, int]:
         """How many clusters of queries and of keys there are on a grid, text not counted."""
         most = max(1, grid.video_tokens // 16)
-        return min(self.q_clusters, most), min(self.kv_clusters, most)
+        return (
+            min(self.q_clusters, most) if self.clusters_queries else 0,
+            min(self.kv_clusters, most) if self.clusters_keys else 0,
+        )
 
-    def block_counts(self, grid: TokenGrid, block: int) -> tuple[int, int]:
-        """How many clusters of queries and of keys there are, text among them."""
+    def block_counts(
+        self, grid: TokenGrid, block: int, key_block: int | None = None
+    ) -> tuple[int, int]:
+        """How many blocks of queries and of keys there are, text among them."""
         text = (grid.prefix > 0) + (grid.suffix > 0)
-        queries, keys = self.clusters(grid)
-        return queries + text, keys + text
+        clusters, equal = self.clusters(grid), (block, key_block or block)
+        queries, keys = (
+            number + text if number else -(-grid.tokens // size)
+            for number, size in zip(clusters, equal, strict=True)
+        )
+        return queries, keys
 
     def state_bytes(self, grid: TokenGrid) -> int:
         """Bytes a head remembers on the device: the members of its clusters."""
@@ -99,7 +165,8 @@ class Semantic(Order):
 
     def label_bytes(self, grid: TokenGrid) -> int:
         """Bytes a head remembers in host memory: the labels of its tokens."""
-        return sum(_label_type(n).itemsize for n in self.clusters(grid)) * grid.video_tokens
+        sides = [_label_type(number).itemsize for number in self.clusters(grid) if number]
+        return sum(sides) * grid.video_tokens
 
     def _side(self, name: str, x: Tensor, number: int, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """The order and the offsets of queries or of keys, text in clusters of its own."""
@@ -118,6 +185,10 @@ class Semantic(Order):
             labels = clusters.labels.to(_label_type(number))
             inputs.common.park(f"{name} labels", labels, inputs.step)
         return with_text(clusters.order, clusters.offsets, grid)
+
+
+def _in_order(x: Tensor, order: Tensor | None) -> Tensor:
+    return x if order is None else permute_tokens(x, order)
 
 
 def _label_type(clusters: int) -> torch.dtype:
