@@ -12,6 +12,7 @@ captured calls before.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -176,20 +177,18 @@ def captured(args: argparse.Namespace) -> tuple[TokenGrid, Calls]:
     with (
         patch.object(SparseAttention, "__call__", listen),
         vidsparse.sparsify(pipe, "draft", density=1.0),
+        contextlib.suppress(_EnoughError),
     ):
-        try:
-            pipe(
-                PROMPTS[args.prompt],
-                num_frames=frames,
-                height=height,
-                width=width,
-                num_inference_steps=STEPS,
-                guidance_scale=GUIDANCE,
-                generator=torch.Generator().manual_seed(args.seed),
-                output_type="latent",
-            )
-        except _EnoughError:
-            pass
+        pipe(
+            PROMPTS[args.prompt],
+            num_frames=frames,
+            height=height,
+            width=width,
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE,
+            generator=torch.Generator().manual_seed(args.seed),
+            output_type="latent",
+        )
     if args.calls:
         torch.save({"grid": str(grids[0]), "calls": found}, args.calls)
     return grids[0], found
