@@ -6,7 +6,7 @@ The conditional calls of a few layers at a few steps of a dense run of 20 steps 
 candidate then plans and runs every one of them at full sparsity. Relative error: the norm of the
 difference from the dense output, over the norm of that, root mean square over calls. Density: of
 what was computed, stand-ins included. ``--ages`` runs a plan that is so many steps old, from the
-captured calls before.
+captured calls before; with ``--anew`` the plan is of the call itself, and only clusters are old.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def main() -> None:
         for density in map(float, args.densities.split(",")):
             for age in map(int, args.ages.split(",")):
                 chosen = PRESETS[preset].override(changes | {"density": density})
-                facts = run(chosen, grid, calls, exact, age)
+                facts = run(chosen, grid, calls, exact, age, args.anew)
                 rows.append({"candidate": name, "asked": density, "age": age, **facts})
                 print(json.dumps(rows[-1]), flush=True)
     if args.output:
@@ -113,14 +113,19 @@ def read(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def run(
-    preset: Preset, grid: TokenGrid, calls: Calls, exact: dict[tuple[int, int], Tensor], age: int
+    preset: Preset,
+    grid: TokenGrid,
+    calls: Calls,
+    exact: dict[tuple[int, int], Tensor],
+    age: int,
+    anew: bool = False,
 ) -> dict[str, Any]:
     """Errors and densities of the calls that have one ``age`` steps before them, and of age 0."""
     squares, densities, start = [], [], time.perf_counter()
     for layer, step in calls:
         if (layer, step - age) not in calls:
             continue
-        planner, state = Planner(preset.policy, age + 1), LayerState()
+        planner, state = Planner(preset.policy, 1 if anew else age + 1), LayerState()
         for at in (step - age, step) if age else (step,):
             q, k, v = calls[layer, at]
             inputs = Inputs(
@@ -199,6 +204,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--candidates", default="", help="some of them, separated by semicolons")
     parser.add_argument("--densities", default=".1,.2,.3")
     parser.add_argument("--ages", default="0", help="steps since the plan was made")
+    parser.add_argument("--anew", action="store_true", help="plan anew from older clusters")
     parser.add_argument("--size", default="25x160x160")
     parser.add_argument("--layers", default="1,3,5")
     parser.add_argument("--steps", default="5,6,8,12,14")

@@ -28,6 +28,7 @@ CASES = [
     ("semantic", {"sides": "keys", "kv_clusters": 9, "block": 32}),
     ("semantic", {"sides": "queries", "q_clusters": 5, "key_block": 16}),
     ("semantic", {"sides": "queries", "q_clusters": 5, "block": 32}),
+    ("semantic", {"q_clusters": 5, "kv_clusters": 9, "group": 4, "start": "tiles"}),
 ]
 GRIDS = ["2x13x11", "7+3x9x11+5", "70+2x5x9", "1x2x2", "3x1x43+1"]
 
@@ -189,6 +190,11 @@ def test_a_plan_of_an_earlier_step_is_used_with_these_keys():
         ("semantic", {"sides": "queries", "kv_clusters": 16}, "kv_clusters does nothing"),
         ("semantic", {"sides": "queries", "key_block": 16, "block": 32}, "block does nothing"),
         ("semantic", {"tile_width": 4}, "tile_width does nothing .* both stand in clusters"),
+        (
+            "semantic",
+            {"start": "tiles", "seed": 3},
+            "seed does nothing .* nothing is drawn",
+        ),
         ("semantic", {"sides": "values"}, "sides takes both or keys or queries, got 'values'"),
         ("semantic", {"sides": "keys", "tile_width": 0}, "tile_width must be at least 1, got 0"),
         (

@@ -14,7 +14,8 @@ from torch import Tensor
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.kmeans import Clusters, kmeans
-from vidsparse.kernels.permute import order_by_label, permute_tokens
+from vidsparse.kernels.permute import inverse_order, order_by_label, permute_tokens
+from vidsparse.kernels.pooling import pool_blocks, pool_ragged
 from vidsparse.policies.estimator import Inputs, finite
 from vidsparse.policies.orders import Arranged, Order, Tile, cached_positions
 
@@ -35,13 +36,28 @@ class Sides(StrEnum):
     QUERIES = "queries"
 
 
+class Start(StrEnum):
+    """Where k-means starts at the first call of a generation.
+
+    Attributes:
+        TOKENS: From tokens drawn at random.
+        TILES: From the means of runs of tokens in boxes of 8 x 8.
+    """
+
+    TOKENS = "tokens"
+    TILES = "tiles"
+
+
+GROUPS = {1: (1, 1, 1), 2: (1, 1, 2), 4: (1, 2, 2), 8: (2, 2, 2)}  # boxes of tokens
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Semantic(Order):
     """Clusters of queries and, independently, of keys; each cluster is a block of its own size.
 
     Clusters of one side alone cost half, and then the other side's blocks are equal.
 
-    The first call of a generation starts from tokens drawn at random. Later ones start where the
+    The first call of a generation starts as ``start`` says. Later ones start where the
     clusters of the step before are now: at the mean of a few of their members, which costs a
     hundredth of the memory of centroids and follows the tokens as they change. A call that is told
     to remember leaves the labels of its tokens for the other guidance branch, a byte or two each,
@@ -53,6 +69,10 @@ class Semantic(Order):
         first_iterations: Of k-means at the first call.
         iterations: Of k-means at later calls.
         seed: Of the first draw.
+        start: Where the first call starts: tokens drawn at random, or means of boxes, from which
+            5 iterations find what 50 from tokens do.
+        group: Tokens that are clustered as one, by their mean: 1, 2 side by side, 4 in a square or
+            8 in a cube. k-means then costs as many times less.
         sides: What is clustered; the other side stands box by box and is cut into equal blocks.
         tile_frames: Latent frames of a box of that other side.
         tile_height: Rows of a box, in tokens.
@@ -64,6 +84,8 @@ class Semantic(Order):
     first_iterations: int = 50
     iterations: int = 2
     seed: int = 0
+    start: Start = Start.TOKENS
+    group: int = 1
     sides: Sides = Sides.BOTH
     tile_frames: int = 1
     tile_height: int = 8
@@ -76,6 +98,8 @@ class Semantic(Order):
         for name in ("q_clusters", "kv_clusters"):
             if not 1 <= getattr(self, name) <= 4096:
                 raise BadInputError(f"{name} must be from 1 to 4096, got {getattr(self, name)}")
+        if self.group not in GROUPS:
+            raise BadInputError(f"group must be 1, 2, 4 or 8, got {self.group}")
         for name in ("first_iterations", "iterations"):
             if getattr(self, name) < 1:
                 raise BadInputError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -99,11 +123,15 @@ class Semantic(Order):
 
     def idle(self, density: float | None) -> Mapping[str, str]:
         """Boxes belong to the side that is not clustered."""
+        found = {}
+        if self.start is Start.TILES:
+            found["seed"] = "nothing is drawn at random (start=tiles)"
         if self.sides is Sides.BOTH:
             boxes = ("tile_frames", "tile_height", "tile_width")
-            return dict.fromkeys(boxes, "queries and keys both stand in clusters (sides=both)")
+            own = "queries and keys both stand in clusters (sides=both)"
+            return found | dict.fromkeys(boxes, own)
         other = "kv_clusters" if self.sides is Sides.QUERIES else "q_clusters"
-        return {other: f"clusters are of {self.sides} alone (sides={self.sides})"}
+        return found | {other: f"clusters are of {self.sides} alone (sides={self.sides})"}
 
     def arrange(self, inputs: Inputs) -> Arranged:
         """Cluster, and put tokens in the order of their clusters."""
@@ -172,19 +200,53 @@ class Semantic(Order):
         """The order and the offsets of queries or of keys, text in clusters of its own."""
         grid = inputs.blocks.grid
         video = finite(x[:, :, grid.prefix : grid.prefix + grid.video_tokens])
+        box = self._boxes(grid, x.device)
+        grouped = video if box is None else pool_blocks(permute_tokens(video, box), self.group)
+        grouped = grouped.to(video.dtype)
         members = inputs.common.get(f"{name} members")
         if members is None:
-            generator = torch.Generator().manual_seed(self.seed)
-            clusters = kmeans(video, number, iterations=self.first_iterations, generator=generator)
+            clusters = self._first(grouped, number, grid)
         else:
             clusters = kmeans(
-                video, number, iterations=self.iterations, centroids=mean_of(video, members)
+                grouped, number, iterations=self.iterations, centroids=mean_of(grouped, members)
             )
         inputs.common.put(f"{name} members", members_of(clusters), inputs.step)
+        labels, order, offsets = clusters.labels, clusters.order, clusters.offsets
+        if box is not None:
+            each = labels.repeat_interleave(self.group, dim=-1)[..., : video.shape[2]]
+            labels = each.gather(-1, inverse_order(box).long().expand(each.shape))
+            order, offsets = order_by_label(labels, number)
         if inputs.remember:
-            labels = clusters.labels.to(_label_type(number))
-            inputs.common.park(f"{name} labels", labels, inputs.step)
-        return with_text(clusters.order, clusters.offsets, grid)
+            inputs.common.park(f"{name} labels", labels.to(_label_type(number)), inputs.step)
+        return with_text(order, offsets, grid)
+
+    def _boxes(self, grid: TokenGrid, device: torch.device) -> Tensor | None:
+        """The order in which tokens that are clustered as one stand side by side."""
+        if self.group == 1:
+            return None
+        frames, height, width = GROUPS[self.group]
+        tile = Tile(tile_frames=frames, tile_height=height, tile_width=width)
+        return cached_positions(tile, dataclasses.replace(grid, prefix=0, suffix=0), device)
+
+    def _first(self, x: Tensor, number: int, grid: TokenGrid) -> Clusters:
+        """The clusters of a first call."""
+        generator, centroids = None, None
+        if self.start is Start.TOKENS:
+            generator = torch.Generator().manual_seed(self.seed)
+        else:
+            centroids = self._means_of_boxes(x, number, grid)
+        return kmeans(
+            x, number, iterations=self.first_iterations, centroids=centroids, generator=generator
+        )
+
+    def _means_of_boxes(self, x: Tensor, number: int, grid: TokenGrid) -> Tensor:
+        """Of as many runs of tokens, box by box; groups stand in small boxes as they are."""
+        if self.group == 1:
+            video = dataclasses.replace(grid, prefix=0, suffix=0)
+            order = cached_positions(Tile(), video, x.device)
+            x = x if order is None else permute_tokens(x, order)
+        edges = torch.arange(number + 1, dtype=torch.int64, device=x.device) * x.shape[2] // number
+        return pool_ragged(x, edges.to(torch.int32)[None, None])
 
 
 def _in_order(x: Tensor, order: Tensor | None) -> Tensor:
