@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import sys
 import time
@@ -21,7 +22,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from methods import GUIDANCE, PROMPTS
 from torch import Tensor
 
@@ -29,6 +30,7 @@ import vidsparse
 from vidsparse.engine import Call, SparseAttention
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.attention import attention
+from vidsparse.kernels.permute import unpermute_tokens
 from vidsparse.pipelines.checkpoints import TINY
 from vidsparse.planner import Planner
 from vidsparse.policies.blocks import Blocks
@@ -125,20 +127,17 @@ def run(
     for layer, step in calls:
         if (layer, step - age) not in calls:
             continue
-        planner, state = Planner(preset.policy, 1 if anew else age + 1), LayerState()
+        planner = Planner(preset.policy, 1 if anew else age + 1)
+        state, works = LayerState(), []
         for at in (step - age, step) if age else (step,):
-            q, k, v = calls[layer, at]
-            inputs = Inputs(
-                blocks=Blocks(
-                    grid, preset.policy.block, q.device, key_block=preset.policy.key_block
-                ),
-                q=q, k=k, v=v, scale=q.shape[-1] ** -0.5, heads=q.shape[1], layer=layer, step=at,
-                state=state, remember=age > 0,
-            )  # fmt: skip
-            work = planner.work(inputs, 1.0)
-        out = attention(*work.inputs.qkv, work.plan)
+            inputs = inputs_of(preset, grid, calls[layer, at], layer, at)
+            inputs = dataclasses.replace(inputs, state=state, remember=age > 0)
+            works.append(planner.work(inputs, 1.0))
+        work = works[-1]
+        q, k, v = work.inputs.qkv
+        out = attention(q, k, v, work.plan)
         if work.q_order is not None:
-            out = vidsparse.kernels.permute.unpermute_tokens(out, work.q_order)
+            out = unpermute_tokens(out, work.q_order)
         wrong = out - exact[layer, step]
         squares.append(float(wrong.square().sum() / exact[layer, step].square().sum()))
         densities.append(float(work.head_density().mean()))
@@ -148,6 +147,17 @@ def run(
         "calls": len(squares),
         "seconds": time.perf_counter() - start,
     }
+
+
+def inputs_of(
+    preset: Preset, grid: TokenGrid, qkv: tuple[Tensor, ...], layer: int, step: int
+) -> Inputs:
+    """A call as policies see it."""
+    q, k, v = qkv
+    policy = preset.policy
+    blocks = Blocks(grid, policy.block, q.device, key_block=policy.key_block)
+    scale, heads = q.shape[-1] ** -0.5, q.shape[1]
+    return Inputs(blocks=blocks, q=q, k=k, v=v, scale=scale, heads=heads, layer=layer, step=step)
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

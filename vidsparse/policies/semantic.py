@@ -123,7 +123,7 @@ class Semantic(Order):
 
     def idle(self, density: float | None) -> Mapping[str, str]:
         """Boxes belong to the side that is not clustered."""
-        found = {}
+        found: dict[str, str] = {}
         if self.start is Start.TILES:
             found["seed"] = "nothing is drawn at random (start=tiles)"
         if self.sides is Sides.BOTH:
