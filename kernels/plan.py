@@ -146,7 +146,7 @@ class BlockPlan:
 
     def head_density(self) -> Tensor:
         """Density of each head, float32 ``(B|1, H|1)``, without a host sync."""
-        if self.q_offsets is None and self.kv_offsets is None and self.pooled is None:
+        if self.q_offsets is None and self.kv_offsets is None:
             return self._density_of_counts()
         mask, keys = self.to_block_mask(), self.kv_sizes.unsqueeze(-2)
         skipped = 0.0 if self.pooled is None else (keys > 0).float()
@@ -159,6 +159,8 @@ class BlockPlan:
         ends_short = (last == self.num_kv_blocks - 1) & (self.kv_count > 0)
         missing = self.num_kv_blocks * self.kv_block - self.kv_len
         keys = self.kv_count.float() * self.kv_block - ends_short * missing
+        if self.pooled is not None:
+            keys = keys + (self.num_kv_blocks - self.kv_count)
         return (keys * self.q_sizes).sum(dim=-1) / (self.q_len * self.kv_len)
 
     def to_block_mask(self) -> Tensor:

@@ -280,7 +280,8 @@ class SparseAttention:
         assert call.grid is not None
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         policy, schedule = self.preset.policy, self.preset.schedule
-        blocks = Blocks(call.grid, policy.block_on(q.device.type, call.grid.tokens), q.device)
+        block = policy.block_on(q.device.type, call.grid.tokens)
+        blocks = Blocks(call.grid, block, q.device, key_block=policy.key_block)
         state, shared = LayerState(), None
         if call.known:
             where = (call.expert, call.layer, call.sample, call.turn, q.shape[:2], str(q.device))
@@ -321,8 +322,10 @@ class SparseAttention:
         run, grid = progress.run, blocks.grid
         key = run.bounds, call.layers, grid
         if key not in self._densities:
-            means = policy.order.block_counts(grid, blocks.block)[1] / grid.tokens
-            self._densities[key] = full_density(self.preset, run, layers=call.layers, means=means)
+            columns = policy.order.block_counts(grid, blocks.block, policy.key_block)[1]
+            self._densities[key] = full_density(
+                self.preset, run, layers=call.layers, means=columns / grid.tokens
+            )
         return self._densities[key]
 
     def _attend(self, work: Work, call: Call, way: float) -> Tensor:
@@ -369,7 +372,10 @@ class SparseAttention:
 def _alike_in_branches(grid: TokenGrid, policy: Policy) -> TokenGrid:
     """What branches have in common that can share a plan: their texts may differ in length.
 
-    Before the video only where text is a cluster of its own; equal blocks would be cut elsewhere.
+    Before the video only where text is a cluster of its own on both sides; equal blocks would be
+    cut elsewhere.
     """
-    prefix = grid.prefix if policy.order.static else min(grid.prefix, 1)
+    order = policy.order
+    apart = order.clusters_queries and order.clusters_keys
+    prefix = min(grid.prefix, 1) if apart else grid.prefix
     return replace(grid, prefix=prefix, suffix=0)

@@ -64,7 +64,7 @@ def layer_state_bytes(
     if on_host:
         own += policy.compensation.state_bytes(grid, head_dim, itemsize)
         if remembers and policy.can_reuse_plans and not policy.static:
-            rows, columns = order.block_counts(grid, block)
+            rows, columns = order.block_counts(grid, block, policy.key_block)
             mask = rows * -(-columns // 8)
         common += order.label_bytes(grid) if remembers else 0
     else:

@@ -177,8 +177,8 @@ class Planner:
         What it says of the video stays; text is kept whole, as always.
         """
         rows, columns = inputs.blocks.rows, inputs.blocks.columns
-        if packed.shape[-2] == rows:
-            return unpack_bits(packed, columns)
+        if packed.shape[-2:] == (rows, -(-columns // 8)):
+            return unpack_bits(packed, columns) | inputs.blocks.always_kept
         keep = unpack_bits(packed, 8 * packed.shape[-1])
         keep = F.pad(keep, (0, columns - keep.shape[-1], 0, rows - keep.shape[-2]))
         return keep | self.policy.always(inputs)

@@ -57,7 +57,7 @@ def other_values(name, value):
         return [not value]
     if name == "axes":
         return ["fhw", "hwf"]
-    if name == "block":
+    if name in ("block", "key_block"):
         return [32, 64]
     if name == "min_tokens":
         return [10_000]

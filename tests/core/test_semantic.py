@@ -12,7 +12,7 @@ from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.policies.policy import Anchor, Policy
 from vidsparse.policies.pooled import Pooled
-from vidsparse.policies.semantic import Semantic, mean_of, members_of
+from vidsparse.policies.semantic import Semantic, Start, mean_of, members_of
 from vidsparse.presets import PRESETS
 from vidsparse.progress import Progress
 
@@ -105,6 +105,69 @@ def test_later_steps_start_where_the_clusters_were(make_inputs):
     assert order.state_bytes(grid) * 2 == inputs.state.nbytes()
 
 
+@pytest.mark.parametrize("grid", ["2x12x12", "5+3x13x11+2", "1x1x1"])
+@pytest.mark.parametrize("group", [1, 2, 4, 8])
+def test_means_of_boxes_are_a_start_that_nothing_is_drawn_for(make_inputs, grid, group):
+    grid = TokenGrid.parse(grid)
+    k = torch.randn(1, 2, grid.tokens, 8)
+    made: list[Any] = []
+    for seed in (0, 1):
+        order = Semantic(start=Start.TILES, first_iterations=2, group=group, seed=seed)
+        made.append(order.arrange(make_inputs(grid, 16, q=k, k=k, v=k)))
+        assert torch.equal(
+            made[-1].kv_order.sort(dim=-1).values[0, 0].long(), torch.arange(len(k[0, 0]))
+        )
+    assert torch.equal(made[0].kv_order, made[1].kv_order)
+
+
+def test_the_first_centroids_are_means_of_boxes(make_inputs):
+    grid = TokenGrid(2, 16, 16, prefix=3)
+    k = torch.randn(1, 1, grid.tokens, 8)
+    order = Semantic(kv_clusters=8, first_iterations=1, start=Start.TILES)  # a box of 8 x 8 each
+    made: Any = order.arrange(make_inputs(grid, 16, q=k, k=k, v=k))
+    video = k[0, 0, 3:].view(2, 2, 8, 2, 8, 8)
+    centres = video.mean(dim=(2, 4)).flatten(0, 2)
+    nearest = torch.cdist(k[0, 0, 3:], centres).argmin(dim=-1)
+    edges = made.inputs.blocks.kv_offsets[0, 0, 1:].tolist()
+    for number, (start, stop) in enumerate(pairwise(edges)):
+        members = made.kv_order[0, 0, start:stop].long() - 3
+        assert members.tolist() == (nearest == number).nonzero()[:, 0].tolist()
+
+
+@pytest.mark.parametrize(("group", "box"), [(2, (1, 1, 2)), (4, (1, 2, 2)), (8, (2, 2, 2))])
+def test_tokens_that_are_clustered_as_one_stay_together(make_inputs, group, box):
+    grid = TokenGrid(2, 6, 8, prefix=5, suffix=3)
+    q, k, v = (torch.randn(1, 2, grid.tokens, 8) for _ in range(3))
+    made: Any = Semantic(q_clusters=4, kv_clusters=6, group=group).arrange(
+        make_inputs(grid, 16, q=q, k=k, v=v)
+    )
+    offsets, order = made.inputs.blocks.kv_offsets, made.kv_order
+    cluster = torch.searchsorted(
+        offsets, torch.arange(grid.tokens).expand(1, 2, -1).int(), right=True
+    )
+    of_token = torch.empty_like(cluster).scatter_(-1, order.long(), cluster)[0, :, 5:-3]
+    sides = zip((2, 6, 8), box, strict=True)
+    boxes = of_token.view(2, *(n for side, of in sides for n in (side // of, of)))
+    boxes = boxes.permute(0, 1, 3, 5, 2, 4, 6).flatten(4)
+    assert bool((boxes == boxes[..., :1]).all())
+    assert torch.equal(made.inputs.k, k.gather(2, order.long()[..., None].expand(k.shape)))
+
+
+def test_clusters_of_groups_start_where_they_were_and_serve_another_step(make_inputs):
+    grid = TokenGrid(2, 12, 13)
+    k = torch.randn(1, 2, grid.tokens, 8)
+    order = Semantic(q_clusters=6, kv_clusters=18, group=4, iterations=1)
+    inputs = make_inputs(grid, 16, q=k, k=k, v=k, remember=True)
+    first: Any = order.arrange(inputs)
+    spread = spread_within(k, first.kv_order, first.inputs.blocks.kv_offsets)
+    second: Any = order.arrange(inputs)
+    assert spread_within(k, second.kv_order, second.inputs.blocks.kv_offsets) < 1.05 * spread
+    again: Any = order.again(inputs)
+    assert torch.equal(second.kv_order, again.kv_order)
+    assert order.state_bytes(grid) * 2 == inputs.state.nbytes()
+    assert order.label_bytes(grid) * 2 == inputs.state.host_nbytes()
+
+
 @pytest.mark.parametrize("name", ["svg2", "svg2-ear"])
 @pytest.mark.parametrize("grid", ["2x7x9", "5+3x5x7+3", "1x2x2", "1x1x1"])
 def test_clusters_at_full_share_are_dense_attention(name, grid):
@@ -147,6 +210,7 @@ def test_svg2_keeps_the_likeliest_clusters_by_size_weighted_softmax(make_inputs)
     [
         (lambda: Semantic(q_clusters=0), "q_clusters must be from 1 to 4096, got 0"),
         (lambda: Semantic(iterations=0), "iterations must be at least 1"),
+        (lambda: Semantic(group=3), "group must be 1, 2, 4 or 8, got 3"),
         (
             lambda: Policy(order=Semantic(), estimator=Pooled(), density=0.3, anchor=Anchor.KEYS),
             "clusters, not equal blocks",

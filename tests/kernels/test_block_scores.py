@@ -23,7 +23,7 @@ def mass_of(q, k, block, a, b, scale, impl):
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize(("a", "b"), [(1, 1), (4, 4), (2, 4), (1, 2)])
+@pytest.mark.parametrize(("a", "b"), [(1, 1), (4, 4), (2, 4), (1, 2), (4, 1)])
 @pytest.mark.parametrize(("q_len", "kv_len"), [(64, 64), (50, 77), (5, 130)])
 def test_mass_equals_a_loop_over_parts(oracle, device, impl, a, b, q_len, kv_len):
     q, k, _ = oracle.qkv(2, 2, q_len, kv_len, 24, device=device)

@@ -20,13 +20,14 @@ class Blocks:
 
     Attributes:
         grid: The layout of the sequence.
-        block: Tokens in a block, of queries and of keys.
+        block: Tokens in a block of queries, and of keys unless ``key_block`` says otherwise.
         device: Where tensors are made.
         order: Position ``p`` holds token ``order[p]``, int32 ``(B|1, H|1, seq)``; None is raster.
         q_offsets: Where query blocks of unequal size start, int32 ``(B|1, H|1, M + 1)``.
         kv_offsets: The same for key blocks, int32 ``(B|1, H|1, N + 1)``.
         only: Of which query blocks a mask that needs no data is asked, ascending, int64 ``(R,)``:
             its scores then are ``(1, 1, R, N)``. None asks of all.
+        key_block: Tokens in a block of keys; None takes as many as of queries.
     """
 
     grid: TokenGrid
@@ -36,11 +37,17 @@ class Blocks:
     q_offsets: Tensor | None = None
     kv_offsets: Tensor | None = None
     only: Tensor | None = None
+    key_block: int | None = None
 
     @property
     def number(self) -> int:
-        """How many equal blocks there are."""
+        """How many equal blocks of ``block`` tokens there are."""
         return -(-self.grid.tokens // self.block)
+
+    @property
+    def kv_block(self) -> int:
+        """Tokens in an equal block of keys."""
+        return self.block if self.key_block is None else self.key_block
 
     @property
     def rows(self) -> int:
@@ -50,7 +57,9 @@ class Blocks:
     @property
     def columns(self) -> int:
         """How many key blocks there are."""
-        return self.number if self.kv_offsets is None else self.kv_offsets.shape[-1] - 1
+        if self.kv_offsets is not None:
+            return self.kv_offsets.shape[-1] - 1
+        return -(-self.grid.tokens // self.kv_block)
 
     @cached_property
     def sizes(self) -> Tensor:
@@ -65,36 +74,42 @@ class Blocks:
     @cached_property
     def kv_sizes(self) -> Tensor:
         """Tokens in each key block, float32 ``(N,)`` or ``(B|1, H|1, N)``."""
-        return self.sizes if self.kv_offsets is None else self.kv_offsets.diff(dim=-1).float()
+        if self.kv_offsets is not None:
+            return self.kv_offsets.diff(dim=-1).float()
+        return block_sizes(self.grid.tokens, self.kv_block, self.device)
 
     @property
     def kv_starts(self) -> Tensor:
         """Where key blocks start, and where the last one ends, int32 ``(B|1, H|1, N + 1)``."""
         if self.kv_offsets is not None:
             return self.kv_offsets
-        starts = torch.arange(self.number + 1, dtype=torch.int32, device=self.device) * self.block
-        return starts.clamp(max=self.grid.tokens)[None, None]
+        starts = torch.arange(self.columns + 1, dtype=torch.int32, device=self.device)
+        return (starts * self.kv_block).clamp(max=self.grid.tokens)[None, None]
 
     @cached_property
     def always_kept(self) -> Tensor:
         """Boolean ``(M|R, N)``: text rows and columns, and of equal blocks the diagonal."""
-        if self.q_offsets is not None and self.kv_offsets is not None:
-            rows, columns = (x.shape[-1] - 1 for x in (self.q_offsets, self.kv_offsets))
-            return self._text_ends(rows)[:, None] | self._text_ends(columns)
-        at = torch.arange(self.number, device=self.device)
-        asked, starts = at if self.only is None else self.only, at * self.block
-        video_end = self.grid.prefix + self.grid.video_tokens
-        text = (starts < self.grid.prefix) | (starts + self.sizes > video_end)
-        return (asked[:, None] == at) | text[asked, None] | text
+        rows, columns = self.rows, self.columns
+        text = self._text(columns, None if self.kv_offsets is not None else self.kv_block)
+        of_rows = self._text(rows, None if self.q_offsets is not None else self.block)
+        asked = torch.arange(rows, device=self.device) if self.only is None else self.only
+        always = of_rows[asked, None] | text
+        if self.q_offsets is not None or self.kv_offsets is not None:
+            return always
+        start = torch.arange(columns, device=self.device) * self.kv_block
+        first, last = start // self.block, (start + self.kv_block - 1) // self.block
+        return always | ((asked[:, None] >= first) & (asked[:, None] <= last))
 
-    def _text_ends(self, number: int) -> Tensor:
-        """Which of so many clusters is text: those before and after the video stand at the ends."""
+    def _text(self, number: int, block: int | None) -> Tensor:
+        """Which of so many blocks hold text, which stands at the ends; clusters if None."""
         at = torch.arange(number, device=self.device)
-        first = at < (self.grid.prefix > 0)
-        return first | (at >= number - (self.grid.suffix > 0))
+        if block is None:
+            return (at < (self.grid.prefix > 0)) | (at >= number - (self.grid.suffix > 0))
+        video_end = self.grid.prefix + self.grid.video_tokens
+        end = ((at + 1) * block).clamp(max=self.grid.tokens)
+        return (at * block < self.grid.prefix) | (end > video_end)
 
-    @cached_property
-    def first_frame(self) -> Tensor:
+    def first_frame(self, block: int) -> Tensor:
         """Equal blocks that hold a token of the first frame, boolean ``(B|1, H|1, N)``."""
         start, stop = self.grid.prefix, self.grid.prefix + self.grid.frame_tokens
         if self.order is None:
@@ -102,8 +117,8 @@ class Blocks:
         else:
             token = self.order
         inside = ((token >= start) & (token < stop)).float()
-        missing = self.number * self.block - self.grid.tokens
-        return torch.nn.functional.pad(inside, (0, missing)).unflatten(-1, (-1, self.block)).any(-1)
+        missing = -self.grid.tokens % block
+        return torch.nn.functional.pad(inside, (0, missing)).unflatten(-1, (-1, block)).any(-1)
 
     @cached_property
     def segments(self) -> Segments:

@@ -107,12 +107,12 @@ class Inputs:
     @cached_property
     def k_means(self) -> Tensor:
         """Mean key of each block, float32 ``(batch, heads, N, head_dim)``."""
-        return _means(_there(self.k), self.blocks.block, self.blocks.kv_offsets)
+        return _means(_there(self.k), self.blocks.kv_block, self.blocks.kv_offsets)
 
     @cached_property
     def v_means(self) -> Tensor:
         """Mean value of each block, float32 ``(batch, heads, N, head_dim)``."""
-        return _means(_there(self.v), self.blocks.block, self.blocks.kv_offsets)
+        return _means(_there(self.v), self.blocks.kv_block, self.blocks.kv_offsets)
 
 
 def finite(x: Tensor) -> Tensor:

@@ -81,14 +81,14 @@ def sampled_mass(inputs: Inputs, rows: int) -> Tensor:
     blocks = inputs.blocks
     at, weight = _sampled_rows(inputs, rows)  # (M, rows)
     tokens = blocks.grid.tokens
-    missing = blocks.number * blocks.block - tokens
+    missing = -tokens % blocks.kv_block
     q, k, _ = inputs.qkv
     key = k.float().mT
     made = []
     for part, share in zip(*_chunks(at, weight, inputs), strict=True):
         scores = finite(q[:, :, part.flatten()]).float() @ key * inputs.scale
         mass = torch.nn.functional.pad(scores.softmax(dim=-1), (0, missing))
-        mass = mass.unflatten(-1, (-1, blocks.block)).sum(dim=-1).unflatten(2, part.shape)
+        mass = mass.unflatten(-1, (-1, blocks.kv_block)).sum(dim=-1).unflatten(2, part.shape)
         made.append((mass * share[..., None]).sum(dim=3))
     return torch.cat(made, dim=2)
 

@@ -28,6 +28,9 @@ def check_numbers(policy: Policy) -> None:
         raise BadInputError(f"rotate must be in [0, 1), got {policy.rotate:g}")
     if policy.block is not None and (policy.block % 16 or not 16 <= policy.block <= 256):
         raise BadInputError(f"block must be a multiple of 16 from 16 to 256, got {policy.block}")
+    keys = policy.key_block
+    if keys is not None and (keys % 16 or not 16 <= keys <= 256):
+        raise BadInputError(f"key_block must be a multiple of 16 from 16 to 256, got {keys}")
 
 
 def check_fit(policy: Policy) -> None:
@@ -51,15 +54,27 @@ def check_fit(policy: Policy) -> None:
     _check_orders(policy)
 
 
+def _takes_unequal(policy: Policy) -> bool:
+    """Whether all parts take blocks that are not of one size."""
+    scorers = (each.estimator for each in policy.candidates)
+    takers = (*scorers, policy.selector, policy.compensation)
+    return all(each.takes_clusters for each in takers)
+
+
 def _check_orders(policy: Policy) -> None:
     if policy.alternatives is not None and not all(each.order.static for each in policy.candidates):
         raise BadInputError("heads choose among static orders: a semantic one cannot compete")
-    takers = (policy.estimator, policy.selector, policy.compensation)
     anchored = policy.anchor != "none"
-    if not policy.order.static and (anchored or not all(each.takes_clusters for each in takers)):
+    if not policy.order.static and (anchored or not _takes_unequal(policy)):
         raise BadInputError(
             "a semantic order makes clusters, not equal blocks: use estimator pooled, "
             "value_aware or routing, anchor=none and compensation none or centroid"
+        )
+    if policy.key_block is not None and not _takes_unequal(policy):
+        raise BadInputError(
+            f"key_block={policy.key_block} cuts keys finer than queries: use estimator pooled, "
+            "subblock, value_aware or routing, any selector but threshold, and compensation none "
+            "or centroid"
         )
     if anchored and (order := policy.spreading_order) is not None:
         raise BadInputError(
@@ -76,8 +91,12 @@ def idle(policy: Policy) -> dict[str, str]:
         found |= part.idle(policy.any_density)
     if instead := policy.in_place_of_density:
         found["density"] = f"its {instead} says how much is kept"
-    if not policy.order.static:
-        found["block"] = "the clusters of a semantic order are of sizes of their own"
+    own = "the clusters of a semantic order are of sizes of their own"
+    by_key_block = policy.order.clusters_keys or policy.key_block is not None
+    if policy.order.clusters_queries and by_key_block:
+        found["block"] = own
+    if policy.order.clusters_keys:
+        found["key_block"] = own
     if policy.selector.in_place_of_density:
         found["floor"] = "the error is measured of a whole layer, whatever a row keeps"
     return found
@@ -86,5 +105,6 @@ def idle(policy: Policy) -> dict[str, str]:
 def fixed(policy: Policy) -> frozenset[str]:
     """Parameters of a policy that can be but one thing beside its parts."""
     spreads = not policy.order.static or policy.spreading_order is not None
-    anchor = frozenset({"anchor"} if spreads else ())
-    return anchor.union(*(part.fixed for part in policy.parts))
+    alone = {"anchor"} if spreads else set[str]()
+    alone |= set[str]() if _takes_unequal(policy) else {"key_block"}
+    return frozenset(alone).union(*(part.fixed for part in policy.parts))

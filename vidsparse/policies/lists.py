@@ -22,7 +22,7 @@ def plan_of_lists(lists: Lists, blocks: Blocks) -> BlockPlan:
         q_len=blocks.grid.tokens,
         kv_len=blocks.grid.tokens,
         q_block=blocks.block,
-        kv_block=blocks.block,
+        kv_block=blocks.kv_block,
         q_offsets=blocks.q_offsets,
         kv_offsets=blocks.kv_offsets,
     )

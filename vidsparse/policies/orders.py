@@ -55,6 +55,16 @@ class Order(Part, ABC):
         """Whether the tokens of one frame stand in nearly every block."""
         return False
 
+    @property
+    def clusters_queries(self) -> bool:
+        """Whether blocks of queries are clusters, of sizes of their own."""
+        return False
+
+    @property
+    def clusters_keys(self) -> bool:
+        """Whether blocks of keys are."""
+        return False
+
     @abstractmethod
     def arrange(self, inputs: Inputs) -> Arranged: ...
 
@@ -62,10 +72,11 @@ class Order(Part, ABC):
     def again(self, inputs: Inputs) -> Arranged:
         """In the order of the latest call that was told to remember."""
 
-    def block_counts(self, grid: TokenGrid, block: int) -> tuple[int, int]:
-        """How many blocks of queries and of keys there are."""
-        number = -(-grid.tokens // block)
-        return number, number
+    def block_counts(
+        self, grid: TokenGrid, block: int, key_block: int | None = None
+    ) -> tuple[int, int]:
+        """How many blocks of queries and of keys there are, of so many tokens."""
+        return -(-grid.tokens // block), -(-grid.tokens // (key_block or block))
 
     def state_bytes(self, grid: TokenGrid) -> int:
         """Bytes a head remembers on the device."""
@@ -87,7 +98,7 @@ class StaticOrder(Order):
 
     def arrange(self, inputs: Inputs) -> Arranged:
         """Permute q, k and v."""
-        order = _cached(self, inputs.blocks.grid, inputs.blocks.device)
+        order = cached_positions(self, inputs.blocks.grid, inputs.blocks.device)
         return Arranged(inputs) if order is None else in_order(inputs, order)
 
     def again(self, inputs: Inputs) -> Arranged:
@@ -96,7 +107,8 @@ class StaticOrder(Order):
 
 
 @functools.lru_cache(maxsize=32)
-def _cached(order: StaticOrder, grid: TokenGrid, device: torch.device) -> Tensor | None:
+def cached_positions(order: StaticOrder, grid: TokenGrid, device: torch.device) -> Tensor | None:
+    """Which token stands at each position, int32 ``(1, 1, seq)``; None where nothing moves."""
     with torch.inference_mode(False):  # it outlives the mode that it is made in
         positions = order.positions(grid)
         return None if positions is None else positions[None, None].to(device)

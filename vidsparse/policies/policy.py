@@ -59,6 +59,8 @@ class Policy:
             [0, 1): against flicker, and the way back for blocks that were skipped.
         block: Tokens in a block of queries and of keys: a multiple of 16, from 16 to 256. None
             takes what is fast on the device.
+        key_block: Tokens in a block of keys, likewise; None takes ``block``. Smaller ones cost no
+            attention, only a larger map of blocks.
     """
 
     order: Order = Raster()  # noqa: RUF009 it is frozen
@@ -72,6 +74,7 @@ class Policy:
     anchor: Anchor = Anchor.NONE
     rotate: float = 0.0
     block: int | None = None
+    key_block: int | None = None
 
     def __post_init__(self) -> None:
         check_numbers(self)
@@ -132,13 +135,13 @@ class Policy:
 
     def always(self, inputs: Inputs) -> Tensor:
         """What is kept whatever it scores, boolean ``(M, N)`` or ``(B|1, H|1, M, N)``."""
-        always, only = inputs.blocks.always_kept, inputs.blocks.only
-        if self.anchor is not Anchor.NONE:
-            first = inputs.blocks.first_frame
-            if self.anchor in (Anchor.KEYS, Anchor.BOTH):
-                always = always | first[..., None, :]
-            if self.anchor in (Anchor.QUERIES, Anchor.BOTH):
-                always = always | (first if only is None else first[..., only])[..., None]
+        blocks = inputs.blocks
+        always, only = blocks.always_kept, blocks.only
+        if self.anchor in (Anchor.KEYS, Anchor.BOTH):
+            always = always | blocks.first_frame(blocks.kv_block)[..., None, :]
+        if self.anchor in (Anchor.QUERIES, Anchor.BOTH):
+            first = blocks.first_frame(blocks.block)
+            always = always | (first if only is None else first[..., only])[..., None]
         always = self.compensation.always(always)
         if self.rotate:
             period = max(2, round(1 / self.rotate))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
@@ -64,10 +66,21 @@ def pooled_mass(inputs: Inputs) -> Tensor:
 
 
 def subblock_mass(inputs: Inputs, parts: int) -> Tensor:
-    """Log-mass from the means of parts of equal blocks; clusters have no parts but themselves."""
-    if inputs.blocks.kv_offsets is not None or parts == 1:
+    """Log-mass from the means of parts of equal blocks; clusters have no parts but themselves.
+
+    Smaller blocks of keys have fewer parts, of as many tokens.
+    """
+    blocks, (q, k, _) = inputs.blocks, inputs.qkv
+    if blocks.q_offsets is not None or blocks.kv_offsets is not None or parts == 1:
         return pooled_mass(inputs)
-    block, (q, k, _) = inputs.blocks.block, inputs.qkv
-    query, key = (pool_blocks(x, block, parts=parts, dtype=q.dtype) for x in (finite(q), k))
-    sizes = part_sizes(inputs.blocks.grid.tokens, block, parts, inputs.blocks.device)
-    return block_mass(query, key, sizes, sizes, scale=inputs.scale)
+    of_keys = math.gcd(parts, max(1, parts * blocks.kv_block // blocks.block))
+    query, q_sizes = _parts(finite(q), blocks.block, parts, q.dtype)
+    key, k_sizes = _parts(k, blocks.kv_block, of_keys, q.dtype)
+    return block_mass(query, key, q_sizes, k_sizes, scale=inputs.scale)
+
+
+def _parts(x: Tensor, block: int, parts: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Means of the parts of blocks, ``(batch, heads, N, parts, head_dim)``, and their sizes."""
+    means = pool_blocks(x, block, parts=parts, dtype=dtype)
+    means = means if parts > 1 else means.unsqueeze(3)
+    return means, part_sizes(x.shape[2], block, parts, x.device)

@@ -65,10 +65,11 @@ class Samples:
             centroids: Whether skipped blocks attend through their means.
         """
         inputs, blocks = arranged.inputs, arranged.inputs.blocks
-        tokens, block = blocks.grid.tokens, blocks.block
+        tokens = blocks.grid.tokens
         device = self.rows.device
-        q_block = block_of_token(tokens, block, blocks.q_offsets, arranged.q_order).to(device)
-        kv_block = block_of_token(tokens, block, blocks.kv_offsets, arranged.kv_order).to(device)
+        q_block = block_of_token(tokens, blocks.block, blocks.q_offsets, arranged.q_order)
+        kv_block = block_of_token(tokens, blocks.kv_block, blocks.kv_offsets, arranged.kv_order)
+        q_block, kv_block = q_block.to(device), kv_block.to(device)
         shape = self.share.shape[:2]
         stand_ins = None
         if centroids:

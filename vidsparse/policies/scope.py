@@ -63,8 +63,7 @@ def of_the_layer(
     scores: Tensor, always: Tensor, inputs: Inputs
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Scores, sizes of query and of key blocks, and what is always kept, of all heads."""
-    share, q_sizes, kv_sizes = inputs.share, inputs.blocks.q_sizes, inputs.blocks.kv_sizes
-    if q_sizes.ndim > 1:
-        q_sizes, kv_sizes = all_of(share, q_sizes), all_of(share, kv_sizes)
+    share, sizes = inputs.share, (inputs.blocks.q_sizes, inputs.blocks.kv_sizes)
+    q_sizes, kv_sizes = (x if x.ndim == 1 else all_of(share, x) for x in sizes)
     always = always if always.ndim == 2 else all_of(share, always)
     return all_of(share, scores), q_sizes, kv_sizes, always

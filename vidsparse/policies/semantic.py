@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import ClassVar
 
 import torch
@@ -12,18 +14,50 @@ from torch import Tensor
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.kmeans import Clusters, kmeans
-from vidsparse.kernels.permute import order_by_label, permute_tokens
+from vidsparse.kernels.permute import inverse_order, order_by_label, permute_tokens
+from vidsparse.kernels.pooling import pool_blocks, pool_ragged
 from vidsparse.policies.estimator import Inputs, finite
-from vidsparse.policies.orders import Arranged, Order
+from vidsparse.policies.orders import Arranged, Order, Tile, cached_positions
 
 MEMBERS = 4  # tokens that a cluster is remembered by
+
+
+class Sides(StrEnum):
+    """What is clustered.
+
+    Attributes:
+        BOTH: Queries and, independently, keys.
+        KEYS: Keys; queries stand in boxes, cut into equal blocks.
+        QUERIES: Queries; keys stand in boxes, cut into equal blocks.
+    """
+
+    BOTH = "both"
+    KEYS = "keys"
+    QUERIES = "queries"
+
+
+class Start(StrEnum):
+    """Where k-means starts at the first call of a generation.
+
+    Attributes:
+        TOKENS: From tokens drawn at random.
+        TILES: From the means of runs of tokens in boxes of 8 x 8.
+    """
+
+    TOKENS = "tokens"
+    TILES = "tiles"
+
+
+GROUPS = {1: (1, 1, 1), 2: (1, 1, 2), 4: (1, 2, 2), 8: (2, 2, 2)}  # boxes of tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Semantic(Order):
     """Clusters of queries and, independently, of keys; each cluster is a block of its own size.
 
-    The first call of a generation starts from tokens drawn at random. Later ones start where the
+    Clusters of one side alone cost half, and then the other side's blocks are equal.
+
+    The first call of a generation starts as ``start`` says. Later ones start where the
     clusters of the step before are now: at the mean of a few of their members, which costs a
     hundredth of the memory of centroids and follows the tokens as they change. A call that is told
     to remember leaves the labels of its tokens for the other guidance branch, a byte or two each,
@@ -35,6 +69,14 @@ class Semantic(Order):
         first_iterations: Of k-means at the first call.
         iterations: Of k-means at later calls.
         seed: Of the first draw.
+        start: Where the first call starts: tokens drawn at random, or means of boxes, from which
+            5 iterations find what 50 from tokens do.
+        group: Tokens that are clustered as one, by their mean: 1, 2 side by side, 4 in a square or
+            8 in a cube. k-means then costs as many times less.
+        sides: What is clustered; the other side stands box by box and is cut into equal blocks.
+        tile_frames: Latent frames of a box of that other side.
+        tile_height: Rows of a box, in tokens.
+        tile_width: Columns of a box, in tokens.
     """
 
     q_clusters: int = 100
@@ -42,42 +84,85 @@ class Semantic(Order):
     first_iterations: int = 50
     iterations: int = 2
     seed: int = 0
+    start: Start = Start.TOKENS
+    group: int = 1
+    sides: Sides = Sides.BOTH
+    tile_frames: int = 1
+    tile_height: int = 8
+    tile_width: int = 8
 
     static: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        _ = self.tile  # checks its sizes
         for name in ("q_clusters", "kv_clusters"):
             if not 1 <= getattr(self, name) <= 4096:
                 raise BadInputError(f"{name} must be from 1 to 4096, got {getattr(self, name)}")
+        if self.group not in GROUPS:
+            raise BadInputError(f"group must be 1, 2, 4 or 8, got {self.group}")
         for name in ("first_iterations", "iterations"):
             if getattr(self, name) < 1:
                 raise BadInputError(f"{name} must be at least 1, got {getattr(self, name)}")
 
+    @property
+    def tile(self) -> Tile:
+        """The boxes of the side that is not clustered."""
+        return Tile(
+            tile_frames=self.tile_frames, tile_height=self.tile_height, tile_width=self.tile_width
+        )
+
+    @property
+    def clusters_queries(self) -> bool:
+        """Whether queries are clustered."""
+        return self.sides is not Sides.KEYS
+
+    @property
+    def clusters_keys(self) -> bool:
+        """Whether keys are."""
+        return self.sides is not Sides.QUERIES
+
+    def idle(self, density: float | None) -> Mapping[str, str]:
+        """Boxes belong to the side that is not clustered."""
+        found: dict[str, str] = {}
+        if self.start is Start.TILES:
+            found["seed"] = "nothing is drawn at random (start=tiles)"
+        if self.sides is Sides.BOTH:
+            boxes = ("tile_frames", "tile_height", "tile_width")
+            own = "queries and keys both stand in clusters (sides=both)"
+            return found | dict.fromkeys(boxes, own)
+        other = "kv_clusters" if self.sides is Sides.QUERIES else "q_clusters"
+        return found | {other: f"clusters are of {self.sides} alone (sides={self.sides})"}
+
     def arrange(self, inputs: Inputs) -> Arranged:
         """Cluster, and put tokens in the order of their clusters."""
         q, k, _ = inputs.qkv
-        numbers = self.clusters(inputs.blocks.grid)
-        return self._arranged(
-            inputs, self._side("q", q, numbers[0], inputs), self._side("k", k, numbers[1], inputs)
-        )
+
+        def side(name: str, number: int) -> tuple[Tensor, Tensor]:
+            return self._side(name, q if name == "q" else k, number, inputs)
+
+        return self._arranged(inputs, side)
 
     def again(self, inputs: Inputs) -> Arranged:
         """Put tokens in the order of the clusters that they were in at the latest call."""
-        numbers = self.clusters(inputs.blocks.grid)
-        sides = zip("qk", numbers, strict=True)
-        return self._arranged(inputs, *(_same_side(name, n, inputs) for name, n in sides))
+        return self._arranged(inputs, lambda name, number: _same_side(name, number, inputs))
 
     def _arranged(
-        self, inputs: Inputs, queries: tuple[Tensor, Tensor], keys: tuple[Tensor, Tensor]
+        self, inputs: Inputs, side: Callable[[str, int], tuple[Tensor, Tensor]]
     ) -> Arranged:
+        """In the clusters that ``side`` gives of "q" or of "k", or in boxes."""
         q, k, v = inputs.qkv
+        grid = inputs.blocks.grid
+        boxes = cached_positions(self.tile, grid, inputs.blocks.device), None
+        numbers = self.clusters(grid)
+        queries = side("q", numbers[0]) if self.clusters_queries else boxes
+        keys = side("k", numbers[1]) if self.clusters_keys else boxes
         (q_order, q_offsets), (kv_order, kv_offsets) = queries, keys
         blocks = dataclasses.replace(inputs.blocks, q_offsets=q_offsets, kv_offsets=kv_offsets)
         arranged = dataclasses.replace(
             inputs,
-            q=permute_tokens(q, q_order),
-            k=permute_tokens(k, kv_order),
-            v=permute_tokens(v, kv_order),
+            q=_in_order(q, q_order),
+            k=_in_order(k, kv_order),
+            v=_in_order(v, kv_order),
             blocks=blocks,
         )
         return Arranged(arranged, q_order, kv_order)
@@ -85,13 +170,22 @@ class Semantic(Order):
     def clusters(self, grid: TokenGrid) -> tuple[int, int]:
         """How many clusters of queries and of keys there are on a grid, text not counted."""
         most = max(1, grid.video_tokens // 16)
-        return min(self.q_clusters, most), min(self.kv_clusters, most)
+        return (
+            min(self.q_clusters, most) if self.clusters_queries else 0,
+            min(self.kv_clusters, most) if self.clusters_keys else 0,
+        )
 
-    def block_counts(self, grid: TokenGrid, block: int) -> tuple[int, int]:
-        """How many clusters of queries and of keys there are, text among them."""
+    def block_counts(
+        self, grid: TokenGrid, block: int, key_block: int | None = None
+    ) -> tuple[int, int]:
+        """How many blocks of queries and of keys there are, text among them."""
         text = (grid.prefix > 0) + (grid.suffix > 0)
-        queries, keys = self.clusters(grid)
-        return queries + text, keys + text
+        clusters, equal = self.clusters(grid), (block, key_block or block)
+        queries, keys = (
+            number + text if number else -(-grid.tokens // size)
+            for number, size in zip(clusters, equal, strict=True)
+        )
+        return queries, keys
 
     def state_bytes(self, grid: TokenGrid) -> int:
         """Bytes a head remembers on the device: the members of its clusters."""
@@ -99,25 +193,64 @@ class Semantic(Order):
 
     def label_bytes(self, grid: TokenGrid) -> int:
         """Bytes a head remembers in host memory: the labels of its tokens."""
-        return sum(_label_type(n).itemsize for n in self.clusters(grid)) * grid.video_tokens
+        sides = [_label_type(number).itemsize for number in self.clusters(grid) if number]
+        return sum(sides) * grid.video_tokens
 
     def _side(self, name: str, x: Tensor, number: int, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """The order and the offsets of queries or of keys, text in clusters of its own."""
         grid = inputs.blocks.grid
         video = finite(x[:, :, grid.prefix : grid.prefix + grid.video_tokens])
+        box = self._boxes(grid, x.device)
+        grouped = video if box is None else pool_blocks(permute_tokens(video, box), self.group)
+        grouped = grouped.to(video.dtype)
         members = inputs.common.get(f"{name} members")
         if members is None:
-            generator = torch.Generator().manual_seed(self.seed)
-            clusters = kmeans(video, number, iterations=self.first_iterations, generator=generator)
+            clusters = self._first(grouped, number, grid)
         else:
             clusters = kmeans(
-                video, number, iterations=self.iterations, centroids=mean_of(video, members)
+                grouped, number, iterations=self.iterations, centroids=mean_of(grouped, members)
             )
         inputs.common.put(f"{name} members", members_of(clusters), inputs.step)
+        labels, order, offsets = clusters.labels, clusters.order, clusters.offsets
+        if box is not None:
+            each = labels.repeat_interleave(self.group, dim=-1)[..., : video.shape[2]]
+            labels = each.gather(-1, inverse_order(box).long().expand(each.shape))
+            order, offsets = order_by_label(labels, number)
         if inputs.remember:
-            labels = clusters.labels.to(_label_type(number))
-            inputs.common.park(f"{name} labels", labels, inputs.step)
-        return with_text(clusters.order, clusters.offsets, grid)
+            inputs.common.park(f"{name} labels", labels.to(_label_type(number)), inputs.step)
+        return with_text(order, offsets, grid)
+
+    def _boxes(self, grid: TokenGrid, device: torch.device) -> Tensor | None:
+        """The order in which tokens that are clustered as one stand side by side."""
+        if self.group == 1:
+            return None
+        frames, height, width = GROUPS[self.group]
+        tile = Tile(tile_frames=frames, tile_height=height, tile_width=width)
+        return cached_positions(tile, dataclasses.replace(grid, prefix=0, suffix=0), device)
+
+    def _first(self, x: Tensor, number: int, grid: TokenGrid) -> Clusters:
+        """The clusters of a first call."""
+        generator, centroids = None, None
+        if self.start is Start.TOKENS:
+            generator = torch.Generator().manual_seed(self.seed)
+        else:
+            centroids = self._means_of_boxes(x, number, grid)
+        return kmeans(
+            x, number, iterations=self.first_iterations, centroids=centroids, generator=generator
+        )
+
+    def _means_of_boxes(self, x: Tensor, number: int, grid: TokenGrid) -> Tensor:
+        """Of as many runs of tokens, box by box; groups stand in small boxes as they are."""
+        if self.group == 1:
+            video = dataclasses.replace(grid, prefix=0, suffix=0)
+            order = cached_positions(Tile(), video, x.device)
+            x = x if order is None else permute_tokens(x, order)
+        edges = torch.arange(number + 1, dtype=torch.int64, device=x.device) * x.shape[2] // number
+        return pool_ragged(x, edges.to(torch.int32)[None, None])
+
+
+def _in_order(x: Tensor, order: Tensor | None) -> Tensor:
+    return x if order is None else permute_tokens(x, order)
 
 
 def _label_type(clusters: int) -> torch.dtype:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
@@ -15,6 +15,9 @@ from vidsparse.kernels.stand_in_error import stand_in_error
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
 from vidsparse.policies.exact import sampled_mass
 from vidsparse.policies.pooled import pooled_mass, subblock_mass
+
+if TYPE_CHECKING:
+    from vidsparse.policies.policy import Policy
 
 
 class Mass(StrEnum):
@@ -68,6 +71,12 @@ class ValueAware(Estimator):
             for name, mass in of.items()
             if mass is not self.mass
         }
+
+    def refuses(self, policy: Policy) -> str | None:
+        """Rows are drawn in equal blocks."""
+        if self.mass is Mass.ROWS and not policy.order.static:
+            return "mass=rows draws rows in equal blocks, and a semantic order makes clusters"
+        return None
 
     def estimate(self, inputs: Inputs) -> Estimate:
         """Score each block by the error of skipping it, ``(batch, heads, M, N)``."""
