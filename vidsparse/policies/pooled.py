@@ -10,7 +10,7 @@ from torch import Tensor
 from vidsparse.errors import BadInputError
 from vidsparse.kernels.block_scores import block_mass
 from vidsparse.kernels.pooling import part_sizes, pool_blocks
-from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure, finite
+from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +68,7 @@ def subblock_mass(inputs: Inputs, parts: int) -> Tensor:
     if inputs.blocks.kv_offsets is not None or parts == 1:
         return pooled_mass(inputs)
     block, (q, k, _) = inputs.blocks.block, inputs.qkv
-    query, key = (pool_blocks(x, block, parts=parts, dtype=q.dtype) for x in (finite(q), k))
+    query = pool_blocks(q, block, parts=parts, dtype=q.dtype, finite=True)
+    key = pool_blocks(k, block, parts=parts, dtype=q.dtype)
     sizes = part_sizes(inputs.blocks.grid.tokens, block, parts, inputs.blocks.device)
     return block_mass(query, key, sizes, sizes, scale=inputs.scale)

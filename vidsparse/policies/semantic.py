@@ -13,7 +13,8 @@ from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.kmeans import Clusters, kmeans
 from vidsparse.kernels.permute import order_by_label, permute_tokens
-from vidsparse.policies.estimator import Inputs, finite
+from vidsparse.kernels.pooling import only_finite
+from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.orders import Arranged, Order
 
 MEMBERS = 4  # tokens that a cluster is remembered by
@@ -104,7 +105,7 @@ class Semantic(Order):
     def _side(self, name: str, x: Tensor, number: int, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """The order and the offsets of queries or of keys, text in clusters of its own."""
         grid = inputs.blocks.grid
-        video = finite(x[:, :, grid.prefix : grid.prefix + grid.video_tokens])
+        video = only_finite(x[:, :, grid.prefix : grid.prefix + grid.video_tokens])
         members = inputs.common.get(f"{name} members")
         if members is None:
             generator = torch.Generator().manual_seed(self.seed)
