@@ -74,9 +74,7 @@ def part_sizes(
     return (length - starts).clamp(min=0, max=size).float().unflatten(0, (-1, parts))
 
 
-def pool_ragged(
-    x: Tensor, offsets: Tensor, *, finite: bool = False, impl: str = "auto"
-) -> Tensor:
+def pool_ragged(x: Tensor, offsets: Tensor, *, finite: bool = False, impl: str = "auto") -> Tensor:
     """Mean of each block of tokens, where blocks are of unequal size.
 
     Args:

@@ -161,27 +161,3 @@ class Memory:
 
     def __len__(self) -> int:
         return len(self._values)
-
-
-def pack_bits(mask: Tensor) -> Tensor:
-    """Eight booleans of the last dimension in a byte.
-
-    Example:
-        >>> pack_bits(torch.tensor([True, False, True]))
-        tensor([5], dtype=torch.uint8)
-    """
-    missing = -mask.shape[-1] % 8
-    bits = torch.nn.functional.pad(mask.to(torch.uint8), (0, missing)).unflatten(-1, (-1, 8))
-    weight = 1 << torch.arange(8, dtype=torch.uint8, device=mask.device)
-    return (bits * weight).sum(dim=-1, dtype=torch.uint8)
-
-
-def unpack_bits(packed: Tensor, length: int) -> Tensor:
-    """The booleans again.
-
-    Example:
-        >>> unpack_bits(torch.tensor([5], dtype=torch.uint8), 3)
-        tensor([ True, False,  True])
-    """
-    shift = torch.arange(8, dtype=torch.uint8, device=packed.device)
-    return ((packed[..., None] >> shift) & 1).bool().flatten(-2)[..., :length]

@@ -105,14 +105,17 @@ class Semantic(Order):
     def _side(self, name: str, x: Tensor, number: int, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """The order and the offsets of queries or of keys, text in clusters of its own."""
         grid = inputs.blocks.grid
-        video = only_finite(x[:, :, grid.prefix : grid.prefix + grid.video_tokens])
+        video = x[:, :, grid.prefix : grid.prefix + grid.video_tokens]
         members = inputs.common.get(f"{name} members")
         if members is None:
             generator = torch.Generator().manual_seed(self.seed)
-            clusters = kmeans(video, number, iterations=self.first_iterations, generator=generator)
-        else:
             clusters = kmeans(
-                video, number, iterations=self.iterations, centroids=mean_of(video, members)
+                video, number, iterations=self.first_iterations, generator=generator, finite=True
+            )
+        else:
+            start = mean_of(video, members)
+            clusters = kmeans(
+                video, number, iterations=self.iterations, centroids=start, finite=True
             )
         inputs.common.put(f"{name} members", members_of(clusters), inputs.step)
         if inputs.remember:
@@ -146,7 +149,8 @@ def members_of(clusters: Clusters, number: int = MEMBERS) -> Tensor:
 def mean_of(x: Tensor, members: Tensor) -> Tensor:
     """Mean of the members of each cluster, ``(batch, heads, clusters, head_dim)``."""
     rows = members.flatten(-2).long()[..., None].expand(-1, -1, -1, x.shape[-1])
-    return x.gather(2, rows).float().unflatten(2, members.shape[2:]).mean(dim=3)
+    chosen = only_finite(x.gather(2, rows)).float()
+    return chosen.unflatten(2, members.shape[2:]).mean(dim=3)
 
 
 def with_text(order: Tensor, offsets: Tensor, grid: TokenGrid) -> tuple[Tensor, Tensor]:
