@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vidsparse.errors import BadInputError
 from vidsparse.kernels.permute import order_by_label, permute_tokens
-from vidsparse.kernels.pooling import pool_ragged
+from vidsparse.kernels.pooling import only_finite, pool_ragged
 
 AT_ONCE = 1024  # tokens whose scores are made together, so that they stay in a CPU's cache
 
@@ -52,6 +52,7 @@ def kmeans(
     iterations: int,
     centroids: Tensor | None = None,
     generator: torch.Generator | None = None,
+    finite: bool = False,
     impl: str = "auto",
 ) -> Clusters:
     """Cluster the tokens of each head.
@@ -63,6 +64,7 @@ def kmeans(
         centroids: Where to start, ``(batch, heads, clusters, head_dim)``; tokens drawn at random,
             the same positions in every head, when None.
         generator: Draws them, on the CPU.
+        finite: Take what is no number or infinite for zero.
         impl: "triton", "reference", or "auto": Triton on CUDA.
 
     Raises:
@@ -82,10 +84,10 @@ def kmeans(
     step = _step_reference
     if impl == "triton" or (impl == "auto" and x.is_cuda):
         from vidsparse.kernels.triton.kmeans import step
-    centroids = centroids.float()
-    labels, order, offsets, centroids = step(x, centroids)
+    centroids = only_finite(centroids.float()) if finite else centroids.float()
+    labels, order, offsets, centroids = step(x, centroids, finite)
     for _ in range(iterations - 1):
-        labels, order, offsets, centroids = step(x, centroids)
+        labels, order, offsets, centroids = step(x, centroids, finite)
     return Clusters(labels=labels, centroids=centroids, order=order, offsets=offsets)
 
 
@@ -96,8 +98,11 @@ def _draw(x: Tensor, clusters: int, generator: torch.Generator | None) -> Tensor
     return x[:, :, positions.to(x.device, non_blocking=True)]
 
 
-def _step_reference(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _step_reference(
+    x: Tensor, centroids: Tensor, finite: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Labels under the centroids, the tokens' order and offsets by label, and new centroids."""
+    x = only_finite(x) if finite else x
     rounded = centroids.to(x.dtype).float()  # as the kernel has them
     half = rounded.square().sum(dim=-1)[..., None, :] / 2
     parts = x.split(AT_ONCE, dim=2)

@@ -10,7 +10,13 @@ from vidsparse.kernels.plan import block_of_token
 
 
 def pool_blocks(
-    x: Tensor, block: int, *, parts: int = 1, dtype: torch.dtype | None = None, impl: str = "auto"
+    x: Tensor,
+    block: int,
+    *,
+    parts: int = 1,
+    dtype: torch.dtype | None = None,
+    finite: bool = False,
+    impl: str = "auto",
 ) -> Tensor:
     """Mean of each block of tokens, or of each of its equal parts; one pass over memory.
 
@@ -19,6 +25,7 @@ def pool_blocks(
         block: Tokens in a block; a short last block averages only its own tokens.
         parts: Into how many parts a block is cut; a part without tokens has mean zero.
         dtype: Of the result; float32 (float64 for float64 input) when None.
+        finite: Take what is no number or infinite for zero.
         impl: "triton", "reference" (plain torch, differentiable), or "auto": Triton on CUDA.
 
     Returns:
@@ -38,7 +45,8 @@ def pool_blocks(
     if impl == "triton" or (impl == "auto" and x.is_cuda and not needs_grad):
         from vidsparse.kernels.triton.pooling import launch
 
-        return launch(x, block, parts, dtype)
+        return launch(x, block, parts, dtype, finite)
+    x = only_finite(x) if finite else x
     size = block // parts
     whole = x.shape[2] // size * size
     means = x[:, :, :whole].unflatten(2, (-1, size)).mean(dim=3, dtype=wide)
@@ -66,12 +74,13 @@ def part_sizes(
     return (length - starts).clamp(min=0, max=size).float().unflatten(0, (-1, parts))
 
 
-def pool_ragged(x: Tensor, offsets: Tensor, *, impl: str = "auto") -> Tensor:
+def pool_ragged(x: Tensor, offsets: Tensor, *, finite: bool = False, impl: str = "auto") -> Tensor:
     """Mean of each block of tokens, where blocks are of unequal size.
 
     Args:
         x: ``(batch, heads, seq, head_dim)``, any strides.
         offsets: Where blocks start, int32 ``(B|1, H|1, N + 1)``, from 0 to ``seq``.
+        finite: Take what is no number or infinite for zero.
         impl: "triton", "reference" (plain torch, differentiable), or "auto": Triton on CUDA.
 
     Returns:
@@ -84,9 +93,17 @@ def pool_ragged(x: Tensor, offsets: Tensor, *, impl: str = "auto") -> Tensor:
     if impl == "triton" or (impl == "auto" and x.is_cuda and not needs_grad):
         from vidsparse.kernels.triton.pooling import launch_ragged
 
-        return launch_ragged(x, offsets)
+        return launch_ragged(x, offsets, finite)
+    x = only_finite(x) if finite else x
     block = block_of_token(x.shape[2], 1, offsets, None)
     sums = torch.zeros(
         *x.shape[:2], offsets.shape[-1] - 1, x.shape[3], dtype=torch.float32, device=x.device
     ).scatter_add_(2, block[..., None].expand(x.shape), x.float())
     return sums / offsets.diff(dim=-1).clamp(min=1)[..., None]
+
+
+def only_finite(x: Tensor) -> Tensor:
+    """Zero for what is no number or infinite; x itself on a CPU where there is nothing of it."""
+    if x.device.type == "cpu" and bool(x.sum().isfinite()):  # elsewhere, looking would wait
+        return x
+    return x.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)

@@ -128,7 +128,7 @@ def select_budget(
             of each batch entry, ``(B,)``, as a tensor.
         min_count: Blocks per row at least, whatever the budget says.
         always: Boolean, broadcastable to ``scores``; they are paid from the budget.
-        impl: "triton", "reference", or "auto": Triton on CUDA for sizes that all heads share.
+        impl: "triton", "reference", or "auto": Triton on CUDA.
 
     Raises:
         BadInputError: For a density outside (0, 1].
@@ -136,16 +136,22 @@ def select_budget(
     if not isinstance(density, Tensor) and not 0 < density <= 1:
         raise BadInputError(f"density must be in (0, 1], got {density:g}")
     entries, number = scores.shape[0], scores.shape[-1]
-    if _use_triton(impl, scores) and q_sizes.ndim == kv_sizes.ndim == 1:
+    if _use_triton(impl, scores):
         from vidsparse.kernels.triton.select import budget_cutoff, rows
 
-        pairs = q_sizes.long().sum() * kv_sizes.long().sum() * scores.shape[1]
+        pairs = _all_pairs(scores, q_sizes, kv_sizes)
         affordable = affordable_pairs(pairs, density).expand(entries).contiguous()
         cutoff = budget_cutoff(scores, always, q_sizes, kv_sizes, affordable)
         return rows(scores, always, number, least=min_count, cutoff=cutoff)
     ranking = Ranking(scores, q_sizes, kv_sizes, always=always)
     counts = ranking.keep(density).sum(dim=-1, dtype=torch.int32).clamp(min=min_count, max=number)
     return _best(scores, always, _at_least_always(counts, always), number)
+
+
+def _all_pairs(scores: Tensor, q_sizes: Tensor, kv_sizes: Tensor) -> Tensor:
+    """Pairs of each batch entry, int64 ``(batch,)``, or of any, ``()``, where they are alike."""
+    pairs = q_sizes.long().sum(dim=-1) * kv_sizes.long().sum(dim=-1)
+    return pairs.expand(scores.shape[:2]).sum(dim=-1)
 
 
 class Ranking:

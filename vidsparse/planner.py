@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vidsparse.budgets import Budgets
+from vidsparse.kernels.bits import Lists, lists_of_bits, pack_lists, unpack_bits
 from vidsparse.kernels.permute import permute_tokens
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.policies.choice import CHOICE, Alternative, choose, per_head
@@ -18,7 +19,7 @@ from vidsparse.policies.lists import lists_of_mask, plan_of_lists
 from vidsparse.policies.orders import Arranged
 from vidsparse.policies.policy import Policy
 from vidsparse.policies.work import Work
-from vidsparse.state import LayerState, Memory, Verdict, pack_bits, unpack_bits
+from vidsparse.state import LayerState, Memory, Verdict
 
 REMEMBERED = 16  # static plans: a ramp of 16 steps at one size, or several sizes without a ramp
 LAYERS = 4096  # of all experts, branches and geometries: none is forgotten within a generation
@@ -77,8 +78,10 @@ class Planner:
             return self._extended(*again, way)
         arranged, plan = self._made(inputs, way)
         if inputs.remember and self.policy.can_reuse_plans:
-            inputs.common.park(PLAN, pack_bits(plan.to_block_mask()), inputs.step)
+            packed = pack_lists(plan.kv_count, plan.kv_index, plan.num_kv_blocks)
+            inputs.common.park(PLAN, packed, inputs.step)
             inputs.common.way, inputs.common.verdict = way, None
+            inputs.common.grid = inputs.blocks.grid
         return self._extended(arranged, plan, way)
 
     def again(self, work: Work, q: Tensor, k: Tensor, v: Tensor) -> Work:
@@ -163,25 +166,26 @@ class Planner:
             return None
         packed, arranged = common.get(PLAN), self._arranged_again(inputs)
         assert packed is not None
-        keep = self._fitted(packed, arranged.inputs)
-        plan = plan_of_lists(lists_of_mask(keep), arranged.inputs.blocks)
+        plan = plan_of_lists(self._fitted(packed, arranged.inputs), arranged.inputs.blocks)
         if age > 0 and (verdict is None or verdict[0] != step):
             serves = self.policy.selector.still_serves(self.policy, inputs, arranged, plan, way)
             if serves is not None:
                 common.verdict = step, Verdict(serves)
         return arranged, plan
 
-    def _fitted(self, packed: Tensor, inputs: Inputs) -> Tensor:
-        """The remembered mask, for a call whose text after the video may be of another length.
+    def _fitted(self, packed: Tensor, inputs: Inputs) -> Lists:
+        """The lists that are remembered, for a call whose text may be of another length.
 
-        What it says of the video stays; text is kept whole, as always.
+        What they say of the video stays; text, which comes after it, is kept whole, as always.
         """
         rows, columns = inputs.blocks.rows, inputs.blocks.columns
         if packed.shape[-2:] == (rows, -(-columns // 8)):
-            return unpack_bits(packed, columns) | inputs.blocks.always_kept
+            if inputs.common.grid == inputs.blocks.grid:
+                return lists_of_bits(packed, columns)
+            return lists_of_mask(unpack_bits(packed, columns) | inputs.blocks.always_kept)
         keep = unpack_bits(packed, 8 * packed.shape[-1])
         keep = F.pad(keep, (0, columns - keep.shape[-1], 0, rows - keep.shape[-2]))
-        return keep | self.policy.always(inputs)
+        return lists_of_mask(keep | self.policy.always(inputs))
 
     def _arranged_again(self, inputs: Inputs) -> Arranged:
         """In the order of the plan that is remembered."""

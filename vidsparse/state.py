@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vidsparse.grid import TokenGrid
 from vidsparse.heads import HeadShare
 
 
@@ -23,6 +24,7 @@ class LayerState:
         parked: Those that wait in host memory, by name.
         verdict: On the plan that was used again at the latest step, and that step.
         way: How far the schedule had come when the plan was made.
+        grid: The tokens that it was made of: branches' texts may differ in length.
         share: Which heads this is of, where devices share them.
     """
 
@@ -30,6 +32,7 @@ class LayerState:
         self.share: HeadShare | None = None
         self.verdict: tuple[int, Verdict] | None = None
         self.way: float | None = None
+        self.grid: TokenGrid | None = None
         self.tensors: dict[str, Tensor] = {}
         self.parked: dict[str, Parked] = {}
         self.steps: dict[str, int] = {}
@@ -161,27 +164,3 @@ class Memory:
 
     def __len__(self) -> int:
         return len(self._values)
-
-
-def pack_bits(mask: Tensor) -> Tensor:
-    """Eight booleans of the last dimension in a byte.
-
-    Example:
-        >>> pack_bits(torch.tensor([True, False, True]))
-        tensor([5], dtype=torch.uint8)
-    """
-    missing = -mask.shape[-1] % 8
-    bits = torch.nn.functional.pad(mask.to(torch.uint8), (0, missing)).unflatten(-1, (-1, 8))
-    weight = 1 << torch.arange(8, dtype=torch.uint8, device=mask.device)
-    return (bits * weight).sum(dim=-1, dtype=torch.uint8)
-
-
-def unpack_bits(packed: Tensor, length: int) -> Tensor:
-    """The booleans again.
-
-    Example:
-        >>> unpack_bits(torch.tensor([5], dtype=torch.uint8), 3)
-        tensor([ True, False,  True])
-    """
-    shift = torch.arange(8, dtype=torch.uint8, device=packed.device)
-    return ((packed[..., None] >> shift) & 1).bool().flatten(-2)[..., :length]

@@ -17,38 +17,53 @@ def _mass(
     D: tl.constexpr, BD: tl.constexpr, A: tl.constexpr, B: tl.constexpr,
     BI: tl.constexpr, BJ: tl.constexpr,
 ):  # fmt: skip
-    """A tile of BI query blocks by BJ key blocks: one product of their parts, summed in place."""
+    """A tile of BI query blocks by BJ key blocks: all parts of the keys, query parts in turn."""
     head = tl.program_id(2).to(tl.int64)
     dims = tl.arange(0, BD)
-    row = tl.program_id(1) * BI * A + tl.arange(0, BI * A)
-    column = tl.program_id(0) * BJ * B + tl.arange(0, BJ * B)
-    row_valid, column_valid = row < rows * A, column < columns * B
-    q_at = (head * rows * A + row)[:, None] * D + dims[None, :]
-    k_at = (head * columns * B + column)[:, None] * D + dims[None, :]
-    q = tl.load(q_ptr + q_at, mask=row_valid[:, None] & (dims < D)[None, :], other=0.0)
-    k = tl.load(k_ptr + k_at, mask=column_valid[:, None] & (dims < D)[None, :], other=0.0)
-    q_bias = tl.load(q_bias_ptr + row, mask=row_valid, other=float("-inf"))
-    k_bias = tl.load(k_bias_ptr + column, mask=column_valid, other=float("-inf"))
-    s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
-    s += q_bias[:, None] + k_bias[None, :]
-    s = tl.reshape(s, [BI, A, BJ, B])
-    top = tl.max(tl.max(s, 3), 1)  # [BI, BJ]
-    top = tl.where(top == float("-inf"), 0.0, top)
-    total = tl.sum(tl.sum(tl.exp2(s - top[:, None, :, None]), 3), 1)
     i = tl.program_id(1) * BI + tl.arange(0, BI)
+    column = tl.program_id(0) * BJ * B + tl.arange(0, BJ * B)
+    exists = column < columns * B
+    k_at = (head * columns * B + column)[:, None] * D + dims[None, :]
+    k = tl.load(k_ptr + k_at, mask=exists[:, None] & (dims < D)[None, :], other=0.0)
+    k_bias = tl.load(k_bias_ptr + column, mask=exists, other=float("-inf"))
+    top = tl.full([BI, BJ], float("-inf"), tl.float32)
+    total = tl.zeros([BI, BJ], tl.float32)
+    for part in tl.range(0, A):
+        row = i * A + part
+        q_at = (head * rows * A + row)[:, None] * D + dims[None, :]
+        q = tl.load(q_ptr + q_at, mask=(i < rows)[:, None] & (dims < D)[None, :], other=0.0)
+        q_bias = tl.load(q_bias_ptr + row, mask=i < rows, other=float("-inf"))
+        s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
+        s = tl.reshape(s + (q_bias[:, None] + k_bias[None, :]), [BI, BJ, B])
+        higher = tl.maximum(top, tl.max(s, 2))
+        safe = tl.where(higher == float("-inf"), 0.0, higher)
+        more = tl.sum(tl.exp2(s - safe[:, :, None]), 2)
+        total = total * tl.exp2(top - safe) + more
+        top = higher
     j = tl.program_id(0) * BJ + tl.arange(0, BJ)
     mask = (i < rows)[:, None] & (j < columns)[None, :]
-    total = tl.where(mask, total, 1.0)
-    out = (top + tl.log2(total)) * LN2
+    top = tl.where(top == float("-inf"), 0.0, top)
+    out = (top + tl.log2(tl.where(mask, total, 1.0))) * LN2
     tl.store(out_ptr + (head * rows + i)[:, None] * columns + j[None, :], out, mask=mask)
 
 
 @triton.jit
+def _rest(x, part):
+    """What a part in fewer bits leaves of float32."""
+    return x - part.to(tl.float32)
+
+
+@triton.jit
 def _value_error(
-    mass_ptr, v_ptr, out_ptr, rows, columns,
+    mass_ptr, high_ptr, middle_ptr, low_ptr, norm_ptr, out_ptr, rows, columns,
     D: tl.constexpr, BD: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr,
 ):  # fmt: skip
-    """BI rows of the map: a first pass for the estimated output, a second for the distances."""
+    """BI rows of the map: a first pass for the estimated output, a second for the distances.
+
+    Tensor cores multiply bf16, so float32 comes in three parts of it. The output may lack the last:
+    distances are then from where it was put. In them large numbers cancel, so all count.
+    """
+    kind = high_ptr.dtype.element_ty
     head = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0) * BI + tl.arange(0, BI)
     dims = tl.arange(0, BD)
@@ -61,26 +76,45 @@ def _value_error(
         inside = (i < rows)[:, None] & (j < columns)[None, :]
         s = tl.load(mass_ptr + row_at + j[None, :], mask=inside, other=float("-inf"))
         v_at = (head * columns + j)[:, None] * D + dims[None, :]
-        v = tl.load(v_ptr + v_at, mask=(j < columns)[:, None] & (dims < D)[None, :], other=0.0)
+        v_mask = (j < columns)[:, None] & (dims < D)[None, :]
+        high = tl.load(high_ptr + v_at, mask=v_mask, other=0.0)
+        middle = tl.load(middle_ptr + v_at, mask=v_mask, other=0.0)
         m_new = tl.maximum(m, tl.max(s, 1))
         safe = tl.where(m_new == float("-inf"), 0.0, m_new)
         p = tl.exp(s - safe[:, None])
         alpha = tl.exp(m - safe)
-        o = o * alpha[:, None] + tl.dot(p, v, input_precision="tf32x3")
+        p_high = p.to(kind)
+        p_middle = _rest(p, p_high).to(kind)
+        o = o * alpha[:, None]
+        o = tl.dot(p_high, high, o, input_precision="ieee")
+        o = tl.dot(p_high, middle, o, input_precision="ieee")
+        o = tl.dot(p_middle, high, o, input_precision="ieee")
         l = l * alpha + tl.sum(p, 1)
         m = m_new
     l = tl.where(l > 0, l, 1.0)
     o = o / l[:, None]
     m = tl.where(m == float("-inf"), 0.0, m)
     o_norm = tl.sum(o * o, 1)
+    o_high = o.to(kind)
+    o_middle = _rest(o, o_high).to(kind)
+    o_low = _rest(_rest(o, o_high), o_middle).to(kind)
     for start in tl.range(0, columns, BJ):
         j = start + tl.arange(0, BJ)
         inside = (i < rows)[:, None] & (j < columns)[None, :]
         s = tl.load(mass_ptr + row_at + j[None, :], mask=inside, other=float("-inf"))
+        norm = tl.load(norm_ptr + head * columns + j, mask=j < columns, other=0.0)
         v_at = (head * columns + j)[:, None] * D + dims[None, :]
-        v = tl.load(v_ptr + v_at, mask=(j < columns)[:, None] & (dims < D)[None, :], other=0.0)
-        square = o_norm[:, None] + tl.sum(v * v, 1)[None, :]
-        square -= 2 * tl.dot(o, tl.trans(v), input_precision="tf32x3")
+        v_mask = (j < columns)[:, None] & (dims < D)[None, :]
+        v = tl.trans(tl.load(high_ptr + v_at, mask=v_mask, other=0.0))
+        along = tl.dot(o_low, v, input_precision="ieee")
+        along = tl.dot(o_middle, v, along, input_precision="ieee")
+        along = tl.dot(o_high, v, along, input_precision="ieee")
+        v = tl.trans(tl.load(middle_ptr + v_at, mask=v_mask, other=0.0))
+        along = tl.dot(o_middle, v, along, input_precision="ieee")
+        along = tl.dot(o_high, v, along, input_precision="ieee")
+        v = tl.trans(tl.load(low_ptr + v_at, mask=v_mask, other=0.0))
+        along = tl.dot(o_high, v, along, input_precision="ieee")
+        square = o_norm[:, None] + norm[None, :] - 2 * along
         error = tl.exp(s - m[:, None]) / l[:, None] * tl.sqrt(tl.maximum(square, 0.0))
         tl.store(out_ptr + row_at + j[None, :], error, mask=inside)
 
@@ -90,8 +124,8 @@ def mass(query: Tensor, key: Tensor, weights: Tensor, sizes: Tensor, scale: floa
     batch, heads, rows, a, head_dim = query.shape
     columns, b = key.shape[2:4]
     out = torch.empty((batch, heads, rows, columns), dtype=torch.float32, device=query.device)
-    side = 64 if query.dtype in (torch.float16, torch.bfloat16) else 32  # no spills
-    bi, bj = max(1, side // a), max(1, side // b)
+    narrow = query.dtype in (torch.float16, torch.bfloat16)
+    bi, bj = (64, max(1, 128 // b)) if narrow else (32, max(1, 64 // b))
     _mass[(triton.cdiv(columns, bj), triton.cdiv(rows, bi), batch * heads)](
         query.contiguous(), key.contiguous(),
         (weights.log() * LOG2E).contiguous(), (sizes.log() * LOG2E).contiguous(), out,
@@ -107,9 +141,16 @@ def value_error(mass: Tensor, value: Tensor) -> Tensor:
     batch, heads, rows, columns = mass.shape
     head_dim = value.shape[-1]
     value = value.expand(batch, heads, -1, -1).contiguous()
+    kind = torch.bfloat16 if value.is_cuda else torch.float32  # what the interpreter multiplies
+    parts, rest = [], value
+    for _ in range(3):
+        parts.append(rest.to(kind))
+        rest = rest - parts[-1].float()
     out = torch.empty_like(mass)
-    _value_error[(triton.cdiv(rows, 32), batch * heads)](
-        mass.contiguous(), value, out, rows, columns,
-        D=head_dim, BD=max(16, triton.next_power_of_2(head_dim)), BI=32, BJ=32, num_warps=4,
+    wide = max(16, triton.next_power_of_2(head_dim))
+    side = 64 if wide <= 128 else 32
+    _value_error[(triton.cdiv(rows, side), batch * heads)](
+        mass.contiguous(), *parts, value.square().sum(dim=-1), out, rows, columns,
+        D=head_dim, BD=wide, BI=side, BJ=side, num_warps=4,
     )  # fmt: skip
     return out

@@ -13,12 +13,13 @@ import triton.language as tl
 from torch import Tensor
 
 from vidsparse.kernels.triton.permute import counting_sort
+from vidsparse.kernels.triton.pooling import only_finite
 
 
 @triton.jit
 def _assign(
     x_ptr, c_ptr, bias_ptr, label_ptr, x_b, x_h, x_s, x_d, heads, seq, clusters,
-    D: tl.constexpr, BD: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, FINITE: tl.constexpr,
 ):  # fmt: skip
     """The nearest centroid of each token: largest ``x . c - |c|^2 / 2``."""
     bh = tl.program_id(1)
@@ -29,6 +30,8 @@ def _assign(
     valid = token < seq
     x_at = token.to(tl.int64)[:, None] * x_s + dims[None, :].to(tl.int64) * x_d
     x = tl.load(x_ptr + x_at, mask=valid[:, None] & (dims < D)[None, :], other=0.0)
+    if FINITE:
+        x = only_finite(x.to(tl.float32)).to(x.dtype)
     # the best so far in every column of the tiles; columns are compared once, at the end
     best = tl.full([BT, BC], float("-inf"), tl.float32)
     label = tl.zeros([BT, BC], tl.int32)
@@ -52,7 +55,7 @@ def _assign(
 @triton.jit
 def _average(
     x_ptr, order_ptr, offset_ptr, c_ptr, x_b, x_h, x_s, x_d, heads, seq, clusters,
-    D: tl.constexpr, BD: tl.constexpr, ROWS: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, ROWS: tl.constexpr, FINITE: tl.constexpr,
 ):  # fmt: skip
     """The mean of one cluster's tokens; without any, its centroid stays."""
     cluster = tl.program_id(0)
@@ -69,13 +72,16 @@ def _average(
         token = tl.load(order_ptr + head * seq + position, mask=inside, other=0)
         x_at = token.to(tl.int64)[:, None] * x_s + dims[None, :].to(tl.int64) * x_d
         mask = inside[:, None] & (dims < D)[None, :]
-        total += tl.load(x_ptr + x_at, mask=mask, other=0.0).to(tl.float32)
+        x = tl.load(x_ptr + x_at, mask=mask, other=0.0).to(tl.float32)
+        if FINITE:
+            x = only_finite(x)
+        total += x
     mean = tl.sum(total, 0) / tl.maximum(end - start, 1).to(tl.float32)
     to = c_ptr + (head * clusters + cluster) * D + dims
     tl.store(to, mean, mask=(dims < D) & (end > start))
 
 
-def step(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def step(x: Tensor, centroids: Tensor, finite: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Labels under the centroids, the tokens' order and offsets by label, and new centroids."""
     batch, heads, seq, head_dim = x.shape
     clusters = centroids.shape[2]
@@ -86,7 +92,7 @@ def step(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     tokens = 128 if wide <= 128 and x.dtype != torch.float32 else 64
     _assign[(triton.cdiv(seq, tokens), batch * heads)](
         x, rounded, bias, labels, *x.stride(), heads, seq, clusters,
-        D=head_dim, BD=wide, BT=tokens, BC=32, num_warps=4, num_stages=3,
+        D=head_dim, BD=wide, BT=tokens, BC=32, FINITE=finite, num_warps=4, num_stages=3,
     )  # fmt: skip
     order, offsets = counting_sort(labels, clusters)
     moved = centroids.float().clone(memory_format=torch.contiguous_format)
@@ -94,6 +100,6 @@ def step(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows = max(1, (8192 if large else 4096) // wide)
     _average[(clusters, batch * heads)](
         x, order, offsets, moved, *x.stride(), heads, seq, clusters,
-        D=head_dim, BD=wide, ROWS=rows, num_warps=8 if large else 4, num_stages=3,
+        D=head_dim, BD=wide, ROWS=rows, FINITE=finite, num_warps=8 if large else 4, num_stages=3,
     )  # fmt: skip
     return labels, order, offsets, moved

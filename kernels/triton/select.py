@@ -17,7 +17,7 @@ from vidsparse.errors import BadInputError
 WIDEST = 16384  # key blocks that fit a program's registers
 FORCED: tl.constexpr = tl.constexpr(2**31 - 2)  # key of a block that is kept whatever it scores
 ABSENT: tl.constexpr = tl.constexpr(-(2**31))  # key of what is no block; even -inf is above it
-PROGRAMS = 2048  # that share a batch entry's rows when a budget is counted
+PROGRAMS = 4096  # that share the rows when a budget is counted
 DIGIT = 4  # bits of a budget's cutoff that one count settles
 
 
@@ -98,11 +98,14 @@ def _select(
     if WITH_SHARE:
         score = tl.where(score > 0, tl.minimum(score, 1e30), 0.0)  # NaN is not above zero
         target = tl.sum(score, 0) * share
-    lo, hi, need, number = _search(keys, score, least, target, columns, WITH_SHARE)
+    asked = least
     if WITH_CUTOFF:
         cutoff = tl.load(cutoff_ptr + b * c_b + h * c_h + m * c_m)
         reach = tl.sum((keys >= cutoff).to(tl.int32), 0)
         passed = reach >= least
+        asked = tl.where(passed, columns, least)  # then there is nothing to search for
+    lo, hi, need, number = _search(keys, score, asked, target, columns, WITH_SHARE)
+    if WITH_CUTOFF:
         lo = tl.where(passed, cutoff, lo)
         hi = tl.where(passed, cutoff, hi)
         need = tl.where(passed, 0, need)
@@ -121,14 +124,55 @@ def _select(
 
 
 @triton.jit
+def _digit(keys, low, shift, LAST: tl.constexpr):
+    """Where keys from ``low`` on lie in steps of ``1 << shift``; beyond the last one is in it."""
+    above = (keys - low).to(tl.uint32, bitcast=True) >> shift
+    return tl.minimum(above, LAST).to(tl.int32)
+
+
+@triton.jit
+def _tokens_by_digit(keys, sizes, low, shift, steps, CUTOFFS: tl.constexpr):
+    """The sizes of a row's blocks, summed by digit, int64: a comparison and a sum for each."""
+    digit = tl.where(keys >= low, _digit(keys, low, shift, CUTOFFS - 1), -1)
+    tokens = tl.zeros([CUTOFFS], tl.int64)
+    for step in tl.static_range(CUTOFFS):
+        sum_of_step = tl.sum(tl.where(digit == step, sizes, 0), 0)
+        tokens = tl.where(steps == step, sum_of_step.to(tl.int64), tokens)
+    return tokens
+
+
+@triton.jit
+def _blocks_by_digit(keys, low, shift, steps, BN: tl.constexpr):
+    """How many of a row's blocks have each of 16 digits, int64.
+
+    Sixteen counts of four bits in one number: eight keys are added in them, the rest in wider ones.
+    """
+    digit = _digit(keys, low, shift, 15)
+    one = (keys >= low).to(tl.int64) << (4 * digit).to(tl.int64)
+    counts = tl.sum(tl.reshape(one, [8, BN // 8]), 0)
+    even, odd = counts & 0x0F0F0F0F0F0F0F0F, (counts >> 4) & 0x0F0F0F0F0F0F0F0F
+    fourth = steps % 4
+    zero = tl.sum(even & 0x00FF00FF00FF00FF, 0)
+    two = tl.sum((even >> 8) & 0x00FF00FF00FF00FF, 0)
+    one = tl.sum(odd & 0x00FF00FF00FF00FF, 0)
+    three = tl.sum((odd >> 8) & 0x00FF00FF00FF00FF, 0)
+    word = tl.where(fourth < 2, tl.where(fourth == 0, zero, one), tl.where(fourth == 2, two, three))
+    return (word >> (steps // 4 * 16).to(tl.int64)) & 0xFFFF
+
+
+@triton.jit
 def _spend(
     score_ptr, always_ptr, q_size_ptr, k_size_ptr, affordable_ptr, low_ptr, spent_ptr,
-    s_b, s_h, s_m, s_n, a_b, a_h, a_m, a_n, heads, rows, columns, digit, digits,
-    HAS_ALWAYS: tl.constexpr, BITS: tl.constexpr, BN: tl.constexpr,
+    s_b, s_h, s_m, s_n, a_b, a_h, a_m, a_n, q_b, q_h, q_m, k_b, k_h, k_n,
+    heads, rows, columns, digit, digits,
+    HAS_ALWAYS: tl.constexpr, BITS: tl.constexpr, BN: tl.constexpr, SHARED: tl.constexpr,
+    TALL: tl.constexpr,
 ):  # fmt: skip
     """What the cutoffs of one more digit would cost: each program counts some rows.
 
-    ``low``, the highest cutoff known to cost too much, moves up by what the last count found.
+    ``low``, the highest cutoff known to cost too much, moves up by what the last count found. Where
+    all rows have the same columns, their blocks are counted as if all were as large as the first,
+    and the others put right after.
     """
     CUTOFFS: tl.constexpr = 1 << BITS
     b = tl.program_id(1).to(tl.int64)
@@ -142,22 +186,54 @@ def _spend(
         low = tl.load(low_ptr + digit - 1) + (too_much << (32 - BITS * digit))
     if tl.program_id(0) == 0:
         tl.store(low_ptr + digit, low)
+    shift = 32 - BITS * (digit + 1)
     lane = tl.arange(0, BN)
-    sizes = tl.load(k_size_ptr + lane, mask=lane < columns, other=0)
+    score_ptr += b * s_b
+    if HAS_ALWAYS:
+        always_ptr += b * a_b
+    q_size_ptr += b * q_b
+    k_size_ptr += b * k_b
+    usual = tl.load(k_size_ptr).to(tl.int64)
     total = tl.zeros([CUTOFFS], tl.int64)
     for row in tl.range(tl.program_id(0), heads * rows, tl.num_programs(0)):
         h, m = (row // rows).to(tl.int64), (row % rows).to(tl.int64)
-        at = score_ptr + b * s_b + h * s_h + m * s_m
+        at = score_ptr + h * s_h + m * s_m
         always_at = always_ptr
         if HAS_ALWAYS:
-            always_at = always_ptr + b * a_b + h * a_h + m * a_m
+            always_at = always_ptr + h * a_h + m * a_m
         _, keys = _load_keys(at, always_at, lane, columns, s_n, a_n, HAS_ALWAYS)
-        queries = tl.load(q_size_ptr + m)
-        for step in tl.static_range(1, CUTOFFS):
-            cutoff = low + (step << (32 - BITS * (digit + 1)))
-            tokens = tl.sum(tl.where(keys >= cutoff, sizes, 0), 0)
-            total += tl.where(steps == step, tokens.to(tl.int64) * queries, 0)
-    tl.atomic_add(spent_ptr + steps, total)  # of integers: the same in any order
+        queries = tl.load(q_size_ptr + h * q_h + m * q_m)
+        if SHARED:
+            tokens = _blocks_by_digit(keys, low, shift, steps, BN) * usual
+        else:
+            sizes_at = k_size_ptr + h * k_h + lane * k_n
+            sizes = tl.load(sizes_at, mask=lane < columns, other=0)
+            tokens = _tokens_by_digit(keys, sizes, low, shift, steps, CUTOFFS)
+        total += tokens * queries
+    if SHARED:
+        sizes = tl.load(k_size_ptr + lane * k_n, mask=lane < columns, other=0).to(tl.int64)
+        unusual = (lane < columns) & (sizes != usual)
+        column = tl.min(tl.where(unusual, lane, BN), 0)
+        while column < columns:
+            more = tl.load(k_size_ptr + column * k_n).to(tl.int64) - usual
+            for first in tl.range(tl.program_id(0), heads * rows, tl.num_programs(0) * TALL):
+                row = first + tl.arange(0, TALL) * tl.num_programs(0)
+                there = row < heads * rows
+                row = tl.where(there, row, 0)
+                h, m = (row // rows).to(tl.int64), (row % rows).to(tl.int64)
+                at = score_ptr + h * s_h + m * s_m
+                always_at = always_ptr
+                if HAS_ALWAYS:
+                    always_at = always_ptr + h * a_h + m * a_m
+                _, keys = _load_keys(at, always_at, column, columns, s_n, a_n, HAS_ALWAYS)
+                queries = tl.load(q_size_ptr + h * q_h + m * q_m)
+                of_row = tl.where(there & (keys >= low), _digit(keys, low, shift, 15), -1)
+                pairs = tl.where(steps[:, None] == of_row[None, :], (queries * more)[None, :], 0)
+                total += tl.sum(pairs, 1)
+            column = tl.min(tl.where(unusual & (lane > column), lane, BN), 0)
+    above = tl.sum(total, 0) - tl.cumsum(total, 0) + total  # of this digit and higher ones
+    above = tl.where(steps > 0, above, 0)
+    tl.atomic_add(spent_ptr + steps, above)  # of integers: the same in any order
 
 
 def rows(
@@ -207,16 +283,23 @@ def budget_cutoff(
     """
     batch, heads, num_rows, columns = scores.shape
     bits = {torch.bfloat16: 16, torch.float16: 20}.get(scores.dtype, 32)  # the others are zero
-    digits, wide = bits // DIGIT, triton.next_power_of_2(columns)
+    digits, wide = bits // DIGIT, max(8, triton.next_power_of_2(columns))
     low = torch.full((batch, digits), ABSENT.value, dtype=torch.int32, device=scores.device)
     spent = torch.zeros((batch, digits, 1 << DIGIT), dtype=torch.int64, device=scores.device)
     forced, forced_strides = _always(scores, always)
-    q_sizes, kv_sizes = q_sizes.to(torch.int64), kv_sizes.to(torch.int32)
+    shared = kv_sizes.ndim == 1
+    q_sizes, kv_sizes = (
+        (size if size.ndim > 1 else size[None, None]).expand(batch, heads, -1)
+        for size in (q_sizes.to(torch.int64), kv_sizes.to(torch.int32))
+    )
+    programs = min(max(1, PROGRAMS // batch), heads * num_rows)
     for digit in range(digits):
-        _spend[(min(PROGRAMS, heads * num_rows), batch)](
-            scores, forced, q_sizes.contiguous(), kv_sizes.contiguous(), affordable, low, spent,
-            *scores.stride(), *forced_strides, heads, num_rows, columns, digit, digits,
-            HAS_ALWAYS=always is not None, BITS=DIGIT, BN=wide, num_warps=max(1, wide // 1024),
+        _spend[(programs, batch)](
+            scores, forced, q_sizes, kv_sizes, affordable, low, spent,
+            *scores.stride(), *forced_strides, *q_sizes.stride(), *kv_sizes.stride(),
+            heads, num_rows, columns, digit, digits,
+            HAS_ALWAYS=always is not None, BITS=DIGIT, BN=wide, SHARED=shared, TALL=32,
+            num_warps=max(1, wide // 1024),
         )  # fmt: skip
     too_much = (spent[:, -1] > affordable[:, None]).sum(dim=-1)
     cutoff = low[:, -1].long() + ((too_much + 1) << (32 - bits))

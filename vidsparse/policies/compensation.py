@@ -15,8 +15,8 @@ from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.compensate import rescale
 from vidsparse.kernels.plan import BlockPlan, Pooled, dense_plan
-from vidsparse.kernels.pooling import pool_blocks
-from vidsparse.policies.estimator import Inputs, finite
+from vidsparse.kernels.pooling import only_finite, pool_blocks
+from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.part import Part
 from vidsparse.policies.pooled import pooled_mass
 from vidsparse.policies.work import Kernel, Level, Work
@@ -299,7 +299,7 @@ def worth_it(inputs: Inputs) -> Tensor:
     """
     query, key = inputs.q_means, inputs.k_means
     q, k, _ = inputs.qkv
-    q_spread = _spread(finite(q), query, inputs.blocks.block)
+    q_spread = _spread(only_finite(q), query, inputs.blocks.block)
     k_spread = _spread(k, key, inputs.blocks.block)
     error = q_spread[..., None] * key.norm(dim=-1).unsqueeze(-2)
     error = error + query.norm(dim=-1)[..., None] * k_spread.unsqueeze(-2)

@@ -101,8 +101,11 @@ class Inputs:
 
     @cached_property
     def q_means(self) -> Tensor:
-        """Mean query of each block, float32 ``(batch, heads, M, head_dim)``."""
-        return _means(finite(_there(self.q)), self.blocks.block, self.blocks.q_offsets)
+        """Mean query of each block, float32 ``(batch, heads, M, head_dim)``.
+
+        Queries that are no number or infinite change no other: the kernel alone gets them.
+        """
+        return _means(_there(self.q), self.blocks.block, self.blocks.q_offsets, finite=True)
 
     @cached_property
     def k_means(self) -> Tensor:
@@ -115,23 +118,15 @@ class Inputs:
         return _means(_there(self.v), self.blocks.kv_block, self.blocks.kv_offsets)
 
 
-def finite(x: Tensor) -> Tensor:
-    """Tokens for planning, with zero for what is no number or infinite: it must change no other.
-
-    The kernel gets them as they are, so a NaN stays where it was.
-    """
-    if x.device.type == "cpu" and bool(x.sum().isfinite()):  # elsewhere, looking would wait
-        return x
-    return x.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-
-
 def _there(x: Tensor | None) -> Tensor:
     assert x is not None
     return x
 
 
-def _means(x: Tensor, block: int, offsets: Tensor | None) -> Tensor:
-    return pool_blocks(x, block) if offsets is None else pool_ragged(x, offsets)
+def _means(x: Tensor, block: int, offsets: Tensor | None, *, finite: bool = False) -> Tensor:
+    if offsets is None:
+        return pool_blocks(x, block, finite=finite)
+    return pool_ragged(x, offsets, finite=finite)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from vidsparse.errors import BadInputError
 from vidsparse.kernels.antidiagonal import antidiagonal_scores
-from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure, finite
+from vidsparse.kernels.pooling import only_finite
+from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
 
 AT_ONCE = 1 << 26  # scores held at a time: 256 MiB
 
@@ -63,7 +64,7 @@ class Antidiagonal(Estimator):
         """Score each block by the log of its sampled mass, ``(batch, heads, M, N)``."""
         q, k, _ = inputs.qkv
         mass = antidiagonal_scores(
-            finite(q), k, block=inputs.blocks.block, stride=self.stride, scale=inputs.scale
+            only_finite(q), k, block=inputs.blocks.block, stride=self.stride, scale=inputs.scale
         )
         return Estimate(scores=mass.log())
 
@@ -86,7 +87,7 @@ def sampled_mass(inputs: Inputs, rows: int) -> Tensor:
     key = k.float().mT
     made = []
     for part, share in zip(*_chunks(at, weight, inputs), strict=True):
-        scores = finite(q[:, :, part.flatten()]).float() @ key * inputs.scale
+        scores = only_finite(q[:, :, part.flatten()]).float() @ key * inputs.scale
         mass = torch.nn.functional.pad(scores.softmax(dim=-1), (0, missing))
         mass = mass.unflatten(-1, (-1, blocks.kv_block)).sum(dim=-1).unflatten(2, part.shape)
         made.append((mass * share[..., None]).sum(dim=3))

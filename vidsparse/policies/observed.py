@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from vidsparse.errors import BadInputError
+from vidsparse.kernels.bits import pack_bits, unpack_bits
 from vidsparse.kernels.observe import Observed as Seen
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
-from vidsparse.state import pack_bits, unpack_bits
 
 if TYPE_CHECKING:
     from vidsparse.policies.policy import Policy

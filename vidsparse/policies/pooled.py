@@ -12,7 +12,7 @@ from torch import Tensor
 from vidsparse.errors import BadInputError
 from vidsparse.kernels.block_scores import block_mass
 from vidsparse.kernels.pooling import part_sizes, pool_blocks
-from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure, finite
+from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,13 +74,15 @@ def subblock_mass(inputs: Inputs, parts: int) -> Tensor:
     if blocks.q_offsets is not None or blocks.kv_offsets is not None or parts == 1:
         return pooled_mass(inputs)
     of_keys = math.gcd(parts, max(1, parts * blocks.kv_block // blocks.block))
-    query, q_sizes = _parts(finite(q), blocks.block, parts, q.dtype)
+    query, q_sizes = _parts(q, blocks.block, parts, q.dtype, finite=True)
     key, k_sizes = _parts(k, blocks.kv_block, of_keys, q.dtype)
     return block_mass(query, key, q_sizes, k_sizes, scale=inputs.scale)
 
 
-def _parts(x: Tensor, block: int, parts: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _parts(
+    x: Tensor, block: int, parts: int, dtype: torch.dtype, finite: bool = False
+) -> tuple[Tensor, Tensor]:
     """Means of the parts of blocks, ``(batch, heads, N, parts, head_dim)``, and their sizes."""
-    means = pool_blocks(x, block, parts=parts, dtype=dtype)
+    means = pool_blocks(x, block, parts=parts, dtype=dtype, finite=finite)
     means = means if parts > 1 else means.unsqueeze(3)
     return means, part_sizes(x.shape[2], block, parts, x.device)

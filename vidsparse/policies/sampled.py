@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from vidsparse.kernels.plan import block_of_token
-from vidsparse.policies.estimator import Inputs, finite
+from vidsparse.kernels.pooling import only_finite
+from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.orders import Arranged
 
 
@@ -46,7 +47,7 @@ class Samples:
         generator = torch.Generator().manual_seed(inputs.layer * 100_003 + inputs.step)
         place = torch.arange(number) + torch.rand(number, generator=generator)
         rows = (place * (tokens / number)).long().clamp(max=tokens - 1).to(inputs.blocks.device)
-        query = finite(q[:, :, rows])
+        query = only_finite(q[:, :, rows])
         scores = (query @ k.mT).float() * inputs.scale
         lse = scores.logsumexp(dim=-1, keepdim=True)
         return cls(rows, query, (scores - lse).exp_().to(v.dtype), lse, v)

@@ -15,8 +15,8 @@ from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.kmeans import Clusters, kmeans
 from vidsparse.kernels.permute import inverse_order, order_by_label, permute_tokens
-from vidsparse.kernels.pooling import pool_blocks, pool_ragged
-from vidsparse.policies.estimator import Inputs, finite
+from vidsparse.kernels.pooling import only_finite, pool_blocks, pool_ragged
+from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.orders import Arranged, Order, Tile, cached_positions
 
 MEMBERS = 4  # tokens that a cluster is remembered by
@@ -199,16 +199,18 @@ class Semantic(Order):
     def _side(self, name: str, x: Tensor, number: int, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """The order and the offsets of queries or of keys, text in clusters of its own."""
         grid = inputs.blocks.grid
-        video = finite(x[:, :, grid.prefix : grid.prefix + grid.video_tokens])
-        box = self._boxes(grid, x.device)
-        grouped = video if box is None else pool_blocks(permute_tokens(video, box), self.group)
-        grouped = grouped.to(video.dtype)
+        video = x[:, :, grid.prefix : grid.prefix + grid.video_tokens]
+        box, grouped = self._boxes(grid, x.device), video
+        if box is not None:
+            means = pool_blocks(permute_tokens(video, box), self.group, finite=True)
+            grouped = means.to(video.dtype)
         members = inputs.common.get(f"{name} members")
         if members is None:
             clusters = self._first(grouped, number, grid)
         else:
+            start = mean_of(grouped, members)
             clusters = kmeans(
-                grouped, number, iterations=self.iterations, centroids=mean_of(grouped, members)
+                grouped, number, iterations=self.iterations, centroids=start, finite=True
             )
         inputs.common.put(f"{name} members", members_of(clusters), inputs.step)
         labels, order, offsets = clusters.labels, clusters.order, clusters.offsets
@@ -236,8 +238,9 @@ class Semantic(Order):
         else:
             centroids = self._means_of_boxes(x, number, grid)
         return kmeans(
-            x, number, iterations=self.first_iterations, centroids=centroids, generator=generator
-        )
+            x, number, iterations=self.first_iterations, centroids=centroids, generator=generator,
+            finite=True,
+        )  # fmt: skip
 
     def _means_of_boxes(self, x: Tensor, number: int, grid: TokenGrid) -> Tensor:
         """Of as many runs of tokens, box by box; groups stand in small boxes as they are."""
@@ -278,7 +281,8 @@ def members_of(clusters: Clusters, number: int = MEMBERS) -> Tensor:
 def mean_of(x: Tensor, members: Tensor) -> Tensor:
     """Mean of the members of each cluster, ``(batch, heads, clusters, head_dim)``."""
     rows = members.flatten(-2).long()[..., None].expand(-1, -1, -1, x.shape[-1])
-    return x.gather(2, rows).float().unflatten(2, members.shape[2:]).mean(dim=3)
+    chosen = only_finite(x.gather(2, rows)).float()
+    return chosen.unflatten(2, members.shape[2:]).mean(dim=3)
 
 
 def with_text(order: Tensor, offsets: Tensor, grid: TokenGrid) -> tuple[Tensor, Tensor]:
