@@ -49,27 +49,35 @@ PROMPTS = [
     "an orange moon swaying over a striped dark gray background",
     "a large blue cross growing over a light yellow checkered background",
 ]
+MEANS: dict[str, Any] = {"estimator": "routing", "compensation": "centroid"}
+BOXES: dict[str, Any] = {"preset": "balanced", "block": 128, "tile_frames": 2}
+CLUSTERS: dict[str, Any] = {"preset": "semantic", "start": "tiles", "first_iterations": 5}
 CANDIDATES: dict[str, dict[str, Any]] = {
-    "tiles 128": {"preset": "balanced", "block": 128},
     "tiles 64": {"preset": "balanced", "block": 64},
-    "tiles 128, means": {
-        "preset": "balanced", "block": 128, "estimator": "routing", "compensation": "centroid"
-    },
-    "tiles 64, means": {
-        "preset": "balanced", "block": 64, "estimator": "routing", "compensation": "centroid"
-    },
-    "draft 128": {"preset": "draft", "block": 128},
+    "tiles 128": BOXES,
+    "tiles 128 flat": {"preset": "balanced", "block": 128, "tile_width": 16},
+    "tiles 128, keys 32": BOXES | {"key_block": 32},
+    "means 64": {"preset": "balanced", "block": 64} | MEANS,
+    "means 128": BOXES | MEANS,
+    "means 128, keys 64": BOXES | MEANS | {"key_block": 64},
+    "means 128, keys 32": BOXES | MEANS | {"key_block": 32},
+    "means 128, keys 16": BOXES | MEANS | {"key_block": 16},
+    "means 128, keys 32, replan 4": BOXES | MEANS | {"key_block": 32, "replan": 4},
     "draft 64": {"preset": "draft", "block": 64},
+    "draft 128": {"preset": "draft", "block": 128},
     "adaspa": {"preset": "adaspa"},
     "semantic": {"preset": "semantic"},
-    "semantic, replan 2": {"preset": "semantic", "replan": 2},
-    "semantic, replan 4": {"preset": "semantic", "replan": 4},
-    "semantic 100/500, replan 4": {
-        "preset": "semantic", "q_clusters": 100, "kv_clusters": 500, "replan": 4
-    },
+    "semantic, 5 its": CLUSTERS,
+    "semantic, 5 its, replan 4": CLUSTERS | {"replan": 4},
+    "semantic, groups of 4, replan 4": CLUSTERS | {"group": 4, "replan": 4},
+    "semantic 100/500, replan 4": CLUSTERS | {"q_clusters": 100, "kv_clusters": 500, "replan": 4},
+    "semantic, keys alone": CLUSTERS | {"sides": "keys", "block": 128, "tile_frames": 2},
+    "semantic, keys alone, replan 4": CLUSTERS
+    | {"sides": "keys", "block": 128, "tile_frames": 2, "replan": 4},
     "svg2-ear": {"preset": "svg2-ear"},
+    "auto": {"preset": "auto"},
     "random 128": {"preset": "random", "block": 128},
-}  # fmt: skip
+}
 
 
 class Shape(NamedTuple):
