@@ -30,12 +30,14 @@ def _assign(
     valid = token < seq
     x_at = token.to(tl.int64)[:, None] * x_s + dims[None, :].to(tl.int64) * x_d
     x = tl.load(x_ptr + x_at, mask=valid[:, None] & (dims < D)[None, :], other=0.0)
-    if FINITE:
-        x = only_finite(x.to(tl.float32)).to(x.dtype)
     # the best so far in every column of the tiles; columns are compared once, at the end
     best = tl.full([BT, BC], float("-inf"), tl.float32)
     label = tl.zeros([BT, BC], tl.int32)
     column = tl.arange(0, BC)
+    if FINITE:  # tokens cleaned here would be held in registers, and fewer programs fit
+        is_finite = tl.min((tl.abs(x) < float("inf")).to(tl.int32), 1) != 0
+        least = tl.full([BC], float("inf"), tl.float32)
+        label_of_zero = tl.zeros([BC], tl.int32)
     for start in tl.range(0, clusters, BC):
         cluster = start + column
         exists = cluster < clusters
@@ -46,9 +48,16 @@ def _assign(
         better = score > best
         best = tl.where(better, score, best)
         label = tl.where(better, start, label)
+        if FINITE:
+            label_of_zero = tl.where(bias < least, start, label_of_zero)
+            least = tl.minimum(bias, least)
     label += column[None, :]
     top = tl.max(best, 1)
     winner = tl.min(tl.where(best == top[:, None], label, 2147483647), 1)
+    if FINITE:
+        label_of_zero += column
+        nearest = tl.where(least == tl.min(least, 0), label_of_zero, 2147483647)
+        winner = tl.where(is_finite, winner, tl.min(nearest, 0))
     tl.store(label_ptr + head * seq + token, winner, mask=valid)
 
 

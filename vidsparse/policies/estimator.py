@@ -93,6 +93,11 @@ class Inputs:
         """q, k and v, which are there."""
         return _there(self.q), _there(self.k), _there(self.v)
 
+    def knowing_means(self, *, q: Tensor, k: Tensor) -> Inputs:
+        """The same inputs, told their ``q_means`` and ``k_means``; a changed copy is not."""
+        self.__dict__.update(q_means=q, k_means=k)
+        return self
+
     @cached_property
     def q_means(self) -> Tensor:
         """Mean query of each block, float32 ``(batch, heads, M, head_dim)``.

@@ -58,9 +58,11 @@ class Semantic(Order):
         """Cluster, and put tokens in the order of their clusters."""
         q, k, _ = inputs.qkv
         numbers = self.clusters(inputs.blocks.grid)
-        return self._arranged(
-            inputs, self._side("q", q, numbers[0], inputs), self._side("k", k, numbers[1], inputs)
-        )
+        *queries, q_means = self._side("q", q, numbers[0], inputs)
+        *keys, k_means = self._side("k", k, numbers[1], inputs)
+        arranged = self._arranged(inputs, tuple(queries), tuple(keys))
+        arranged.inputs.knowing_means(q=q_means, k=k_means)
+        return arranged
 
     def again(self, inputs: Inputs) -> Arranged:
         """Put tokens in the order of the clusters that they were in at the latest call."""
@@ -69,7 +71,7 @@ class Semantic(Order):
         return self._arranged(inputs, *(_same_side(name, n, inputs) for name, n in sides))
 
     def _arranged(
-        self, inputs: Inputs, queries: tuple[Tensor, Tensor], keys: tuple[Tensor, Tensor]
+        self, inputs: Inputs, queries: tuple[Tensor, ...], keys: tuple[Tensor, ...]
     ) -> Arranged:
         q, k, v = inputs.qkv
         (q_order, q_offsets), (kv_order, kv_offsets) = queries, keys
@@ -102,8 +104,10 @@ class Semantic(Order):
         """Bytes a head remembers in host memory: the labels of its tokens."""
         return sum(_label_type(n).itemsize for n in self.clusters(grid)) * grid.video_tokens
 
-    def _side(self, name: str, x: Tensor, number: int, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        """The order and the offsets of queries or of keys, text in clusters of its own."""
+    def _side(
+        self, name: str, x: Tensor, number: int, inputs: Inputs
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Order, offsets and means of queries or of keys, text in clusters of its own."""
         grid = inputs.blocks.grid
         video = x[:, :, grid.prefix : grid.prefix + grid.video_tokens]
         members = inputs.common.get(f"{name} members")
@@ -121,7 +125,19 @@ class Semantic(Order):
         if inputs.remember:
             labels = clusters.labels.to(_label_type(number))
             inputs.common.park(f"{name} labels", labels, inputs.step)
-        return with_text(clusters.order, clusters.offsets, grid)
+        order, offsets = with_text(clusters.order, clusters.offsets, grid)
+        return order, offsets, _means(x, clusters, grid)
+
+
+def _means(x: Tensor, clusters: Clusters, grid: TokenGrid) -> Tensor:
+    """Mean of each cluster and of the text before and after; zero of one without tokens."""
+    means = clusters.centroids.masked_fill((clusters.sizes == 0)[..., None], 0.0)
+    before, _, after = x.split([grid.prefix, grid.video_tokens, grid.suffix], dim=2)
+    text = [
+        only_finite(end).mean(dim=2, keepdim=True, dtype=torch.float32) if end.shape[2] else end
+        for end in (before, after)
+    ]
+    return torch.cat([text[0], means, text[1]], dim=2)
 
 
 def _label_type(clusters: int) -> torch.dtype:
