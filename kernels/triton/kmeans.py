@@ -18,7 +18,7 @@ from vidsparse.kernels.triton.pooling import only_finite
 
 @triton.jit
 def _assign(
-    x_ptr, c_ptr, bias_ptr, label_ptr, x_b, x_h, x_s, x_d, heads, seq, clusters,
+    x_ptr, c_ptr, bias_ptr, label_of_zero_ptr, label_ptr, x_b, x_h, x_s, x_d, heads, seq, clusters,
     D: tl.constexpr, BD: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, FINITE: tl.constexpr,
 ):  # fmt: skip
     """The nearest centroid of each token: largest ``x . c - |c|^2 / 2``."""
@@ -34,10 +34,6 @@ def _assign(
     best = tl.full([BT, BC], float("-inf"), tl.float32)
     label = tl.zeros([BT, BC], tl.int32)
     column = tl.arange(0, BC)
-    if FINITE:  # tokens cleaned here would be held in registers, and fewer programs fit
-        is_finite = tl.min((tl.abs(x) < float("inf")).to(tl.int32), 1) != 0
-        least = tl.full([BC], float("inf"), tl.float32)
-        label_of_zero = tl.zeros([BC], tl.int32)
     for start in tl.range(0, clusters, BC):
         cluster = start + column
         exists = cluster < clusters
@@ -48,16 +44,11 @@ def _assign(
         better = score > best
         best = tl.where(better, score, best)
         label = tl.where(better, start, label)
-        if FINITE:
-            label_of_zero = tl.where(bias < least, start, label_of_zero)
-            least = tl.minimum(bias, least)
     label += column[None, :]
     top = tl.max(best, 1)
     winner = tl.min(tl.where(best == top[:, None], label, 2147483647), 1)
-    if FINITE:
-        label_of_zero += column
-        nearest = tl.where(least == tl.min(least, 0), label_of_zero, 2147483647)
-        winner = tl.where(is_finite, winner, tl.min(nearest, 0))
+    if FINITE:  # what is no number leaves no score that is one
+        winner = tl.where(tl.abs(top) < float("inf"), winner, tl.load(label_of_zero_ptr + head))
     tl.store(label_ptr + head * seq + token, winner, mask=valid)
 
 
@@ -100,7 +91,7 @@ def step(x: Tensor, centroids: Tensor, finite: bool) -> tuple[Tensor, Tensor, Te
     wide = max(16, triton.next_power_of_2(head_dim))
     tokens = 128 if wide <= 128 and x.dtype != torch.float32 else 64
     _assign[(triton.cdiv(seq, tokens), batch * heads)](
-        x, rounded, bias, labels, *x.stride(), heads, seq, clusters,
+        x, rounded, bias, bias.argmin(dim=-1).int() if finite else None, labels, *x.stride(), heads, seq, clusters,
         D=head_dim, BD=wide, BT=tokens, BC=32, FINITE=finite, num_warps=4, num_stages=3,
     )  # fmt: skip
     order, offsets = counting_sort(labels, clusters)
