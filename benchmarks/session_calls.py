@@ -46,9 +46,12 @@ def main() -> None:
     torch.manual_seed(0)
     grid = TokenGrid.parse(args.grid)
     tokens = {branch: made(grid, args.heads) for branch in BRANCHES}
-    dense_ms = dense(tokens["cond"])
-    rows: list[dict[str, Any]] = [{"what": "dense", "ms": dense_ms}]
-    print(f"{'dense':28s} {dense_ms:8.2f} ms", flush=True)
+    rows: list[dict[str, Any]] = []
+    for backends in ([SDPBackend.CUDNN_ATTENTION], [SDPBackend.FLASH_ATTENTION]):
+        name, ms = f"dense, {backends[0].name.lower()}", dense(tokens["cond"], backends)
+        rows.append({"what": name, "ms": ms})
+        print(f"{name:28s} {ms:8.2f} ms", flush=True)
+    dense_ms = rows[0]["ms"]
     for name in args.cases or CASES:
         row = measure(name, tokens, grid, args.steps)
         row["share"] = row["planning_ms"] / dense_ms
@@ -82,11 +85,10 @@ def made(grid: TokenGrid, heads: int) -> Tokens:
     return one(0.7), one(0.7), one(0.3)
 
 
-def dense(tokens: Tokens) -> float:
+def dense(tokens: Tokens, backends: list[SDPBackend]) -> float:
     q, k, v = (x.transpose(1, 2) for x in tokens)
     times = []
-    backends = [SDPBackend.CUDNN_ATTENTION] if q.is_cuda else [SDPBackend.MATH]
-    with sdpa_kernel(backends):
+    with sdpa_kernel(backends if q.is_cuda else [SDPBackend.MATH]):
         for _ in range(5):
             with Stopwatch(q.device) as watch:
                 F.scaled_dot_product_attention(q, k, v)

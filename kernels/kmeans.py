@@ -64,7 +64,8 @@ def kmeans(
         centroids: Where to start, ``(batch, heads, clusters, head_dim)``; tokens drawn at random,
             the same positions in every head, when None.
         generator: Draws them, on the CPU.
-        finite: Take what is no number or infinite for zero.
+        finite: Take what is no number or infinite for zero; its token belongs where a token of
+            zeros does.
         impl: "triton", "reference", or "auto": Triton on CUDA.
 
     Raises:
@@ -102,11 +103,15 @@ def _step_reference(
     x: Tensor, centroids: Tensor, finite: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Labels under the centroids, the tokens' order and offsets by label, and new centroids."""
-    x = only_finite(x) if finite else x
+    clean = only_finite(x) if finite else x
+    broken = None if clean is x else ~x.isfinite().all(dim=-1)
+    x = clean
     rounded = centroids.to(x.dtype).float()  # as the kernel has them
     half = rounded.square().sum(dim=-1)[..., None, :] / 2
     parts = x.split(AT_ONCE, dim=2)
     labels = torch.cat([(p.float() @ rounded.mT - half).argmax(dim=-1) for p in parts], dim=2)
+    if broken is not None:
+        labels = torch.where(broken, half.argmin(dim=-1), labels)
     order, offsets = order_by_label(labels.int(), centroids.shape[2], impl="reference")
     means = pool_ragged(permute_tokens(x, order, impl="reference"), offsets, impl="reference")
     filled = offsets.diff(dim=-1)[..., None] > 0

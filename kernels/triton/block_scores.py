@@ -148,9 +148,9 @@ def value_error(mass: Tensor, value: Tensor) -> Tensor:
         rest = rest - parts[-1].float()
     out = torch.empty_like(mass)
     wide = max(16, triton.next_power_of_2(head_dim))
-    side = 64 if wide <= 128 else 32
-    _value_error[(triton.cdiv(rows, side), batch * heads)](
+    tall = 64 if wide <= 128 else 32
+    _value_error[(triton.cdiv(rows, tall), batch * heads)](
         mass.contiguous(), *parts, value.square().sum(dim=-1), out, rows, columns,
-        D=head_dim, BD=wide, BI=side, BJ=side, num_warps=4,
+        D=head_dim, BD=wide, BI=tall, BJ=32, num_warps=4,
     )  # fmt: skip
     return out

@@ -18,7 +18,7 @@ from vidsparse.kernels.triton.pooling import only_finite
 
 @triton.jit
 def _assign(
-    x_ptr, c_ptr, bias_ptr, label_ptr, x_b, x_h, x_s, x_d, heads, seq, clusters,
+    x_ptr, c_ptr, bias_ptr, zero_ptr, label_ptr, x_b, x_h, x_s, x_d, heads, seq, clusters,
     D: tl.constexpr, BD: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, FINITE: tl.constexpr,
 ):  # fmt: skip
     """The nearest centroid of each token: largest ``x . c - |c|^2 / 2``."""
@@ -30,8 +30,6 @@ def _assign(
     valid = token < seq
     x_at = token.to(tl.int64)[:, None] * x_s + dims[None, :].to(tl.int64) * x_d
     x = tl.load(x_ptr + x_at, mask=valid[:, None] & (dims < D)[None, :], other=0.0)
-    if FINITE:
-        x = only_finite(x.to(tl.float32)).to(x.dtype)
     # the best so far in every column of the tiles; columns are compared once, at the end
     best = tl.full([BT, BC], float("-inf"), tl.float32)
     label = tl.zeros([BT, BC], tl.int32)
@@ -49,6 +47,8 @@ def _assign(
     label += column[None, :]
     top = tl.max(best, 1)
     winner = tl.min(tl.where(best == top[:, None], label, 2147483647), 1)
+    if FINITE:  # what is no number leaves no score that is one
+        winner = tl.where(tl.abs(top) < float("inf"), winner, tl.load(zero_ptr + head))
     tl.store(label_ptr + head * seq + token, winner, mask=valid)
 
 
@@ -87,11 +87,12 @@ def step(x: Tensor, centroids: Tensor, finite: bool) -> tuple[Tensor, Tensor, Te
     clusters = centroids.shape[2]
     rounded = centroids.to(x.dtype).contiguous()
     bias = rounded.float().square().sum(dim=-1) / 2
+    of_zero = bias.argmin(dim=-1).int() if finite else None  # the label of a token of zeros
     labels = torch.empty((batch, heads, seq), dtype=torch.int32, device=x.device)
     wide = max(16, triton.next_power_of_2(head_dim))
     tokens = 128 if wide <= 128 and x.dtype != torch.float32 else 64
     _assign[(triton.cdiv(seq, tokens), batch * heads)](
-        x, rounded, bias, labels, *x.stride(), heads, seq, clusters,
+        x, rounded, bias, of_zero, labels, *x.stride(), heads, seq, clusters,
         D=head_dim, BD=wide, BT=tokens, BC=32, FINITE=finite, num_warps=4, num_stages=3,
     )  # fmt: skip
     order, offsets = counting_sort(labels, clusters)

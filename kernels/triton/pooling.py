@@ -97,6 +97,6 @@ def launch_ragged(x: Tensor, offsets: Tensor, finite: bool) -> Tensor:
     wide = triton.next_power_of_2(head_dim)
     _pool_ragged[(number, batch * heads)](
         x, offsets, means, *x.stride(), *offsets.stride()[:2], heads, number,
-        D=head_dim, BD=wide, ROWS=max(1, 4096 // wide), FINITE=finite, num_warps=4,
+        D=head_dim, BD=wide, ROWS=max(1, 8192 // wide), FINITE=finite, num_warps=4,
     )  # fmt: skip
     return means

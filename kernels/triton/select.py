@@ -160,7 +160,7 @@ def _blocks_by_digit(keys, low, shift, steps, BN: tl.constexpr):
     return (word >> (steps // 4 * 16).to(tl.int64)) & 0xFFFF
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["digit"])
 def _spend(
     score_ptr, always_ptr, q_size_ptr, k_size_ptr, affordable_ptr, low_ptr, spent_ptr,
     s_b, s_h, s_m, s_n, a_b, a_h, a_m, a_n, q_b, q_h, q_m, k_b, k_h, k_n,
@@ -217,18 +217,20 @@ def _spend(
         while column < columns:
             more = tl.load(k_size_ptr + column * k_n).to(tl.int64) - usual
             for first in tl.range(tl.program_id(0), heads * rows, tl.num_programs(0) * TALL):
-                row = first + tl.arange(0, TALL) * tl.num_programs(0)
-                there = row < heads * rows
-                row = tl.where(there, row, 0)
-                h, m = (row // rows).to(tl.int64), (row % rows).to(tl.int64)
-                at = score_ptr + h * s_h + m * s_m
-                always_at = always_ptr
+                some = first + tl.arange(0, TALL) * tl.num_programs(0)
+                there = some < heads * rows
+                some = tl.where(there, some, 0)
+                head, line = (some // rows).to(tl.int64), (some % rows).to(tl.int64)
+                scores_at = score_ptr + head * s_h + line * s_m
+                forced_at = always_ptr
                 if HAS_ALWAYS:
-                    always_at = always_ptr + h * a_h + m * a_m
-                _, keys = _load_keys(at, always_at, column, columns, s_n, a_n, HAS_ALWAYS)
-                queries = tl.load(q_size_ptr + h * q_h + m * q_m)
-                of_row = tl.where(there & (keys >= low), _digit(keys, low, shift, 15), -1)
-                pairs = tl.where(steps[:, None] == of_row[None, :], (queries * more)[None, :], 0)
+                    forced_at = always_ptr + head * a_h + line * a_m
+                _, one_each = _load_keys(
+                    scores_at, forced_at, column, columns, s_n, a_n, HAS_ALWAYS
+                )
+                weight = tl.load(q_size_ptr + head * q_h + line * q_m) * more
+                step = tl.where(there & (one_each >= low), _digit(one_each, low, shift, 15), -1)
+                pairs = tl.where(steps[:, None] == step[None, :], weight[None, :], 0)
                 total += tl.sum(pairs, 1)
             column = tl.min(tl.where(unusual & (lane > column), lane, BN), 0)
     above = tl.sum(total, 0) - tl.cumsum(total, 0) + total  # of this digit and higher ones

@@ -109,7 +109,7 @@ def launch(
     wide = max(16, triton.next_power_of_2(head_dim))
     _values[(number, batch * heads)](
         v, value_means, offsets, norm, along, *v.stride(), *offsets.stride()[:2],
-        heads, number, seq, D=head_dim, BD=wide, BN=max(1, 4096 // wide), num_warps=4,
+        heads, number, seq, D=head_dim, BD=wide, BN=max(1, 8192 // wide), num_warps=4,
     )  # fmt: skip
     squares, mass = torch.empty_like(mean_scores), torch.empty_like(mean_scores)
     tall = min(128 if wide <= 128 else 64, max(16, triton.next_power_of_2(rows)))

@@ -85,3 +85,17 @@ def test_numbers_out_of_range_are_refused():
         kmeans(x, 2, iterations=0)
     with pytest.raises(BadInputError, match=r"centroids must be \(1, 1, 2, 16\)"):
         kmeans(x, 2, iterations=1, centroids=torch.zeros(1, 1, 3, 16))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("worth", [float("nan"), float("inf"), -float("inf")])
+def test_tokens_that_are_no_number_go_where_zeros_would(device, impl, worth):
+    x = torch.randn(1, 2, 70, 16, device=device)
+    start = torch.randn(1, 2, 40, 16, device=device)
+    at = torch.tensor([3, 40, 69])
+    x[:, :, at] = 0.0
+    expected = kmeans(x, 40, iterations=2, centroids=start, impl=impl)
+    x[:, :, at] = worth
+    got = kmeans(x, 40, iterations=2, centroids=start, finite=True, impl=impl)
+    assert torch.equal(got.labels, expected.labels)
+    torch.testing.assert_close(got.centroids, expected.centroids)

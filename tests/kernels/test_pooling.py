@@ -87,3 +87,19 @@ def test_ragged_blocks_average_their_tokens_and_empty_ones_are_zero(
         start, stop = each[b, h, i : i + 2].tolist()
         expected = x[b, h, start:stop].double().sum(dim=0) / max(1, stop - start)
         torch.testing.assert_close(means[b, h, i].double(), expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("worth", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_no_number_counts_as_zero_where_asked_for(device, impl, worth):
+    x = torch.randn(1, 2, 50, 20, device=device)
+    x[..., 7, :], x[..., 33, 2] = 0.0, 0.0
+    offsets = torch.tensor([[[0, 7, 7, 40, 50]]], dtype=torch.int32, device=device)
+    expected = [pool_blocks(x, 16, parts=2, impl=impl), pool_ragged(x, offsets, impl=impl)]
+    x[..., 7, :], x[..., 33, 2] = worth, worth
+    got = [
+        pool_blocks(x, 16, parts=2, finite=True, impl=impl),
+        pool_ragged(x, offsets, finite=True, impl=impl),
+    ]
+    torch.testing.assert_close(got, expected)
+    assert not pool_blocks(x, 16, impl=impl).isfinite().all()

@@ -160,3 +160,26 @@ def test_blocks_of_unequal_size_in_every_head_are_paid_by_their_pairs(density):
     assert float((cost * paid).sum()) <= density * float(cost.sum()) * (1 + 1e-5)
     if paid.any():
         assert bool((keep | (scores < scores[paid].min())).all())
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_triton_spends_a_budget_as_sorting_does(device, data):
+    """Blocks of one size, of a few, or of sizes that every head has for itself."""
+    draw = data.draw
+    batch, heads, rows = draw(st.integers(1, 2)), draw(st.integers(1, 2)), draw(st.integers(1, 12))
+    columns = draw(st.sampled_from([1, 5, 8, 33, 70]))
+    scores = torch.randn(batch, heads, rows, columns, device=device)
+    scores = scores.exp() if draw(st.booleans()) else scores.round(decimals=1)  # with ties
+    own = draw(st.booleans())
+    few = draw(st.integers(1, 40))  # up to here all are of one size
+    sizes = []
+    for number in (rows, columns):
+        size = torch.randint(0, 50, (batch, heads, number) if own else (number,), device=device)
+        size[..., :few] = size[..., :few] if own else 16
+        sizes.append(size.float())
+    sizes[1][..., 0] += 1
+    always = (torch.rand(rows, columns) < 0.1).to(device) if draw(st.booleans()) else None
+    density = draw(st.sampled_from([0.02, 0.3, 0.9, 1.0]))
+    both = [select_budget(scores, *sizes, density, always=always, impl=impl) for impl in IMPLS]
+    assert lists(both[0]) == lists(both[1])

@@ -99,6 +99,17 @@ class Inputs:
         """q, k and v, which are there."""
         return _there(self.q), _there(self.k), _there(self.v)
 
+    def knowing_means(self, *, q: Tensor | None, k: Tensor | None) -> Inputs:
+        """The same inputs, told their ``q_means`` and ``k_means``; a changed copy is not.
+
+        Args:
+            q: Of queries; None leaves them to be made.
+            k: Of keys, likewise.
+        """
+        known = {"q_means": q, "k_means": k}
+        self.__dict__.update({name: x for name, x in known.items() if x is not None})
+        return self
+
     @cached_property
     def q_means(self) -> Tensor:
         """Mean query of each block, float32 ``(batch, heads, M, head_dim)``.

@@ -48,6 +48,8 @@ class Start(StrEnum):
     TILES = "tiles"
 
 
+Side = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""Of queries or of keys: their order, the offsets of their clusters, and the means if known."""
 GROUPS = {1: (1, 1, 1), 2: (1, 1, 2), 4: (1, 2, 2), 8: (2, 2, 2)}  # boxes of tokens
 
 
@@ -137,7 +139,7 @@ class Semantic(Order):
         """Cluster, and put tokens in the order of their clusters."""
         q, k, _ = inputs.qkv
 
-        def side(name: str, number: int) -> tuple[Tensor, Tensor]:
+        def side(name: str, number: int) -> Side:
             return self._side(name, q if name == "q" else k, number, inputs)
 
         return self._arranged(inputs, side)
@@ -146,17 +148,15 @@ class Semantic(Order):
         """Put tokens in the order of the clusters that they were in at the latest call."""
         return self._arranged(inputs, lambda name, number: _same_side(name, number, inputs))
 
-    def _arranged(
-        self, inputs: Inputs, side: Callable[[str, int], tuple[Tensor, Tensor]]
-    ) -> Arranged:
+    def _arranged(self, inputs: Inputs, side: Callable[[str, int], Side]) -> Arranged:
         """In the clusters that ``side`` gives of "q" or of "k", or in boxes."""
         q, k, v = inputs.qkv
         grid = inputs.blocks.grid
-        boxes = cached_positions(self.tile, grid, inputs.blocks.device), None
+        boxes = cached_positions(self.tile, grid, inputs.blocks.device), None, None
         numbers = self.clusters(grid)
         queries = side("q", numbers[0]) if self.clusters_queries else boxes
         keys = side("k", numbers[1]) if self.clusters_keys else boxes
-        (q_order, q_offsets), (kv_order, kv_offsets) = queries, keys
+        (q_order, q_offsets, q_means), (kv_order, kv_offsets, k_means) = queries, keys
         blocks = dataclasses.replace(inputs.blocks, q_offsets=q_offsets, kv_offsets=kv_offsets)
         arranged = dataclasses.replace(
             inputs,
@@ -164,7 +164,7 @@ class Semantic(Order):
             k=_in_order(k, kv_order),
             v=_in_order(v, kv_order),
             blocks=blocks,
-        )
+        ).knowing_means(q=q_means, k=k_means)
         return Arranged(arranged, q_order, kv_order)
 
     def clusters(self, grid: TokenGrid) -> tuple[int, int]:
@@ -196,8 +196,8 @@ class Semantic(Order):
         sides = [_label_type(number).itemsize for number in self.clusters(grid) if number]
         return sum(sides) * grid.video_tokens
 
-    def _side(self, name: str, x: Tensor, number: int, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        """The order and the offsets of queries or of keys, text in clusters of its own."""
+    def _side(self, name: str, x: Tensor, number: int, inputs: Inputs) -> Side:
+        """Order, offsets and means of queries or of keys, text in clusters of its own."""
         grid = inputs.blocks.grid
         video = x[:, :, grid.prefix : grid.prefix + grid.video_tokens]
         box, grouped = self._boxes(grid, x.device), video
@@ -220,7 +220,8 @@ class Semantic(Order):
             order, offsets = order_by_label(labels, number)
         if inputs.remember:
             inputs.common.park(f"{name} labels", labels.to(_label_type(number)), inputs.step)
-        return with_text(order, offsets, grid)
+        order, offsets = with_text(order, offsets, grid)
+        return order, offsets, _means(x, clusters, grid) if box is None else None
 
     def _boxes(self, grid: TokenGrid, device: torch.device) -> Tensor | None:
         """The order in which tokens that are clustered as one stand side by side."""
@@ -256,15 +257,26 @@ def _in_order(x: Tensor, order: Tensor | None) -> Tensor:
     return x if order is None else permute_tokens(x, order)
 
 
+def _means(x: Tensor, clusters: Clusters, grid: TokenGrid) -> Tensor:
+    """Mean of each cluster and of the text before and after; zero of one without tokens."""
+    means = clusters.centroids.masked_fill((clusters.sizes == 0)[..., None], 0.0)
+    before, _, after = x.split([grid.prefix, grid.video_tokens, grid.suffix], dim=2)
+    text = [
+        only_finite(end).mean(dim=2, keepdim=True, dtype=torch.float32) if end.shape[2] else end
+        for end in (before, after)
+    ]
+    return torch.cat([text[0], means, text[1]], dim=2)
+
+
 def _label_type(clusters: int) -> torch.dtype:
     return torch.uint8 if clusters <= 256 else torch.int16
 
 
-def _same_side(name: str, number: int, inputs: Inputs) -> tuple[Tensor, Tensor]:
+def _same_side(name: str, number: int, inputs: Inputs) -> Side:
     """The order and the offsets that the remembered labels give."""
     labels = inputs.common.get(f"{name} labels")
     assert labels is not None
-    return with_text(*order_by_label(labels.int(), number), inputs.blocks.grid)
+    return *with_text(*order_by_label(labels.int(), number), inputs.blocks.grid), None
 
 
 def members_of(clusters: Clusters, number: int = MEMBERS) -> Tensor:
