@@ -50,34 +50,33 @@ PROMPTS = [
     "a large blue cross growing over a light yellow checkered background",
 ]
 MEANS: dict[str, Any] = {"estimator": "routing", "compensation": "centroid"}
-BOXES: dict[str, Any] = {"preset": "balanced", "block": 128, "tile_frames": 2}
-CLUSTERS: dict[str, Any] = {"preset": "semantic", "start": "tiles", "first_iterations": 5}
+TILES: dict[str, Any] = {"preset": "balanced"}
+RASTER: dict[str, Any] = {"preset": "balanced", "order": "raster"}
+WARM: dict[str, Any] = {"preset": "semantic", "start": "tiles", "first_iterations": 5}
+GROUPS: dict[str, Any] = WARM | {"group": 4, "iterations": 4, "replan": 4}
 CANDIDATES: dict[str, dict[str, Any]] = {
-    "tiles 64": {"preset": "balanced", "block": 64},
-    "tiles 128": BOXES,
-    "tiles 128 flat": {"preset": "balanced", "block": 128, "tile_width": 16},
-    "tiles 128, keys 32": BOXES | {"key_block": 32},
-    "means 64": {"preset": "balanced", "block": 64} | MEANS,
-    "means 128": BOXES | MEANS,
-    "means 128, keys 64": BOXES | MEANS | {"key_block": 64},
-    "means 128, keys 32": BOXES | MEANS | {"key_block": 32},
-    "means 128, keys 16": BOXES | MEANS | {"key_block": 16},
-    "means 128, keys 32, replan 4": BOXES | MEANS | {"key_block": 32, "replan": 4},
-    "draft 64": {"preset": "draft", "block": 64},
+    "tiles 128": TILES | {"block": 128, "tile_width": 16},
+    "raster 128": RASTER | {"block": 128},
     "draft 128": {"preset": "draft", "block": 128},
+    "raster 128, means, replan 2": RASTER | MEANS | {"block": 128, "replan": 2},
+    "groups 400/500": GROUPS | {"clusters": (400, 500)},
+    "groups 600/500": GROUPS | {"clusters": (600, 500)},
+    "groups 400/1000": GROUPS | {"clusters": (400, 1000)},
+    "semantic 200/500, replan 4": WARM | {"clusters": (200, 500), "replan": 4, "iterations": 4},
+    "semantic 200/1000, replan 4": WARM | {"clusters": (200, 1000), "replan": 4, "iterations": 4},
+    "semantic 200/1000": WARM | {"clusters": (200, 1000)},
+    "raster 128, means": RASTER | MEANS | {"block": 128},
+    "tiles 128, replan 2": TILES | {"block": 128, "tile_width": 16, "replan": 2},
+    "semantic, unscaled": {"preset": "semantic"},
+    "tiles 64": TILES | {"block": 64},
+    "raster 64": RASTER | {"block": 64},
+    "raster 64, means": RASTER | MEANS | {"block": 64},
+    "draft 64": {"preset": "draft", "block": 64},
     "adaspa": {"preset": "adaspa"},
-    "semantic": {"preset": "semantic"},
-    "semantic, 5 its": CLUSTERS,
-    "semantic, 5 its, replan 4": CLUSTERS | {"replan": 4},
-    "semantic, groups of 4, replan 4": CLUSTERS | {"group": 4, "replan": 4},
-    "semantic 100/500, replan 4": CLUSTERS | {"q_clusters": 100, "kv_clusters": 500, "replan": 4},
-    "semantic, keys alone": CLUSTERS | {"sides": "keys", "block": 128, "tile_frames": 2},
-    "semantic, keys alone, replan 4": CLUSTERS
-    | {"sides": "keys", "block": 128, "tile_frames": 2, "replan": 4},
-    "svg2-ear": {"preset": "svg2-ear"},
     "auto": {"preset": "auto"},
     "random 128": {"preset": "random", "block": 128},
 }
+LONG = 75_600  # tokens that clusters are numbered for; on fewer, each is of as many tokens
 
 
 class Shape(NamedTuple):
@@ -109,9 +108,14 @@ def chosen(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     return {name: everything[name] for name in (*names, *(more if not args.only else ()))}
 
 
-def changes_of(candidate: dict[str, Any], **more: Any) -> tuple[str, dict[str, Any]]:
+def changes_of(candidate: dict[str, Any], tokens: int, **more: Any) -> tuple[str, dict[str, Any]]:
+    """A preset and its changes, with clusters of as many tokens as on a long sequence."""
     changes = dict(candidate)
-    return changes.pop("preset"), changes | more
+    preset, clusters = changes.pop("preset"), changes.pop("clusters", None)
+    if clusters:
+        queries, keys = (max(1, round(number * tokens / LONG)) for number in clusters)
+        changes |= {"q_clusters": queries, "kv_clusters": keys}
+    return preset, changes | more
 
 
 class Studio:
@@ -169,7 +173,9 @@ def drawn(
 ) -> dict[str, Any]:  # fmt: skip
     """One row: what a candidate's clips are like."""
     schedule = json.loads(args.schedule)
-    preset, changes = changes_of(candidate, mean_density=level, min_tokens=0)
+    frames, height, width = studio.size.values()
+    tokens = ((frames - 1) // 4 + 1) * (height // 8) * (width // 8)
+    preset, changes = changes_of(candidate, tokens, mean_density=level, min_tokens=0)
     start = time.perf_counter()
     try:
         with vidsparse.sparsify(studio.pipe, preset, **(schedule | changes)) as session:
