@@ -273,7 +273,9 @@ def timed(
     steps: int,
 ) -> dict[str, Any]:  # fmt: skip
     """Mean over two branches and some steps, after as many steps of warm-up."""
-    name, changes = changes_of(candidate, density=density, warmup=0.0, ramp_until=0.0, min_tokens=0)
+    name, changes = changes_of(
+        candidate, shape.grid.tokens, density=density, warmup=0.0, ramp_until=0.0, min_tokens=0
+    )
     preset = vidsparse.PRESETS[name].override(changes)
     engine = SparseAttention(preset, strict=True)
     run = Progress.first(2 * steps)
