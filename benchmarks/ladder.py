@@ -236,7 +236,11 @@ def calls(args: argparse.Namespace) -> None:
         for candidate, settings in chosen(args).items():
             for density in (float(text) for text in args.densities.split(",")):
                 row = {"candidate": candidate, "shape": name, "density": density}
-                row |= timed(settings, shape, branches, density, args.steps)
+                try:
+                    row |= timed(settings, shape, branches, density, args.steps)
+                except vidsparse.BadInputError as error:  # by a tolerance
+                    print(f"  {candidate:28s} {error}", flush=True)
+                    continue
                 record["rows"].append(row)
                 print(
                     f"  {candidate:28s} {density:.2f} call {row['ms']:7.2f} ms, planning "
