@@ -281,6 +281,8 @@ class SparseAttention:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         policy, schedule = self.preset.policy, self.preset.schedule
         blocks = Blocks(call.grid, policy.block_on(q.device.type, call.grid.tokens), q.device)
+        if policy.order.static:
+            self.stats.blocks[str(call.grid)] = blocks.block
         state, shared = LayerState(), None
         if call.known:
             where = (call.expert, call.layer, call.sample, call.turn, q.shape[:2], str(q.device))
