@@ -12,7 +12,6 @@ from vidsparse.errors import BadInputError
 from vidsparse.pipelines.geometry import Geometry, geometry_of, makes_images, transformer_of
 from vidsparse.pipelines.limits import check_number
 from vidsparse.pipelines.models import find_model
-from vidsparse.pipelines.session import find_transformers
 from vidsparse.pipelines.skeleton import skeleton
 from vidsparse.pipelines.usual import takes_guidance, usual_settings
 
@@ -171,6 +170,8 @@ def is_hub_id(text: str) -> bool:
 
 
 def _read_folder(source: str | Path, configs: Path) -> Checkpoint:
+    from vidsparse.pipelines.session import find_transformers  # this imports diffusers
+
     pipe = skeleton(configs)
     transformer = transformer_of(pipe)
     model = find_model(transformer)

@@ -107,7 +107,7 @@ def test_compare_records_and_reports_them(cli, model, small, tmp_path, monkeypat
         return "made again, since these changed: preset" in outcome.err
 
     assert not made_again()
-    publish(monkeypatch, dataclasses.replace(ROW, settings=ROW.settings | {"dense_layers": 3}))
+    publish(monkeypatch, dataclasses.replace(ROW, settings={**ROW.settings, "dense_layers": 3}))
     assert made_again()
 
 

@@ -31,6 +31,7 @@ def test_every_row_is_taken_as_it_stands(row, release):
     found, said = apply(PRESETS[row.preset], release)
     assert values(found, row.settings) == dict(row.settings)
     assert not found.told
+    assert said is not None
     assert said.startswith(f"{row.preset} on {release} runs with ")
     assert said.endswith(f", as its authors publish ({row.source})")
     assert all(f"{name}=" in said for name in row.settings)
@@ -114,6 +115,7 @@ def test_values_that_were_set_without_override_stay_too():
     )
     found, said = apply(mine, "Wan2.2-T2V-A14B")
     assert (found.schedule.warmup, found.schedule.ramp_until) == (0.05, 0.6)
+    assert said is not None
     assert "warmup" not in said
     assert found.schedule.dense_layers == 1
 

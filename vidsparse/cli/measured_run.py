@@ -210,7 +210,7 @@ def _extent(stats: Stats) -> tuple[int, int]:
     return tuple(1 + max(getattr(key, name) for key in stats.calls) for name in ("layer", "step"))  # type: ignore[return-value]
 
 
-def _filled(rows: Table) -> Table:
+def _filled(rows: list[list[float]]) -> list[list[float]]:
     """Rows of one length: layers that were always dense, or whose heads share a plan, have all."""
     heads = max(map(len, rows))
     return [row if len(row) == heads else (row or [1.0]) * heads for row in rows]
