@@ -1,4 +1,4 @@
-"""The README's tables of models and of published settings; ``python -m vidsparse.pipelines.support`` writes them anew."""
+"""The README's tables; ``python -m vidsparse.pipelines.support`` writes them anew."""
 
 from __future__ import annotations
 

@@ -87,6 +87,18 @@ def test_generate_runs_and_says_them(cli, model, small, tmp_path):
     assert facts["dense_steps_share"] == 0.5
 
 
+def test_what_generate_finds_made_depends_on_them(cli, model, small, tmp_path, monkeypatch):
+    (tmp_path / "prompts.txt").write_text("a red circle\n")
+    line = ["generate", "--prompts", tmp_path / "prompts.txt", "--model", model, *small]
+    line += ["--preset", "draft", "-o", tmp_path / "videos"]
+    assert cli(*line).code == 0
+    assert "1 of 1 videos were made before" in cli(*line).err
+    publish(monkeypatch, dataclasses.replace(ROW, settings={**ROW.settings, "dense_layers": 3}))
+    refused = cli(*line)
+    assert refused.code == 2
+    assert "was made with other settings (preset)" in " ".join(refused.err.split())
+
+
 def test_compare_records_and_reports_them(cli, model, small, tmp_path, monkeypatch):
     out = tmp_path / "compared"
     line = ["compare", "a red circle", "--model", model, *small, "--preset", "draft", "-o", out]
@@ -126,11 +138,6 @@ def test_inspect_draws_what_runs(cli, model, small, tmp_path):
     assert "sparse from layer 2 on" in " ".join(refused.err.split())
     record = read(cli(*line, "--layers", "2", "-o", tmp_path / "drawn", "--json"))
     assert record["parameters"].items() >= ROW.settings.items()
-
-
-def test_doctor_and_summary_say_how_large_blocks_are(cli):
-    assert read(cli("doctor --json"))["block"]
-    assert "block " in cli("doctor").out
 
 
 def test_always_dense_layers_are_a_row_of_ones():

@@ -98,6 +98,7 @@ def test_a_model_of_which_nothing_is_published_leaves_presets_alone():
     [
         PRESETS["svg2"].override({"estimator": "value_aware"}),
         PRESETS["draft"].override({"order": "hilbert"}),
+        PRESETS["draft"].override({"selector": "top_k"}),
         dataclasses.replace(
             PRESETS["draft"],
             policy=dataclasses.replace(PRESETS["draft"].policy, order=Hilbert()),
