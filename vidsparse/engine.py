@@ -199,6 +199,8 @@ class SparseAttention:
                     work = self._planner.work(inputs, way)
             out = self._attend(work, call, way)
         self.stats.time(total, planning)
+        if self.preset.policy.order.static:
+            self.stats.blocks[str(call.grid)] = inputs.blocks.block
         for observe in self.observers:
             observe(call, work, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), out)
         return out.transpose(1, 2)
@@ -281,8 +283,6 @@ class SparseAttention:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         policy, schedule = self.preset.policy, self.preset.schedule
         blocks = Blocks(call.grid, policy.block_on(q.device.type, call.grid.tokens), q.device)
-        if policy.order.static:
-            self.stats.blocks[str(call.grid)] = blocks.block
         state, shared = LayerState(), None
         if call.known:
             where = (call.expert, call.layer, call.sample, call.turn, q.shape[:2], str(q.device))
