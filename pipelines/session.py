@@ -53,11 +53,7 @@ class Session:
                 "(vidsparse.session_of finds it), or leave its with block"
             )
         models = {name: find_model(module) for name, module in transformers.items()}
-        first, experts = next(iter(transformers)), len(transformers)
-        release = models[first].release(
-            transformers[first], None if isinstance(target, nn.Module) else experts
-        )
-        preset, said = apply(preset, release)
+        preset, said = apply(preset, _release(target, transformers))
         self.preset = preset
         self._target = target
         self._transformers = transformers
@@ -169,6 +165,13 @@ def _assigned_anew(name: str) -> str:
         f"{name} was assigned anew in the session, which does not have the new one: remove() the "
         "session and call vidsparse.sparsify again"
     )
+
+
+def _release(target: Any, transformers: Mapping[str, nn.Module]) -> str | None:
+    """Which model this is, where settings are published for it."""
+    experts = None if isinstance(target, nn.Module) else len(transformers)
+    first = next(iter(transformers.values()))
+    return find_model(first).release(first, experts)
 
 
 def _heads(forward: Forward) -> int | None:
