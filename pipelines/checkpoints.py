@@ -26,6 +26,7 @@ class Checkpoint:
         source: Folder or hub id of its diffusers pipeline.
         geometry: How a video becomes tokens.
         layers: Self-attention layers of a transformer; None when unknown.
+        release: Its name in the model table; None where nothing is published for it.
         frames: Frames of a video; None, here and below, where nothing is recommended.
         height: In pixels.
         width: In pixels.
@@ -41,6 +42,7 @@ class Checkpoint:
     source: str | Path
     geometry: Geometry = field(default_factory=Geometry)
     layers: int | None = None
+    release: str | None = None
     frames: int | None = 81
     height: int | None = 480
     width: int | None = 832
@@ -96,13 +98,20 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
         fps=12,
         configs=TINY,
     ),
-    "wan2.1-1.3b": Checkpoint(source="Wan-AI/Wan2.1-T2V-1.3B-Diffusers", layers=30),
+    "wan2.1-1.3b": Checkpoint(
+        source="Wan-AI/Wan2.1-T2V-1.3B-Diffusers", layers=30, release="Wan2.1-T2V-1.3B"
+    ),
     "wan2.1-14b": Checkpoint(
-        source="Wan-AI/Wan2.1-T2V-14B-Diffusers", layers=40, height=720, width=1280
+        source="Wan-AI/Wan2.1-T2V-14B-Diffusers",
+        layers=40,
+        release="Wan2.1-T2V-14B",
+        height=720,
+        width=1280,
     ),
     "wan2.2-a14b": Checkpoint(
         source="Wan-AI/Wan2.2-T2V-A14B-Diffusers",
         layers=40,
+        release="Wan2.2-T2V-A14B",
         height=720,
         width=1280,
         steps=40,
@@ -112,6 +121,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
         source="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
         geometry=_WAN22_VAE,
         layers=30,
+        release="Wan2.2-TI2V-5B",
         frames=121,
         height=704,
         width=1280,
@@ -160,12 +170,16 @@ def is_hub_id(text: str) -> bool:
 
 
 def _read_folder(source: str | Path, configs: Path) -> Checkpoint:
+    from vidsparse.pipelines.session import find_transformers  # this imports diffusers
+
     pipe = skeleton(configs)
     transformer = transformer_of(pipe)
+    model = find_model(transformer)
     return Checkpoint(
         source=source,
         geometry=geometry_of(pipe),
-        layers=len(find_model(transformer).layers(transformer)),
+        layers=len(model.layers(transformer)),
+        release=model.release(transformer, len(find_transformers(pipe))),
         configs=configs,
         pipeline=type(pipe).__name__,
         image=makes_images(pipe),

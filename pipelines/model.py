@@ -18,6 +18,21 @@ Noise = tuple[float, float] | Callable[[Any, Any], Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """One model of a class, told from others by its config: what is published is of one of them.
+
+    Attributes:
+        name: As its authors call it.
+        config: What its transformer's config says, and that of no other release.
+        experts: How many transformers its pipeline has.
+    """
+
+    name: str
+    config: Arguments
+    experts: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """A family of transformers of diffusers; no weights, no imports.
 
@@ -44,6 +59,7 @@ class Model:
         padding_argument: That mask in their forward call.
         has_own_rows: Whether text before the video attends to other tokens than the video does,
             which its mask says.
+        releases: Those for which settings are published (``published.py``).
         tested: With a tiny random model alone, or in a whole pipeline too.
     """
 
@@ -59,7 +75,24 @@ class Model:
     padding: str | None = None
     padding_argument: str = "attention_mask"
     has_own_rows: bool = False
+    releases: tuple[Release, ...] = ()
     tested: Literal["model", "pipeline"] = "model"
+
+    def release(self, transformer: nn.Module, experts: int | None) -> str | None:
+        """The name of the release that a transformer is of; None if it is none, or could be two.
+
+        Args:
+            transformer: Of this row.
+            experts: How many transformers its pipeline has; None where nobody knows.
+        """
+        config: Arguments = getattr(transformer, "config", {})
+        found = [
+            each.name
+            for each in self.releases
+            if experts in (None, each.experts)
+            and all(config.get(key) == value for key, value in each.config.items())
+        ]
+        return found[0] if len(found) == 1 else None
 
     def layers(self, transformer: nn.Module) -> list[nn.Module]:
         """The self-attention modules of a transformer, in order."""

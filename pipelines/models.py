@@ -13,10 +13,27 @@ from torch import nn
 
 from vidsparse.errors import BadInputError
 from vidsparse.pipelines import grids
-from vidsparse.pipelines.model import Model
+from vidsparse.pipelines.model import Model, Release
 
 SIGMA = (0.0, 1.0)  # timestep / 1000
 REVERSED_SIGMA = (1.0, 0.0)  # 1 - timestep / 1000
+
+WAN_14B = {"num_layers": 40, "num_attention_heads": 40, "pos_embed_seq_len": None}
+WAN_T2V = {"in_channels": 16, "image_dim": None}
+WAN_RELEASES = (
+    Release(name="Wan2.1-T2V-14B", config=WAN_14B | WAN_T2V),
+    Release(name="Wan2.1-I2V-14B", config=WAN_14B | {"in_channels": 36, "image_dim": 1280}),
+    Release(name="Wan2.1-T2V-1.3B", config=WAN_T2V | {"num_layers": 30, "num_attention_heads": 12}),
+    Release(name="Wan2.2-T2V-A14B", config=WAN_14B | WAN_T2V, experts=2),
+    Release(
+        name="Wan2.2-I2V-A14B", config=WAN_14B | {"in_channels": 36, "image_dim": None}, experts=2
+    ),
+    Release(
+        name="Wan2.2-TI2V-5B",
+        config={"num_layers": 30, "num_attention_heads": 24, "in_channels": 48},
+    ),
+)
+COGVIDEOX_5B = {"num_layers": 42, "num_attention_heads": 48, "in_channels": 16}
 
 VIDEO = (
     Model(
@@ -24,6 +41,7 @@ VIDEO = (
         transformers=("WanTransformer3DModel",),
         self_attention=r"blocks\.\d+\.attn1",
         video_shape=grids.channels_first,
+        releases=WAN_RELEASES,
         tested="pipeline",
     ),
     Model(
@@ -58,6 +76,17 @@ VIDEO = (
         self_attention=r"(single_)?transformer_blocks\.\d+\.attn",
         video_shape=grids.channels_first,
         text="suffix",
+        releases=(
+            Release(
+                name="HunyuanVideo",
+                config={
+                    "num_layers": 20,
+                    "num_single_layers": 40,
+                    "in_channels": 16,
+                    "image_condition_type": None,
+                },
+            ),
+        ),
         tested="pipeline",
     ),
     Model(
@@ -89,6 +118,10 @@ VIDEO = (
         video_shape=grids.frames_first,
         text="prefix",
         guidance="uncond first",
+        releases=(
+            Release(name="CogVideoX-5B", config=COGVIDEOX_5B | {"patch_size_t": None}),
+            Release(name="CogVideoX1.5-5B", config=COGVIDEOX_5B | {"patch_size_t": 2}),
+        ),
         tested="pipeline",
     ),
     Model(
@@ -148,6 +181,17 @@ VIDEO = (
         self_attention=r"transformer_blocks\.\d+\.attn1",
         video_shape=grids.channels_first,
         noise=grids.cosmos_noise,
+        releases=(
+            Release(
+                name="Cosmos-1.0-Diffusion-14B-Text2World",
+                config={
+                    "num_layers": 36,
+                    "num_attention_heads": 40,
+                    "in_channels": 16,
+                    "extra_pos_embed_type": "learnable",
+                },
+            ),
+        ),
     ),
     Model(
         name="Kandinsky 5",

@@ -15,6 +15,7 @@ from vidsparse.pipelines.forward import Forward
 from vidsparse.pipelines.listener import listen, session_in
 from vidsparse.pipelines.masks import keep_padding
 from vidsparse.pipelines.models import find_model
+from vidsparse.pipelines.published import apply
 from vidsparse.pipelines.running import is_running
 from vidsparse.pipelines.undo import Undo, drop_hooks
 from vidsparse.preset import Preset
@@ -28,9 +29,12 @@ class Session:
 
     Use ``vidsparse.sparsify``, which takes presets by name.
 
+    Attributes:
+        preset: What to compute, and when, with what is published of it for this model.
+
     Args:
         target: A diffusers pipeline or one of its transformers.
-        preset: What to compute, and when.
+        preset: What was asked for.
         strict: Raise where a call would fall back to dense.
         engine: Kernel engine.
 
@@ -49,10 +53,13 @@ class Session:
                 "(vidsparse.session_of finds it), or leave its with block"
             )
         models = {name: find_model(module) for name, module in transformers.items()}
+        preset, said = apply(preset, _release(target, transformers))
         self.preset = preset
         self._target = target
         self._transformers = transformers
         self._attention = SparseAttention(preset, engine=engine, strict=strict)
+        if said:
+            self.stats.notes[said] = None
         self._clock = Clock(
             self._attention.start_generation,
             self._attention.start_run,
@@ -158,6 +165,13 @@ def _assigned_anew(name: str) -> str:
         f"{name} was assigned anew in the session, which does not have the new one: remove() the "
         "session and call vidsparse.sparsify again"
     )
+
+
+def _release(target: Any, transformers: Mapping[str, nn.Module]) -> str | None:
+    """Which model this is, where settings are published for it."""
+    experts = None if isinstance(target, nn.Module) else len(transformers)
+    first = next(iter(transformers.values()))
+    return find_model(first).release(first, experts)
 
 
 def _heads(forward: Forward) -> int | None:

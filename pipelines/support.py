@@ -1,4 +1,4 @@
-"""The support tables of the README; ``python -m vidsparse.pipelines.support`` writes them anew."""
+"""The README's tables; ``python -m vidsparse.pipelines.support`` writes them anew."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from pathlib import Path
 from vidsparse.errors import BadInputError
 from vidsparse.pipelines.model import Model
 from vidsparse.pipelines.models import IMAGE, UNSUPPORTED, VIDEO
+from vidsparse.pipelines.published import PUBLISHED
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 START = "<!-- python -m vidsparse.pipelines.support: start -->"
 END = "<!-- python -m vidsparse.pipelines.support: end -->"
+START_PUBLISHED = "<!-- python -m vidsparse.pipelines.support: published, start -->"
+END_PUBLISHED = "<!-- python -m vidsparse.pipelines.support: published, end -->"
 COLUMNS = ("model", "transformer", "self-attention", "other tokens", "guidance", "tested")
 
 
@@ -23,17 +26,32 @@ def support_tables() -> str:
     return "\n\n".join([_table(COLUMNS, supported), _table(("refused", "because"), refused)])
 
 
+def published_table() -> str:
+    """What presets take on which model, in Markdown."""
+    rows = [
+        (f"`{row.preset}`", ", ".join(row.releases), f"`{row.describe()}`", row.source)
+        for row in PUBLISHED
+    ]
+    return _table(("preset", "model", "settings", "source"), rows)
+
+
 def with_tables(text: str) -> str:
     """A text with fresh tables between its markers.
 
     Raises:
         BadInputError: When a marker is missing.
     """
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end:
-        raise BadInputError(f"the README has no {END if start else START!r}: put the marker back")
-    return f"{before}{START}\n\n{support_tables()}\n\n{END}{after}"
+    text = _with_table(text, START, support_tables(), END)
+    return _with_table(text, START_PUBLISHED, published_table(), END_PUBLISHED)
+
+
+def _with_table(text: str, start: str, table: str, end: str) -> str:
+    before, found_start, rest = text.partition(start)
+    _, found_end, after = rest.partition(end)
+    if not found_start or not found_end:
+        missing = end if found_start else start
+        raise BadInputError(f"the README has no {missing!r}: put the marker back")
+    return f"{before}{start}\n\n{table}\n\n{end}{after}"
 
 
 def _row(model: Model) -> tuple[str, ...]:

@@ -53,7 +53,8 @@ def sparsify(
 
     Args:
         target: A diffusers pipeline, or a transformer of one.
-        preset: A name in ``PRESETS``, or a preset of your own.
+        preset: A name in ``PRESETS``, or a preset of your own. What its authors publish for this
+            model is taken where no parameter says otherwise; ``session.preset`` is what runs.
         strict: Raise ``DenseFallbackError`` where a call would fall back to dense.
         engine: Kernel engine: "auto", or "triton", "flash", "flex", "xformers", "cpu" or
             "reference"; ``vidsparse doctor`` says which of them run here.

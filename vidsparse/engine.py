@@ -199,6 +199,8 @@ class SparseAttention:
                     work = self._planner.work(inputs, way)
             out = self._attend(work, call, way)
         self.stats.time(total, planning)
+        if self.preset.policy.order.static:
+            self.stats.blocks[str(call.grid)] = inputs.blocks.block
         for observe in self.observers:
             observe(call, work, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), out)
         return out.transpose(1, 2)

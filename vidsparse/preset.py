@@ -36,6 +36,8 @@ class Preset:
         schedule: When to compute how much.
         min_tokens: Shorter sequences run dense: from about 1,000 tokens on, the ``cpu`` engine
             gains at density 0.25 (benchmarks/results/cpu_engine.json).
+        told: Parameters and parts that ``override`` was given: what is published for a model
+            leaves them alone. Presets that do the same are equal whoever told them.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Preset:
     policy: Policy
     schedule: Schedule = dataclasses.field(default_factory=Schedule)
     min_tokens: int = 1_000
+    told: frozenset[str] = dataclasses.field(default=frozenset(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.min_tokens < 0:
@@ -131,7 +134,7 @@ class Preset:
             raise BadInputError(
                 f"{idle[0]} does nothing in preset {self.name!r}: {changed.idle()[idle[0]]}"
             )
-        return changed
+        return dataclasses.replace(changed, told=self.told | changes.keys())
 
     def _types(self, named: Mapping[str, Any]) -> dict[str, Any]:
         """The type of every parameter, once some parts are others."""

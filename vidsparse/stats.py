@@ -36,6 +36,7 @@ class Stats:
         sigmas: Noise level of each step.
         fallbacks: How many calls ran dense although the schedule wanted them sparse, by reason.
         engines: How many calls each kernel engine ran.
+        blocks: Tokens in a block on each token grid; clusters, of sizes of their own, are left out.
         notes: Sentences the user should read, each said once.
         generations: How many generations the session has seen.
         memory_bytes: What the session remembers now, on the device.
@@ -48,6 +49,7 @@ class Stats:
     sigmas: dict[int, float] = field(default_factory=dict)
     fallbacks: Counter[str] = field(default_factory=Counter)
     engines: Counter[str] = field(default_factory=Counter)
+    blocks: dict[str, int] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)
     generations: int = 0
     memory_bytes: int = 0
@@ -74,6 +76,7 @@ class Stats:
         """Forget the calls of the generation before."""
         self.calls.clear()
         self.sigmas.clear()
+        self.blocks.clear()
         self.loads.clear()
         self.generations += 1
         self._timed.clear()
@@ -147,6 +150,16 @@ class Stats:
         ]
         return f"fell back to dense: {'; '.join(reasons)}"
 
+    def describe_blocks(self) -> str:
+        """A clause to end a sentence: how large blocks of one size were; empty if there were none.
+
+        Example:
+            >>> Stats(blocks={"21x45x80": 128, "5x9x16": 64}).describe_blocks()
+            ', blocks of 64 and 128 tokens'
+        """
+        sizes = sorted(set(self.blocks.values()))
+        return f", blocks of {' and '.join(map(str, sizes))} tokens" if sizes else ""
+
     def summary(self) -> str:
         """A few lines for a person."""
         if not self.calls:
@@ -155,7 +168,8 @@ class Stats:
             return "\n".join([*lines, *self.notes])
         lines = [
             f"mean density {self.mean_density:.3f} over {len(self.step_density)} steps x "
-            f"{len(self.layer_density)} layers, {self.dense_steps_share:.0%} of the steps dense",
+            f"{len(self.layer_density)} layers, {self.dense_steps_share:.0%} of the steps dense"
+            f"{self.describe_blocks()}",
             self.describe_fallbacks(),
             *self.notes,
         ]

@@ -16,8 +16,9 @@ def stats_to_dict(stats: Stats) -> dict[str, Any]:
         ``mean_density`` and ``dense_steps_share`` (None before the first generation); ``steps``
         and ``layers``, each with its mean density; ``calls``, each with its step, layer and branch
         and the ``head_density`` of its heads, one number where all share a plan; ``load`` of those
-        whose heads devices share, the work of the busiest over the mean; ``fallbacks``,
-        ``engines``, ``notes``, ``generations``, seconds and bytes.
+        whose heads devices share, the work of the busiest over the mean; ``blocks``, tokens in
+        one, by token grid; ``fallbacks``, ``engines``, ``notes``, ``generations``, seconds and
+        bytes.
 
     Example:
         >>> import torch
@@ -48,6 +49,7 @@ def stats_to_dict(stats: Stats) -> dict[str, Any]:
             for key, heads in stats.calls.items()
         ],
         "engines": dict(stats.engines),
+        "blocks": dict(stats.blocks),
         "fallbacks": dict(stats.fallbacks),
         "notes": list(stats.notes),
         "attention_seconds": stats.attention_seconds,

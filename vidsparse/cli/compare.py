@@ -79,6 +79,7 @@ def compare(
     presets = read_presets(preset, changes)
     numbers = read_seeds(seeds, run.seed)
     job = replace(run, seed=numbers[0]).job(_prompts(prompt, prompts))
+    presets = [job.effective(chosen) for chosen in presets]
     found = read_weights(weights or [])
     names = [DENSE, *(chosen.name for chosen in presets)]
     _check_folder(output, job, names, overwrite=overwrite)

@@ -46,6 +46,7 @@ def examine() -> dict[str, Any]:
     """Collect every fact."""
     from vidsparse.kernels.engines import ENGINES, choose_engine
     from vidsparse.pipelines.load import resolve_device
+    from vidsparse.policies.block_size import describe_usual_block
 
     conflict = _conflict()  # which is no longer seen once xformers was imported
     device, installed = resolve_device("auto"), versions()
@@ -66,6 +67,7 @@ def examine() -> dict[str, Any]:
         "engines": dict(sorted(refusals.items())),
         "engine": choice.engine,
         "engine_why": choice.why,
+        "block": describe_usual_block(case.device_type),
         "pipeline": pipeline,
         "libx264": encoder,
         "missing": missing,
@@ -149,6 +151,7 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
             (f"  {name}", "[dim]" + escape("; ".join(reasons)) if reasons else "can run here")
             for name, reasons in found["engines"].items()
         ),
+        ("block", found["block"]),
         ("shipped model", f"{pipeline['folder']}, {pipeline['bytes'] / 1e6:.0f} MB"),
         ("mp4 encoder", "libx264" if found["libx264"] else "[red]missing"),
         *([("conflict", found["conflict"])] if found["conflict"] else []),

@@ -50,6 +50,7 @@ def generate(
         raise BadInputError("give a prompt or --prompts FILE, not both")
     chosen = None if dense else changes.preset(preset)
     job = run.job([prompt] if prompts is None else read_prompts(prompts))
+    chosen = chosen and job.effective(chosen)
     if prompts is None:
         paths = [output or Path(f"out{job.suffix}")]
     else:

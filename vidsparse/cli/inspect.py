@@ -57,6 +57,7 @@ def inspect(
 
     chosen = changes.preset(preset)
     job = run.job([prompt])
+    chosen = job.effective(chosen)
     total = job.requests[0].steps
     drawn_steps = read_numbers("--at-steps", at_steps, total) or [total // 2, total - 1]
     drawn_layers = read_numbers("--layers", layers, job.checkpoint.layers)

@@ -153,6 +153,12 @@ class Job:
         """Of the files, where nobody asked for another."""
         return ".png" if self.checkpoint.image else ".mp4"
 
+    def effective(self, preset: Preset) -> Preset:
+        """A preset as it will run on the model, with what is published of it for that."""
+        from vidsparse.pipelines.published import apply
+
+        return apply(preset, self.checkpoint.release)[0]
+
     def write(
         self, path: Path, frames: np.ndarray, request: Request, preset: Preset | None
     ) -> None:

@@ -40,7 +40,8 @@ class Run:
         dense_steps_share: Share of the steps in which every call was dense.
         sigmas: Noise level of each step; empty for a dense run, as all that follows.
         density: ``[layer][step]``, the mean over branches; None where there was no call.
-        head_density: ``[layer][head]``, the mean over sparse calls; empty where none was sparse.
+        head_density: ``[layer][head]``, the mean over sparse calls; 1 in a layer that was always
+            dense, empty where all were.
         engines: How many calls each kernel engine ran.
         fallbacks: How many calls fell back to dense, by reason.
         notes: Sentences the user should read.
@@ -197,7 +198,7 @@ def sparsity(stats: Stats) -> dict[str, Any]:
         "dense_steps_share": stats.dense_steps_share,
         "sigmas": [stats.sigmas[step] for step in sorted(stats.sigmas)],
         "density": by_layer_and_step(means, layers, steps),
-        "head_density": [_head_means(heads.get(layer, [])) for layer in range(layers)],
+        "head_density": _filled([_head_means(heads.get(layer, [])) for layer in range(layers)]),
         "engines": dict(stats.engines),
         "fallbacks": dict(stats.fallbacks),
         "notes": list(stats.notes),
@@ -207,6 +208,12 @@ def sparsity(stats: Stats) -> dict[str, Any]:
 def _extent(stats: Stats) -> tuple[int, int]:
     """How many layers and steps there were."""
     return tuple(1 + max(getattr(key, name) for key in stats.calls) for name in ("layer", "step"))  # type: ignore[return-value]
+
+
+def _filled(rows: list[list[float]]) -> list[list[float]]:
+    """Rows of one length: layers that were always dense, or whose heads share a plan, have all."""
+    heads = max(map(len, rows))
+    return [row if len(row) == heads else (row or [1.0]) * heads for row in rows]
 
 
 def _head_means(calls: list[Tensor]) -> list[float]:

@@ -37,6 +37,7 @@ def plan(
     """Say how much a preset computes on a grid."""
     from vidsparse.forecast import forecast
     from vidsparse.pipelines.checkpoints import find_checkpoint
+    from vidsparse.pipelines.published import apply
     from vidsparse.pipelines.steps import check_steps
 
     chosen = changes.preset(preset)
@@ -48,8 +49,13 @@ def plan(
     tokens = TokenGrid.parse(grid) if grid else _model_grid(checkpoint, size, frames)
     number = checkpoint.or_usual("steps", steps)
     check_steps(checkpoint.pipeline, number)
+    chosen, said = apply(chosen, checkpoint.release)
     found = forecast(chosen, tokens, number, checkpoint.layers)
-    notes = [*found.notes, *([] if grid else _about_text(checkpoint.geometry))]
+    notes = [
+        *([said] if said else []),
+        *found.notes,
+        *([] if grid else _about_text(checkpoint.geometry)),
+    ]
     text = {"text_tokens": tokens.prefix + tokens.suffix, "layers": checkpoint.layers}
     if json:
         answer_json(found.to_json() | text | {"notes": notes})

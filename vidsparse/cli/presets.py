@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from vidsparse.cli.options import Json, PresetChanges
 from vidsparse.cli.screen import answer, answer_json, plain_table
@@ -39,8 +40,9 @@ def presets(
         answer(table)
         return
     preset = changes.preset(name)
+    published = read_published(preset.name)
     if json:
-        answer_json(_head(preset) | {"parameters": describe(preset)})
+        answer_json(_head(preset) | {"parameters": describe(preset), "published": published})
         return
     answer(f"[bold]{preset.name}[/bold]: {preset.summary}\n[dim]{preset.source}[/dim]\n")
     parts = plain_table(part="left", choice="left")
@@ -49,8 +51,10 @@ def presets(
     answer(parts)
     table = plain_table(parameter="left", value="right", meaning="left")
     for parameter, facts in describe(preset).items():
-        table.add_row(parameter, str(facts["value"]), facts["meaning"])
+        table.add_row(parameter, str(facts["value"]), escape(facts["meaning"]))
     answer(table)
+    if published:
+        answer(_published_table(published))
 
 
 def describe(preset: Preset) -> dict[str, dict[str, Any]]:
@@ -65,6 +69,26 @@ def describe(preset: Preset) -> dict[str, dict[str, Any]]:
         name: {"value": value, "part": meanings[name][0], "meaning": meanings[name][1]}
         for name, value in preset.plain_parameters().items()
     }
+
+
+def read_published(preset: str) -> list[dict[str, Any]]:
+    """What is published of a preset's method for some models, which those then run with."""
+    from vidsparse.pipelines.published import published_for
+
+    return [
+        {"model": release, "settings": dict(row.settings), "source": row.source}
+        for row in published_for(preset)
+        for release in row.releases
+    ]
+
+
+def _published_table(rows: list[dict[str, Any]]) -> Any:
+    from vidsparse.pipelines.published import describe as settings_of
+
+    table = plain_table(model="left", published_settings="left", source="left")
+    for row in rows:
+        table.add_row(row["model"], settings_of(row["settings"]), f"[dim]{row['source']}")
+    return table
 
 
 def read_attributes(cls: type) -> dict[str, str]:

@@ -16,3 +16,20 @@ def usual_block(device: str, tokens: int) -> int:
         tokens: In the sequence.
     """
     return 128 if device == "cuda" and tokens >= LONG else 64
+
+
+def describe_usual_block(device: str) -> str:
+    """The same as a clause.
+
+    Args:
+        device: Its type, "cpu" or "cuda".
+
+    Example:
+        >>> describe_usual_block("cpu")
+        '64 tokens'
+        >>> describe_usual_block("cuda")
+        '128 tokens, 64 in sequences of fewer than 16,384'
+    """
+    long, short = usual_block(device, LONG), usual_block(device, LONG - 1)
+    rest = f", {short} in sequences of fewer than {LONG:,}" if short != long else ""
+    return f"{long} tokens{rest}"
