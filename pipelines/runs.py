@@ -8,7 +8,7 @@ of which nobody says anything is followed by it, and then nothing is remembered 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any, ClassVar, Protocol
 
@@ -206,7 +206,7 @@ class Named:
         self._seen.add((step, context.name))
         sigma = reading.told_sigma
         sigma = reading.noise() if sigma is None else sigma
-        return step, sigma, _by_noise(sigma)
+        return step, sigma, _by_list(reading, step, sigma) or _by_noise(sigma)
 
 
 class Unnamed:
@@ -219,7 +219,8 @@ class Unnamed:
     known: bool = False
     note: ClassVar[str] = (
         "nobody says which step a call of this transformer belongs to, so steps were told apart by "
-        "their noise level, and every call planned for itself; say it with "
+        "their noise level, every call planned for itself, and how far the run has come was read "
+        "from the noise, as if it fell evenly; say it with "
         "transformer.cache_context(name, step_index=i)"
     )
 
@@ -247,6 +248,17 @@ class Unnamed:
     def _read(self, reading: Reading) -> float | None:
         told = reading.told_sigma
         return reading.noise() if told is None else told
+
+
+def _by_list(reading: Reading, step: int, sigma: float | None) -> Progress | None:
+    """By the scheduler's list, if the noise level of a step is the one that stands there."""
+    timesteps = getattr(reading.scheduler, "timesteps", None)
+    if timesteps is None or step >= len(timesteps) or not reading.is_listed or sigma is None:
+        return None
+    levels = noise_levels(reading.scheduler)
+    if abs(levels[step] - sigma) > NEAR:
+        return None
+    return replace(Progress.first(len(timesteps), share_behind(reading.scheduler, levels)), at=step)
 
 
 def _by_noise(sigma: float | None) -> Progress | None:

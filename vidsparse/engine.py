@@ -166,6 +166,8 @@ class SparseAttention:
             take.decided = True
         way = self._way(call)
         if self._scheduled_dense(call, way):
+            if self._why_dense(q, k, call) is None:
+                self._full_density(call, q.device.type)  # raises at once, not on the way
             self._record(call, torch.ones(1))
             return dense(q, k, v)
         reason = self._why_dense(q, k, call)
@@ -298,13 +300,13 @@ class SparseAttention:
             layer=call.layer,
             expert=call.expert,
             step=call.step,
-            density=self._full_density(call, blocks),
+            density=self._full_density(call, q.device.type),
             state=state,
             shared=shared,
             remember=call.known and (schedule.share_branches or schedule.replan > 1),
         )
 
-    def _full_density(self, call: Call, blocks: Blocks) -> float | None:
+    def _full_density(self, call: Call, device: str) -> float | None:
         """Share of the pairs at full sparsity; None leaves it to the parts of the policy.
 
         Raises:
@@ -313,10 +315,11 @@ class SparseAttention:
         policy, progress = self.preset.policy, call.progress
         if policy.mean_density is None or progress is None:
             return policy.density
-        run, grid = progress.run, blocks.grid
-        key = run.bounds, call.layers, grid
+        run, grid = progress.run, call.grid
+        assert grid is not None
+        key = run.bounds, call.layers, grid, device
         if key not in self._densities:
-            means = policy.order.block_counts(grid, blocks.block)[1] / grid.tokens
+            means = policy.key_means(device, grid)
             self._densities[key] = full_density(self.preset, run, layers=call.layers, means=means)
         return self._densities[key]
 

@@ -156,7 +156,7 @@ class _Mask:
             )
         block = policy.block_on(DEVICE, grid.tokens)
         density = policy.density
-        self._means = policy.order.block_counts(grid, block)[1] / grid.tokens
+        self._means = policy.key_means(DEVICE, grid)
         if policy.mean_density is not None and grid.tokens >= preset.min_tokens:
             density = full_density(preset, run, layers=layers, means=self._means)
         policy = dataclasses.replace(policy, density=density, mean_density=None)

@@ -32,7 +32,7 @@ def check_numbers(policy: Policy) -> None:
 
 def check_fit(policy: Policy) -> None:
     """Raise BadInputError where parts do not go together: by what they declare, then their own."""
-    if policy.density is not None and (instead := policy.in_place_of_density):
+    if policy.any_density is not None and (instead := policy.in_place_of_density):
         raise BadInputError(f"this preset has no density: change its {instead}")
     for part in policy.parts:
         if problem := part.refuses(policy):
@@ -75,7 +75,7 @@ def idle(policy: Policy) -> dict[str, str]:
     for part in policy.parts:
         found |= part.idle(policy.any_density)
     if instead := policy.in_place_of_density:
-        found["density"] = f"its {instead} says how much is kept"
+        found |= dict.fromkeys(("density", "mean_density"), f"its {instead} says how much is kept")
     if not policy.order.static:
         found["block"] = "the clusters of a semantic order are of sizes of their own"
     if policy.selector.in_place_of_density:
