@@ -10,6 +10,7 @@ from diffusers.hooks.hooks import CacheContext
 from vidsparse.pipelines.clock import Clock, read_noise
 from vidsparse.pipelines.running import Running
 from vidsparse.pipelines.runs import Reading
+from vidsparse.progress import Progress
 
 
 class Scheduler:
@@ -144,15 +145,16 @@ def test_a_cache_that_skips_calls_does_not_shift_steps():
     assert played.call(0.8)[:2] == (2, 0.8)
 
 
-def test_the_noise_of_the_next_step_is_looked_up_in_the_list():
+def test_a_run_that_leaves_out_the_first_steps_of_its_list_begins_on_the_way():
     played = Played(Scheduler(1.0, 0.9, 0.75, 0.5))
     played.scheduler.set(1.0, 0.9, 0.75, 0.5, begin=1)
     found = []
     for level in (0.9, 0.75, 0.5):
         played.call(level)
-        found.append(played.clock.next_sigma)
+        found.append(played.clock.progress)
         played.scheduler.step()
-    assert found == pytest.approx([0.75, 0.5, 0.0])
+    assert found == [Progress((0.25, 0.5, 0.75, 1.0), at) for at in range(3)]
+    assert found == list(found[0].steps())
 
 
 def test_a_scheduler_that_keeps_no_index_is_followed_by_its_exact_timesteps():
