@@ -88,8 +88,8 @@ def main() -> None:
 
 def timed(model: Any, real: Any, inputs: dict[str, Any], preset: str | None, args: Any) -> Timed:
     """Some steps; the time of those after the first two, on the slowest device."""
-    settings: dict[str, Any] = {"warmup": 0.0, "ramp_until": 0.01, "min_tokens": 0}
-    settings |= {"budgets": uneven_budgets(model)} if args.uneven else {}
+    settings: dict[str, Any] = {"min_tokens": 0}
+    settings |= {"budgets": uneven_budgets(model), "density": 0.25} if args.uneven else {}
     in_turn = preset is not None and preset.endswith(IN_TURN)
     parallel.WORTH = 1e9 if in_turn else DEALT_FROM
     name = preset and preset.removesuffix(IN_TURN)
@@ -97,7 +97,7 @@ def timed(model: Any, real: Any, inputs: dict[str, Any], preset: str | None, arg
     times, output = [], torch.empty(0)
     argument, full = real.timestep
     for step in range(args.steps + WARM):
-        level = torch.tensor([full * (0.8 - 0.02 * step)], device=DEVICE, dtype=real_sizes.DTYPE)
+        level = torch.tensor([full * (0.6 - 0.02 * step)], device=DEVICE, dtype=real_sizes.DTYPE)
         dist.barrier()
         started = clock()
         output = model(

@@ -30,6 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import vidsparse
 from vidsparse.metrics.fidelity import fidelity
 from vidsparse.pipelines.checkpoints import TINY
+from vidsparse.progress import Progress
 from vidsparse.schedule import Schedule
 from vidsparse.stats import Stats
 
@@ -72,14 +73,8 @@ class Runner:
         return Clip((frames * 255).round().astype("uint8"), time.perf_counter() - start)
 
 
-SCHEDULES = {  # dense above, full below: the lower the level, the shorter the dense start
-    0.5: (0.95, 0.8),
-    0.45: (0.95, 0.8),
-    0.35: (0.97, 0.87),
-    0.3: (0.97, 0.87),
-    0.25: (0.98, 0.9),
-    0.15: (1.0, 0.97),
-}
+SCHEDULES = dict.fromkeys((0.5, 0.45, 0.35, 0.3, 0.25), (0.05, 0.3))  # warmup, ramp_until
+SCHEDULES[0.15] = (0.05, 0.1)  # out of reach with a longer ramp
 TOLERANCES = {0.5: 0.008, 0.45: 0.0098, 0.35: 0.017, 0.3: 0.0235, 0.25: 0.04, 0.15: 0.1}
 MOVES: dict[str, Callable[[float, float, float], float]] = {  # of a knob, where a density is off
     "density": lambda value, off, way: min(1.0, max(0.005, value - off / way)),
@@ -133,11 +128,10 @@ class Run(NamedTuple):
 class Level:
     """One mean density: its schedule and what is known of its knobs."""
 
-    def __init__(self, density: float, sigmas: list[float]) -> None:
+    def __init__(self, density: float, steps: int) -> None:
         self.density = density
-        self.schedule = dict(zip(("dense_above", "full_below"), SCHEDULES[density], strict=True))
-        schedule = Schedule(**self.schedule)
-        self.way = mean(schedule.way(sigma, 0) for sigma in sigmas)
+        self.schedule = dict(zip(("warmup", "ramp_until"), SCHEDULES[density], strict=True))
+        self.way = mean(Schedule(**self.schedule).ways(Progress.first(steps)))
 
     def start(self) -> float:
         """The density at full sparsity that meets the level, if nothing else costs."""
@@ -155,11 +149,10 @@ def main() -> None:
     generate = cached(runner)
     dense, floor = dense_clips(generate, cases, args.dense)
     runner.pipe.scheduler.set_timesteps(runner.steps)  # dense clips of a file left it as it was
-    sigmas = [float(t) / 1000 for t in runner.pipe.scheduler.timesteps]
     rows: list[dict[str, Any]] = []
     started = time.perf_counter()
     for name in args.methods.split(";") if args.methods else METHODS:
-        for level in (Level(float(text), sigmas) for text in args.levels.split(",")):
+        for level in (Level(float(text), runner.steps) for text in args.levels.split(",")):
             if time.perf_counter() - started > args.seconds:
                 break
             try:

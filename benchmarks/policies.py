@@ -111,6 +111,7 @@ class Layer:
     def __init__(self, qkv: tuple[Tensor, ...], name: str, changes: dict[str, Any]) -> None:
         block = {"block": 128} if "block" in PRESETS[name].parameters() else {}
         self.preset = PRESETS[name].override(block | changes)
+        self.block = self.preset.policy.block_on("cuda", GRID.tokens)
         self.planner = Planner(self.preset.policy, self.preset.schedule.replan)
         self.reusing = Planner(self.preset.policy, 1 << 30)
         self.own, self.shared = LayerState(), LayerState()
@@ -120,7 +121,7 @@ class Layer:
     def inputs(self, state: LayerState) -> Inputs:
         q, k, v = self.qkv
         return Inputs(
-            blocks=Blocks(GRID, self.preset.policy.block, q.device),
+            blocks=Blocks(GRID, self.block, q.device),
             q=q, k=k, v=v, scale=HEAD_DIM**-0.5, heads=HEADS, step=self.step,
             state=state, shared=self.shared, remember=True,
         )  # fmt: skip

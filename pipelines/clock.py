@@ -10,7 +10,7 @@ import torch
 from diffusers.hooks.hooks import CacheContext
 from torch import Tensor
 
-from vidsparse.pipelines.runs import Reading, Run, Unnamed, kind_of
+from vidsparse.pipelines.runs import BY_NOISE, Reading, Run, Unnamed, kind_of
 from vidsparse.progress import Progress
 
 
@@ -60,8 +60,12 @@ class Clock:
         if self.step != before:
             self._names.clear()
         self.branch = self._name(reading.context)
-        if not run.known and not reading.trains:
+        if reading.trains:
+            return
+        if not run.known:
             self._on_note(Unnamed.note)
+        elif self.progress is not None and self.progress.is_alone:
+            self._on_note(BY_NOISE)
 
     def finish(self) -> None:
         """The generation is over."""

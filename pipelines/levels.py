@@ -23,6 +23,12 @@ def noise_levels(scheduler: Any) -> list[float]:
     return [t / full for t in torch.as_tensor(timesteps).tolist()]
 
 
+def steps_listed(scheduler: Any) -> int:
+    """How many steps a scheduler is set to; 0 before it is set to any."""
+    is_set = getattr(scheduler, "num_inference_steps", None) is not None
+    return len(scheduler.timesteps) if is_set else 0
+
+
 def share_behind(scheduler: Any, levels: Sequence[float]) -> float:
     """The share of the whole way from pure noise that is behind the first of some noise levels.
 

@@ -8,16 +8,20 @@ of which nobody says anything is followed by it, and then nothing is remembered 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any, ClassVar, Protocol
 
 from diffusers.hooks.hooks import CacheContext
 
-from vidsparse.pipelines.levels import noise_levels, share_behind
+from vidsparse.pipelines.levels import noise_levels, share_behind, steps_listed
 from vidsparse.pipelines.running import Running
 from vidsparse.progress import Progress
 
+BY_NOISE = (
+    "nobody says how many steps this run has, so how far it has come was read from its noise "
+    "level, as if that fell evenly: run it by a pipeline, or by the scheduler of the one in the session"
+)
 NEAR = 0.005  # what rounding to bf16, or to whole timesteps, makes of a noise level
 
 
@@ -85,14 +89,15 @@ class Run(Protocol):
 class Listed:
     """A run whose scheduler says where it stands: a pipeline's, or a loop of one's own over it.
 
-    A new list of timesteps is a new run: each call of a pipeline sets one, and so does each window
-    of a long video.
+    A new list of timesteps is a new run: each call of a pipeline sets one. So is more noise than
+    before where a pipeline steps copies of its scheduler, window by window of a long video.
     """
 
     def __init__(self, reading: Reading) -> None:
         scheduler = reading.scheduler
         self._timesteps = getattr(scheduler, "timesteps", None)
         self._levels = noise_levels(scheduler) if scheduler is not None else []
+        self._number = steps_listed(scheduler)
         self._behind = share_behind(scheduler, self._levels)
         self._counted = 0
         self._moment: Any = _moment(reading)
@@ -117,7 +122,15 @@ class Listed:
         return at < len(levels) and abs(levels[at] - noise) <= NEAR
 
     def goes_on(self, reading: Reading) -> bool:
-        return getattr(reading.scheduler, "timesteps", None) is self._timesteps
+        is_same = getattr(reading.scheduler, "timesteps", None) is self._timesteps
+        return is_same and not self._begins_again(reading)
+
+    def _begins_again(self, reading: Reading) -> bool:
+        moment = _moment(reading)
+        if moment is None or moment is self._moment or _is_placed(reading) or self._noise is None:
+            return False
+        noise = reading.noise()
+        return noise is not None and noise > self._noise + NEAR
 
     def move(self, reading: Reading) -> tuple[int, float | None, Progress | None]:
         noise = self._notice(reading)
@@ -130,14 +143,22 @@ class Listed:
             sigma = self._levels[at] if is_in_list else noise
         if sigma is None:
             sigma = reading.noise()
-        return step, sigma, self._progress(step)
+        if self._moment is not None and not _is_placed(reading):
+            self._noise = reading.noise()
+        return step, sigma, self._progress(step, reading) or _by_noise(sigma)
 
-    def _progress(self, step: int) -> Progress | None:
-        """By the number of steps on the list, of which a run may leave out the first ones."""
-        if self._timesteps is None or not len(self._timesteps):
+    def _progress(self, step: int, reading: Reading) -> Progress | None:
+        """By the number of steps on the list, of which a run may leave out the first ones.
+
+        A pipeline that denoises frame after frame says itself that it makes more.
+        """
+        if not self._number:
             return None
-        whole, start = Progress.first(len(self._timesteps), self._behind), self._starts[0]
+        whole, start = Progress.first(self._number, self._behind), self._starts[0]
         bounds = whole.bounds[min(start, len(whole.bounds) - 2) :]
+        number = 0 if reading.running is None else _steps_said(reading.running.pipeline)
+        if number >= len(bounds):
+            bounds = Progress.first(number, bounds[0]).bounds
         return Progress(bounds, min(step, len(bounds) - 2))
 
     def _notice(self, reading: Reading) -> float | None:
@@ -206,7 +227,7 @@ class Named:
         self._seen.add((step, context.name))
         sigma = reading.told_sigma
         sigma = reading.noise() if sigma is None else sigma
-        return step, sigma, _by_noise(sigma)
+        return step, sigma, _by_list(reading, step, sigma) or _by_noise(sigma)
 
 
 class Unnamed:
@@ -219,7 +240,8 @@ class Unnamed:
     known: bool = False
     note: ClassVar[str] = (
         "nobody says which step a call of this transformer belongs to, so steps were told apart by "
-        "their noise level, and every call planned for itself; say it with "
+        "their noise level, every call planned for itself, and how far the run has come was read "
+        "from the noise, as if it fell evenly; say it with "
         "transformer.cache_context(name, step_index=i)"
     )
 
@@ -249,6 +271,17 @@ class Unnamed:
         return reading.noise() if told is None else told
 
 
+def _by_list(reading: Reading, step: int, sigma: float | None) -> Progress | None:
+    """By the scheduler's list, if the noise level of a step is the one that stands there."""
+    scheduler, number = reading.scheduler, steps_listed(reading.scheduler)
+    if step >= number or not reading.is_listed or sigma is None:
+        return None
+    levels = noise_levels(scheduler)
+    if abs(levels[step] - sigma) > NEAR:
+        return None
+    return replace(Progress.first(number, share_behind(scheduler, levels)), at=step)
+
+
 def _by_noise(sigma: float | None) -> Progress | None:
     """The progress of a run that is not shifted, where nobody says how many steps it takes."""
     return None if sigma is None else Progress.alone(1 - sigma)
@@ -262,6 +295,15 @@ def _moment(reading: Reading) -> Any:
     """What many pipelines set anew at each step; told apart as an object, never by its number."""
     pipeline = None if reading.running is None else reading.running.pipeline
     return getattr(pipeline, "_current_timestep", None)
+
+
+def _steps_said(pipeline: Any) -> int:
+    said = getattr(pipeline, "_num_timesteps", None)
+    return said if isinstance(said, int) else 0
+
+
+def _is_placed(reading: Reading) -> bool:
+    return reading.told_step is not None or reading.index is not None
 
 
 def _says_place(reading: Reading) -> bool:

@@ -78,10 +78,10 @@ def _out_of_reach(preset: Preset, run: Progress, asked: float, least: float) -> 
         "dense_layers": schedule.dense_layers,
     }
     said = ", ".join(f"{name}={value:g}" for name, value in given.items() if value)
-    steps = len(run.bounds) - 1
+    steps, possible = len(run.bounds) - 1, ceil(round(100 * least, 6)) / 100
     return (
         f"mean_density={asked:g} cannot be reached in a run of {steps} "
         f"step{'s' if steps > 1 else ''}{' with ' if said else ''}{said}: the least is "
-        f"{ceil(100 * least) / 100:.2f}; give mean_density={ceil(100 * least) / 100:.2f} or more, "
-        "or leave less dense"
+        f"{possible:.2f}; give mean_density={possible:g}{' or more' if possible < 1 else ''}, or "
+        "leave less dense"
     )

@@ -170,6 +170,8 @@ class SparseAttention:
         self._open_purse(call)
         way = self._way(call)
         if self._scheduled_dense(call, way):
+            if self._why_dense(q, k, call) is None:
+                self._full_density(call, q.device.type)  # raises at once, not on the way
             self._record(call, torch.ones(1))
             return dense(q, k, v)
         reason = self._why_dense(q, k, call)
@@ -305,14 +307,14 @@ class SparseAttention:
             layer=call.layer,
             expert=call.expert,
             step=call.step,
-            density=self._full_density(call, blocks),
+            density=self._full_density(call, q.device.type),
             purse=self._purse,
             state=state,
             shared=shared,
             remember=call.known and (schedule.share_branches or schedule.replan > 1),
         )
 
-    def _full_density(self, call: Call, blocks: Blocks) -> float | None:
+    def _full_density(self, call: Call, device: str) -> float | None:
         """Share of the pairs at full sparsity; None leaves it to the parts of the policy.
 
         Raises:
@@ -321,13 +323,12 @@ class SparseAttention:
         policy, progress = self.preset.policy, call.progress
         if policy.mean_density is None or progress is None:
             return policy.density
-        run, grid = progress.run, blocks.grid
-        key = run.bounds, call.layers, grid
+        run, grid = progress.run, call.grid
+        assert grid is not None
+        key = run.bounds, call.layers, grid, device
         if key not in self._densities:
-            columns = policy.order.block_counts(grid, blocks.block, policy.key_block)[1]
-            self._densities[key] = full_density(
-                self.preset, run, layers=call.layers, means=columns / grid.tokens
-            )
+            means = policy.key_means(device, grid)
+            self._densities[key] = full_density(self.preset, run, layers=call.layers, means=means)
         return self._densities[key]
 
     def _attend(self, work: Work, call: Call, way: float) -> Tensor:

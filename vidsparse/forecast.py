@@ -72,6 +72,7 @@ class Forecast:
             "token_density": self.token_density,
             "block_density": self.block_density,
             "mean_density": self.mean_density,
+            "asked_mean_density": self.preset.policy.mean_density,
             "dense_steps_share": self.dense_steps_share,
             "steps": len(self.step_density),
             "step_density": self.step_density,
@@ -156,10 +157,12 @@ class _Mask:
             )
         block = policy.block_on(DEVICE, grid.tokens)
         density = policy.density
-        columns = policy.order.block_counts(grid, block, policy.key_block)[1]
-        self._means = columns / grid.tokens
-        if policy.mean_density is not None and grid.tokens >= preset.min_tokens:
-            density = full_density(preset, run, layers=layers, means=self._means)
+        self._means = policy.key_means(DEVICE, grid)
+        if policy.mean_density is not None:
+            is_short = grid.tokens < preset.min_tokens  # then all is dense, whatever was asked for
+            density = (
+                1.0 if is_short else full_density(preset, run, layers=layers, means=self._means)
+            )
         policy = dataclasses.replace(policy, density=density, mean_density=None)
         if not policy.static:
             selector = TopK() if policy.selector.equal_rows else Threshold()

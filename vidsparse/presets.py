@@ -18,7 +18,7 @@ from vidsparse.policies.radial import Radial
 from vidsparse.policies.random import Random
 from vidsparse.policies.scope import Scope
 from vidsparse.policies.selectors import Budget, MassOf, Threshold, TopP
-from vidsparse.policies.semantic import Semantic
+from vidsparse.policies.semantic import Semantic, Start
 from vidsparse.policies.stripes import Stripes
 from vidsparse.policies.tolerance import Tolerance
 from vidsparse.policies.value_aware import Routing, ValueAware
@@ -48,16 +48,25 @@ def _table(*presets: Preset) -> dict[str, Preset]:
 
 
 PRESETS: Mapping[str, Preset] = _table(
-    Preset(
-        name="balanced",
-        summary="The default: blocks by what skipping them would cost, one budget a layer",
-        source="ours: sub-block mass x distance of values, in boxes",
-        policy=Policy(
-            order=Tile(),
-            estimator=ValueAware(),
-            selector=Budget(),
-            mean_density=0.35,
-        ),
+    *(
+        Preset(
+            name=name,
+            summary=summary,
+            source="ours: sub-block mass x distance of values, in boxes",
+            policy=Policy(
+                order=Tile(),
+                estimator=ValueAware(),
+                selector=Budget(),
+                mean_density=mean_density,
+            ),
+            schedule=Schedule(ramp_until=ramp_until),
+        )
+        for name, mean_density, ramp_until, summary in (
+            ("quality", 0.45, 0.3, "The ladder's first rung: near dense"),
+            ("balanced", 0.35, 0.3, "The default: blocks by what skipping them would cost"),
+            ("fast", 0.25, 0.2, "The ladder's third rung: a quarter of the attention"),
+            ("turbo", 0.15, 0.1, "The ladder's last rung: for looking around"),
+        )
     ),
     Preset(
         name="auto",
@@ -76,12 +85,19 @@ PRESETS: Mapping[str, Preset] = _table(
         summary="Clusters as blocks; means stand in for those where that errs least",
         source="ours: the clusters of SVG2, the stand-ins of SVG-EAR, one budget a head",
         policy=Policy(
-            order=Semantic(q_clusters=200, kv_clusters=1000),
+            order=Semantic(
+                q_clusters=200,
+                kv_clusters=1000,
+                start=Start.TILES,
+                first_iterations=5,
+                iterations=4,
+            ),
             estimator=Routing(),
             selector=Budget(scope=Scope.HEAD),
             compensation=Centroid(),
-            density=0.2,
+            mean_density=0.35,
         ),
+        schedule=Schedule(replan=4),
     ),
     Preset(
         name="draft",

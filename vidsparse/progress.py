@@ -61,7 +61,12 @@ class Progress:
     @property
     def run(self) -> Progress:
         """The run that it belongs to; one of 50 steps stands in for a run that nobody knows."""
-        return self if self.after > self.before else Progress.first(UNKNOWN)
+        return Progress.first(UNKNOWN) if self.is_alone else self
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether nobody knows the steps before and after it."""
+        return self.after == self.before
 
     def steps(self) -> Iterator[Progress]:
         """All steps of the run."""

@@ -224,12 +224,15 @@ class PresetSummary(Part):
     """One preset over all its clips.
 
     Attributes:
+        mean_density: Realised, over all self-attention calls, dense steps included.
+        asked_mean_density: Of its ``mean_density``; None where a preset has none.
         timing: Why the speed-up may not be that of sparsity; none where nothing speaks against it.
     """
 
     preset: str
     speedup: Range
     mean_density: float
+    asked_mean_density: float | None = None
     dense_steps_share: float
     scores: dict[str, ScoreSummary]
     against_next: list[Pair] = []

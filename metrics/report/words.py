@@ -116,6 +116,7 @@ def cards(results: Results) -> list[dict[str, Any]]:
             "interval": ends(row.scores["psnr"]),
             "psnr_note": "to dense" if row.scores["psnr"].mean is None else "dB PSNR",
             "density": f"{row.mean_density:.2f}",
+            "asked": "" if row.asked_mean_density is None else f"{row.asked_mean_density:g}",
             "dense_steps": f"{row.dense_steps_share:.0%}",
             "ssim": interval(row.scores["ssim"], 3) if "ssim" in row.scores else "",
             "ideal": f"{row.gain.ideal:.2f}x" if row.gain else "",

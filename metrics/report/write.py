@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -93,7 +94,7 @@ def markdown(results: Results) -> str:
     lines += ["|---|---|---|---|---|---|"]
     lines += [
         f"| {_cell(card['name'])} | {card['speed']} | {card['psnr']} {card['interval']} | "
-        f"{card['ssim']} | {card['density']} | {card['dense_steps']} |"
+        f"{card['ssim']} | {_density(card)} | {card['dense_steps']} |"
         for card in words.cards(results)
     ]
     names = " | ".join(_cell(row.preset) for row in results.summary)
@@ -115,6 +116,10 @@ def markdown(results: Results) -> str:
     fence = "`" * max(3, longest + 1)
     lines += ["", fence, results.command, fence]
     return "\n".join(lines) + "\n"
+
+
+def _density(card: dict[str, Any]) -> str:
+    return card["density"] + (f" ({card['asked']} asked)" if card["asked"] else "")
 
 
 def table(results: Results) -> str:

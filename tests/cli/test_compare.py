@@ -10,7 +10,6 @@ import vidsparse
 from vidsparse.cli import run
 from vidsparse.forecast import forecast
 from vidsparse.grid import TokenGrid
-from vidsparse.pipelines.checkpoints import CHECKPOINTS
 from vidsparse.pipelines.video import read_video
 
 PROMPT = "a red circle moving right over a striped blue background"
@@ -60,9 +59,10 @@ def test_compare_writes_videos_a_sheet_and_the_results(draft, results):
 def test_a_clip_says_where_it_is_sparse_and_where_it_errs(results):
     (clip,) = results["clips"]
     preset = vidsparse.PRESETS["draft"].override({"min_tokens": 0})
-    expected = forecast(preset, TokenGrid(3, 12, 12), CHECKPOINTS["tiny"].sigmas(2), 8)
+    expected = forecast(preset, TokenGrid(3, 12, 12), 2, 8)
     assert clip["mean_density"] == pytest.approx(expected.mean_density, abs=0.01)
-    assert clip["sigmas"] == pytest.approx(CHECKPOINTS["tiny"].sigmas(2), abs=1e-3)
+    assert clip["sigmas"] == sorted(clip["sigmas"], reverse=True)
+    assert len(clip["sigmas"]) == 2
     assert np.array(clip["density"]).shape == (8, 2)
     assert [row[0] for row in clip["density"]] == [1.0] * 8
     assert np.mean(clip["density"]) == pytest.approx(clip["mean_density"])

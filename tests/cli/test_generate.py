@@ -27,13 +27,26 @@ PROMPT = "a red circle moving right"
 
 def test_a_video_of_the_asked_size_is_written_and_described(cli, small, tmp_path):
     path = tmp_path / "new" / "clip.mp4"
-    code, out, err = cli("generate", *small, "--seed", 3, "-o", path)
+    code, out, err = cli("generate", *small, "--density", 0.3, "--seed", 3, "-o", path)
     assert code == 0
     assert read_video(path).shape == (9, 96, 96, 3)
     assert [file.name for file in path.parent.iterdir()] == ["clip.mp4"]
     assert "drawn with seed 3: " in err
     pattern = r"clip\.mp4 in \d+\.\d s, mean density 0\.\d{3}, 50% of the steps dense, nothing fell"
     assert re.search(pattern, out)
+
+
+def test_a_mean_density_is_met_or_refused_with_the_least(cli, small, tmp_path):
+    path = tmp_path / "a.mp4"
+    code, out, err = cli("generate", PROMPT, *small, "-o", path)
+    assert (code, out, path.exists()) == (2, "", False)
+    assert "mean_density=0.35 cannot be reached in a run of 2 steps" in err
+    assert "1/2 steps" not in err  # said before the first step is over
+    small[small.index("--steps") + 1] = "8"
+    code, out, _ = cli("generate", PROMPT, *small, "--set", "block=16", "-o", path)
+    assert code == 0
+    realised = float(re.findall(r"mean density (\d\.\d{3})", out)[0])
+    assert realised == pytest.approx(0.35, abs=0.03)  # of 27 blocks
 
 
 def test_a_sequence_too_short_to_gain_runs_dense_and_says_so(cli, small, tmp_path):
@@ -114,7 +127,9 @@ def test_unknown_words_are_named(cli, tmp_path):
 def test_a_file_of_prompts_makes_a_folder_of_videos(cli, small, tmp_path):
     (tmp_path / "prompts.txt").write_text("# two\n\na red circle\n  a blue square \n")
     folder = tmp_path / "out"
-    code, out, _ = cli("generate", "--prompts", tmp_path / "prompts.txt", *small, "-o", folder)
+    code, out, _ = cli(
+        "generate", "--prompts", tmp_path / "prompts.txt", *small, "--density", 0.3, "-o", folder
+    )
     assert code == 0
     names = ["000.mp4", "000.mp4.json", "001.mp4", "001.mp4.json"]
     assert sorted(file.name for file in folder.iterdir()) == names
@@ -224,6 +239,7 @@ def test_what_libraries_warn_of_a_model_is_shown(cli, small, tmp_path):
     config = folder / "text_encoder" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"num_layers": 1}))
     file = tmp_path / "a.npy"
+    small += ["--density", "0.3"]
     code, _out, err = cli("generate", PROMPT, "--model", folder, *small, "-o", file)
     assert code == 0, err
     assert "transformers: UMT5EncoderModel LOAD REPORT" in err

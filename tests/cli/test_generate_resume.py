@@ -14,7 +14,7 @@ from vidsparse.pipelines import generate as pipeline
 from vidsparse.pipelines.video import read_video
 
 SMALL = ["--frames", 5, "--height", 64, "--width", 64, "--steps", 2, "--guidance", 1]
-SMALL += ["--set", "min_tokens=0"]
+SMALL += ["--density", 0.3, "--set", "min_tokens=0"]
 PROMPTS = ["a red circle", "a blue square", "a green star"]
 KILL = """
 import os, signal, sys
@@ -123,7 +123,7 @@ def cut(path):
     ("more", "change", "message"),
     [
         (["--seed", 1], None, "000.mp4 exists and was made with other settings (seed), as do 2 mo"),
-        (["--density", 0.5], None, "was made with other settings (preset)"),
+        (["--set", "rotate=0.1"], None, "was made with other settings (preset)"),
         (["--steps", 3], None, "was made with other settings (steps)"),
         (["--fps", 5], None, "was made with other settings (fps)"),
         ([], cut, "000.mp4 exists and was changed since it was made: give --overwrite to replace"),

@@ -11,7 +11,7 @@ from vidsparse.progress import Progress
 
 KEYS = (
     "tokens token_density block_density mean_density dense_steps_share grid preset parameters "
-    "steps sigmas"
+    "steps asked_mean_density"
 )
 
 
@@ -37,29 +37,53 @@ def test_methods_that_rank_blocks_keep_the_density_they_are_given(cli, preset):
 
 
 def test_on_many_blocks_the_ramp_is_what_it_asks_for(monkeypatch):
-    grid, sigmas = TokenGrid(9, 48, 48), [0.9, 0.86, 0.83, 0.7]
+    grid, steps = TokenGrid(9, 48, 48), 8
     chosen = PRESETS["draft"].override({"block": 16})
-    short = forecast.forecast(chosen, grid, sigmas, layers=4)
+    short = forecast.forecast(chosen, grid, steps, layers=4)
     assert -(-grid.tokens // 16) > forecast.MANY
     monkeypatch.setattr(forecast, "MANY", 1 << 30)
-    planned = forecast.forecast(chosen, grid, sigmas, layers=4)
+    planned = forecast.forecast(chosen, grid, steps, layers=4)
+    assert 0.5 < short.step_density[1] < 1
     assert short.step_density == pytest.approx(planned.step_density, abs=2e-3)
     assert short.step_density[-1] == planned.step_density[-1] < 0.5
 
 
-@pytest.mark.parametrize("name", ["draft", "psa", "semantic", "re-ttention"])
-def test_what_stands_in_for_skipped_blocks_counts_as_in_a_run(name):
-    grid, sigmas = TokenGrid(6, 16, 32), [0.97, 0.88, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]
-    chosen = PRESETS[name].override({"min_tokens": 0})
+@pytest.mark.parametrize("dial", [{}, {"mean_density": 0.45}])
+@pytest.mark.parametrize("name", ["draft", "psa", "semantic", "re-ttention", "balanced"])
+def test_what_stands_in_for_skipped_blocks_counts_as_in_a_run(name, dial):
+    grid = TokenGrid(6, 16, 32)
+    chosen = PRESETS[name].override({"min_tokens": 0, "ramp_until": 0.5} | dial)
     engine = SparseAttention(chosen, strict=True)
-    for step, sigma in enumerate(sigmas):
-        call = Call(grid=grid, layer=0, step=step, progress=Progress.alone(1 - sigma))
+    for progress in Progress.first(8).steps():
+        call = Call(grid=grid, layer=0, layers=1, step=progress.at, progress=progress)
         q, k, v = torch.randn(3, 1, grid.tokens, 2, 16)
         engine(q, k, v, call, lambda q, k, v: v)
-    found = forecast.forecast(chosen, grid, sigmas, layers=1)
+    found = forecast.forecast(chosen, grid, 8, layers=1)
     ran = list(engine.stats.step_density.values())
     assert found.step_density == pytest.approx(ran, abs=0.02)
     assert found.dense_steps_share == engine.stats.dense_steps_share
+    if dial:
+        assert engine.stats.mean_density == pytest.approx(0.45, abs=0.02)
+
+
+def test_a_plan_says_the_mean_density_that_was_asked_for(cli):
+    table = cli("plan --grid 21x30x52").out.splitlines()
+    rows = {" ".join(line.split()[:-1]): line.split()[-1] for line in table if line}
+    assert rows["mean density asked for"] == "0.350"
+    assert rows["mean density over 50 steps"] == "0.350"
+    assert read(cli("plan --grid 21x30x52 --json"))["asked_mean_density"] == 0.35
+    assert "asked for" not in cli("plan --grid 21x30x52 --preset draft").out
+    assert read(cli("plan --grid 21x30x52 --preset draft --json"))["asked_mean_density"] is None
+
+
+def test_a_mean_density_that_is_out_of_reach_is_refused_with_the_least(cli):
+    code, out, err = cli("plan --grid 21x30x52 --steps 2")
+    assert (code, out) == (2, "")
+    assert "mean_density=0.35 cannot be reached in a run of 2 steps" in err
+    assert "the least is 0.51" in err
+    assert "the least is 1.00; give mean_density=1, or" in cli("plan --grid 21x30x52 --steps 1").err
+    found = read(cli("plan --grid 21x30x52 --steps 2 --set mean_density=0.51 --json"))
+    assert found["mean_density"] == pytest.approx(0.51, abs=0.005)
 
 
 def test_a_density_below_what_the_mask_allows_is_noted(cli):
@@ -100,7 +124,7 @@ def test_a_model_folder_is_planned_from_its_configs(cli, other_model):
         )
     )
     assert found["grid"] == "7x20x20"
-    assert found["sigmas"][:3] == pytest.approx([1.0, 0.9828, 0.9643], abs=1e-4)
+    assert found["mean_density"] == pytest.approx(0.35, abs=0.01)
 
 
 def test_short_sequences_are_planned_dense_and_said_so(cli):
@@ -128,7 +152,7 @@ def test_budgets_of_layers_count(cli, tmp_path):
 
 def test_budgets_of_layers_that_are_not_there_are_refused(cli, tmp_path):
     (tmp_path / "budgets.json").write_text('{"8": 0.9}')
-    budgets = ["--set", f"budgets={tmp_path / 'budgets.json'}"]
+    budgets = ["--set", f"budgets={tmp_path / 'budgets.json'}", "--density", "0.25"]
     code, out, err = cli("plan", "--model", "tiny", *budgets)
     assert (code, out) == (2, "")
     assert "names layer '8', and there are 8 layers: their numbers are 0 to 7" in err

@@ -15,7 +15,7 @@ from vidsparse.pipelines.video import read_video
 ray = pytest.importorskip("ray")
 psutil = pytest.importorskip("psutil")
 
-SMALL = "--frames=5 --height=64 --width=64 --steps=2 --guidance=1 --set=min_tokens=0"
+SMALL = "--frames=5 --height=64 --width=64 --steps=2 --guidance=1 --density=0.3 --set=min_tokens=0"
 SMALL = SMALL.split()
 PROMPTS = ["a red circle moving right", "a blue square", "a green star"]
 

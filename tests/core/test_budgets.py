@@ -35,13 +35,8 @@ def test_layers_and_heads_get_their_densities(write, name):
     engine = SparseAttention(preset)
     q, k, v = (torch.randn(1, GRID.tokens, 2, 8) for _ in range(3))
     for layer in range(3):
-        engine(
-            q,
-            k,
-            v,
-            Call(grid=GRID, layer=layer, step=0, progress=Progress.alone(0.5)),
-            lambda *x: x[0],
-        )
+        call = Call(grid=GRID, layer=layer, step=0, progress=Progress.alone(0.5))
+        engine(q, k, v, call, lambda *x: x[0])
     second = Call(grid=GRID, layer=1, step=0, progress=Progress.alone(0.5), expert="transformer_2")
     engine(q, k, v, second, lambda *x: x[0])
     each = [heads.tolist() for heads in engine.stats.calls.values()]
@@ -106,19 +101,19 @@ def test_what_the_transformers_have_passes(write):
 @pytest.mark.parametrize("dense_layers", [0, 1])
 def test_a_forecast_applies_budgets_as_a_run_does(write, name, dense_layers):
     content = {"1": 0.5, "2": [0.2, 0.8], "3": [0.01, 0.3], "0": 0.9}
-    changes = {"budgets": write(content), "min_tokens": 0, "density": 0.25}
+    changes = {"budgets": write(content), "min_tokens": 0, "density": 0.25, "ramp_until": 0.6}
     preset = PRESETS[name].override(changes | {"dense_layers": dense_layers})
-    grid, sigmas, layers = TokenGrid(6, 16, 16), [0.97, 0.88, 0.7, 0.4], 5
+    grid, layers, run = TokenGrid(6, 16, 16), 5, Progress.first(6)
     engine = SparseAttention(preset, strict=True)
-    for step, sigma in enumerate(sigmas):
+    for progress in run.steps():
         for layer in range(layers):
             q, k, v = (torch.randn(1, grid.tokens, 2, 8) for _ in range(3))
-            call = Call(grid=grid, layer=layer, step=step, progress=Progress.alone(1 - sigma))
+            call = Call(grid=grid, layer=layer, step=progress.at, progress=progress)
             engine(q, k, v, call, lambda *x: x[0])
-    found = forecast(preset, grid, sigmas, layers)
+    found = forecast(preset, grid, 6, layers)
     ran = list(engine.stats.step_density.values())
     assert found.step_density == pytest.approx(ran, abs=0.02)
-    plain = forecast(preset.override({"budgets": None}), grid, sigmas, layers)
+    plain = forecast(preset.override({"budgets": None}), grid, 6, layers)
     assert abs(plain.step_density[-1] - found.step_density[-1]) > 0.04
 
 
@@ -126,12 +121,14 @@ def test_a_forecast_without_layers_or_of_others_cannot_apply_budgets(write):
     preset = PRESETS["draft"].override({"budgets": write({"7": 0.5, "transformer_2/0": 0.3})})
     grid = TokenGrid(6, 16, 16)
     with pytest.raises(BadInputError, match="depends on how many layers there are"):
-        forecast(preset, grid, [0.5], None)
+        forecast(preset, grid, 1, None)
     with pytest.raises(BadInputError, match="names layer '7', and there are 7 layers"):
-        forecast(preset, grid, [0.5], 7)
-    assert "budgets of transformer_2 are left out" in forecast(preset, grid, [0.5], 8).notes[-1]
+        forecast(preset, grid, 1, 7)
+    assert "budgets of transformer_2 are left out" in forecast(preset, grid, 1, 8).notes[-1]
 
 
 def test_a_preset_without_a_density_has_nothing_to_replace(write):
-    with pytest.raises(BadInputError, match="no density that budgets could replace"):
+    with pytest.raises(
+        BadInputError, match="budgets are densities at full sparsity, and preset 'svg2' has none"
+    ):
         PRESETS["svg2"].override({"budgets": write({"1": 0.5})})

@@ -67,10 +67,10 @@ def test_a_sparse_call_differs_from_dense_and_is_recorded(dense):
     ("changes", "call"),
     [
         ({"density": 1.0}, {}),
-        ({}, {"sigma": 0.95}),
+        ({}, {"progress": Progress.alone(0.05)}),
         ({"dense_layers": 1}, {}),
     ],
-    ids=["density 1", "above dense_above", "a dense layer"],
+    ids=["density 1", "the warm-up", "a dense layer"],
 )
 def test_what_the_schedule_wants_dense_is_the_models_own_attention(dense, changes, call):
     engine = SparseAttention(preset(**changes), strict=True)
@@ -86,10 +86,10 @@ FALLBACKS = [
     ({}, {"unsupported": "the model sings"}, "the model sings"),
     ({}, {"grid": None}, "the token grid of this call is unknown"),
     ({}, {"grid": TokenGrid(4, 5, 7)}, "120 queries and 120 keys do not fit the grid 4x5x7"),
-    ({}, {"sigma": None}, "the noise level of this step is unknown"),
+    ({}, {"progress": None}, "how far the run has come at this step is unknown"),
     ({"min_tokens": 1121}, {}, "120 tokens are too few to gain (min_tokens is 1,121)"),
 ]
-FALLBACK_IDS = ["plug-in", "no grid", "wrong grid", "no noise level", "too short"]
+FALLBACK_IDS = ["plug-in", "no grid", "wrong grid", "no progress", "too short"]
 
 
 @pytest.mark.parametrize(("changes", "call", "reason"), FALLBACKS, ids=FALLBACK_IDS)

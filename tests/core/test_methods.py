@@ -280,10 +280,10 @@ def test_lite_only_drops_blocks_until_rotation_shows_them_again():
 def test_lite_first_looks_at_the_last_dense_step_where_the_run_tells_which_that_is():
     grid = TokenGrid(4, 8, 8)
     q, k, v = qkv(grid)
-    sigmas = (1.0, 0.95, 0.85, 0.4)
+    known = Progress((0.0, 0.05, 0.15, 0.6, 1.0), 0)
     told, untold = (SparseAttention(preset("lite", margin=-1.0)) for _ in range(2))
-    for step, (sigma, after) in enumerate(zip(sigmas, (*sigmas[1:], None), strict=True)):
-        call = Call(grid=grid, layer=1, step=step, progress=Progress.alone(1 - sigma))
+    for step, progress in enumerate(known.steps()):
+        call = Call(grid=grid, layer=1, step=step, progress=Progress.alone(progress.before))
         untold(4 * q, 4 * k, v, call, dense)
         out = told(4 * q, 4 * k, v, dataclasses.replace(call, progress=progress), dense)
         if step == 1:

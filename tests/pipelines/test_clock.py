@@ -1,5 +1,6 @@
 """The clock: runs, steps and branches, by whoever knows them."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,8 @@ from diffusers.hooks.hooks import CacheContext
 
 from vidsparse.pipelines.clock import Clock, read_noise
 from vidsparse.pipelines.running import Running
-from vidsparse.pipelines.runs import Reading
+from vidsparse.pipelines.runs import BY_NOISE, Reading
+from vidsparse.progress import Progress
 
 
 class Scheduler:
@@ -68,7 +70,7 @@ class Played:
             )
         )
         clock = self.clock
-        assert clock.known == (not self.notes)
+        assert clock.known or self.notes
         return clock.step, pytest.approx(clock.sigma), clock.branch
 
 
@@ -107,20 +109,24 @@ def test_a_list_of_timesteps_that_was_set_anew_is_another_run():
     played.frame = object()
     played.scheduler.set(1.0, 0.9, 0.5, begin=1)  # from a video, at less noise
     assert played.call(0.9)[:2] == (0, 0.9)
+    assert played.clock.progress == Progress((1 / 3, 2 / 3, 1.0), 0)
     played.scheduler.step()
     assert played.call(0.5)[:2] == (1, 0.5)
+    assert played.clock.progress == Progress((1 / 3, 2 / 3, 1.0), 1)
     assert (played.generations, played.windows) == (2, 0)
 
 
 def test_windows_of_one_call_are_runs_of_one_generation():
     played = Played(Scheduler(1.0, 0.5))
-    steps = []
+    steps, done = [], []
     for _ in range(3):
         played.scheduler.set(1.0, 0.5)
         for level in (1.0, 0.5):
             steps.append(played.call(level)[0])
+            done.append(played.clock.progress.before)
             played.scheduler.step()
     assert steps == [0, 1, 2, 3, 4, 5]
+    assert done == [0.0, 0.5] * 3
     assert (played.generations, played.windows) == (1, 2)
     played.clock.finish()
     played.scheduler.set(1.0, 0.5)
@@ -144,15 +150,16 @@ def test_a_cache_that_skips_calls_does_not_shift_steps():
     assert played.call(0.8)[:2] == (2, 0.8)
 
 
-def test_the_noise_of_the_next_step_is_looked_up_in_the_list():
+def test_a_run_that_leaves_out_the_first_steps_of_its_list_begins_on_the_way():
     played = Played(Scheduler(1.0, 0.9, 0.75, 0.5))
     played.scheduler.set(1.0, 0.9, 0.75, 0.5, begin=1)
     found = []
     for level in (0.9, 0.75, 0.5):
         played.call(level)
-        found.append(played.clock.next_sigma)
+        found.append(played.clock.progress)
         played.scheduler.step()
-    assert found == pytest.approx([0.75, 0.5, 0.0])
+    assert found == [Progress((0.25, 0.5, 0.75, 1.0), at) for at in range(3)]
+    assert found == list(found[0].steps())
 
 
 def test_a_scheduler_that_keeps_no_index_is_followed_by_its_exact_timesteps():
@@ -201,6 +208,29 @@ def test_steps_that_cache_context_names_are_believed():
     seen = [played.alone(0.7, name=name, step_index=step) for step, name in calls]
     assert [(step, branch) for step, _, branch in seen] == calls
     assert played.generations == 3
+    assert played.clock.known
+    assert played.clock.progress == Progress.alone(pytest.approx(0.3))
+    assert set(played.notes) == {BY_NOISE}
+
+
+def test_steps_that_are_named_have_the_progress_of_the_list_where_their_noise_stands_there():
+    played = Played(Scheduler(1.0, 0.9, 0.5))
+    for step, level in enumerate((1.0, 0.9, 0.5)):
+        played.alone(level, name="cond", step_index=step)
+        assert played.clock.progress == replace(Progress.first(3), at=step)
+    assert not played.notes
+    played.alone(0.3, name="cond", step_index=0)
+    assert played.clock.progress == Progress.alone(0.7)
+    assert played.notes == [BY_NOISE]
+
+
+def test_a_pipeline_whose_scheduler_lists_no_steps_goes_by_its_noise_and_says_so():
+    played = Played(Scheduler(*(1 - step / 1000 for step in range(1000))))
+    played.scheduler.num_inference_steps = None  # as schedulers are before they are set
+    assert played.call(0.4)[1] == 0.4
+    assert played.clock.progress is not None
+    assert played.clock.progress.bounds == pytest.approx((0.6, 0.6))
+    assert played.notes == [BY_NOISE]
 
 
 @pytest.fixture
@@ -217,6 +247,8 @@ def test_a_bare_transformer_is_followed_by_its_noise_and_says_so(unknown):
     ]  # fmt: skip
     assert unknown.generations == 2
     assert "nobody says which step" in unknown.notes[-1]
+    assert "how far the run has come was read from the noise" in unknown.notes[-1]
+    assert unknown.clock.progress == Progress.alone(pytest.approx(0.1))
 
 
 def test_a_name_that_comes_again_at_the_same_noise_is_another_run(unknown):

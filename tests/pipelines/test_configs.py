@@ -20,7 +20,7 @@ def set_value(folder, file, name, value):
 
 def plan_and_load(folder):
     known = find_checkpoint(folder)
-    known.sigmas(4, known.geometry.sequence(**known.size(25, 160, 160)))
+    known.geometry.sequence(**known.size(25, 160, 160))
     return load_pipeline(folder)
 
 

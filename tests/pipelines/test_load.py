@@ -7,6 +7,7 @@ import torch
 
 import vidsparse
 from vidsparse.errors import BadInputError, VidsparseError
+from vidsparse.forecast import forecast
 from vidsparse.pipelines.checkpoints import CHECKPOINTS, TINY, find_checkpoint, geometry_of
 from vidsparse.pipelines.generate import Request, generate, warm_up
 from vidsparse.pipelines.load import check_folder, load_pipeline
@@ -110,16 +111,16 @@ def test_the_table_knows_the_shipped_pipeline(pipe, folder):
     assert find_checkpoint(TINY) is CHECKPOINTS["tiny"]
 
 
-def test_forecast_noise_levels_are_those_of_a_real_run(pipe):
-    request = Request(
-        prompt="a red circle", frames=5, height=32, width=32, steps=20, guidance=1.0, seed=0
-    )
-    with vidsparse.sparsify(pipe, "draft") as session:
+def test_a_forecast_is_of_the_steps_of_a_real_run(pipe):
+    size = {"frames": 17, "height": 64, "width": 96}
+    request = Request(prompt="a red circle", **size, steps=20, guidance=1.0, seed=0)
+    with vidsparse.sparsify(pipe, "balanced", min_tokens=0, block=16) as session:
         generate(pipe, request)
-    real = list(session.stats.sigmas.values())
-    assert CHECKPOINTS["tiny"].sigmas(20) == real
-    same = CHECKPOINTS["wan2.1-1.3b"]  # the same shift, by formula
-    assert same.sigmas(20) == pytest.approx(real, abs=2e-6)
+    grid = CHECKPOINTS["tiny"].geometry.sequence(**size)
+    found = forecast(session.preset, grid, 20, layers=8)
+    ran = list(session.stats.step_density.values())
+    assert ran == pytest.approx(found.step_density, abs=0.02)
+    assert session.stats.mean_density == pytest.approx(0.35, abs=0.02)
 
 
 def test_the_same_seed_gives_the_same_frames_and_steps_are_reported(pipe):

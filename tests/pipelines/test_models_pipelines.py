@@ -1,6 +1,7 @@
 """Whole pipelines with random weights: steps, noise and guidance as the pipelines tell them."""
 
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 import vidsparse
+from vidsparse.progress import Progress
 
 BUILD = runpy.run_path(str(Path(__file__).with_name("tiny_pipelines.py")))["BUILDERS"]
 
@@ -74,12 +76,11 @@ def test_a_generation_is_told_by_step_branch_and_noise(case):
     with vidsparse.sparsify(pipe, "draft", strict=True, **dense):
         torch.testing.assert_close(generate(), untouched, rtol=1e-4, atol=1e-5)
     with vidsparse.sparsify(pipe, "draft", strict=True, **SPARSE) as session:
-        told: dict[int, float | None] = {}
-        session.observe(lambda call, *_: told.update({call.step: call.next_sigma}))
+        told: dict[int, Progress | None] = {}
+        session.observe(lambda call, *_: told.update({call.step: call.progress}))
         sparse = generate()
         stats = session.stats
-        for step in told.keys() - {STEPS - 1}:
-            assert told[step] == pytest.approx(stats.sigmas[step + 1], abs=0.002)
+        assert told == {step: replace(Progress.first(STEPS), at=step) for step in (1, 2)}
         found = {(key.step, key.layer, key.branch.split("/")[1]) for key in stats.calls}
         assert found == {
             (step, layer, branch)

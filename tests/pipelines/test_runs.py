@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import vidsparse
+from vidsparse.pipelines.runs import BY_NOISE
+from vidsparse.progress import Progress
 
 BUILD = runpy.run_path(str(Path(__file__).with_name("tiny_pipelines.py")))["BUILDERS"]
 diffusers: Any = _diffusers  # what it exports, its types do not say
@@ -33,6 +35,13 @@ class Made:
 
 def steps(session):
     return sorted({key.step for key in session.stats.calls})
+
+
+def progress_of(session) -> dict[int, Progress]:
+    """By step, once it has run sparse."""
+    told: dict[int, Progress] = {}
+    session.observe(lambda call, *_: told.update({call.step: call.progress}))
+    return told
 
 
 @pytest.fixture
@@ -62,9 +71,8 @@ def test_timesteps_that_collide_in_bfloat16_are_still_steps(flux, shift):
     assert len(stats.calls) == 2 * made.calls == 56
     levels = flux.scheduler.sigmas[:28].tolist()
     assert list(stats.sigmas.values()) == pytest.approx(levels)
-    schedule, target = session.preset.schedule, min(stats.step_density.values())
-    way = [schedule.way(level, 0) for level in levels]
-    expected = [1 - x * (1 - target) for x in way]
+    ways, target = session.preset.schedule.ways(Progress.first(28)), stats.step_density[27]
+    expected = [1 - way * (1 - target) for way in ways]
     assert stats.mean_density == pytest.approx(sum(expected) / 28, abs=0.02)
     assert not stats.notes
 
@@ -81,6 +89,54 @@ def test_every_call_of_a_second_order_scheduler_is_recorded(wan):
     assert {key.branch for key in session.stats.calls} == {
         "transformer/cond", "transformer/uncond"
     }  # fmt: skip
+
+
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 12.0}
+SCHEDULERS = {
+    "FlowMatchEulerDiscreteScheduler": {"shift": 12.0},
+    "FlowMatchHeunDiscreteScheduler": {"shift": 12.0},
+    "UniPCMultistepScheduler": FLOW,
+    "DPMSolverMultistepScheduler": FLOW,
+}
+
+
+@pytest.mark.parametrize("steps", [1, 4, 8])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_progress_is_the_share_of_the_list_whatever_the_scheduler_and_its_shift(wan, name, steps):
+    pipe = wan.build["one_expert"]()
+    pipe.scheduler = getattr(diffusers, name)(**SCHEDULERS[name])
+    with vidsparse.sparsify(pipe, "draft", strict=True, **AT_ONCE) as session:
+        told = progress_of(session)
+        wan.generate(pipe, num_inference_steps=steps, num_frames=5, height=32, width=32)
+    number = 2 * steps - 1 if "Heun" in name else steps
+    assert list(told.values()) == list(Progress.first(number).steps())
+
+
+@pytest.mark.parametrize(("strength", "dense"), [(1.0, 4), (0.75, 2), (0.5, 0), (0.25, 0)])
+def test_a_run_from_a_video_begins_on_the_way(wan, strength, dense):
+    pipe, steps = wan.build["video_to_video"](), 8
+    settings: dict[str, Any] = SPARSE | {"warmup": 0.5, "ramp_until": 0.5}
+    with vidsparse.sparsify(pipe, "draft", strict=True, **settings) as session:
+        told = progress_of(session)
+        wan.generate(pipe, num_inference_steps=steps, strength=strength)
+    ran = [density < 1 for density in session.stats.step_density.values()]
+    assert ran == [False] * dense + [True] * (round(steps * strength) - dense)
+    assert told[dense].bounds == Progress.first(steps).bounds[round(steps * (1 - strength)) :]
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_a_second_stage_of_levels_of_its_own_begins_on_the_way(wan, shift):
+    """As LTX-2 makes its second stage: from a list of its own, that starts at .909."""
+    pipe, levels = wan.build["one_expert"](), [0.909375, 0.725, 0.421875]
+    pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+    own = pipe.scheduler.set_timesteps
+    pipe.scheduler.set_timesteps = lambda *_, device: own(sigmas=levels, device=device)
+    with vidsparse.sparsify(pipe, "draft", strict=True, **SPARSE) as session:
+        told = progress_of(session)
+        wan.generate(pipe, num_inference_steps=3)
+    assert list(session.stats.step_density)[0] in told  # the warm-up is behind it
+    assert told[0].bounds == pytest.approx(Progress.first(3, 1 - levels[0]).bounds, abs=1e-5)
+    assert [told[step].at for step in told] == [0, 1, 2]
 
 
 STATEFUL: dict[str, dict[str, Any]] = {
@@ -145,7 +201,7 @@ def skyreels(wan):
     return pipe
 
 
-def long_video(pipe):
+def long_video(pipe, **changes):
     draw = torch.Generator().manual_seed(0)
     text = {name: torch.randn(1, 16, 32, generator=draw) for name in ("prompt", "negative_prompt")}
     return pipe(
@@ -153,13 +209,17 @@ def long_video(pipe):
         **{f"{name}_embeds": embeds for name, embeds in text.items()},
         height=64, width=64, num_frames=25, base_num_frames=13, overlap_history=5,
         num_inference_steps=3, output_type="latent", generator=torch.Generator().manual_seed(0),
+        **changes,
     )  # fmt: skip
 
 
 def test_windows_of_one_generation_are_all_in_its_statistics(skyreels):
     made = Made(skyreels.transformer)
-    with vidsparse.sparsify(skyreels, "draft", **SPARSE) as session:
+    with vidsparse.sparsify(skyreels, "draft", **AT_ONCE) as session:
+        told = progress_of(session)
         long_video(skyreels)
+        assert session.stats.generations == 1
+        assert list(told.values()) == [*Progress.first(3).steps()] * 3
         assert session.stats.generations == 1
         assert len(session.stats.calls) == 2 * made.calls
         assert len(steps(session)) == made.calls // 2
@@ -168,18 +228,30 @@ def test_windows_of_one_generation_are_all_in_its_statistics(skyreels):
         assert len(session.stats.calls) == made.calls
 
 
+def test_frames_that_are_denoised_one_after_the_other_take_more_steps_than_are_listed(skyreels):
+    with vidsparse.sparsify(skyreels, "draft", **AT_ONCE) as session:
+        told = progress_of(session)
+        long_video(skyreels, ar_step=1, causal_block_size=1)
+    number = len(told[0].bounds) - 1
+    assert number > 3
+    assert list(told.values())[:number] == list(Progress.first(number).steps())
+    assert told[number].at == 0  # of the next window
+
+
 def test_a_scheduler_without_an_index_is_followed(wan):
     pipe = BUILD["cogvideox"]()
     pipe.set_progress_bar_config(disable=True)
     for scheduler in ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "DDIMScheduler"):
         pipe.scheduler = getattr(diffusers, scheduler)()
         made = Made(pipe.transformer)
-        with vidsparse.sparsify(pipe, "draft", strict=True, **SPARSE) as session:
+        with vidsparse.sparsify(pipe, "draft", strict=True, **AT_ONCE) as session:
+            told = progress_of(session)
             pipe(
                 prompt="a", height=64, width=64, num_frames=9, max_sequence_length=16,
                 num_inference_steps=5, output_type="latent", guidance_scale=6.0,
             )  # fmt: skip
         assert steps(session) == list(range(5))
+        assert list(told.values()) == list(Progress.first(5).steps())
         assert len(session.stats.calls) == 2 * 2 * made.calls  # layers, branches in one batch
         assert not session.stats.notes
 
@@ -224,7 +296,7 @@ def test_a_bare_transformer_whose_steps_are_named_remembers(wan, noise):
     with vidsparse.sparsify(pipe.transformer, "adaspa", replan=3, **AT_ONCE) as session:
         own_loop(pipe, noise, names=True)
         assert session.stats.host_memory_bytes > 0
-        assert not session.stats.notes
+        assert list(session.stats.notes) == [BY_NOISE]
         own_loop(pipe, noise, (1.0,), names=True)
         own_loop(pipe, noise, (1.0,), names=True)  # of one step, made again
         assert session.stats.generations == 3
@@ -235,6 +307,7 @@ def test_a_loop_of_ones_own_over_the_pipelines_scheduler_is_followed(wan, noise)
     pipe = wan.build["one_expert"]()
     scheduler, text = pipe.scheduler, torch.zeros(1, 16, 32)
     with torch.no_grad(), vidsparse.sparsify(pipe, "adaspa", **AT_ONCE) as session:
+        told = progress_of(session)
         for _ in range(2):
             scheduler.set_timesteps(4)
             latents = noise
@@ -243,4 +316,5 @@ def test_a_loop_of_ones_own_over_the_pipelines_scheduler_is_followed(wan, noise)
                 latents = scheduler.step(made, t, latents, return_dict=False)[0]
         assert session.stats.generations == 2
         assert steps(session) == [0, 1, 2, 3]
+        assert list(told.values()) == list(Progress.first(4).steps())
         assert not session.stats.notes

@@ -31,7 +31,11 @@ def make_results(finished: Finished, command: str) -> Results:
         _clip(finished, case, preset) for case in finished.cases for preset in finished.presets
     ]
     floor = finished.floor()
-    summary = [summarize_preset(preset.name, clips, floor) for preset in finished.presets]
+    summary = [
+        summarize_preset(preset.name, clips, floor)
+        | {"asked_mean_density": preset.policy.mean_density}
+        for preset in finished.presets
+    ]
     ids = dict.fromkeys(name.partition("@")[0] for clip in clips for name in clip["scores"])
     return Results.model_validate(
         {

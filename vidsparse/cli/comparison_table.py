@@ -15,7 +15,7 @@ from vidsparse.cli.dense_engines import STOCK
 from vidsparse.cli.screen import plain_table, plain_text
 
 if TYPE_CHECKING:
-    from vidsparse.metrics.report.results import Results
+    from vidsparse.metrics.report.results import PresetSummary, Results
 
 
 def make_table(results: Results) -> Table:
@@ -31,7 +31,7 @@ def make_table(results: Results) -> Table:
             f"[bold]{row.preset}[/bold]",
             f"{statistics.median(own):.1f} s",
             f"{row.speedup.median:.2f}x",
-            f"{row.mean_density:.3f}",
+            _density(row),
             f"{row.dense_steps_share:.0%}",
             _interval(decibels(scores["psnr"].mean), scores["psnr"], 1),
             _interval(_plain(scores["ssim"].mean), scores["ssim"], 3) if "ssim" in scores else "",
@@ -133,6 +133,11 @@ def _verdicts(results: Results) -> list[str]:
 
 def _count(things: Sized, name: str) -> str:
     return f"{len(things)} {name}{'s' * (len(things) != 1)}"
+
+
+def _density(row: PresetSummary) -> str:
+    asked = row.asked_mean_density
+    return f"{row.mean_density:.3f}" + ("" if asked is None else f" ({asked:g} asked)")
 
 
 def _interval(text: str, summary: Any, digits: int) -> str:

@@ -112,6 +112,8 @@ def _table(found: Forecast, more: dict[str, int | None]) -> Any:
             table.add_row(name.replace("_", " "), f"{number:,}")
     for name in ("token_density", "block_density"):
         table.add_row(f"{name.replace('_', ' ')} of the mask", f"{facts[name]:.3f}")
+    if (asked := facts["asked_mean_density"]) is not None:
+        table.add_row("mean density asked for", f"{asked:.3f}")
     table.add_row(f"mean density over {facts['steps']} steps", f"{found.mean_density:.3f}")
     table.add_row("steps that are dense", f"{found.dense_steps_share:.0%}")
     return table

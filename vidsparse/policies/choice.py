@@ -92,7 +92,7 @@ def choose(
         The call, each head in its own order, and what it keeps there, boolean
         ``(batch, heads, M, N)``.
     """
-    choice = choice_of(policy, inputs, policy.density or COMPARED_AT, static)
+    choice = choice_of(policy, inputs, inputs.density or COMPARED_AT, static)
     arranged = per_head(inputs, policy.candidates, choice)
     if len({candidate.estimator for candidate in policy.candidates}) == 1:
         mask = _mask(policy, policy.candidates[0], arranged.inputs, density, way, static)

@@ -35,7 +35,7 @@ def check_numbers(policy: Policy) -> None:
 
 def check_fit(policy: Policy) -> None:
     """Raise BadInputError where parts do not go together: by what they declare, then their own."""
-    if policy.density is not None and (instead := policy.in_place_of_density):
+    if policy.any_density is not None and (instead := policy.in_place_of_density):
         raise BadInputError(f"this preset has no density: change its {instead}")
     for part in policy.parts:
         if problem := part.refuses(policy):

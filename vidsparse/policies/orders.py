@@ -96,9 +96,14 @@ class StaticOrder(Order):
         """Which token stands at each position, int32 ``(seq,)``; None for raster."""
         raise NotImplementedError
 
+    def fitted(self, block: int) -> StaticOrder:
+        """What this is where blocks have so many tokens."""
+        return self
+
     def arrange(self, inputs: Inputs) -> Arranged:
         """Permute q, k and v."""
-        order = cached_positions(self, inputs.blocks.grid, inputs.blocks.device)
+        fitted, blocks = self.fitted(inputs.blocks.block), inputs.blocks
+        order = cached_positions(fitted, blocks.grid, blocks.device)
         return Arranged(inputs) if order is None else in_order(inputs, order)
 
     def again(self, inputs: Inputs) -> Arranged:
@@ -141,23 +146,33 @@ class Tile(StaticOrder):
     Attributes:
         tile_frames: Latent frames of a box.
         tile_height: Rows of a box, in tokens.
-        tile_width: Columns of a box, in tokens.
+        tile_width: Columns of a box, in tokens; None takes as many as fill a block.
     """
 
     tile_frames: int = 1
     tile_height: int = 8
-    tile_width: int = 8
+    tile_width: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("tile_frames", "tile_height", "tile_width"):
-            if getattr(self, name) < 1:
-                raise BadInputError(f"{name} must be at least 1, got {getattr(self, name)}")
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise BadInputError(f"{name} must be at least 1, got {size}")
+
+    def fitted(self, block: int) -> Tile:
+        """With boxes that fill a block of so many tokens."""
+        if self.tile_width is not None:
+            return self
+        width = max(1, block // (self.tile_frames * self.tile_height))
+        return dataclasses.replace(self, tile_width=width)
 
     def positions(self, grid: TokenGrid) -> Tensor | None:
         """Sort by box, stably."""
         f, h, w = coordinates(grid).unbind(-1)
-        boxes = (f // self.tile_frames, h // self.tile_height, w // self.tile_width)
-        across, down = (grid.width // self.tile_width + 1, grid.height // self.tile_height + 1)
+        wide = self.tile_width
+        assert wide is not None
+        boxes = (f // self.tile_frames, h // self.tile_height, w // wide)
+        across, down = (grid.width // wide + 1, grid.height // self.tile_height + 1)
         return _with_text(
             ((boxes[0] * down + boxes[1]) * across + boxes[2]).argsort(stable=True), grid
         )

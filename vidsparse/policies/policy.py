@@ -8,6 +8,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
+from vidsparse.grid import TokenGrid
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.policies.block_size import usual_block
 from vidsparse.policies.choice import Alternative, Alternatives
@@ -93,6 +94,11 @@ class Policy:
     def block_on(self, device: str, tokens: int) -> int:
         """Tokens in a block, on a type of device."""
         return self.block or usual_block(device, tokens)
+
+    def key_means(self, device: str, grid: TokenGrid) -> float:
+        """Blocks of keys over keys, on a type of device."""
+        block = self.block_on(device, grid.tokens)
+        return self.order.block_counts(grid, block, self.key_block)[1] / grid.tokens
 
     @property
     def spreading_order(self) -> Order | None:

@@ -167,7 +167,7 @@ class TopP(Selector):
 
     def refuses(self, policy: Policy) -> str | None:
         """It needs one of the two."""
-        if self.p is None and policy.density is None:
+        if self.p is None and policy.any_density is None:
             return "selector=top_p needs p, the share of the mass to keep in (0, 1], or a density"
         return None
 

@@ -78,7 +78,7 @@ class Semantic(Order):
         sides: What is clustered; the other side stands box by box and is cut into equal blocks.
         tile_frames: Latent frames of a box of that other side.
         tile_height: Rows of a box, in tokens.
-        tile_width: Columns of a box, in tokens.
+        tile_width: Columns of a box, in tokens; None takes as many as fill a block.
     """
 
     q_clusters: int = 100
@@ -91,7 +91,7 @@ class Semantic(Order):
     sides: Sides = Sides.BOTH
     tile_frames: int = 1
     tile_height: int = 8
-    tile_width: int = 8
+    tile_width: int | None = None
 
     static: ClassVar[bool] = False
 
@@ -152,7 +152,11 @@ class Semantic(Order):
         """In the clusters that ``side`` gives of "q" or of "k", or in boxes."""
         q, k, v = inputs.qkv
         grid = inputs.blocks.grid
-        boxes = cached_positions(self.tile, grid, inputs.blocks.device), None, None
+        boxes = (
+            cached_positions(self.tile.fitted(inputs.blocks.block), grid, inputs.blocks.device),
+            None,
+            None,
+        )
         numbers = self.clusters(grid)
         queries = side("q", numbers[0]) if self.clusters_queries else boxes
         keys = side("k", numbers[1]) if self.clusters_keys else boxes
@@ -247,7 +251,7 @@ class Semantic(Order):
         """Of as many runs of tokens, box by box; groups stand in small boxes as they are."""
         if self.group == 1:
             video = dataclasses.replace(grid, prefix=0, suffix=0)
-            order = cached_positions(Tile(), video, x.device)
+            order = cached_positions(Tile(tile_width=8), video, x.device)
             x = x if order is None else permute_tokens(x, order)
         edges = torch.arange(number + 1, dtype=torch.int64, device=x.device) * x.shape[2] // number
         return pool_ragged(x, edges.to(torch.int32)[None, None])

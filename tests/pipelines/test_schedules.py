@@ -1,0 +1,35 @@
+"""A run costs what was asked for, whatever its scheduler, its shift and its number of steps."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from vidsparse.progress import Progress
+
+BENCH = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "schedules.py"))
+# Reached by the default schedule in so many steps; a warm-up of one step of four is dear.
+LEAST = {4: 0.27, 8: 0.2, 20: 0.2, 50: 0.2}
+RUNS = [
+    *((kind, shift, steps) for kind in BENCH["KINDS"] for shift in (1.0, 12.0) for steps in LEAST),
+    *(("Euler, FLUX", pixels, steps) for pixels in (1024, 4096) for steps in (4, 20)),
+]
+
+
+@pytest.mark.parametrize(("kind", "shift", "steps"), RUNS)
+def test_realised_mean_density_is_the_one_asked_for_or_the_least_is_said(kind, shift, steps):
+    name = kind, shift
+    run = list(BENCH["progress_of"](BENCH["scheduler_of"](name), steps, name))
+    asked = 0.35 if steps == 50 else 0.45
+    found = BENCH["outcome"](run, asked)
+    assert found["realised"] == pytest.approx(asked, abs=0.02)
+    low = BENCH["outcome"](run, 0.15)
+    assert low == {"least": pytest.approx(LEAST[steps], abs=0.03)}
+
+
+@pytest.mark.parametrize("steps", [4, 20])
+def test_a_shift_of_the_noise_changes_nothing(steps):
+    for kind in ("UniPC", "Euler", "DPM++"):
+        for name in ((kind, 1.0), (kind, 7.0)):
+            run = list(BENCH["progress_of"](BENCH["scheduler_of"](name), steps, name))
+            assert run == list(Progress.first(steps).steps())
