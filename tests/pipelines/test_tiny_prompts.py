@@ -121,7 +121,8 @@ def test_the_parts_of_a_random_prompt_are_what_it_was_drawn_from():
     names = {"moving left": "left", "moving right": "right", "moving up": "up",
              "moving down": "down", "bouncing": "bounce", "circling": "circle",
              "growing": "grow", "shrinking": "shrink", "swaying": "sway",
-             "scrolling left": "left", "scrolling right": "right", "scrolling up": "up", "scrolling down": "down", "zooming in": "in",
+             "scrolling left": "left", "scrolling right": "right", "scrolling up": "up",
+             "scrolling down": "down", "zooming in": "in",
              "zooming out": "out", "rotating": "rotate"}  # fmt: skip
     for seed in SEEDS:
         said = {part: word for part, word in PROMPT.fullmatch(random_prompt(seed))
