@@ -95,6 +95,7 @@ def test_a_clip_of_the_shipped_model_is_judged(cli, draft, results):
     (clip,), (row,) = results["clips"], results["summary"]
     judge = Judge(TINY / "judge.safetensors")
     asked = read_parts(PROMPT)
+    assert asked is not None
     assert asked["pattern"] == "striped"
     for name, path in (("judge/as_asked@dense", "dense"), ("judge/as_asked", "sparse")):
         share = judge.score(np.load(draft / clip["frames"][path]), asked)

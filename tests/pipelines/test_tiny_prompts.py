@@ -124,10 +124,8 @@ def test_the_parts_of_a_random_prompt_are_what_it_was_drawn_from():
              "scrolling left": "left", "scrolling right": "right", "scrolling up": "up",
              "scrolling down": "down", "zooming in": "in",
              "zooming out": "out", "rotating": "rotate"}  # fmt: skip
-    for seed in SEEDS:
-        said = {part: word for part, word in PROMPT.fullmatch(random_prompt(seed))
-                .groupdict().items() if word}  # fmt: skip
-        expected = {part: names.get(word, word) for part, word in said.items()}
+    for seed, found in zip(SEEDS, parsed(), strict=True):
+        expected = {part: names.get(word, word) for part, word in found.items() if word}
         assert read_parts(random_prompt(seed)) == {"sprites": "1", **expected}
 
 
