@@ -73,9 +73,9 @@ def capture(layer: int, step: int) -> Inputs:
     attend = SparseAttention.__call__
 
     def listen(self, *arguments):
-        *qkv, call, _ = arguments
+        call = arguments[3]
         if (call.layer, call.step, call.branch) == (layer, step, "cond"):
-            q, k, v = (x.transpose(1, 2).clone() for x in qkv)
+            q, k, v = (x.transpose(1, 2).clone() for x in arguments[:3])
             blocks = Blocks(call.grid, 64, q.device)
             scale = q.shape[-1] ** -0.5
             found.append(Inputs(blocks=blocks, q=q, k=k, v=v, scale=scale, heads=q.shape[1]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vidsparse.errors import BadInputError
+from vidsparse.metrics.clips import PerClip
 from vidsparse.metrics.psnr import RawFrames, as_tensor, check_raw
 
 FRAMES, SIDE = 9, 64  # what the network sees of a clip
@@ -169,3 +171,21 @@ class Judge:
                 raise BadInputError(f"The judge knows no {part} named {choice!r}.")
         seen = self.recognise(frames)
         return sum(seen[part] == choice for part, choice in wanted.items()) / len(wanted)
+
+
+class AsAsked(PerClip):
+    """The share of what was asked for that is seen, over clips; ``compute()`` is their mean.
+
+    Args:
+        judge: Which looks.
+    """
+
+    higher_is_better = True
+
+    def __init__(self, judge: Judge, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.judge = judge
+
+    def update(self, frames: RawFrames, asked: Mapping[str, str]) -> None:
+        """Add one clip, ``(frames, height, width, 3)`` uint8, and what it was to show."""
+        self.add(torch.tensor([self.judge.score(frames, asked)], dtype=torch.float64))

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from vidsparse.errors import BadInputError
 from vidsparse.metrics import learned, lpips, ms_ssim, natural, networks, ssim
-from vidsparse.metrics.catalogue import DENSE
+from vidsparse.metrics.catalogue import AS_ASKED, DENSE
 from vidsparse.metrics.flicker import temporal_flickering
 from vidsparse.metrics.flow import SMALLEST as SMALLEST_FLOW
+from vidsparse.metrics.judge import Judge
 from vidsparse.metrics.motion import dynamic_degree, motion_smoothness
 from vidsparse.metrics.psnr import RawFrames, decibels, finite_mean, squared_error
 from vidsparse.metrics.temporal import temporal_psnr
@@ -65,14 +68,21 @@ class Scorer:
         weights: Local files of networks; without one its metrics are not measured.
         fps: Frames per second of the clips, which only dynamic degree depends on.
         device: Where the networks compute.
+        judge: The file of the judge, for clips of the pipeline that ships.
 
     Raises:
-        BadInputError: When a file of ``weights`` is not what its field needs.
+        BadInputError: When a file of ``weights`` is not what its field needs, or no judge.
     """
 
     def __init__(
-        self, weights: Weights | None = None, *, fps: float = 16.0, device: str = "cpu"
+        self,
+        weights: Weights | None = None,
+        *,
+        fps: float = 16.0,
+        device: str = "cpu",
+        judge: Path | None = None,
     ) -> None:
+        self._judge = Judge(judge) if judge else None
         self._measures: dict[str, _Measure | _Alone] = {
             "ssim": _Measure(ssim.ssim, ssim.WINDOW),
             "ms_ssim": _Measure(ms_ssim.ms_ssim, ms_ssim.SMALLEST),
@@ -92,15 +102,18 @@ class Scorer:
             **_with_weights(weights or Weights(), device),
         }
 
-    def score(self, frames: RawFrames, reference: RawFrames) -> ClipScores:
+    def score(
+        self, frames: RawFrames, reference: RawFrames, *, asked: Mapping[str, str] | None = None
+    ) -> ClipScores:
         """Score one clip.
 
         Args:
             frames: uint8 ``(frames, height, width, 3)``.
             reference: The dense run's, the same shape and dtype.
+            asked: What the judge is to look for, such as ``{"shape": "circle"}``; None if nothing.
 
         Raises:
-            BadInputError: When either is not a raw clip, or the shapes differ.
+            BadInputError: When either is not a raw clip, the shapes differ, or nobody can judge.
         """
         mse = squared_error(frames, reference)
         psnr = decibels(mse)
@@ -125,12 +138,23 @@ class Scorer:
             values["ssim_worst_frame"] = found["ssim"].min()
         if "proxy/warp_error" in found:
             values["proxy/warp_error" + DENSE] = finite_mean(warp_error(reference, reference))
+        if asked:
+            for name, clip in ((AS_ASKED, frames), (AS_ASKED + DENSE, reference)):
+                values[name] = torch.tensor(self._judged(clip, asked), dtype=torch.float64)
         per_frame = {metric: _curve(each, count) for metric, each in found.items()}
         return ClipScores(
             values={metric: _plain(value.item()) for metric, value in values.items()},
             curves={metric: curve for metric, curve in per_frame.items() if curve},
             identical_frames=int((mse == 0).sum()),
         )
+
+    def _judged(self, clip: RawFrames, asked: Mapping[str, str]) -> float:
+        if self._judge is None:
+            raise BadInputError(
+                f"nobody can say whether a clip shows {', '.join(asked.values())}: give the scorer "
+                "a judge"
+            )
+        return self._judge.score(clip, asked)
 
 
 def score_clip(

@@ -6,6 +6,7 @@ Its tokenizer knows a hundred words; any other is read as ``<unk>`` and has no e
 from __future__ import annotations
 
 import random
+import re
 import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -67,6 +68,7 @@ CAMERA_MOVES = {
     "rotate": ("rotating", "turning slowly"),
 }
 PLACES = ("over", "on", "in front of")
+Synonyms = Mapping[str, Iterable[str]]
 
 # What the model draws badly; see tiny/README.md.
 _POOR_SHAPES = ("ring", "heart")
@@ -115,6 +117,73 @@ def explain_unknown_words(prompt: str) -> list[str]:
         span for token, span in zip(encoding.ids, encoding.offsets, strict=True) if token == unknown
     ]
     return list(dict.fromkeys(prompt[start:end] for start, end in spans))
+
+
+def read_parts(prompt: str) -> dict[str, str] | None:
+    """Return what a prompt says of what the judge knows; None when it is not in the language.
+
+    Parts are named as ``vidsparse.metrics.judge`` names them. What is not said is not asked for,
+    nor what cannot be told: shape, colour and motion of several sprites, tone and colour of a
+    background of two colours, the camera's move over a background without a pattern.
+
+    Example:
+        >>> read_parts("a big red ball rising over a dark blue backdrop")
+        {'sprites': '1', 'shape': 'circle', 'colour': 'red', 'motion': 'up', 'tone': 'dark', \
+'ground': 'blue'}
+        >>> read_parts("a dog on a beach") is None
+        True
+    """
+    found = _PROMPT.fullmatch(" ".join(prompt.lower().split()))
+    if found is None:
+        return None
+    sprites = [said for name in ("first", "second", "third") if (said := found[name])]
+    parts = {"sprites": str(len(sprites))}
+    if len(sprites) == 1:
+        parts |= _meant(found, {"shape": SHAPES, "colour": SPRITE_COLOURS, "motion": MOTIONS})
+    if not found["ground2"]:
+        parts |= _meant(found, {"tone": TONES, "ground": BACKGROUND_COLOURS})
+    patterns = {name for said in (found["pattern"], found["pattern2"]) if said
+                for name in PATTERNS if said in PATTERNS[name]}  # fmt: skip
+    if len(patterns) == 1:
+        parts["pattern"] = patterns.pop()
+        if parts["pattern"] != "plain":
+            parts |= _meant(found, {"camera": CAMERA_MOVES})
+    return parts
+
+
+def _meant(found: re.Match[str], words: Mapping[str, Synonyms]) -> dict[str, str]:
+    """What was said, by the name of its idea."""
+    return {
+        part: next(name for name, synonyms in ideas.items() if found[part] in synonyms)
+        for part, ideas in words.items()
+        if found[part]
+    }
+
+
+def _any(ideas: Synonyms) -> str:
+    return "|".join(word for words in ideas.values() for word in words)
+
+
+def _sprite(named: bool) -> str:
+    """A regular expression for one sprite; only the first one's parts are read."""
+    tables = {"colour": SPRITE_COLOURS, "shape": SHAPES, "motion": MOTIONS}
+    colour, shape, motion = (
+        f"(?P<{part}>{_any(ideas)})" if named else f"(?:{_any(ideas)})"
+        for part, ideas in tables.items()
+    )
+    return f"an? (?:(?:{_any(SIZES)}) )?(?:striped )?{colour} {shape}(?: {motion})?"
+
+
+_GROUND = (
+    f"an? (?:(?P<pattern>{_any(PATTERNS)}) )?(?:(?P<tone>{_any(TONES)}) )?"
+    f"(?P<ground>{_any(BACKGROUND_COLOURS)})(?: and (?P<ground2>{_any(BACKGROUND_COLOURS)}))?"
+    f"(?: (?P<pattern2>{_any(PATTERNS)}))? (?:background|backdrop)"
+    f"(?: (?P<camera>{_any(CAMERA_MOVES)}))?"
+)
+_PROMPT = re.compile(
+    f"(?P<first>{_sprite(True)})(?P<second>, {_sprite(False)})?(?P<third> and {_sprite(False)})?"
+    f"(?: (?:{'|'.join(PLACES)}) {_GROUND})?"
+)
 
 
 def _with_article(words: Iterable[str]) -> str:

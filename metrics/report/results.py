@@ -101,7 +101,7 @@ class Metric(Part):
     label: str
     unit: str
     better: Literal["higher", "lower", "closer to dense"]
-    tier: Literal["exact", "weights", "stand-in"]
+    tier: Literal["exact", "weights", "stand-in", "judge"]
     stands_in_for: str | None
     caveat: str
 
@@ -246,6 +246,7 @@ class Results(Part):
 
     Attributes:
         dense_engines: Milliseconds of one dense attention call by engine; ``diffusers`` is stock.
+        not_measured: Why a metric is not there, by its label.
     """
 
     schema_version: Literal[1]
@@ -267,6 +268,7 @@ class Results(Part):
     dense_engines: dict[str, float] = {}
     presets: list[PresetFacts]
     metrics: dict[str, Metric]
+    not_measured: dict[str, str] = {}
     clips: list[Clip] = Field(min_length=1)
     summary: list[PresetSummary] = Field(min_length=1)
 

@@ -133,7 +133,7 @@ def score_table(results: Results) -> list[dict[str, Any]]:
     table = []
     for name in ids:
         metric = results.metrics[name]
-        values = [_cell(row, name, metric.better) for row in results.summary]
+        values = [_cell(row, name) for row in results.summary]
         arrow = {"higher": "higher is better", "lower": "lower is better"}
         unit = f"{metric.unit}, " if metric.unit else ""
         table.append(
@@ -149,7 +149,12 @@ def score_table(results: Results) -> list[dict[str, Any]]:
     return table
 
 
-def _cell(row: PresetSummary, name: str, better: str) -> str:
+def not_measured(results: Results) -> list[str]:
+    """Which metrics are not there, and why."""
+    return [f"{label}: not measured, {why}" for label, why in results.not_measured.items()]
+
+
+def _cell(row: PresetSummary, name: str) -> str:
     if name not in row.scores:
         return "-"
     score = row.scores[name]
@@ -158,7 +163,7 @@ def _cell(row: PresetSummary, name: str, better: str) -> str:
     if score.mean is not None and score.identical:
         text += f" (without {score.identical} identical)"
     dense = row.scores.get(f"{name}@dense")
-    if better == "closer to dense" and dense is not None and dense.mean is not None:
+    if dense is not None and dense.mean is not None:
         text += f" (dense {dense.mean:.{digits}f})"
     return text
 

@@ -103,7 +103,8 @@ def markdown(results: Results) -> str:
         mark = f" (stand-in for {row['stands_in_for']})" if row["tier"] == "stand-in" else ""
         label = _cell(f"{row['label']}{mark}, {row['better']}")
         lines.append(f"| {label} | {' | '.join(_cell(v) for v in row['cells'])} |")
-    lines += ["", *(f"- {_cell(line)}" for line in words.pairs(results))]
+    said = [*words.not_measured(results), *words.pairs(results)]
+    lines += ["", *(f"- {_cell(line)}" for line in said)]
     lines += ["", f"| prompt | seed | preset | density | dense steps | {psnr} |"]
     lines += ["|---|---|---|---|---|---|"]
     for clip in results.clips:

@@ -10,6 +10,9 @@ import vidsparse
 from vidsparse.cli import run
 from vidsparse.forecast import forecast
 from vidsparse.grid import TokenGrid
+from vidsparse.metrics.judge import Judge
+from vidsparse.pipelines.checkpoints import TINY
+from vidsparse.pipelines.tiny_prompts import read_parts
 from vidsparse.pipelines.video import read_video
 
 PROMPT = "a red circle moving right over a striped blue background"
@@ -84,6 +87,52 @@ def test_a_clip_says_where_its_time_goes(results):
     assert clip["dense_time"]["planning"] == 0 < clip["time"]["planning"]
     assert clip["seconds"] == clip["time"]["total"]
     assert clip["dense_seconds"] == clip["dense_time"]["total"]
+
+
+def test_a_clip_of_the_shipped_model_is_judged(cli, draft, results):
+    metric = results["metrics"]["judge/as_asked"]
+    assert (metric["tier"], metric["better"]) == ("judge", "higher")
+    assert results["not_measured"] == {}
+    (clip,), (row,) = results["clips"], results["summary"]
+    judge = Judge(TINY / "judge.safetensors")
+    asked = read_parts(PROMPT)
+    assert asked is not None
+    assert asked["pattern"] == "striped"
+    for name, path in (("judge/as_asked@dense", "dense"), ("judge/as_asked", "sparse")):
+        share = judge.score(np.load(draft / clip["frames"][path]), asked)
+        assert clip["scores"][name] == pytest.approx(share)
+        assert row["scores"][name]["mean"] == pytest.approx(share)
+    page = (draft / "index.html").read_text()
+    assert "by the shipped model&#39;s judge" in page or "by the shipped model's judge" in page
+    assert "Not measured: " not in page
+
+
+def test_what_the_judge_cannot_judge_is_absent_and_said(cli, small, tmp_path, other_model):
+    judged = cli("compare", PROMPT, "--preset", "draft", *small, "-o", tmp_path / "judged").out
+    assert "as asked" in judged.splitlines()[0]
+    cases = {
+        "foreign": (
+            ["red circle"],
+            "'red circle' is not in the language of the pipeline that ships",
+        ),
+        "other": (
+            [PROMPT, "--model", other_model],
+            "the judge knows only the clips of the pipeline",
+        ),
+    }
+    for name, (arguments, why) in cases.items():
+        folder = tmp_path / name
+        code, out, _ = cli("compare", *arguments, "--preset", "draft", *small, "-o", folder)
+        assert code == 0
+        assert "as asked" not in out.splitlines()[0]
+        assert f"As asked: not measured, {why}" in " ".join(out.split())
+        results = json.loads((folder / "results.json").read_text())
+        assert why in results["not_measured"]["As asked"]
+        assert "judge/as_asked" not in results["metrics"]
+        assert not [m for clip in results["clips"] for m in clip["scores"] if "judge" in m]
+        assert not [m for m in results["summary"][0]["scores"] if "judge" in m]
+        assert "Not measured: " in (folder / "index.html").read_text()
+        assert "As asked: not measured" in (folder / "report.md").read_text()
 
 
 def test_identical_videos_are_said_to_be_identical(cli, small, tmp_path):

@@ -10,7 +10,7 @@ from examples.train_tiny import fast_vae, scenes
 from examples.train_tiny.__main__ import main
 from examples.train_tiny.common import FILE_LIMIT, load_vae, load_weights, save_weights
 from examples.train_tiny.dit import Model
-from examples.train_tiny.evaluate import _wilson
+from examples.train_tiny.evaluate import _ratio, _rebuilt, _wilson
 from examples.train_tiny.optim import Average, Muon
 from examples.train_tiny.pools import sprite_places
 from examples.train_tiny.render import full_grid, render, window_grid
@@ -61,6 +61,7 @@ def test_training_goes_on_from_the_checkpoint_and_says_so_in_its_curves(trained,
         main([str(tmp_path), "dit", "--small", "1", "--span", "0.5", "1"])
     curves = json.loads((tmp_path / "curves.json").read_text())
     assert [entry["span"] for entry in curves["dit"]] == [[0.5, 1.0]] * 2
+    assert all(entry["rows"][0]["b jumps"] > 0 for entry in curves["dit"])
     assert max(v.abs().max() for v in load_weights(tmp_path, "model").values()) < 0.01
 
 
@@ -172,3 +173,35 @@ def test_sprites_are_marked_in_the_latents_that_see_them():
 
 def test_wilsons_interval():
     assert _wilson(90, 100) == pytest.approx([0.9, 0.826, 0.945], abs=1e-3)  # Wilson 1927
+
+
+def test_flicker_is_a_ratio_of_means_with_an_interval_over_prompts():
+    assert _ratio([2.0, 4.0], [1.0, 2.0]) == [2.0, 2.0, 2.0]
+    rng = np.random.default_rng(0)
+    rendered = rng.uniform(1, 3, 200)
+    made = rendered * rng.uniform(1.0, 1.4, 200)
+    ratio, low, high = _ratio(made.tolist(), rendered.tolist())
+    assert low < ratio < high
+    assert ratio == pytest.approx(made.mean() / rendered.mean(), abs=1e-3)
+    assert 1.17 < low < high < 1.23
+    assert _ratio([], []) == [0.0, 0.0, 0.0]
+
+
+def test_the_vaes_own_flicker_is_measured_on_renders(trained):
+    size = json.loads((trained / "evaluate.json").read_text())["5x32x32"]
+    assert set(size["scores"]["flicker"]) == {"generated", "rendered", "rebuilt"}
+    assert len(size["scores"]["flicker over renders'"]) == 3
+    clips = torch.randint(0, 256, (2, 3, 5, 32, 32), dtype=torch.uint8)
+    vae = load_vae(None, "cpu")
+    made = _rebuilt(vae, clips)
+    assert (made.dtype, made.shape) == (clips.dtype, clips.shape)
+    latents = vae.encode(clips.float() / 127.5 - 1).latent_dist.mean
+    expected = (vae.decode(latents).sample.clamp(-1, 1) + 1) * 127.5
+    assert (made.float() - expected).abs().max() <= 1
+
+
+def test_more_stripes_are_drawn_where_more_are_asked_for():
+    labels = scenes.draw_labels(np.random.default_rng(0), 400, patterns=(0, 1, 0, 0, 0, 0))
+    assert (labels["pattern"] == 1).all()
+    usual = scenes.draw_labels(np.random.default_rng(0), 400)["pattern"]
+    assert len(set(usual.tolist())) == 6

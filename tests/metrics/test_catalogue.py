@@ -3,7 +3,18 @@
 import pytest
 
 from vidsparse.errors import BadInputError
-from vidsparse.metrics import flicker, learned, lpips, motion, ms_ssim, natural, psnr, ssim, warp
+from vidsparse.metrics import (
+    flicker,
+    judge,
+    learned,
+    lpips,
+    motion,
+    ms_ssim,
+    natural,
+    psnr,
+    ssim,
+    warp,
+)
 from vidsparse.metrics.catalogue import METRICS, info
 from vidsparse.metrics.temporal import TemporalPSNR
 
@@ -18,6 +29,7 @@ CLASSES = {
     "vbench/subject_consistency": learned.SubjectConsistency,
     "vbench/background_consistency": learned.BackgroundConsistency,
     "vbench/aesthetic_quality": learned.AestheticQuality,
+    "judge/as_asked": judge.AsAsked,
     "proxy/motion_smoothness": motion.MotionSmoothness,
     "proxy/dynamic_degree": motion.DynamicDegree,
     "proxy/flow_difference": warp.FlowDifference,
@@ -38,6 +50,7 @@ def test_a_stand_in_is_called_one_and_only_stand_ins_are():
     for metric, facts in METRICS.items():
         assert facts.id == metric
         assert metric.startswith("proxy/") == (facts.tier == "stand-in")
+        assert metric.startswith("judge/") == (facts.tier == "judge")
         assert (facts.stands_in_for is not None) == (facts.tier == "stand-in")
         assert facts.caveat.endswith(".")
 

@@ -16,7 +16,7 @@ from vidsparse.metrics.scores import Scorer, score_clip
 from vidsparse.metrics.warp import flow_difference, warp_error
 from vidsparse.metrics.weights import Weights
 
-NEED_WEIGHTS = {metric for metric, facts in METRICS.items() if facts.tier == "weights"}
+NEED_WEIGHTS = {m for m, facts in METRICS.items() if facts.tier in ("weights", "judge")}
 
 
 def test_every_metric_of_the_catalogue_is_measured_but_those_without_weights(make_scene):

@@ -10,6 +10,7 @@ from vidsparse.pipelines.tiny_prompts import (
     TOKENIZER,
     explain_unknown_words,
     random_prompt,
+    read_parts,
 )
 
 SEEDS = range(500)
@@ -114,3 +115,52 @@ def test_the_examples_of_the_model_card_use_only_known_words():
     examples = re.findall(r'^- "(.*)"$', card, re.MULTILINE)
     assert len(examples) >= 5
     assert [explain_unknown_words(example) for example in examples] == [[]] * len(examples)
+
+
+def test_the_parts_of_a_random_prompt_are_what_it_was_drawn_from():
+    names = {"moving left": "left", "moving right": "right", "moving up": "up",
+             "moving down": "down", "bouncing": "bounce", "circling": "circle",
+             "growing": "grow", "shrinking": "shrink", "swaying": "sway",
+             "scrolling left": "left", "scrolling right": "right", "scrolling up": "up",
+             "scrolling down": "down", "zooming in": "in",
+             "zooming out": "out", "rotating": "rotate"}  # fmt: skip
+    for seed, found in zip(SEEDS, parsed(), strict=True):
+        expected = {part: names.get(word, word) for part, word in found.items() if word}
+        assert read_parts(random_prompt(seed)) == {"sprites": "1", **expected}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "parts"),
+    [
+        ("a RED  ball", {"sprites": "1", "shape": "circle", "colour": "red"}),
+        (
+            "an orange donut getting smaller in front of a light grey marbled backdrop rotating",
+            {"sprites": "1", "shape": "ring", "colour": "orange", "motion": "shrink",
+             "tone": "light", "ground": "gray", "pattern": "cloudy", "camera": "rotate"},
+        ),
+        (
+            "a small striped white star moving to the left on a plain teal background moving left",
+            {"sprites": "1", "shape": "star", "colour": "white", "motion": "left",
+             "ground": "cyan", "pattern": "plain"},
+        ),
+        (
+            "a red ring, a blue box rising and a pink moon over a green and gray wavy background",
+            {"sprites": "3", "pattern": "wavy"},
+        ),
+        ("a red ring and a blue box on a dark green background",
+         {"sprites": "2", "tone": "dark", "ground": "green"}),
+        ("a red ring on a dotted blue striped background",
+         {"sprites": "1", "shape": "ring", "colour": "red", "ground": "blue"}),
+    ],
+)  # fmt: skip
+def test_what_is_not_said_or_cannot_be_told_is_not_asked_for(prompt, parts):
+    assert read_parts(prompt) == parts
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["", "a dog on a beach", "red circle", "a circle", "a red circle over a background",
+     "a red circle over a blue background at night", "a gray circle", "a redcircle"],
+)  # fmt: skip
+def test_another_language_has_no_parts(prompt):
+    assert read_parts(prompt) is None

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def make_results(finished: Finished, command: str) -> Results:
     """Put together everything a report or a program may want, with its provenance."""
     from vidsparse.cli.doctor import versions
-    from vidsparse.metrics.catalogue import METRICS
+    from vidsparse.metrics.catalogue import AS_ASKED, METRICS
     from vidsparse.metrics.report.results import Results
 
     request, job = finished.cases[0].request, finished.job
@@ -37,6 +37,7 @@ def make_results(finished: Finished, command: str) -> Results:
         for preset in finished.presets
     ]
     ids = dict.fromkeys(name.partition("@")[0] for clip in clips for name in clip["scores"])
+    why = finished.not_judged()
     return Results.model_validate(
         {
             "schema_version": 1,
@@ -58,6 +59,7 @@ def make_results(finished: Finished, command: str) -> Results:
             "dense_engines": finished.dense_engines(),
             "presets": [_preset(preset) for preset in finished.presets],
             "metrics": {name: asdict(METRICS[name]) for name in ids if name in METRICS},
+            "not_measured": {METRICS[AS_ASKED].label: why} if why else {},
             "clips": clips,
             "summary": summary,
         }

@@ -20,10 +20,15 @@ if TYPE_CHECKING:
 
 def make_table(results: Results) -> Table:
     """One row for each preset; times are medians, scores means over prompts."""
-    columns = ("time", "speed-up", "mean density", "dense steps", "PSNR", "SSIM")
-    table = plain_table(preset="left", **dict.fromkeys(columns, "right"))
+    from vidsparse.metrics.catalogue import AS_ASKED
+
+    judged = [row.scores for row in results.summary if AS_ASKED in row.scores]
+    columns = ("time", "speed-up", "mean density", "dense steps", "as asked", "PSNR", "SSIM")
+    shown = [name for name in columns if judged or name != "as asked"]
+    table = plain_table(preset="left", **dict.fromkeys(shown, "right"))
     seconds = statistics.median(clip.dense_seconds for clip in results.clips)
-    table.add_row(DENSE, f"{seconds:.1f} s", "1.00x", "1.000", "100%", "", "")
+    own = [_plain(judged[0][f"{AS_ASKED}@dense"].mean)] if judged else []
+    table.add_row(DENSE, f"{seconds:.1f} s", "1.00x", "1.000", "100%", *own, "", "")
     for row in results.summary:
         own = [clip.seconds for clip in results.clips if clip.preset == row.preset]
         scores = row.scores
@@ -33,6 +38,7 @@ def make_table(results: Results) -> Table:
             f"{row.speedup.median:.2f}x",
             _density(row),
             f"{row.dense_steps_share:.0%}",
+            *([_plain(scores[AS_ASKED].mean)] if judged else []),
             _interval(decibels(scores["psnr"].mean), scores["psnr"], 1),
             _interval(_plain(scores["ssim"].mean), scores["ssim"], 3) if "ssim" in scores else "",
         )
@@ -70,6 +76,7 @@ def footer(
         f"{results.gpu or results.device} in {results.dtype}[/dim]",
         *([f"[dim]{plain_text(machine)}[/dim]"] if machine else []),
         f"[dim]{describe_floor(results)}[/dim]",
+        *(f"[dim]{plain_text(line)}[/dim]" for line in words.not_measured(results)),
         *(f"[dim]{line}[/dim]" for line in (*_gains(results), *_best_dense(results, engines))),
         *(f"{row.preset}: {row.sentence}" for row in results.summary if number > 1),
         *map(plain_text, words.timing(results)),

@@ -51,9 +51,10 @@ def of_run(machine: Mapping[str, Any], request: Request, preset: Preset | None) 
     return {**machine, **asdict(request), "preset": repr(nameless)}
 
 
-def of_scoring(weights: Weights | None, fps: float) -> dict[str, Any]:
+def of_scoring(weights: Weights | None, fps: float, judge: Path | None = None) -> dict[str, Any]:
     """What all scores share: our code of the metrics, frames per second, weights of networks."""
     paths = [value for value in asdict(weights).values() if value] if weights else []
+    paths += [judge] if judge else []
     files = [path for each in paths for path in _files_of(Path(each))]
     return {
         "code": code(MAKES_SCORES),

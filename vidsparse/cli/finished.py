@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, fields
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidsparse.cli import fingerprint
@@ -68,7 +69,8 @@ class Finished:
         runs = self.run(case, preset), self.run(case, None)
         if None in runs:
             return None
-        return self.clips.record(case, f"{preset.name}.scores", self.score_settings(*runs))
+        settings = self.score_settings(case, *runs)
+        return self.clips.record(case, f"{preset.name}.scores", settings)
 
     def floor(self) -> dict[str, Any] | None:
         """``psnr``, ``identical`` and ``how`` of dense against dense."""
@@ -93,9 +95,35 @@ class Finished:
         strict = bool(preset) and self.job.options.strict
         return fingerprint.of_run(self._machine, case.request, preset) | {"strict": strict}
 
-    def score_settings(self, *runs: Run | None) -> dict[str, Any]:
+    def score_settings(self, case: Case, *runs: Run | None) -> dict[str, Any]:
         """Under which frames are scored."""
-        return {**self._scoring, "frames": [run.frames_sha256 for run in runs if run is not None]}
+        frames = [run.frames_sha256 for run in runs if run is not None]
+        return {**self._scoring, "frames": frames, "asked": self.asked(case)}
+
+    @cached_property
+    def judge(self) -> Path | None:
+        """Who can say what a clip shows; nobody but for the pipeline that ships."""
+        from vidsparse.pipelines.checkpoints import TINY
+
+        return TINY / "judge.safetensors" if self.job.checkpoint.source == TINY else None
+
+    def asked(self, case: Case) -> dict[str, str] | None:
+        """What the judge is to look for; None where it cannot judge."""
+        from vidsparse.pipelines.tiny_prompts import read_parts
+
+        return read_parts(case.request.prompt) if self.judge else None
+
+    def not_judged(self) -> str | None:
+        """Why clips are not judged; None where all are."""
+        if self.judge is None:
+            return "the judge knows only the clips of the pipeline that ships"
+        foreign = [case.request.prompt for case in self.cases if self.asked(case) is None]
+        if not foreign:
+            return None
+        return (
+            f"{foreign[0]!r} is not in the language of the pipeline that ships, which its README "
+            "shows"
+        )
 
     def seconds(self) -> dict[str, list[float]]:
         """Seconds of the generations that are finished, by kind."""
@@ -113,4 +141,4 @@ class Finished:
 
     @cached_property
     def _scoring(self) -> dict[str, Any]:
-        return fingerprint.of_scoring(self.weights, self.job.fps)
+        return fingerprint.of_scoring(self.weights, self.job.fps, self.judge)

@@ -240,9 +240,9 @@ class CompareWork:
         if self._done.scores(case, preset) is not None:  # the same frames were made again
             return
         frames, reference = (self._done.clips.array(case, name) for name in (preset.name, DENSE))
-        found = self._make_scorer().score(frames, reference)
+        found = self._make_scorer().score(frames, reference, asked=self._done.asked(case))
         settings = self._done.score_settings(
-            self._done.run(case, preset), self._done.run(case, None)
+            case, self._done.run(case, preset), self._done.run(case, None)
         )
         self._done.clips.save(case, f"{preset.name}.scores", settings, asdict(found), {})
 
@@ -253,7 +253,10 @@ class CompareWork:
         if self._scorer is None:
             self._pipe = None
             self._scorer = Scorer(
-                self._done.weights, fps=self._done.job.fps, device=self._done.job.device
+                self._done.weights,
+                fps=self._done.job.fps,
+                device=self._done.job.device,
+                judge=self._done.judge,
             )
         return self._scorer
 
