@@ -50,31 +50,74 @@ PROMPTS = [
     "a large blue cross growing over a light yellow checkered background",
 ]
 MEANS: dict[str, Any] = {"estimator": "routing", "compensation": "centroid"}
-TILES: dict[str, Any] = {"preset": "balanced"}
-RASTER: dict[str, Any] = {"preset": "balanced", "order": "raster"}
-WARM: dict[str, Any] = {"preset": "semantic", "start": "tiles", "first_iterations": 5}
-GROUPS: dict[str, Any] = WARM | {"group": 4, "iterations": 4, "replan": 4}
-CANDIDATES: dict[str, dict[str, Any]] = {
-    "tiles 128": TILES | {"block": 128, "tile_width": 16},
-    "raster 128": RASTER | {"block": 128},
-    "draft 128": {"preset": "draft", "block": 128},
-    "raster 128, means, replan 2": RASTER | MEANS | {"block": 128, "replan": 2},
-    "groups 400/500": GROUPS | {"clusters": (400, 500)},
-    "groups 600/500": GROUPS | {"clusters": (600, 500)},
-    "groups 400/1000": GROUPS | {"clusters": (400, 1000)},
-    "semantic 200/500, replan 4": WARM | {"clusters": (200, 500), "replan": 4, "iterations": 4},
-    "semantic 200/1000, replan 4": WARM | {"clusters": (200, 1000), "replan": 4, "iterations": 4},
-    "semantic 200/1000": WARM | {"clusters": (200, 1000)},
-    "raster 128, means": RASTER | MEANS | {"block": 128},
-    "tiles 128, replan 2": TILES | {"block": 128, "tile_width": 16, "replan": 2},
-    "semantic, unscaled": {"preset": "semantic"},
-    "tiles 64": TILES | {"block": 64},
-    "raster 64": RASTER | {"block": 64},
-    "raster 64, means": RASTER | MEANS | {"block": 64},
-    "draft 64": {"preset": "draft", "block": 64},
-    "adaspa": {"preset": "adaspa"},
-    "auto": {"preset": "auto"},
-    "random 128": {"preset": "random", "block": 128},
+TILES: dict[str, Any] = {"preset": "balanced", "block": 128}
+TILES_64: dict[str, Any] = {"preset": "balanced", "block": 64}
+DRAFT: dict[str, Any] = {"preset": "draft", "block": 128}
+FEW: dict[str, Any] = {"preset": "semantic", "clusters": (200, 1000)}
+
+
+def ramp(until: float, warmup: float = 0.05) -> dict[str, Any]:
+    return {"warmup": warmup, "ramp_until": until}
+
+
+def mean_of(density: float) -> dict[str, Any]:
+    return {"mean_density": density}
+
+
+SETS: dict[str, dict[str, dict[str, Any]]] = {
+    "calls": {
+        "tiles 128": TILES,
+        "tiles 64": TILES_64,
+        "tiles 128, means": TILES | MEANS,
+        "draft 128": DRAFT,
+        "semantic": {"preset": "semantic"},
+        "random 128": {"preset": "random", "block": 128},
+    },
+    "methods": {
+        name: {"preset": name}
+        for name in ("auto", "semantic", "balanced", "draft", "svg2-ear", "random")
+    },
+    "rungs": {
+        "tiles .35": TILES | mean_of(0.35) | ramp(0.3),
+        "tiles .25": TILES | mean_of(0.25) | ramp(0.2),
+        "tiles .15": TILES | mean_of(0.15) | ramp(0.1),
+        "semantic .45": {"preset": "semantic"} | mean_of(0.45) | ramp(0.3),
+        "semantic .25": {"preset": "semantic"} | mean_of(0.25) | ramp(0.2),
+        "few .45": FEW | mean_of(0.45) | ramp(0.3),
+        "few .25": FEW | mean_of(0.25) | ramp(0.2),
+        "few .15": FEW | mean_of(0.15) | ramp(0.1),
+        "tiles .45": TILES | mean_of(0.45) | ramp(0.3),
+        "tiles .55": TILES | mean_of(0.55) | ramp(0.3),
+        "tiles .65": TILES | mean_of(0.65) | ramp(0.3),
+        "tiles, means .25": TILES | MEANS | mean_of(0.25) | ramp(0.2),
+        "tiles, means .15": TILES | MEANS | mean_of(0.15) | ramp(0.1),
+        "draft .25": DRAFT | mean_of(0.25) | ramp(0.2),
+        "draft .15": DRAFT | mean_of(0.15) | ramp(0.1),
+        "tiles .35, ramp .2": TILES | mean_of(0.35) | ramp(0.2),
+        "tiles .35, ramp .45": TILES | mean_of(0.35) | ramp(0.45),
+        "tiles .35, warm-up .1": TILES | mean_of(0.35) | ramp(0.3, 0.1),
+        "tiles .25, ramp .3": TILES | mean_of(0.25) | ramp(0.3),
+        "tiles .25, ramp .1": TILES | mean_of(0.25) | ramp(0.1),
+        "tiles .15, ramp .05": TILES | mean_of(0.15) | ramp(0.05),
+        "tiles 64 .35": TILES_64 | mean_of(0.35) | ramp(0.3),
+        "tiles 64 .25": TILES_64 | mean_of(0.25) | ramp(0.2),
+    },
+    "shift 3": {  # before: dense above sigma .95, full below .8, blocks of 64
+        "before .45": TILES_64 | mean_of(0.45) | ramp(0.45, 0.15),
+        "before .35": TILES_64 | mean_of(0.35) | ramp(0.45, 0.15),
+        "quality": {"preset": "quality"},
+        "balanced": {"preset": "balanced"},
+        "fast": {"preset": "fast"},
+        "turbo": {"preset": "turbo"},
+    },
+    "shift 12": {
+        "before .6": TILES_64 | mean_of(0.6) | ramp(0.75, 0.4),
+        "tiles 64 .6": TILES_64 | mean_of(0.6) | ramp(0.3),
+        "quality": {"preset": "quality"},
+        "balanced": {"preset": "balanced"},
+        "fast": {"preset": "fast"},
+        "turbo": {"preset": "turbo"},
+    },
 }
 LONG = 75_600  # tokens that clusters are numbered for; on fewer, each is of as many tokens
 
@@ -102,10 +145,8 @@ def main() -> None:
 
 
 def chosen(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    names = args.only.split(";") if args.only else list(CANDIDATES)
-    more = json.loads(args.more.read_text()) if args.more else {}
-    everything = CANDIDATES | more
-    return {name: everything[name] for name in (*names, *(more if not args.only else ()))}
+    found = SETS[args.set]
+    return {name: found[name] for name in (args.only.split(";") if args.only else found)}
 
 
 def changes_of(candidate: dict[str, Any], tokens: int, **more: Any) -> tuple[str, dict[str, Any]]:
@@ -175,7 +216,8 @@ def drawn(
     schedule = json.loads(args.schedule)
     frames, height, width = studio.size.values()
     tokens = ((frames - 1) // 4 + 1) * (height // 8) * (width // 8)
-    preset, changes = changes_of(candidate, tokens, mean_density=level, min_tokens=0)
+    more = {"mean_density": level} if level else {}
+    preset, changes = changes_of(candidate, tokens, min_tokens=0, **more)
     start = time.perf_counter()
     try:
         with vidsparse.sparsify(studio.pipe, preset, **(schedule | changes)) as session:
@@ -369,9 +411,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("what", choices=("quality", "calls", "table"))
     parser.add_argument("files", type=Path, nargs="*", help="of table: quality and calls")
     parser.add_argument("--only", default="", help="some candidates, separated by semicolons")
-    parser.add_argument("--more", type=Path, help="JSON of more candidates")
+    parser.add_argument("--set", choices=SETS, default="calls", help="of candidates")
     parser.add_argument("--size", default="49x256x256")
-    parser.add_argument("--levels", default="0.45,0.35,0.25,0.15", help="mean densities")
+    parser.add_argument("--levels", default="0", help="mean densities; 0 is a candidate's own")
     parser.add_argument("--settings", default="5x20", help="SHIFTxSTEPS, separated by commas")
     parser.add_argument("--schedule", default="{}", help="JSON of schedule parameters")
     parser.add_argument("--prompts", type=int, default=8)

@@ -1,6 +1,6 @@
 """Whole denoising runs of real-size Wan transformers with random weights, in one process.
 
-    python benchmarks/whole_runs.py wan-14b --presets balanced,fast --compile -o wan14b.json
+    python benchmarks/whole_runs.py wan-14b --layers 2 --compiled balanced -o wan14b.json
 
 The real ``WanPipeline`` with its scheduler and guidance, without text encoder and VAE. Stock
 diffusers first, then each preset, then the same with the blocks compiled. Every layer of a model
@@ -65,7 +65,7 @@ def main() -> None:
         },
         "model": args.model, "layers": layers, "of": model.layers, "steps": steps, "rows": [],
     }  # fmt: skip
-    for mode in ("eager", "compiled")[: 1 + args.compile]:
+    for mode in ("eager", "compiled")[: 1 + bool(args.compiled)]:
         if mode == "compiled":
             pipe.transformer.compile_repeated_blocks(dynamic=False)
         measure(pipe, embeds, model, steps, args, mode, record)
@@ -120,8 +120,12 @@ def measure(
     """Stock, then each preset; a short run before each builds what is built once."""
     run(pipe, embeds, model, 2)
     add(args, record, mode, "stock", run(pipe, embeds, model, steps), {})
+    if mode == "eager":
+        blocks, pipe.transformer.blocks = pipe.transformer.blocks, torch.nn.ModuleList()
+        record["seconds_without_layers"] = run(pipe, embeds, model, steps)
+        pipe.transformer.blocks = blocks
     more = {} if DEVICE == "cuda" else {"min_tokens": 0}
-    for name in args.presets.split(","):
+    for name in (args.presets if mode == "eager" else args.compiled).split(","):
         with vidsparse.sparsify(pipe, name, strict=True, **more) as session:
             run(pipe, embeds, model, args.warm)
             seconds, stats = run(pipe, embeds, model, steps), session.stats
@@ -144,6 +148,9 @@ def add(
     rows = record["rows"]
     rows.append({"mode": mode, "preset": name, "seconds": seconds} | facts)
     rows[-1]["over_stock"] = rows[0]["seconds"] / seconds
+    calls = 2 * record["steps"] * record["layers"]
+    rest = record.get("seconds_without_layers", 0.0)
+    rows[-1]["ms_a_layer"] = 1000 * (seconds - rest) / calls
     density = f", density {facts['mean_density']:.3f}" if facts else ""
     planning = f", planning {facts['plan_seconds']:.2f} s" if facts else ""
     print(
@@ -163,7 +170,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="of the transformer; by default all")
     parser.add_argument("--steps", type=int, help="by default the model's")
     parser.add_argument("--warm", type=int, default=6, help="steps of the run before each")
-    parser.add_argument("--compile", action="store_true", help="the same with compiled blocks too")
+    parser.add_argument("--compiled", default="", help="presets with compiled blocks too")
     parser.add_argument("-o", "--output", type=Path)
     return parser.parse_args()
 
