@@ -128,5 +128,7 @@ def test_a_forecast_without_layers_or_of_others_cannot_apply_budgets(write):
 
 
 def test_a_preset_without_a_density_has_nothing_to_replace(write):
-    with pytest.raises(BadInputError, match="budgets are densities at full sparsity, and preset 'svg2' has none"):
+    with pytest.raises(
+        BadInputError, match="budgets are densities at full sparsity, and preset 'svg2' has none"
+    ):
         PRESETS["svg2"].override({"budgets": write({"1": 0.5})})

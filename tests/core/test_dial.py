@@ -123,7 +123,9 @@ def test_the_two_densities_replace_each_other_and_are_refused_together():
     again = fixed.override({"mean_density": "0.4"})
     assert (again.policy.density, again.policy.mean_density) == (None, 0.4)
     for name in ("balanced", "draft"):
-        with pytest.raises(BadInputError, match=r"density=0.3 .* mean_density=0.4 .*one of the two"):
+        with pytest.raises(
+            BadInputError, match=r"density=0.3 .* mean_density=0.4 .*one of the two"
+        ):
             PRESETS[name].override({"density": 0.3, "mean_density": 0.4})
 
 

@@ -51,7 +51,14 @@ def test_nothing_is_loaded_from_elsewhere(page):
 
 def test_every_psnr_stands_beside_what_it_depends_on(page):
     text = re.sub(r"<[^>]+>", " ", page)
-    for said in ("mean density", "0.35 asked for", "dense steps", "17%", "noise floor 41.0 dB", "2 seeds (0, 1)"):
+    for said in (
+        "mean density",
+        "0.35 asked for",
+        "dense steps",
+        "17%",
+        "noise floor 41.0 dB",
+        "2 seeds (0, 1)",
+    ):
         assert said in text, said
     assert "Fewer than five prompts" in text
     assert "radial fell back to dense: too short (8 calls in all)" in text
