@@ -159,7 +159,7 @@ def test_heads_of_sliding_tiles_take_the_slab_in_which_tokens_are_alike():
     x = 6 * torch.stack([torch.eye(8)[place[:, axis]] for axis in range(3)])[None]
     inputs = Inputs(
         blocks=Blocks(grid, 16, torch.device("cpu")),
-        q=x, k=x, v=torch.randn(1, 3, 512, 8), scale=0.5, heads=3,
+        q=x, k=x, v=torch.randn(1, 3, 512, 8), scale=0.5, heads=3, density=0.5,
     )  # fmt: skip
     small = {"block": 16, "density": 0.5} | {f"unit_{axis}": 2 for axis in Axis}
     small |= {f"tile_{axis}": 2 for axis in Axis}
