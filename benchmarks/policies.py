@@ -20,6 +20,7 @@ from planning import dense
 from torch import Tensor
 
 from vidsparse.cli import kernel_bench
+from vidsparse.dial import full_density
 from vidsparse.footprint import layer_state_bytes
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.attention import attention
@@ -29,6 +30,7 @@ from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.work import Work
 from vidsparse.presets import PRESETS
+from vidsparse.progress import Progress
 from vidsparse.state import LayerState
 
 GRID, HEADS, HEAD_DIM = TokenGrid(21, 45, 80), 40, 128
@@ -112,6 +114,9 @@ class Layer:
         block = {"block": 128} if "block" in PRESETS[name].parameters() else {}
         self.preset = PRESETS[name].override(block | changes)
         self.block = self.preset.policy.block_on("cuda", GRID.tokens)
+        policy, run = self.preset.policy, Progress.first(50)
+        dial = policy.mean_density is not None
+        self.density = full_density(self.preset, run) if dial else policy.density
         self.planner = Planner(self.preset.policy, self.preset.schedule.replan)
         self.reusing = Planner(self.preset.policy, 1 << 30)
         self.own, self.shared = LayerState(), LayerState()
@@ -122,7 +127,7 @@ class Layer:
         q, k, v = self.qkv
         return Inputs(
             blocks=Blocks(GRID, self.block, q.device),
-            q=q, k=k, v=v, scale=HEAD_DIM**-0.5, heads=HEADS, step=self.step,
+            q=q, k=k, v=v, scale=HEAD_DIM**-0.5, heads=HEADS, step=self.step, density=self.density,
             state=state, shared=self.shared, remember=True,
         )  # fmt: skip
 

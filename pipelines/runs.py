@@ -19,9 +19,8 @@ from vidsparse.pipelines.running import Running
 from vidsparse.progress import Progress
 
 BY_NOISE = (
-    "nobody says how many steps this run has, so how far it has come was read from its noise "
-    "level, as if that fell evenly: run it by a pipeline, or by the scheduler of the one in the "
-    "session"
+    "nobody says how many steps this run has, so how far it has come was read from its noise, as "
+    "if that fell evenly: run it by a pipeline, or by the scheduler of the one in the session"
 )
 NEAR = 0.005  # what rounding to bf16, or to whole timesteps, makes of a noise level
 

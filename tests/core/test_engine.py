@@ -238,13 +238,8 @@ def test_a_mask_that_keeps_all_of_an_image_is_noted(dense):
     engine = SparseAttention(preset("radial"))
     q, k, v = qkv(seq=144)
     for step in range(2):
-        engine(
-            q,
-            k,
-            v,
-            Call(grid=TokenGrid(1, 12, 12), layer=0, step=step, progress=Progress.alone(0.9)),
-            dense,
-        )
+        call = Call(grid=TokenGrid(1, 12, 12), layer=0, step=step, progress=Progress.alone(0.9))
+        engine(q, k, v, call, dense)
     assert list(engine.stats.notes) == [
         "the mask keeps every block of the grid 1x12x12: nothing is saved"
     ]

@@ -66,13 +66,8 @@ def test_every_preset_plans_and_attends_without_float64(name, kernels):
     out = torch.full((1,), torch.nan)
     with NoFloat64():  # on the ramp, at full sparsity, and with what was kept of the step before
         for step, sigma in enumerate((0.7, 0.4, 0.3)):
-            out = engine(
-                q,
-                k,
-                v,
-                Call(grid=GRID, layer=0, step=step, progress=Progress.alone(1 - sigma)),
-                never,
-            )
+            call = Call(grid=GRID, layer=0, step=step, progress=Progress.alone(1 - sigma))
+            out = engine(q, k, v, call, never)
     assert out.isfinite().all()
 
 

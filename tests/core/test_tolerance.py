@@ -159,7 +159,7 @@ def test_heads_of_sliding_tiles_take_the_slab_in_which_tokens_are_alike():
     x = 6 * torch.stack([torch.eye(8)[place[:, axis]] for axis in range(3)])[None]
     inputs = Inputs(
         blocks=Blocks(grid, 16, torch.device("cpu")),
-        q=x, k=x, v=torch.randn(1, 3, 512, 8), scale=0.5, heads=3,
+        q=x, k=x, v=torch.randn(1, 3, 512, 8), scale=0.5, heads=3, density=0.5,
     )  # fmt: skip
     small = {"block": 16, "density": 0.5} | {f"unit_{axis}": 2 for axis in Axis}
     small |= {f"tile_{axis}": 2 for axis in Axis}
@@ -177,13 +177,8 @@ def test_heads_choose_anew_when_it_is_due(every, times, monkeypatch):
     engine = SparseAttention(preset)
     q, k, v = (torch.randn(1, GRID.tokens, 2, 8) for _ in range(3))
     for step in range(6):
-        engine(
-            q,
-            k,
-            v,
-            Call(grid=GRID, layer=0, step=step, progress=Progress.alone(0.5)),
-            lambda *x: x[0],
-        )
+        call = Call(grid=GRID, layer=0, step=step, progress=Progress.alone(0.5))
+        engine(q, k, v, call, lambda *x: x[0])
     assert len(drawn) == times
 
 
@@ -279,11 +274,6 @@ def test_on_the_ramp_no_plan_is_kept():
     engine.observers.append(lambda call, work, *tensors: works.append(work.plan.density))
     q, k, v = constant()(0)
     for step, sigma in enumerate((0.92, 0.88, 0.84, 0.7, 0.6)):
-        engine(
-            q,
-            k,
-            v,
-            Call(grid=GRID, layer=0, step=step, progress=Progress.alone(1 - sigma)),
-            no_dense,
-        )
+        call = Call(grid=GRID, layer=0, step=step, progress=Progress.alone(1 - sigma))
+        engine(q, k, v, call, no_dense)
     assert works[0] > works[1] > works[2] > works[3] == works[4]

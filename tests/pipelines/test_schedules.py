@@ -9,9 +9,14 @@ from vidsparse.progress import Progress
 
 BENCH = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "schedules.py"))
 # Reached by the default schedule in so many steps; a warm-up of one step of four is dear.
-LEAST = {4: 0.27, 8: 0.2, 20: 0.2, 50: 0.2}
+LEAST = {4: 0.27, 7: 0.21, 8: 0.2, 20: 0.2, 50: 0.2}  # by calls: Heun makes 7 in 4 steps
 RUNS = [
-    *((kind, shift, steps) for kind in BENCH["KINDS"] for shift in (1.0, 12.0) for steps in LEAST),
+    *(
+        (kind, shift, steps)
+        for kind in BENCH["KINDS"]
+        for shift in (1.0, 12.0)
+        for steps in (4, 8, 20, 50)
+    ),
     *(("Euler, FLUX", pixels, steps) for pixels in (1024, 4096) for steps in (4, 20)),
 ]
 
@@ -24,7 +29,7 @@ def test_realised_mean_density_is_the_one_asked_for_or_the_least_is_said(kind, s
     found = BENCH["outcome"](run, asked)
     assert found["realised"] == pytest.approx(asked, abs=0.02)
     low = BENCH["outcome"](run, 0.15)
-    assert low == {"least": pytest.approx(LEAST[steps], abs=0.03)}
+    assert low == {"least": pytest.approx(LEAST.get(len(run), 0.2), abs=0.025)}
 
 
 @pytest.mark.parametrize("steps", [4, 20])

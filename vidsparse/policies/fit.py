@@ -35,7 +35,9 @@ def check_numbers(policy: Policy) -> None:
 
 def check_fit(policy: Policy) -> None:
     """Raise BadInputError where parts do not go together: by what they declare, then their own."""
-    if policy.any_density is not None and (instead := policy.in_place_of_density):
+    takes_mean = policy.selector.tolerance_of_purse is not None
+    given = policy.density if takes_mean else policy.any_density
+    if given is not None and (instead := policy.in_place_of_density):
         raise BadInputError(f"this preset has no density: change its {instead}")
     for part in policy.parts:
         if problem := part.refuses(policy):
@@ -91,6 +93,8 @@ def idle(policy: Policy) -> dict[str, str]:
         found |= part.idle(policy.any_density)
     if instead := policy.in_place_of_density:
         found["density"] = f"its {instead} says how much is kept"
+        if policy.selector.tolerance_of_purse is None:
+            found["mean_density"] = found["density"]
     own = "the clusters of a semantic order are of sizes of their own"
     by_key_block = policy.order.clusters_keys or policy.key_block is not None
     if policy.order.clusters_queries and by_key_block:
