@@ -14,6 +14,7 @@ from vidsparse.pipelines.limits import check_number
 from vidsparse.pipelines.models import find_model
 from vidsparse.pipelines.skeleton import skeleton
 from vidsparse.pipelines.usual import takes_guidance, usual_settings
+from vidsparse.policies.block_size import WIDE
 
 TINY = Path(__file__).parent / "tiny"  # the pipeline that ships
 
@@ -26,6 +27,7 @@ class Checkpoint:
         source: Folder or hub id of its diffusers pipeline.
         geometry: How a video becomes tokens.
         layers: Self-attention layers of a transformer; None when unknown.
+        head_dim: Numbers of a head of those.
         release: Its name in the model table; None where nothing is published for it.
         frames: Frames of a video; None, here and below, where nothing is recommended.
         height: In pixels.
@@ -42,6 +44,7 @@ class Checkpoint:
     source: str | Path
     geometry: Geometry = field(default_factory=Geometry)
     layers: int | None = None
+    head_dim: int = WIDE
     release: str | None = None
     frames: int | None = 81
     height: int | None = 480
@@ -179,6 +182,7 @@ def _read_folder(source: str | Path, configs: Path) -> Checkpoint:
         source=source,
         geometry=geometry_of(pipe),
         layers=len(model.layers(transformer)),
+        head_dim=getattr(transformer.config, "attention_head_dim", None) or WIDE,
         release=model.release(transformer, len(find_transformers(pipe))),
         configs=configs,
         pipeline=type(pipe).__name__,

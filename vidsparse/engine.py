@@ -171,7 +171,7 @@ class SparseAttention:
         way = self._way(call)
         if self._scheduled_dense(call, way):
             if self._why_dense(q, k, call) is None:
-                self._full_density(call, q.device.type)  # raises at once, not on the way
+                self._full_density(call, q)  # raises at once, not on the way
             self._record(call, torch.ones(1))
             return dense(q, k, v)
         reason = self._why_dense(q, k, call)
@@ -284,7 +284,7 @@ class SparseAttention:
         assert call.grid is not None
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         policy, schedule = self.preset.policy, self.preset.schedule
-        block = policy.block_on(q.device.type, call.grid.tokens)
+        block = policy.block_on(q.device.type, call.grid.tokens, q.shape[-1])
         blocks = Blocks(call.grid, block, q.device, key_block=policy.key_block)
         state, shared = LayerState(), None
         if call.known:
@@ -307,14 +307,14 @@ class SparseAttention:
             layer=call.layer,
             expert=call.expert,
             step=call.step,
-            density=self._full_density(call, q.device.type),
+            density=self._full_density(call, q),
             purse=self._purse,
             state=state,
             shared=shared,
             remember=call.known and (schedule.share_branches or schedule.replan > 1),
         )
 
-    def _full_density(self, call: Call, device: str) -> float | None:
+    def _full_density(self, call: Call, q: Tensor) -> float | None:
         """Share of the pairs at full sparsity; None leaves it to the parts of the policy.
 
         Raises:
@@ -325,9 +325,9 @@ class SparseAttention:
             return policy.density
         run, grid = progress.run, call.grid
         assert grid is not None
-        key = run.bounds, call.layers, grid, device
+        key = run.bounds, call.layers, grid, q.device.type, q.shape[-1]
         if key not in self._densities:
-            means = policy.key_means(device, grid)
+            means = policy.key_means(q.device.type, grid, q.shape[-1])
             self._densities[key] = full_density(self.preset, run, layers=call.layers, means=means)
         return self._densities[key]
 

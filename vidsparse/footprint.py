@@ -58,7 +58,7 @@ def layer_state_bytes(
     """
     policy, order, schedule = preset.policy, preset.policy.order, preset.schedule
     remembers = schedule.share_branches or schedule.replan > 1
-    block = policy.block_on("cuda", grid.tokens)
+    block = policy.block_on("cuda", grid.tokens, head_dim)
     number = -(-grid.tokens // block)
     own = common = mask = 0
     if on_host:

@@ -16,6 +16,7 @@ from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.large_grids import LARGE, ROWS, asked_density, mask_density
 from vidsparse.planner import Planner
+from vidsparse.policies.block_size import WIDE
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.estimator import Estimate, Inputs
 from vidsparse.policies.policy import Policy
@@ -38,6 +39,7 @@ class Forecast:
     Attributes:
         preset: The preset.
         grid: The tokens.
+        block: Tokens in a block.
         token_density: Pairs of the mask at full sparsity over all pairs.
         block_density: The same, once the mask is made of whole blocks: what is computed.
         step_density: Mean density over the layers at each step.
@@ -46,6 +48,7 @@ class Forecast:
 
     preset: Preset
     grid: TokenGrid
+    block: int
     token_density: float
     block_density: float
     step_density: list[float]
@@ -61,7 +64,7 @@ class Forecast:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        block = self.preset.policy.block_on(DEVICE, self.grid.tokens)
+        block = self.block
         return {
             "preset": self.preset.name,
             "parameters": self.preset.plain_parameters(),
@@ -80,7 +83,9 @@ class Forecast:
         }
 
 
-def forecast(preset: Preset, grid: TokenGrid, steps: int, layers: int | None) -> Forecast:
+def forecast(
+    preset: Preset, grid: TokenGrid, steps: int, layers: int | None, head_dim: int = WIDE
+) -> Forecast:
     """Make the plans of a run on a GPU from its geometry alone.
 
     Args:
@@ -88,6 +93,7 @@ def forecast(preset: Preset, grid: TokenGrid, steps: int, layers: int | None) ->
         grid: The tokens.
         steps: Denoising steps.
         layers: How many self-attention layers there are; None leaves ``dense_layers`` out.
+        head_dim: Numbers of a head, by which blocks are chosen.
 
     Raises:
         BadInputError: For more than ``MOST_TOKENS``, a mean density that cannot be reached, when
@@ -97,7 +103,7 @@ def forecast(preset: Preset, grid: TokenGrid, steps: int, layers: int | None) ->
     if grid.tokens > MOST_TOKENS:
         raise BadInputError(f"at most {MOST_TOKENS:,} tokens can be planned, got {grid.tokens:,}")
     run = Progress.first(steps)
-    mask = _Mask(preset, grid, run, layers)
+    mask = _Mask(preset, grid, run, layers, head_dim)
     always_dense, notes = _always_dense(preset, grid, layers)
     schedule = preset.schedule
     shares, about_budgets = _shares(schedule, layers)
@@ -110,6 +116,7 @@ def forecast(preset: Preset, grid: TokenGrid, steps: int, layers: int | None) ->
     return Forecast(
         preset=preset,
         grid=grid,
+        block=mask.block,
         token_density=mask.token_density(block_density),
         block_density=block_density,
         step_density=[always_dense + (1 - always_dense) * density for density in sparse],
@@ -148,16 +155,18 @@ class _Mask:
     random scores stand in for theirs.
     """
 
-    def __init__(self, preset: Preset, grid: TokenGrid, run: Progress, layers: int | None) -> None:
+    def __init__(
+        self, preset: Preset, grid: TokenGrid, run: Progress, layers: int | None, head_dim: int
+    ) -> None:
         policy = preset.policy
         if policy.any_density is None and not policy.static:
             raise BadInputError(
                 f"how much preset {preset.name!r} computes depends on what it sees: give it a "
                 "density, or run it"
             )
-        block = policy.block_on(DEVICE, grid.tokens)
+        block = policy.block_on(DEVICE, grid.tokens, head_dim)
         density = policy.density
-        self._means = policy.key_means(DEVICE, grid)
+        self._means = policy.key_means(DEVICE, grid, head_dim)
         if policy.mean_density is not None:
             is_short = grid.tokens < preset.min_tokens  # then all is dense, whatever was asked for
             density = (
@@ -166,10 +175,8 @@ class _Mask:
         policy = dataclasses.replace(policy, density=density, mean_density=None)
         if not policy.static:
             selector = TopK() if policy.selector.equal_rows else Threshold()
-            policy = Policy(
-                estimator=Random(), selector=selector, density=density, block=policy.block
-            )
-        self.policy, self.planner = policy, Planner(policy)
+            policy = Policy(estimator=Random(), selector=selector, density=density, block=block)
+        self.policy, self.planner, self.block = policy, Planner(policy), block
         blocks = Blocks(grid, block, torch.device("cpu"))
         self._inputs = Inputs(blocks=blocks, density=density)
         self._whole = preset

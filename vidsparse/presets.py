@@ -47,26 +47,51 @@ def _table(*presets: Preset) -> dict[str, Preset]:
     return table
 
 
+def _boxes(mean_density: float) -> Policy:
+    return Policy(
+        order=Tile(), estimator=ValueAware(), selector=Budget(), mean_density=mean_density
+    )
+
+
+def _clusters(mean_density: float) -> Policy:
+    return Policy(
+        order=Semantic(
+            q_clusters=200, kv_clusters=1000, start=Start.TILES, first_iterations=5, iterations=4
+        ),
+        estimator=Routing(),
+        selector=Budget(scope=Scope.HEAD),
+        compensation=Centroid(),
+        mean_density=mean_density,
+    )
+
+
 PRESETS: Mapping[str, Preset] = _table(
-    *(
-        Preset(
-            name=name,
-            summary=summary,
-            source="ours: sub-block mass x distance of values, in boxes",
-            policy=Policy(
-                order=Tile(),
-                estimator=ValueAware(),
-                selector=Budget(),
-                mean_density=mean_density,
-            ),
-            schedule=Schedule(ramp_until=ramp_until),
-        )
-        for name, mean_density, ramp_until, summary in (
-            ("quality", 0.45, 0.3, "The ladder's first rung: near dense"),
-            ("balanced", 0.35, 0.3, "The default: blocks by what skipping them would cost"),
-            ("fast", 0.25, 0.2, "The ladder's third rung: a quarter of the attention"),
-            ("turbo", 0.15, 0.1, "The ladder's last rung: for looking around"),
-        )
+    Preset(
+        name="quality",
+        summary="The ladder's first rung: semantic, which stays nearest to dense",
+        source="ours, as semantic",
+        policy=_clusters(0.45),
+        schedule=Schedule(replan=4),
+    ),
+    Preset(
+        name="balanced",
+        summary="The default: blocks by what skipping them would cost, one budget a layer",
+        source="ours: sub-block mass x distance of values, in boxes",
+        policy=_boxes(0.35),
+    ),
+    Preset(
+        name="fast",
+        summary="The ladder's third rung: balanced at a quarter of the attention",
+        source="ours, as balanced",
+        policy=_boxes(0.25),
+        schedule=Schedule(ramp_until=0.2),
+    ),
+    Preset(
+        name="turbo",
+        summary="The ladder's last rung, to look around: balanced at a seventh of the attention",
+        source="ours, as balanced",
+        policy=_boxes(0.15),
+        schedule=Schedule(ramp_until=0.1),
     ),
     Preset(
         name="auto",
@@ -84,19 +109,7 @@ PRESETS: Mapping[str, Preset] = _table(
         name="semantic",
         summary="Clusters as blocks; means stand in for those where that errs least",
         source="ours: the clusters of SVG2, the stand-ins of SVG-EAR, one budget a head",
-        policy=Policy(
-            order=Semantic(
-                q_clusters=200,
-                kv_clusters=1000,
-                start=Start.TILES,
-                first_iterations=5,
-                iterations=4,
-            ),
-            estimator=Routing(),
-            selector=Budget(scope=Scope.HEAD),
-            compensation=Centroid(),
-            mean_density=0.35,
-        ),
+        policy=_clusters(0.35),
         schedule=Schedule(replan=4),
     ),
     Preset(

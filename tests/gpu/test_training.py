@@ -41,6 +41,8 @@ def gradients(model):
 def test_each_backward_pass_recomputes_its_own_forward_call(where, name, reentrant):
     model = wan(where)
     changes: dict[str, Any] = {"min_tokens": 0, "warmup": 0.05, "ramp_until": 0.6}
+    if vidsparse.PRESETS[name].policy.mean_density is not None:  # out of reach with such a ramp
+        changes["density"] = 0.25
     with vidsparse.sparsify(model, name, **changes):
         loss_of(model, where, 700.0).backward()
         expected = gradients(model)

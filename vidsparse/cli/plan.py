@@ -50,7 +50,7 @@ def plan(
     number = checkpoint.or_usual("steps", steps)
     check_steps(checkpoint.pipeline, number)
     chosen, said = apply(chosen, checkpoint.release)
-    found = forecast(chosen, tokens, number, checkpoint.layers)
+    found = forecast(chosen, tokens, number, checkpoint.layers, checkpoint.head_dim)
     notes = [
         *([said] if said else []),
         *found.notes,

@@ -91,13 +91,13 @@ class Policy:
         """Whichever of the two densities is given."""
         return self.mean_density if self.density is None else self.density
 
-    def block_on(self, device: str, tokens: int) -> int:
+    def block_on(self, device: str, tokens: int, head_dim: int) -> int:
         """Tokens in a block, on a type of device."""
-        return self.block or usual_block(device, tokens)
+        return self.block or usual_block(device, tokens, head_dim)
 
-    def key_means(self, device: str, grid: TokenGrid) -> float:
+    def key_means(self, device: str, grid: TokenGrid, head_dim: int) -> float:
         """Blocks of keys over keys, on a type of device."""
-        block = self.block_on(device, grid.tokens)
+        block = self.block_on(device, grid.tokens, head_dim)
         return self.order.block_counts(grid, block, self.key_block)[1] / grid.tokens
 
     @property
