@@ -173,17 +173,16 @@ def is_hub_id(text: str) -> bool:
 
 
 def _read_folder(source: str | Path, configs: Path) -> Checkpoint:
-    from vidsparse.pipelines.session import find_transformers  # this imports diffusers
-
     pipe = skeleton(configs)
     transformer = transformer_of(pipe)
     model = find_model(transformer)
+    experts = 1 + (getattr(pipe, "transformer_2", None) is not None)
     return Checkpoint(
         source=source,
         geometry=geometry_of(pipe),
         layers=len(model.layers(transformer)),
         head_dim=getattr(transformer.config, "attention_head_dim", None) or WIDE,
-        release=model.release(transformer, len(find_transformers(pipe))),
+        release=model.release(transformer, experts),
         configs=configs,
         pipeline=type(pipe).__name__,
         image=makes_images(pipe),

@@ -31,6 +31,7 @@ def no_weights(monkeypatch):
 
 def test_a_picture_for_each_layer_and_step_and_errors_of_every_sparse_call(cli, tmp_path):
     chosen = ["--layers", "0,5", "--at-steps", "2,3", "--heads", "0,3", "--guidance", 1]
+    chosen += ["--set", "density=0.25"]
     code, out, _ = cli("inspect", PROMPT, *FOUR, *chosen, "-o", tmp_path, "--json")
     assert code == 0
     record = json.loads(out)

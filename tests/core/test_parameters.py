@@ -62,7 +62,7 @@ def other_values(name, value):
         return []
     if isinstance(value, int):
         return [value + 1, 4 * value, 1, 2, 0]
-    return [0.5, 0.1, 0.9, 1.0, 2.0, 0.01, 40.0]
+    return [0.5, 0.1, 0.2, 0.9, 1.0, 2.0, 0.01, 40.0]
 
 
 def acts(preset, name, value, grid, layers, before):

@@ -254,7 +254,7 @@ class Semantic(Order):
             order = cached_positions(Tile(tile_width=8), video, x.device)
             x = x if order is None else permute_tokens(x, order)
         edges = torch.arange(number + 1, dtype=torch.int64, device=x.device) * x.shape[2] // number
-        return pool_ragged(x, edges.to(torch.int32)[None, None])
+        return pool_ragged(x, edges.to(torch.int32)[None, None], finite=True)
 
 
 def _in_order(x: Tensor, order: Tensor | None) -> Tensor:
