@@ -2,6 +2,7 @@
 # The ladder in one sitting on a machine of two GPUs: whole runs on one, fidelity on the other.
 #   benchmarks/ladder_h200x2.sh OUT
 out=$1
+export OMP_NUM_THREADS=8
 (
   export CUDA_VISIBLE_DEVICES=0
   run="timeout 300 python3 benchmarks/whole_runs.py"
