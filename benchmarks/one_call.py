@@ -155,9 +155,13 @@ def inputs_of(
     """A call as policies see it."""
     q, k, v = qkv
     policy = preset.policy
-    blocks = Blocks(grid, policy.block, q.device, key_block=policy.key_block)
+    block = policy.block_on(q.device.type, grid.tokens, q.shape[-1])
+    blocks = Blocks(grid, block, q.device, key_block=policy.key_block)
     scale, heads = q.shape[-1] ** -0.5, q.shape[1]
-    return Inputs(blocks=blocks, q=q, k=k, v=v, scale=scale, heads=heads, layer=layer, step=step)
+    return Inputs(
+        blocks=blocks, q=q, k=k, v=v, scale=scale, heads=heads, layer=layer, step=step,
+        density=policy.density,
+    )  # fmt: skip
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -113,7 +113,7 @@ class Layer:
     def __init__(self, qkv: tuple[Tensor, ...], name: str, changes: dict[str, Any]) -> None:
         block = {"block": 128} if "block" in PRESETS[name].parameters() else {}
         self.preset = PRESETS[name].override(block | changes)
-        self.block = self.preset.policy.block_on("cuda", GRID.tokens)
+        self.block = self.preset.policy.block_on("cuda", GRID.tokens, qkv[0].shape[-1])
         policy, run = self.preset.policy, Progress.first(50)
         dial = policy.mean_density is not None
         self.density = full_density(self.preset, run) if dial else policy.density

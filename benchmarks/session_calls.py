@@ -20,13 +20,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import DeviceType
+from torch._C._autograd import DeviceType
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vidsparse.cli import kernel_bench
 from vidsparse.engine import Call, SparseAttention
 from vidsparse.grid import TokenGrid
 from vidsparse.presets import find_preset
+from vidsparse.progress import Progress
 from vidsparse.stats import Stats, Stopwatch
 
 BRANCHES = ("cond", "uncond")
@@ -103,7 +104,7 @@ def calls(
     counted = {}
     for branch in BRANCHES:
         engine.stats = counted[branch] = Stats()
-        where = Call(grid=grid, layer=0, step=step, sigma=0.5, next_sigma=0.49, branch=branch)
+        where = Call(grid=grid, layer=0, step=step, progress=Progress.alone(0.5), branch=branch)
         engine(*tokens[branch], where, never)
     return counted
 
@@ -147,7 +148,9 @@ def profiled(name: str, tokens: dict[str, Tokens], grid: TokenGrid) -> list[dict
             calls(engine, tokens, grid, step)
         for branch in BRANCHES:
             with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
-                where = Call(grid=grid, layer=0, step=2, sigma=0.5, next_sigma=0.49, branch=branch)
+                where = Call(
+                    grid=grid, layer=0, step=2, progress=Progress.alone(0.5), branch=branch
+                )
                 engine(*tokens[branch], where, never)
                 torch.cuda.synchronize()
             kernels = [e for e in seen.key_averages() if e.device_type == DeviceType.CUDA]

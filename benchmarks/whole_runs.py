@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 
 import diffusers
 import torch
-from diffusers import UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from diffusers.pipelines.wan.pipeline_wan import WanPipeline
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
 import vidsparse
 
@@ -86,9 +88,9 @@ def build(model: Model, layers: int) -> tuple[Any, torch.Tensor]:
     scheduler = UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=model.shift
     )
-    pipe: Any = WanPipeline(
-        tokenizer=None, text_encoder=None, vae=None, transformer=transformer, scheduler=scheduler
-    )
+    left_out: Any = dict.fromkeys(("tokenizer", "text_encoder", "vae"))
+    parts: Any = {"transformer": transformer, "scheduler": scheduler} | left_out
+    pipe: Any = WanPipeline(**parts)
     pipe.set_progress_bar_config(disable=True)
     return pipe, torch.randn(1, 512, 4096, device=DEVICE, dtype=dtype)
 
@@ -124,7 +126,7 @@ def measure(
         blocks, pipe.transformer.blocks = pipe.transformer.blocks, torch.nn.ModuleList()
         record["seconds_without_layers"] = run(pipe, embeds, model, steps)
         pipe.transformer.blocks = blocks
-    more = {} if DEVICE == "cuda" else {"min_tokens": 0}
+    more: dict[str, Any] = {} if DEVICE == "cuda" else {"min_tokens": 0}
     for name in (args.presets if mode == "eager" else args.compiled).split(","):
         with vidsparse.sparsify(pipe, name, strict=True, **more) as session:
             run(pipe, embeds, model, args.warm)

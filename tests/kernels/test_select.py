@@ -181,5 +181,8 @@ def test_triton_spends_a_budget_as_sorting_does(device, data):
     sizes[1][..., 0] += 1
     always = (torch.rand(rows, columns) < 0.1).to(device) if draw(st.booleans()) else None
     density = draw(st.sampled_from([0.02, 0.3, 0.9, 1.0]))
-    both = [select_budget(scores, *sizes, density, always=always, impl=impl) for impl in IMPLS]
+    queries, keys = sizes
+    both = [
+        select_budget(scores, queries, keys, density, always=always, impl=impl) for impl in IMPLS
+    ]
     assert lists(both[0]) == lists(both[1])
