@@ -16,7 +16,7 @@ def test_doctor_says_the_rule_for_its_device(cli):
     assert row.split(maxsplit=1)[1].strip() == said
 
 
-@pytest.mark.parametrize(("device", "sizes"), [("cpu", ["64"]), ("cuda", ["128", "64"])])
+@pytest.mark.parametrize(("device", "sizes"), [("cpu", ["64"]), ("cuda", ["128", "64", "128"])])
 def test_the_rule_names_the_sizes_it_gives(device, sizes):
     words = describe_usual_block(device).replace(",", "").split()
     assert [word for word in words if word in ("64", "128")] == sizes
