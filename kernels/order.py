@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from vidsparse.kernels.permute import permute_tokens, unpermute_tokens
+from vidsparse.kernels.permute import in_token_order, unpermute_tokens
 from vidsparse.kernels.plan import BlockPlan
 
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
@@ -31,8 +31,8 @@ def attend_in_order(
     """
     q_order, kv_order = plan.q_order, plan.kv_order
     ordered = dataclasses.replace(plan, q_order=None, kv_order=None)
-    query = q if q_order is None else permute_tokens(q, q_order)
-    key, value = (x if kv_order is None else permute_tokens(x, kv_order) for x in (k, v))
+    query = in_token_order(q, q_order)
+    key, value = (in_token_order(x, kv_order) for x in (k, v))
     out, lse = attend(
         query, key, value, ordered, scale=scale, key_length=key_length, return_lse=return_lse
     )

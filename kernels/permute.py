@@ -33,6 +33,11 @@ def permute_tokens(x: Tensor, order: Tensor, *, impl: str = "auto") -> Tensor:
     return x.gather(2, _rows(order, x))
 
 
+def in_token_order(x: Tensor, order: Tensor | None) -> Tensor:
+    """Tokens in an order, as ``permute_tokens`` puts them; as they stand where there is none."""
+    return x if order is None else permute_tokens(x, order)
+
+
 def unpermute_tokens(
     y: Tensor, order: Tensor, *, like: Tensor | None = None, impl: str = "auto"
 ) -> Tensor:

@@ -351,7 +351,7 @@ class SparseAttention:
         start = policy.selector.tolerance_of_purse
         if policy.mean_density is None or start is None or progress is None:
             return
-        if not call.known or progress.run is not progress:
+        if not call.known or progress.is_alone:
             self.stats.notes.setdefault(
                 f"mean density {policy.mean_density:g} could not be aimed at: nobody says how many "
                 f"steps the run takes; the tolerance stayed at {start:g}"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vidsparse.budgets import Budgets
 from vidsparse.kernels.bits import Lists, lists_of_bits, pack_lists, unpack_bits
-from vidsparse.kernels.permute import permute_tokens
+from vidsparse.kernels.permute import in_token_order
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.policies.choice import CHOICE, Alternative, choose, per_head
 from vidsparse.policies.estimator import PLAN, Estimate, Inputs
@@ -86,8 +86,8 @@ class Planner:
 
     def again(self, work: Work, q: Tensor, k: Tensor, v: Tensor) -> Work:
         """The orders and the plan of an earlier call, for q, k and v in raster order."""
-        q = q if work.q_order is None else permute_tokens(q, work.q_order)
-        k, v = (x if work.kv_order is None else permute_tokens(x, work.kv_order) for x in (k, v))
+        q = in_token_order(q, work.q_order)
+        k, v = (in_token_order(x, work.kv_order) for x in (k, v))
         inputs = dataclasses.replace(work.inputs, q=q, k=k, v=v)
         plan = dataclasses.replace(work.plan, pooled=None)  # means are made anew, to be learned
         return self.policy.compensation.again(dataclasses.replace(work, inputs=inputs, plan=plan))

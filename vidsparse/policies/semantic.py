@@ -14,7 +14,7 @@ from torch import Tensor
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.kmeans import Clusters, kmeans
-from vidsparse.kernels.permute import inverse_order, order_by_label, permute_tokens
+from vidsparse.kernels.permute import in_token_order, inverse_order, order_by_label, permute_tokens
 from vidsparse.kernels.pooling import only_finite, pool_blocks, pool_ragged
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.orders import Arranged, Order, Tile, cached_positions
@@ -164,9 +164,9 @@ class Semantic(Order):
         blocks = dataclasses.replace(inputs.blocks, q_offsets=q_offsets, kv_offsets=kv_offsets)
         arranged = dataclasses.replace(
             inputs,
-            q=_in_order(q, q_order),
-            k=_in_order(k, kv_order),
-            v=_in_order(v, kv_order),
+            q=in_token_order(q, q_order),
+            k=in_token_order(k, kv_order),
+            v=in_token_order(v, kv_order),
             blocks=blocks,
         ).knowing_means(q=q_means, k=k_means)
         return Arranged(arranged, q_order, kv_order)
@@ -251,14 +251,9 @@ class Semantic(Order):
         """Of as many runs of tokens, box by box; groups stand in small boxes as they are."""
         if self.group == 1:
             video = dataclasses.replace(grid, prefix=0, suffix=0)
-            order = cached_positions(Tile(tile_width=8), video, x.device)
-            x = x if order is None else permute_tokens(x, order)
+            x = in_token_order(x, cached_positions(Tile(tile_width=8), video, x.device))
         edges = torch.arange(number + 1, dtype=torch.int64, device=x.device) * x.shape[2] // number
         return pool_ragged(x, edges.to(torch.int32)[None, None], finite=True)
-
-
-def _in_order(x: Tensor, order: Tensor | None) -> Tensor:
-    return x if order is None else permute_tokens(x, order)
 
 
 def _means(x: Tensor, clusters: Clusters, grid: TokenGrid) -> Tensor:
