@@ -53,7 +53,8 @@ MEANS: dict[str, Any] = {"estimator": "routing", "compensation": "centroid"}
 TILES: dict[str, Any] = {"preset": "balanced", "block": 128}
 TILES_64: dict[str, Any] = {"preset": "balanced", "block": 64}
 DRAFT: dict[str, Any] = {"preset": "draft", "block": 128}
-FEW: dict[str, Any] = {"preset": "semantic", "clusters": (200, 1000)}
+DRAFT_64: dict[str, Any] = {"preset": "draft", "block": 64}
+CLUSTERS: dict[str, Any] = {"preset": "semantic", "clusters": (200, 1000)}
 
 
 def ramp(until: float, warmup: float = 0.05) -> dict[str, Any]:
@@ -77,31 +78,29 @@ SETS: dict[str, dict[str, dict[str, Any]]] = {
         name: {"preset": name}
         for name in ("auto", "semantic", "balanced", "draft", "svg2-ear", "random")
     },
-    "rungs": {
-        "tiles .35": TILES | mean_of(0.35) | ramp(0.3),
-        "tiles .25": TILES | mean_of(0.25) | ramp(0.2),
-        "tiles .15": TILES | mean_of(0.15) | ramp(0.1),
-        "semantic .45": {"preset": "semantic"} | mean_of(0.45) | ramp(0.3),
-        "semantic .25": {"preset": "semantic"} | mean_of(0.25) | ramp(0.2),
-        "few .45": FEW | mean_of(0.45) | ramp(0.3),
-        "few .25": FEW | mean_of(0.25) | ramp(0.2),
-        "few .15": FEW | mean_of(0.15) | ramp(0.1),
-        "tiles .45": TILES | mean_of(0.45) | ramp(0.3),
-        "tiles .55": TILES | mean_of(0.55) | ramp(0.3),
-        "tiles .65": TILES | mean_of(0.65) | ramp(0.3),
-        "tiles, means .25": TILES | MEANS | mean_of(0.25) | ramp(0.2),
-        "tiles, means .15": TILES | MEANS | mean_of(0.15) | ramp(0.1),
-        "draft .25": DRAFT | mean_of(0.25) | ramp(0.2),
-        "draft .15": DRAFT | mean_of(0.15) | ramp(0.1),
+    "curves": {
+        f"{name} {density:g}": parts | mean_of(density) | ramp(until)
+        for density, until in ((0.35, 0.3), (0.25, 0.2), (0.15, 0.1), (0.45, 0.3), (0.55, 0.3))
+        for name, parts in {
+            "tiles 128": TILES,
+            "clusters": CLUSTERS,
+            "draft 128": DRAFT,
+            "tiles 128, means": TILES | MEANS,
+            "tiles 64": TILES_64,
+            "draft 64": DRAFT_64,
+        }.items()
+        if density <= 0.35 or name in ("tiles 128", "clusters")
+    },
+    "schedules": {
         "tiles .35, ramp .2": TILES | mean_of(0.35) | ramp(0.2),
         "tiles .35, ramp .45": TILES | mean_of(0.35) | ramp(0.45),
         "tiles .35, warm-up .1": TILES | mean_of(0.35) | ramp(0.3, 0.1),
         "tiles .25, ramp .3": TILES | mean_of(0.25) | ramp(0.3),
         "tiles .25, ramp .1": TILES | mean_of(0.25) | ramp(0.1),
         "tiles .15, ramp .05": TILES | mean_of(0.15) | ramp(0.05),
-        "tiles 64 .35": TILES_64 | mean_of(0.35) | ramp(0.3),
-        "tiles 64 .25": TILES_64 | mean_of(0.25) | ramp(0.2),
+        "clusters .25, ramp .3": CLUSTERS | mean_of(0.25) | ramp(0.3),
     },
+    "rungs": {name: {"preset": name} for name in ("balanced", "fast", "turbo", "quality")},
     "shift 3": {  # before: dense above sigma .95, full below .8, blocks of 64
         "before .45": TILES_64 | mean_of(0.45) | ramp(0.45, 0.15),
         "before .35": TILES_64 | mean_of(0.35) | ramp(0.45, 0.15),
