@@ -22,14 +22,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vidsparse.cli import kernel_bench
 from vidsparse.errors import BadInputError
-from vidsparse.kernels.antidiagonal import antidiagonal_scores
 from vidsparse.kernels.attention import attention
-from vidsparse.kernels.block_scores import block_mass, block_value_error
-from vidsparse.kernels.flash import flash_dense
-from vidsparse.kernels.kmeans import kmeans
-from vidsparse.kernels.permute import order_by_label, permute_tokens, unpermute_tokens
-from vidsparse.kernels.pooling import part_sizes, pool_blocks
-from vidsparse.kernels.select import select_top_k
+from vidsparse.kernels.engines.flash import flash_dense
+from vidsparse.kernels.planning.antidiagonal import antidiagonal_scores
+from vidsparse.kernels.planning.block_scores import block_mass, block_value_error
+from vidsparse.kernels.planning.kmeans import kmeans
+from vidsparse.kernels.planning.permute import order_by_label, permute_tokens, unpermute_tokens
+from vidsparse.kernels.planning.pooling import part_sizes, pool_blocks
+from vidsparse.kernels.planning.select import select_top_k
 from vidsparse.kernels.triton import portable
 from vidsparse.metrics.latency import take_turns
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from vidsparse.errors import BadInputError
 from vidsparse.kernels.autocast import cast_as_attention
-from vidsparse.kernels.case import Case
-from vidsparse.kernels.engines import ENGINES, check_engine, resolve_engine
-from vidsparse.kernels.observe import Observed, check_observable
+from vidsparse.kernels.engines.case import Case
+from vidsparse.kernels.engines.observe import Observed, check_observable
+from vidsparse.kernels.engines.table import ENGINES, check_engine, resolve_engine
 from vidsparse.kernels.op import attend
 from vidsparse.kernels.plan import BlockPlan
 
@@ -91,9 +91,10 @@ def attention(
             end of the sequence. With a ``kv_order``, positions of the ordered sequence.
         return_lse: Also return the natural log-sum-exp of each row, float32
             ``(batch, heads, q_len)``, differentiable too.
-        observe: Return what was seen of each listed block too, as ``observe.Observed``: of equal
-            blocks of at most 128 tokens, without pooled stand-ins. Lists may be in any order.
-        engine: "auto", or a name in ``engines.ENGINES``.
+        observe: Return what was seen of each listed block too, as ``engines.observe.Observed``:
+            of equal blocks of at most 128 tokens, without pooled stand-ins. Lists may be in any
+            order.
+        engine: "auto", or a name in ``engines.table.ENGINES``.
         ran: Counts the engine that runs, by its name.
         validate: Check the whole plan first, which waits for the device.
 

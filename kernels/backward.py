@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
-from vidsparse.kernels.cpu_backward import backward_gathered
+from vidsparse.kernels.engines.cpu_backward import backward_gathered
+from vidsparse.kernels.engines.reference import scores_and_values, skipped_blocks
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.kernels.reference import scores_and_values, skipped_blocks
 
 SCORES_AT_ONCE = 16 * 2**20  # of the pooled part: 64 MiB in float32
 

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from vidsparse.kernels.autocast import without_autocast
 from vidsparse.kernels.backward import attention_backward, pooled_backward
-from vidsparse.kernels.case import Case
-from vidsparse.kernels.compensate import add_skipped
-from vidsparse.kernels.engines import ENGINES, resolve_engine
-from vidsparse.kernels.order import attend_in_order
-from vidsparse.kernels.permute import permute_tokens, unpermute_tokens
+from vidsparse.kernels.engines.case import Case
+from vidsparse.kernels.engines.order import attend_in_order
+from vidsparse.kernels.engines.stand_ins import add_skipped
+from vidsparse.kernels.engines.table import ENGINES, resolve_engine
 from vidsparse.kernels.plan import BlockPlan, Pooled
+from vidsparse.kernels.planning.permute import permute_tokens, unpermute_tokens
 
 
 def attend(

@@ -14,8 +14,8 @@ from vidsparse.errors import DenseFallbackError
 from vidsparse.grid import TokenGrid
 from vidsparse.heads import HeadShare, all_of
 from vidsparse.kernels.autocast import cast_as_attention, without_autocast
-from vidsparse.kernels.engines import check_engine
-from vidsparse.kernels.permute import unpermute_tokens
+from vidsparse.kernels.engines.table import check_engine
+from vidsparse.kernels.planning.permute import unpermute_tokens
 from vidsparse.planner import Planner
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.estimator import Inputs
@@ -87,7 +87,7 @@ class SparseAttention:
 
     Args:
         preset: What to compute, and when.
-        engine: Kernel engine, "auto" or a name in ``kernels.engines.ENGINES``.
+        engine: Kernel engine, "auto" or a name in ``kernels.engines.table.ENGINES``.
         strict: Raise instead of falling back to dense.
 
     Raises:

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.kernels.transpose import transpose_plan
+from vidsparse.kernels.triton.transpose import transpose_plan
 
 LOG2E = 1.4426950408889634
 

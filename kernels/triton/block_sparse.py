@@ -12,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-from vidsparse.kernels.order import attend_in_order
+from vidsparse.kernels.engines.order import attend_in_order
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.kernels.triton import portable
 

@@ -1,6 +1,6 @@
 """Block-sparse forward for Hopper (sm_90) in Gluon, for blocks of unequal size.
 
-As ``hopper.py``, but a tile of 128 keys is filled from the chunks that ``kernels/chunks.py`` lists,
+As ``hopper.py``, but a tile of 128 keys is filled from the chunks that ``chunks.py`` lists,
 each copied by TMA from wherever it starts: the 128-byte swizzle repeats every 8 rows, so a chunk
 may land on any multiple of them. Keys and values have a producer warp each. Tiles with short chunks
 come first, and only they are masked.
@@ -25,10 +25,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from vidsparse.kernels.chunks import list_chunks
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.kernels.query_tiles import query_tiles
+from vidsparse.kernels.triton.chunks import list_chunks
 from vidsparse.kernels.triton.hopper import LOG2E, descriptor, suits_tma
+from vidsparse.kernels.triton.query_tiles import query_tiles
 
 QUERIES, KEYS = 128, 128
 # of 8, 16 and 32, all as fast on an H200: 8 fills tiles better, but its lists take twice the memory

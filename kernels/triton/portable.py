@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vidsparse.kernels.chunks import list_chunks
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.kernels.query_tiles import tiles_of_rows
+from vidsparse.kernels.triton.chunks import list_chunks
+from vidsparse.kernels.triton.query_tiles import tiles_of_rows
 
 LOG2E = 1.4426950408889634
 CHUNK, SLOTS = 16, 8  # no tile of keys is narrower than a chunk

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vidsparse.kernels.stand_in_error import HIGHEST
+from vidsparse.kernels.planning.stand_in_error import HIGHEST
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from vidsparse.kernels.attention import attention
-from vidsparse.kernels.case import Case
-from vidsparse.kernels.engines import ENGINES
-from vidsparse.kernels.kmeans import kmeans
-from vidsparse.kernels.permute import permute_tokens, unpermute_tokens
+from vidsparse.kernels.engines.case import Case
+from vidsparse.kernels.engines.reference import reference_attention
+from vidsparse.kernels.engines.table import ENGINES
 from vidsparse.kernels.plan import BlockPlan, Pooled
-from vidsparse.kernels.pooling import pool_blocks
-from vidsparse.kernels.reference import reference_attention
-from vidsparse.kernels.select import select_top_k
+from vidsparse.kernels.planning.kmeans import kmeans
+from vidsparse.kernels.planning.permute import permute_tokens, unpermute_tokens
+from vidsparse.kernels.planning.pooling import pool_blocks
+from vidsparse.kernels.planning.select import select_top_k
 
 pytestmark = pytest.mark.gpu
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from vidsparse.kernels.attention import attention
+from vidsparse.kernels.engines.reference import reference_attention
 from vidsparse.kernels.plan import BlockPlan, Pooled
-from vidsparse.kernels.reference import reference_attention
 from vidsparse.kernels.triton import block_sparse
 
 pytestmark = pytest.mark.gpu

@@ -7,9 +7,9 @@ import torch
 
 from vidsparse.errors import BadInputError
 from vidsparse.kernels.backward import attention_backward, pooled_backward
+from vidsparse.kernels.engines.reference import reference_attention
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.kernels.reference import reference_attention
-from vidsparse.kernels.transpose import transpose_plan
+from vidsparse.kernels.triton.transpose import transpose_plan
 
 # batch, heads, q_len, kv_len, head_dim, q_block, kv_block
 SHAPES = [

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounter
 
 from vidsparse.kernels.attention import attention
+from vidsparse.kernels.engines.reference import reference_attention
 from vidsparse.kernels.plan import Pooled
-from vidsparse.kernels.reference import reference_attention
 
 ENGINES = ["cpu", "triton"]
 

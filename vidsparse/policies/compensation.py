@@ -13,9 +13,9 @@ from torch import Tensor
 
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
-from vidsparse.kernels.compensate import rescale
 from vidsparse.kernels.plan import BlockPlan, Pooled, dense_plan
-from vidsparse.kernels.pooling import only_finite, pool_blocks
+from vidsparse.kernels.planning.pooling import only_finite, pool_blocks
+from vidsparse.kernels.planning.rescale import rescale
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.part import Part
 from vidsparse.policies.pooled import pooled_mass

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from vidsparse.grid import TokenGrid
 from vidsparse.heads import HeadShare
-from vidsparse.kernels.observe import Observed
+from vidsparse.kernels.engines.observe import Observed
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.kernels.pooling import pool_blocks, pool_ragged
+from vidsparse.kernels.planning.pooling import pool_blocks, pool_ragged
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.part import Part
 from vidsparse.purse import Purse

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from vidsparse.kernels.attention import attention
-from vidsparse.kernels.observe import Observed
+from vidsparse.kernels.engines.observe import Observed
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.policies.estimator import Inputs
 
@@ -58,7 +58,7 @@ class Kernel:
 
     Attributes:
         scale: Score scale.
-        engine: "auto", or a name in ``kernels.engines.ENGINES``.
+        engine: "auto", or a name in ``kernels.engines.table.ENGINES``.
         ran: Counts the engines that ran, by name.
     """
 
