@@ -15,6 +15,7 @@ from vidsparse.kernels.engines.observe import Observed, check_observable
 from vidsparse.kernels.engines.table import ENGINES, check_engine, resolve_engine
 from vidsparse.kernels.op import attend
 from vidsparse.kernels.plan import BlockPlan
+from vidsparse.kernels.validate import validated
 
 
 @overload
@@ -192,6 +193,6 @@ def _check_plan(q: Tensor, plan: BlockPlan) -> None:
 
 def _validate(plan: BlockPlan) -> None:
     try:
-        plan.validate()
+        validated(plan)
     except ValueError as error:
         raise BadInputError(f"the plan is wrong: {error}") from None

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
+from vidsparse.kernels.dispatch import use_triton
 from vidsparse.kernels.engines.cpu_backward import backward_gathered
 from vidsparse.kernels.engines.reference import scores_and_values, skipped_blocks
 from vidsparse.kernels.plan import BlockPlan
@@ -56,16 +57,15 @@ def attention_backward(
     Raises:
         BadInputError: For another ``impl``, or Triton by name where blocks are of unequal size.
     """
-    if impl not in ("auto", "triton", "cpu", "reference"):
-        raise BadInputError(f"unknown impl {impl!r}: choose auto, triton, cpu or reference")
     unequal = plan.q_offsets is not None or plan.kv_offsets is not None
-    if impl == "triton" and unequal:
+    able = not unequal and q.dtype != torch.float64
+    triton = use_triton(impl, q, able=able, besides=("cpu",))
+    if triton and unequal:
         raise BadInputError("the Triton backward needs blocks of equal size: use impl='cpu'")
     delta = (grad_out.to(wide := _wide(q)) * out.to(wide)).sum(dim=-1)
     if grad_lse is not None:
         delta = delta - grad_lse
-    supported = not unequal and q.dtype != torch.float64
-    if impl == "triton" or (impl == "auto" and q.is_cuda and supported):
+    if triton:
         from vidsparse.kernels.triton.backward import launch
 
         return launch(grad_out, q, k, v, delta, lse, plan, scale, key_length)

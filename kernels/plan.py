@@ -195,19 +195,6 @@ class BlockPlan:
             tensors += [self.pooled.key, self.pooled.value, self.pooled.size]
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
-    def validate(self) -> BlockPlan:
-        """Check the whole plan, reading it back from the device; for tests and for new policies.
-
-        Raises:
-            ValueError: Naming what is wrong: a dtype, a shape, an empty row, an index that no
-                block has, a block listed twice, an order that is no permutation, or offsets that
-                do not cover the sequence.
-        """
-        from vidsparse.kernels.validate import validate_plan
-
-        validate_plan(self)
-        return self
-
 
 def dense_plan(like: BlockPlan) -> BlockPlan:
     """The plan that skips nothing, of the blocks of another; shared by all heads."""

@@ -6,8 +6,14 @@ from torch import Tensor
 from vidsparse.kernels.plan import BlockPlan
 
 
-def validate_plan(plan: BlockPlan) -> None:
-    """Raise ValueError for the first thing that is wrong with a plan; reads it back."""
+def validated(plan: BlockPlan) -> BlockPlan:
+    """The plan, if nothing is wrong with it, reading it back; for tests and for new policies.
+
+    Raises:
+        ValueError: Naming what is wrong: a dtype, a shape, an empty row, an index that no block
+            has, a block listed twice, an order that is no permutation, or offsets that do not
+            cover the sequence.
+    """
     _check_lists(plan)
     for side, length, blocks in (
         ("q", plan.q_len, plan.num_q_blocks),
@@ -20,6 +26,7 @@ def validate_plan(plan: BlockPlan) -> None:
             _check_offsets(f"{side}_offsets", offsets, length, blocks, plan)
     if plan.pooled is not None:
         _check_pooled(plan)
+    return plan
 
 
 def _check_lists(plan: BlockPlan) -> None:

@@ -48,19 +48,6 @@ def check_observable(plan: BlockPlan) -> None:
         )
 
 
-def observe_triton(
-    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, scale: float, key_length: Tensor | None
-) -> Observed:
-    """Attend and report, in one kernel; as ``observe_reference``."""
-    from vidsparse.kernels.triton.portable import launch
-
-    out, lse, margin, mass = launch(q, k, v, plan, scale, key_length, True, with_stats=True)
-    assert lse is not None
-    assert margin is not None
-    assert mass is not None
-    return Observed(out, lse, margin, mass)
-
-
 def observe_reference(
     q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, scale: float, key_length: Tensor | None
 ) -> Observed:

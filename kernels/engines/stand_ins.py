@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
+from vidsparse.kernels.dispatch import use_triton
 from vidsparse.kernels.engines.reference import skipped_blocks
 from vidsparse.kernels.plan import BlockPlan
 
@@ -32,11 +33,9 @@ def add_skipped(
     Returns:
         The output and log-sum-exp over listed and pooled blocks.
     """
-    if impl not in ("auto", "triton", "reference"):
-        raise BadInputError(f"unknown impl {impl!r}: choose auto, triton or reference")
     if plan.pooled is None:
         raise BadInputError("the plan has no pooled blocks: attach them with Pooled(...)")
-    if impl == "triton" or (impl == "auto" and q.is_cuda):
+    if use_triton(impl, q):
         from vidsparse.kernels.triton.stand_ins import launch
 
         return launch(q, out, lse, plan, scale)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,8 +18,9 @@ from vidsparse.kernels.engines.cpu import cpu_attention
 from vidsparse.kernels.engines.cpu_observe import observe_gathered
 from vidsparse.kernels.engines.flash import flash_attention, flash_unsupported
 from vidsparse.kernels.engines.flex import flex_attention, flex_unsupported
-from vidsparse.kernels.engines.observe import Observed, observe_reference, observe_triton
+from vidsparse.kernels.engines.observe import Observed, observe_reference
 from vidsparse.kernels.engines.reference import reference_attention
+from vidsparse.kernels.engines.triton import observe_triton, triton_attention, triton_unsupported
 from vidsparse.kernels.engines.xformers import xformers_attention, xformers_unsupported
 
 MEASURED = Path(__file__).parent.parent / "measured.json"
@@ -66,38 +66,12 @@ class Choice(NamedTuple):
     why: str
 
 
-def _run_triton(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    from vidsparse.kernels.triton.block_sparse import triton_attention
-
-    return triton_attention(*args, **kwargs)
-
-
-def triton_unsupported(case: Case) -> list[str]:
-    """Why the ``triton`` engine cannot run a case; empty when it can."""
-    reasons = []
-    if importlib.util.find_spec("triton") is None:
-        reasons.append("triton is not installed (pip install triton)")
-    elif case.device_type != "cuda" and not _interpreted():
-        reasons.append(f"triton kernels need a CUDA device, the tensors are on {case.device_type}")
-    if case.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        reasons.append(f"triton kernels take fp16, bf16 and fp32, not {case.dtype}")
-    if not 1 <= case.head_dim <= 256:
-        reasons.append(f"triton kernels take a head_dim up to 256, not {case.head_dim}")
-    return reasons
-
-
-def _interpreted() -> bool:
-    import triton.knobs
-
-    return bool(triton.knobs.runtime.interpret)
-
-
 ENGINES: dict[str, Engine] = {
     engine.name: engine
     for engine in (
         Engine(
             name="triton",
-            run=_run_triton,
+            run=triton_attention,
             unsupported=triton_unsupported,
             observe=observe_triton,
             takes_orders=True,

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
+from vidsparse.kernels.dispatch import use_triton
 
 
 def antidiagonal_scores(
@@ -38,11 +39,9 @@ def antidiagonal_scores(
     Raises:
         BadInputError: For another ``impl``, or a stride that does not divide the block.
     """
-    if impl not in ("auto", "triton", "reference"):
-        raise BadInputError(f"unknown impl {impl!r}: choose auto, triton or reference")
     if stride < 1 or block % stride:
         raise BadInputError(f"stride must divide the block of {block} tokens, got {stride}")
-    if impl == "triton" or (impl == "auto" and q.is_cuda):
+    if use_triton(impl, q):
         from vidsparse.kernels.triton.antidiagonal import launch
 
         return launch(q, k, block, stride, scale)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vidsparse.errors import BadInputError
+from vidsparse.kernels.dispatch import use_triton
 
 Lists = tuple[Tensor, Tensor]
 
@@ -49,7 +49,7 @@ def pack_lists(count: Tensor, index: Tensor, number: int, *, impl: str = "auto")
     Raises:
         BadInputError: For another ``impl``.
     """
-    if _use_triton(impl, index):
+    if use_triton(impl, index):
         from vidsparse.kernels.triton.bits import pack
 
         return pack(count, index, number)
@@ -72,16 +72,10 @@ def lists_of_bits(packed: Tensor, number: int, *, impl: str = "auto") -> Lists:
     Raises:
         BadInputError: For another ``impl``.
     """
-    if _use_triton(impl, packed):
+    if use_triton(impl, packed):
         from vidsparse.kernels.triton.bits import unpack
 
         return unpack(packed, number)
     keep = unpack_bits(packed, number)
     index = (~keep).to(torch.uint8).argsort(dim=-1, stable=True)
     return keep.sum(dim=-1, dtype=torch.int32).clamp(min=1), index.to(torch.int32)
-
-
-def _use_triton(impl: str, x: Tensor) -> bool:
-    if impl not in ("auto", "triton", "reference"):
-        raise BadInputError(f"unknown impl {impl!r}: choose auto, triton or reference")
-    return impl == "triton" or (impl == "auto" and x.is_cuda)

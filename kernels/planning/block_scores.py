@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
+from vidsparse.kernels.dispatch import use_triton
 
 
 def block_mass(
@@ -43,9 +44,9 @@ def block_mass(
     Returns:
         Float32 ``(batch, heads, M, N)``.
     """
-    _check(impl, query, key)
+    _check(query, key)
     weights = query_sizes / query_sizes.sum(dim=-1, keepdim=True)
-    if impl == "triton" or (impl == "auto" and query.is_cuda):
+    if use_triton(impl, query):
         from vidsparse.kernels.triton.block_scores import mass
 
         return mass(query, key, weights, key_sizes, scale)
@@ -66,11 +67,9 @@ def block_value_error(mass: Tensor, value: Tensor, *, impl: str = "auto") -> Ten
     Returns:
         ``P(i, j) |v_j - o_i|``, float32 ``(batch, heads, M, N)``.
     """
-    if impl not in ("auto", "triton", "reference"):
-        raise BadInputError(f"unknown impl {impl!r}: choose auto, triton or reference")
     value = value.float()
     value = value - value.mean(dim=2, keepdim=True)  # distances stay, cancellation goes
-    if impl == "triton" or (impl == "auto" and mass.is_cuda):
+    if use_triton(impl, mass):
         from vidsparse.kernels.triton.block_scores import value_error
 
         return value_error(mass, value)
@@ -78,9 +77,7 @@ def block_value_error(mass: Tensor, value: Tensor, *, impl: str = "auto") -> Ten
     return share * torch.cdist(share @ value, value)
 
 
-def _check(impl: str, query: Tensor, key: Tensor) -> None:
-    if impl not in ("auto", "triton", "reference"):
-        raise BadInputError(f"unknown impl {impl!r}: choose auto, triton or reference")
+def _check(query: Tensor, key: Tensor) -> None:
     for name, parts in (("query", query.shape[3]), ("key", key.shape[3])):
         if parts & (parts - 1) or parts > 16:
             raise BadInputError(f"{name} parts must be 1, 2, 4, 8 or 16, got {parts}")

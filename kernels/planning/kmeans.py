@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
+from vidsparse.kernels.dispatch import use_triton
 from vidsparse.kernels.planning.permute import order_by_label, permute_tokens
 from vidsparse.kernels.planning.pooling import only_finite, pool_ragged
 
@@ -71,8 +72,6 @@ def kmeans(
     Raises:
         BadInputError: For numbers out of range, or centroids of another shape.
     """
-    if impl not in ("auto", "triton", "reference"):
-        raise BadInputError(f"unknown impl {impl!r}: choose auto, triton or reference")
     if not 1 <= clusters <= 4096:
         raise BadInputError(f"clusters must be from 1 to 4096, got {clusters}")
     if iterations < 1:
@@ -83,7 +82,7 @@ def kmeans(
     elif tuple(centroids.shape) != shape:
         raise BadInputError(f"centroids must be {shape}, got {tuple(centroids.shape)}")
     step = _step_reference
-    if impl == "triton" or (impl == "auto" and x.is_cuda):
+    if use_triton(impl, x):
         from vidsparse.kernels.triton.kmeans import step
     centroids = only_finite(centroids.float()) if finite else centroids.float()
     labels, order, offsets, centroids = step(x, centroids, finite)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
+from vidsparse.kernels.dispatch import use_triton
 
 
 def permute_tokens(x: Tensor, order: Tensor, *, impl: str = "auto") -> Tensor:
@@ -26,7 +27,8 @@ def permute_tokens(x: Tensor, order: Tensor, *, impl: str = "auto") -> Tensor:
     Raises:
         BadInputError: For another ``impl``, or an order of another length.
     """
-    if _use_triton(x, order, impl):
+    _check(x, order)
+    if use_triton(impl, x, differentiable=True):
         from vidsparse.kernels.triton.permute import gather
 
         return gather(x, order)
@@ -49,8 +51,9 @@ def unpermute_tokens(
         like: A tensor of y's shape; the result gets the strides of ``torch.empty_like(like)``.
         impl: As in ``permute_tokens``.
     """
+    _check(y, order)
     made = torch.empty_like(y if like is None else like, dtype=y.dtype)
-    if _use_triton(y, order, impl):
+    if use_triton(impl, y, differentiable=True):
         from vidsparse.kernels.triton.permute import scatter
 
         return scatter(y, order, made)
@@ -84,9 +87,7 @@ def order_by_label(labels: Tensor, clusters: int, *, impl: str = "auto") -> tupl
         The order, int32 ``(batch, heads, seq)``, and the offsets of the clusters in it, int32
         ``(batch, heads, clusters + 1)``; an empty cluster starts where the next one does.
     """
-    if impl not in ("auto", "triton", "reference"):
-        raise BadInputError(f"unknown impl {impl!r}: choose auto, triton or reference")
-    if impl == "triton" or (impl == "auto" and labels.is_cuda):
+    if use_triton(impl, labels):
         from vidsparse.kernels.triton.permute import counting_sort
 
         return counting_sort(labels, clusters)
@@ -102,10 +103,6 @@ def _rows(order: Tensor, x: Tensor) -> Tensor:
     return order.long().expand(x.shape[:3])[..., None].expand(x.shape)
 
 
-def _use_triton(x: Tensor, order: Tensor, impl: str) -> bool:
-    if impl not in ("auto", "triton", "reference"):
-        raise BadInputError(f"unknown impl {impl!r}: choose auto, triton or reference")
+def _check(x: Tensor, order: Tensor) -> None:
     if order.shape[-1] != x.shape[2]:
         raise BadInputError(f"the order is for {order.shape[-1]} tokens, got {x.shape[2]}")
-    needs_grad = torch.is_grad_enabled() and x.requires_grad
-    return impl == "triton" or (impl == "auto" and x.is_cuda and not needs_grad)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
+from vidsparse.kernels.dispatch import use_triton
 from vidsparse.kernels.plan import block_of_token
 
 
@@ -35,14 +36,11 @@ def pool_blocks(
     Raises:
         BadInputError: For another ``impl``, or parts that do not divide the block.
     """
-    if impl not in ("auto", "triton", "reference"):
-        raise BadInputError(f"unknown impl {impl!r}: choose auto, triton or reference")
     if parts < 1 or block % parts:
         raise BadInputError(f"parts must divide the block of {block} tokens, got {parts}")
     wide = torch.promote_types(x.dtype, torch.float32)
     dtype = wide if dtype is None else dtype
-    needs_grad = torch.is_grad_enabled() and x.requires_grad
-    if impl == "triton" or (impl == "auto" and x.is_cuda and not needs_grad):
+    if use_triton(impl, x, differentiable=True):
         from vidsparse.kernels.triton.pooling import launch
 
         return launch(x, block, parts, dtype, finite)
@@ -86,11 +84,8 @@ def pool_ragged(x: Tensor, offsets: Tensor, *, finite: bool = False, impl: str =
     Returns:
         Float32 ``(batch, heads, N, head_dim)``; a block without tokens has mean zero.
     """
-    if impl not in ("auto", "triton", "reference"):
-        raise BadInputError(f"unknown impl {impl!r}: choose auto, triton or reference")
     offsets = offsets.expand(*x.shape[:2], -1)
-    needs_grad = torch.is_grad_enabled() and x.requires_grad
-    if impl == "triton" or (impl == "auto" and x.is_cuda and not needs_grad):
+    if use_triton(impl, x, differentiable=True):
         from vidsparse.kernels.triton.pooling import launch_ragged
 
         return launch_ragged(x, offsets, finite)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
+from vidsparse.kernels.dispatch import use_triton
 
 Lists = tuple[Tensor, Tensor]
 
@@ -45,7 +46,7 @@ def select_top_k(
     if always is None:
         max_always = 0
     width = number if max_always is None else min(number, max(k, max_always))
-    if _use_triton(impl, scores):
+    if use_triton(impl, scores):
         from vidsparse.kernels.triton.select import rows
 
         return rows(scores, always, width, least=k)
@@ -72,7 +73,7 @@ def select_top_p(
     """
     if not 0 < p <= 1:
         raise BadInputError(f"p must be in (0, 1], got {p:g}")
-    if _use_triton(impl, mass):
+    if use_triton(impl, mass):
         from vidsparse.kernels.triton.select import rows
 
         share = p * (1 - ROUNDING)
@@ -95,7 +96,7 @@ def select_threshold(
     impl: str = "auto",
 ) -> Lists:
     """Keep blocks that score at least a threshold, a number or a tensor that broadcasts."""
-    if _use_triton(impl, scores):
+    if use_triton(impl, scores):
         from vidsparse.kernels.triton.select import rows
 
         threshold = torch.as_tensor(threshold, dtype=torch.float32, device=scores.device)
@@ -136,7 +137,7 @@ def select_budget(
     if not isinstance(density, Tensor) and not 0 < density <= 1:
         raise BadInputError(f"density must be in (0, 1], got {density:g}")
     entries, number = scores.shape[0], scores.shape[-1]
-    if _use_triton(impl, scores):
+    if use_triton(impl, scores):
         from vidsparse.kernels.triton.select import budget_cutoff, rows
 
         pairs = _all_pairs(scores, q_sizes, kv_sizes)
@@ -248,9 +249,3 @@ def _best(scores: Tensor, always: Tensor | None, counts: Tensor, width: int) -> 
     kept = rank < counts[..., None]
     index = (~kept).to(torch.uint8).argsort(dim=-1, stable=True)[..., :width]
     return counts, index.to(torch.int32)
-
-
-def _use_triton(impl: str, scores: Tensor) -> bool:
-    if impl not in ("auto", "triton", "reference"):
-        raise BadInputError(f"unknown impl {impl!r}: choose auto, triton or reference")
-    return impl == "triton" or (impl == "auto" and scores.is_cuda)

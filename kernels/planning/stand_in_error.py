@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vidsparse.errors import BadInputError
+from vidsparse.kernels.dispatch import use_triton
 from vidsparse.kernels.plan import block_of_token
 
 HIGHEST = 40.0  # score of a key above the best mean of its row; beyond, it counts as that
@@ -48,16 +48,14 @@ def stand_in_error(
     Raises:
         BadInputError: For another ``impl``.
     """
-    if impl not in ("auto", "triton", "reference"):
-        raise BadInputError(f"unknown impl {impl!r}: choose auto, triton or reference")
     mean_scores = query @ key_means.mT * scale
     offsets = offsets.expand(*k.shape[:2], -1)
     empty = (offsets.diff(dim=-1) == 0).unsqueeze(-2)
     top = mean_scores.masked_fill(empty, float("-inf")).amax(dim=-1, keepdim=True)
-    if impl == "triton" or (impl == "auto" and k.is_cuda):
+    if use_triton(impl, k):
         from vidsparse.kernels.triton.stand_in_error import launch
 
-        squares, mass = launch(query, k, v, mean_scores, top, value_means, offsets, scale)
+        squares, mass = launch(query, k, v, mean_scores, top, value_means, offsets, scale, HIGHEST)
     else:
         squares, mass = _squares_and_mass(
             query, k, v, (mean_scores - top).clamp(max=0), top, value_means, offsets, scale

@@ -14,17 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from vidsparse.kernels.plan import BlockPlan
+from vidsparse.kernels.triton.primitives import LOG2E, load_rows, shared_strides
 from vidsparse.kernels.triton.transpose import transpose_plan
-
-LOG2E = 1.4426950408889634
-
-
-@triton.jit
-def _rows(ptr, position, valid, stride_s, stride_d, D: tl.constexpr, BD: tl.constexpr):
-    """Rows of a ``(seq, head_dim)`` view, zero where not valid: ``[rows, BD]``."""
-    dims = tl.arange(0, BD)
-    at = position.to(tl.int64)[:, None] * stride_s + dims[None, :].to(tl.int64) * stride_d
-    return tl.load(ptr + at, mask=valid[:, None] & (dims < D)[None, :], other=0.0)
 
 
 @triton.jit
@@ -51,8 +42,8 @@ def _dq(
     row = tl.program_id(0) // PER_ROW
     position = row * Q_BLOCK + (tl.program_id(0) % PER_ROW) * BM + tl.arange(0, BM)
     valid = position < tl.minimum((row + 1) * Q_BLOCK, q_len)
-    q = _rows(q_ptr + b * q_b + h * q_h, position, valid, q_s, q_d, D, BD)
-    g = _rows(g_ptr + b * g_b + h * g_h, position, valid, g_s, g_d, D, BD)
+    q = load_rows(q_ptr + b * q_b + h * q_h, position, valid, q_s, q_d, D, BD)
+    g = load_rows(g_ptr + b * g_b + h * g_h, position, valid, g_s, g_d, D, BD)
     at = (b * heads + h) * q_len + position
     lse = tl.load(lse_ptr + at, mask=valid, other=0.0)
     delta = tl.load(delta_ptr + at, mask=valid, other=0.0)
@@ -66,8 +57,8 @@ def _dq(
         first = tl.load(listed + n // SUBS) * KV_BLOCK
         key = first + (n % SUBS) * BN + tl.arange(0, BN)
         k_valid = key < tl.minimum(first + KV_BLOCK, kv_end)
-        k = _rows(k_ptr, key, k_valid, k_s, k_d, D, BD)
-        v = _rows(v_ptr, key, k_valid, v_s, v_d, D, BD)
+        k = load_rows(k_ptr, key, k_valid, k_s, k_d, D, BD)
+        v = load_rows(v_ptr, key, k_valid, v_s, v_d, D, BD)
         p = _weights(q, k, lse, valid, k_valid, scale_log2)
         ds = p * (tl.dot(g, tl.trans(v), input_precision="ieee") - delta[:, None])
         acc += tl.dot(ds.to(k.dtype), k, input_precision="ieee")
@@ -95,8 +86,8 @@ def _dk_dv(
     key = row * KV_BLOCK + (tl.program_id(0) % PER_ROW) * BN + tl.arange(0, BN)
     mine = key < tl.minimum((row + 1) * KV_BLOCK, kv_len)
     k_valid = mine & (key < tl.load(kv_end_ptr + b))
-    k = _rows(k_ptr + b * k_b + h * k_h, key, k_valid, k_s, k_d, D, BD)
-    v = _rows(v_ptr + b * v_b + h * v_h, key, k_valid, v_s, v_d, D, BD)
+    k = load_rows(k_ptr + b * k_b + h * k_h, key, k_valid, k_s, k_d, D, BD)
+    v = load_rows(v_ptr + b * v_b + h * v_h, key, k_valid, v_s, v_d, D, BD)
     q_ptr += b * q_b + h * q_h
     g_ptr += b * g_b + h * g_h
     rows_at = (b * heads + h) * q_len
@@ -108,8 +99,8 @@ def _dk_dv(
         first = tl.load(listed + n // SUBS) * Q_BLOCK
         position = first + (n % SUBS) * BM + tl.arange(0, BM)
         valid = position < tl.minimum(first + Q_BLOCK, q_len)
-        q = _rows(q_ptr, position, valid, q_s, q_d, D, BD)
-        g = _rows(g_ptr, position, valid, g_s, g_d, D, BD)
+        q = load_rows(q_ptr, position, valid, q_s, q_d, D, BD)
+        g = load_rows(g_ptr, position, valid, g_s, g_d, D, BD)
         lse = tl.load(lse_ptr + rows_at + position, mask=valid, other=0.0)
         delta = tl.load(delta_ptr + rows_at + position, mask=valid, other=0.0)
         p = _weights(q, k, lse, valid, k_valid, scale_log2)
@@ -200,6 +191,5 @@ def launch(
 
 
 def _list_strides(count: Tensor, index: Tensor) -> tuple[int, ...]:
-    """Batch and head strides, 0 where one list serves all, and the stride of a row."""
-    shared = [0 if x.shape[i] == 1 else x.stride(i) for x in (count, index) for i in (0, 1)]
-    return (*shared, index.stride(2))
+    """Batch and head strides, and the stride of a row."""
+    return (*shared_strides(count), *shared_strides(index), index.stride(2))

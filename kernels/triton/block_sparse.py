@@ -1,7 +1,7 @@
-"""The ``triton`` engine: block-sparse attention for any block plan.
+"""Which of three kernels of one meaning runs a block plan.
 
-Three kernels with one meaning: ``hopper.py`` for blocks of equal size and ``packed.py`` for others
-where they can run, ``portable.py`` everywhere else.
+``hopper.py`` for blocks of equal size and ``packed.py`` for others where they can run,
+``portable.py`` everywhere else.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from vidsparse.kernels.triton import portable
 OLDEST_GLUON = (3, 6)  # Triton whose Gluon the Hopper kernel is written in and was run with
 
 
-def triton_attention(
+def launch(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     plan: BlockPlan,
     *,
     scale: float,
-    key_length: Tensor | None = None,
-    return_lse: bool = False,
+    key_length: Tensor | None,
+    return_lse: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attend as ``plan`` says, token orders included; pooled stand-ins are not its business.
+    """Run one of them, token orders included; pooled stand-ins are not its business.
 
     Arguments and result as in ``reference_attention``; sums in float32, softmax in base 2.
     """

@@ -5,10 +5,31 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from vidsparse.kernels.dispatch import use_triton
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.kernels.triton.chunks import Chunks, Cuts
-from vidsparse.kernels.triton.portable import shared_strides
+from vidsparse.kernels.triton.chunks import Chunks, Cuts, chunks_by_sorting, cut_blocks
+from vidsparse.kernels.triton.primitives import shared_strides
+
+
+def list_chunks(
+    plan: BlockPlan, size: int, slots: int, key_length: Tensor | None = None, *, impl: str = "auto"
+) -> Chunks:
+    """Cut the key blocks of a plan and list the chunks that each query block reads.
+
+    Args:
+        plan: With key blocks of any size.
+        size: Positions in a whole chunk, a power of two.
+        slots: Chunks in a tile, a power of two; ``size`` to this power is at most ``2 ** 63``.
+        key_length: Keys that exist in each batch entry, int32 ``(batch,)``; later ones are in no
+            chunk.
+        impl: "triton", "reference", or "auto": Triton on CUDA.
+    """
+    cuts = cut_blocks(plan, size, key_length)
+    if use_triton(impl, plan.kv_count):
+        return _launch(plan, cuts, size, slots)
+    return chunks_by_sorting(plan, cuts, size, slots)
 
 
 @triton.jit
@@ -75,8 +96,8 @@ def _write_lists(
         tl.store(lengths_ptr + to * most + tile - masked, packed, mask=tile < tiles)
 
 
-def launch(plan: BlockPlan, cuts: Cuts, size: int, slots: int) -> Chunks:
-    """Run the kernel; arguments and result as in ``chunks.py``."""
+def _launch(plan: BlockPlan, cuts: Cuts, size: int, slots: int) -> Chunks:
+    """Run the kernel; arguments and result as in ``chunks_by_sorting``."""
     count, given = plan.kv_count.contiguous(), plan.kv_index.contiguous()
     shapes = (given.shape[:2], count.shape[:2], cuts.tokens.shape[:2])
     batch, heads = torch.broadcast_shapes(*shapes)

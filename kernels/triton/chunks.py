@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vidsparse.errors import BadInputError
 from vidsparse.kernels.plan import BlockPlan
 
 
@@ -60,29 +59,6 @@ class Cuts:
     table: Tensor
 
 
-def list_chunks(
-    plan: BlockPlan, size: int, slots: int, key_length: Tensor | None = None, *, impl: str = "auto"
-) -> Chunks:
-    """Cut the key blocks of a plan and list the chunks that each query block reads.
-
-    Args:
-        plan: With key blocks of any size.
-        size: Positions in a whole chunk, a power of two.
-        slots: Chunks in a tile, a power of two; ``size`` to this power is at most ``2 ** 63``.
-        key_length: Keys that exist in each batch entry, int32 ``(batch,)``; later ones are in no
-            chunk.
-        impl: "triton", "reference", or "auto": Triton on CUDA.
-    """
-    if impl not in ("auto", "triton", "reference"):
-        raise BadInputError(f"unknown impl {impl!r}: choose auto, triton or reference")
-    cuts = cut_blocks(plan, size, key_length)
-    if impl == "triton" or (impl == "auto" and plan.kv_count.is_cuda):
-        from vidsparse.kernels.triton.chunk_lists import launch
-
-        return launch(plan, cuts, size, slots)
-    return _reference(plan, cuts, size, slots)
-
-
 def block_edges(plan: BlockPlan) -> Tensor:
     """Where each key block starts, and the end of the last, int32 ``(B|1, H|1, N + 1)``."""
     if plan.kv_offsets is not None:
@@ -115,8 +91,8 @@ def cut_blocks(plan: BlockPlan, size: int, key_length: Tensor | None = None) -> 
     )
 
 
-def _reference(plan: BlockPlan, cuts: Cuts, size: int, slots: int) -> Chunks:
-    """The lists by a stable sort of whole, short and unread chunks; every chunk for every row."""
+def chunks_by_sorting(plan: BlockPlan, cuts: Cuts, size: int, slots: int) -> Chunks:
+    """The lists, by a stable sort of whole, short and unread chunks; every chunk for every row."""
     mask = plan.to_block_mask()
     batch, heads = torch.broadcast_shapes(mask.shape[:2], cuts.owner.shape[:2])
     mask = mask.expand(batch, heads, -1, -1)

@@ -25,11 +25,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from vidsparse.kernels.plan import BlockPlan
+from vidsparse.kernels.triton.primitives import LOG2E, shared_strides
+from vidsparse.kernels.triton.tma import descriptor, suits_tma
 
-LOG2E = 1.4426950408889634
 INTEGERS = (
     "count_b", "count_h", "index_b", "index_h", "index_m",
     "tiles", "tiles_per_head", "heads", "q_len",
@@ -292,8 +292,8 @@ def launch(
         count,
         index,
         kv_end,
-        *(0 if count.shape[i] == 1 else count.stride(i) for i in (0, 1)),
-        *(0 if index.shape[i] == 1 else index.stride(i) for i in (0, 1)),
+        *shared_strides(count),
+        *shared_strides(index),
         index.stride(2),
         per_head * batch * heads,
         per_head,
@@ -327,13 +327,3 @@ def _lists(
     used = torch.arange(index.shape[-1], device=device) < count[..., None]
     exists = index * plan.kv_block < kv_end[:, None, None, None]
     return (used & exists).sum(dim=-1, dtype=torch.int32), index, kv_end
-
-
-def descriptor(x: Tensor, rows: int, head_dim: int) -> TensorDescriptor:
-    layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
-    return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows, head_dim], layout)
-
-
-def suits_tma(x: Tensor) -> bool:
-    aligned = all(stride > 0 and stride * x.element_size() % 16 == 0 for stride in x.stride()[:-1])
-    return x.stride(-1) == 1 and aligned and x.data_ptr() % 16 == 0

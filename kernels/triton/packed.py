@@ -26,9 +26,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.kernels.triton.chunks import list_chunks
-from vidsparse.kernels.triton.hopper import LOG2E, descriptor, suits_tma
+from vidsparse.kernels.triton.chunk_lists import list_chunks
+from vidsparse.kernels.triton.primitives import LOG2E
 from vidsparse.kernels.triton.query_tiles import query_tiles
+from vidsparse.kernels.triton.tma import descriptor, suits_tma
 
 QUERIES, KEYS = 128, 128
 # of 8, 16 and 32, all as fast on an H200: 8 fills tiles better, but its lists take twice the memory

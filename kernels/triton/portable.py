@@ -15,38 +15,11 @@ import triton.language as tl
 from torch import Tensor
 
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.kernels.triton.chunks import list_chunks
-from vidsparse.kernels.triton.query_tiles import tiles_of_rows
+from vidsparse.kernels.triton.chunk_lists import list_chunks
+from vidsparse.kernels.triton.primitives import LN2, LOG2E, load_rows, shared_strides
+from vidsparse.kernels.triton.query_tiles import rows_of_tile, tiles_of_rows
 
-LOG2E = 1.4426950408889634
 CHUNK, SLOTS = 16, 8  # no tile of keys is narrower than a chunk
-LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
-
-
-@triton.jit
-def load_rows(ptr, positions, valid, stride_s, stride_d, D: tl.constexpr, BD: tl.constexpr):
-    """Rows of a ``(seq, head_dim)`` view, zero where not valid: ``[rows, BD]``."""
-    dims = tl.arange(0, BD)
-    at = ptr + positions.to(tl.int64)[:, None] * stride_s + dims[None, :].to(tl.int64) * stride_d
-    return tl.load(at, mask=valid[:, None] & (dims < D)[None, :], other=0.0)
-
-
-@triton.jit
-def rows_of_tile(
-    tile, tiles_at, row_ptr, start_ptr, end_ptr, q_len,
-    BM: tl.constexpr, Q_BLOCK: tl.constexpr, HAS_TILES: tl.constexpr,
-):  # fmt: skip
-    """The query block of a tile, its first position and the end of its block; see RowTiles."""
-    if HAS_TILES:
-        row = tl.load(row_ptr + tiles_at + tile)
-        start = tl.load(start_ptr + tiles_at + tile)
-        end = tl.load(end_ptr + tiles_at + tile)
-    else:
-        PER_ROW: tl.constexpr = (Q_BLOCK + BM - 1) // BM
-        row = tile // PER_ROW
-        start = row * Q_BLOCK + (tile % PER_ROW) * BM
-        end = tl.minimum((row + 1) * Q_BLOCK, q_len)
-    return row, start, end
 
 
 @triton.jit
@@ -287,10 +260,3 @@ def launch(
         tiles = Tiles(keys=keys if with_stats else min(64, keys), num_warps=4, num_stages=2)
     forward[grid](*arguments, **constants, **tiles.config().all_kwargs())
     return Result(out, lse, margin, mass)
-
-
-def shared_strides(x: Tensor | None) -> tuple[int, int]:
-    """Strides of the batch and the head dimension, 0 where one entry serves all."""
-    if x is None:
-        return 0, 0
-    return tuple(0 if x.shape[i] == 1 else x.stride(i) for i in (0, 1))  # pyright: ignore

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from vidsparse.kernels.plan import BlockPlan
@@ -93,6 +95,24 @@ def tiles_of_rows(plan: BlockPlan, queries: int) -> RowTiles:
     start = (starts.gather(-1, inside) + (tile - first) * queries).to(torch.int32).contiguous()
     end = plan.q_offsets[..., 1:].gather(-1, inside).to(torch.int32).contiguous()
     return RowTiles(row, start, end, number)
+
+
+@triton.jit
+def rows_of_tile(
+    tile, tiles_at, row_ptr, start_ptr, end_ptr, q_len,
+    BM: tl.constexpr, Q_BLOCK: tl.constexpr, HAS_TILES: tl.constexpr,
+):  # fmt: skip
+    """The query block of a tile, its first position and the end of its block; see RowTiles."""
+    if HAS_TILES:
+        row = tl.load(row_ptr + tiles_at + tile)
+        start = tl.load(start_ptr + tiles_at + tile)
+        end = tl.load(end_ptr + tiles_at + tile)
+    else:
+        PER_ROW: tl.constexpr = (Q_BLOCK + BM - 1) // BM
+        row = tile // PER_ROW
+        start = row * Q_BLOCK + (tile % PER_ROW) * BM
+        end = tl.minimum((row + 1) * Q_BLOCK, q_len)
+    return row, start, end
 
 
 def _number(shape: tuple[int, ...], device: torch.device) -> Tensor:

@@ -8,14 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.kernels.triton.portable import (
-    LN2,
-    LOG2E,
-    load_rows,
-    rows_of_tile,
-    shared_strides,
-)
-from vidsparse.kernels.triton.query_tiles import tiles_of_rows
+from vidsparse.kernels.triton.primitives import LN2, LOG2E, load_rows, shared_strides
+from vidsparse.kernels.triton.query_tiles import rows_of_tile, tiles_of_rows
 
 
 @triton.jit

@@ -14,6 +14,7 @@ from vidsparse.kernels.planning.kmeans import kmeans
 from vidsparse.kernels.planning.permute import permute_tokens, unpermute_tokens
 from vidsparse.kernels.planning.pooling import pool_blocks
 from vidsparse.kernels.planning.select import select_top_k
+from vidsparse.kernels.validate import validated
 
 pytestmark = pytest.mark.gpu
 
@@ -139,11 +140,11 @@ def test_clusters_of_unequal_size():
         sides[name] = clusters.order, clusters.offsets
     keep = torch.rand(1, 2, 9, 40, device="cuda") < 0.3
     keep[..., 0] = True
-    plan = BlockPlan.from_mask(
+    plan = validated(BlockPlan.from_mask(
         keep, q_len=3000, kv_len=3000, q_block=128, kv_block=64,
         q_order=sides["q"][0], q_offsets=sides["q"][1],
         kv_order=sides["kv"][0], kv_offsets=sides["kv"][1],
-    ).validate()  # fmt: skip
+    ))  # fmt: skip
     out, lse = run_or_skip("triton", q, k, v, plan)
     exact, exact_lse = exact_attention(q, k, v, plan)
     assert relative_error(out, exact) < 5e-3

@@ -10,6 +10,7 @@ from vidsparse.kernels.attention import attention
 from vidsparse.kernels.engines.reference import reference_attention
 from vidsparse.kernels.plan import BlockPlan, Pooled
 from vidsparse.kernels.triton import block_sparse
+from vidsparse.kernels.validate import validated
 
 pytestmark = pytest.mark.gpu
 
@@ -35,10 +36,10 @@ def clusters(batch, heads, q_len, kv_len, q_blocks, kv_blocks, share=0.3, shared
     keep = torch.rand(*of, q_blocks, kv_blocks, device="cuda") < share
     one = torch.randint(kv_blocks, (*keep.shape[:-1], 1), device="cuda")
     keep |= torch.zeros_like(keep).scatter_(-1, one, True)
-    return BlockPlan.from_mask(
+    return validated(BlockPlan.from_mask(
         keep, q_len=q_len, kv_len=kv_len, q_block=128, kv_block=128,
         q_offsets=offsets(*of, q_len, q_blocks), kv_offsets=offsets(*of, kv_len, kv_blocks),
-    ).validate()  # fmt: skip
+    ))  # fmt: skip
 
 
 def qkv(batch, heads, q_len, kv_len, head_dim, dtype=torch.bfloat16):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from vidsparse.kernels.plan import BlockPlan, Pooled
+from vidsparse.kernels.validate import validated
 
 
 def _of(x, batch, head):
@@ -105,7 +106,7 @@ def random_plan(
     keep |= torch.zeros_like(keep).scatter_(-1, one, True)
     sizes = {"q_len": q_len, "kv_len": kv_len, "q_block": q_block, "kv_block": kv_block}
     extra = {name: tensor.to(device) for name, tensor in extra.items()}
-    return BlockPlan.from_mask(keep.to(device), **sizes, **extra).validate()
+    return validated(BlockPlan.from_mask(keep.to(device), **sizes, **extra))
 
 
 def block_means(x, block):

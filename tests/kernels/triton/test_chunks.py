@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vidsparse.kernels.triton.chunks import list_chunks
+from vidsparse.kernels.triton.chunk_lists import list_chunks
 
 
 def positions(plan, chunks, batch, head, row):

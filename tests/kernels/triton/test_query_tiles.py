@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from vidsparse.kernels.triton.chunks import list_chunks
+from vidsparse.kernels.triton.chunk_lists import list_chunks
 from vidsparse.kernels.triton.query_tiles import query_tiles
 
 
