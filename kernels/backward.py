@@ -31,7 +31,6 @@ def attention_backward(
     plan: BlockPlan,
     *,
     scale: float,
-    key_length: Tensor | None = None,
     grad_lse: Tensor | None = None,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,9 +43,8 @@ def attention_backward(
         v: ``(batch, heads, kv_len, head_dim)``.
         out: What the forward gave, pooled stand-ins included.
         lse: Its log-sum-exp, ``(batch, heads, q_len)``, pooled stand-ins included.
-        plan: Without token orders.
+        plan: What was computed.
         scale: Score scale.
-        key_length: Keys that exist in each batch entry, int32 ``(batch,)``.
         grad_lse: Gradient of the log-sum-exp, ``(batch, heads, q_len)``; None for zero.
         impl: "triton", "cpu" (which runs anywhere), "reference", or "auto": Triton on CUDA for
             blocks of equal size, else "cpu".
@@ -68,11 +66,11 @@ def attention_backward(
     if triton:
         from vidsparse.kernels.triton.backward import launch
 
-        return launch(grad_out, q, k, v, delta, lse, plan, scale, key_length)
+        return launch(grad_out, q, k, v, delta, lse, plan, scale)
     if impl in ("auto", "cpu"):
         finite = _finite(lse.to(wide))
-        return backward_gathered(grad_out, q, k, v, delta, finite, plan, scale, key_length)
-    return _backward_reference(grad_out, q, k, v, delta, lse, plan, scale, key_length)
+        return backward_gathered(grad_out, q, k, v, delta, finite, plan, scale)
+    return _backward_reference(grad_out, q, k, v, delta, lse, plan, scale)
 
 
 def _backward_reference(
@@ -84,9 +82,8 @@ def _backward_reference(
     lse: Tensor,
     plan: BlockPlan,
     scale: float,
-    key_length: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    scores, _ = scores_and_values(q, k, v, plan, scale, key_length)
+    scores, _ = scores_and_values(q, k, v, plan, scale)
     scores = scores[..., : plan.kv_len]
     g, query, key, value = (x.to(scores.dtype) for x in (grad_out, q, k, v))
     p = (scores - _finite(lse.to(scores.dtype))[..., None]).exp()

@@ -26,7 +26,6 @@ class Case:
         kv_block: Tokens in a key block.
         offsets: Whether blocks are of unequal size.
         pooled: Whether skipped blocks take part through their means.
-        key_length: Whether batch entries have padding at the end.
         return_lse: Whether the log-sum-exp is wanted.
         needs_grad: Whether gradients will be asked for.
         observe: Whether a report on each block is wanted.
@@ -43,7 +42,6 @@ class Case:
     kv_block: int = 128
     offsets: bool = False
     pooled: bool = False
-    key_length: bool = False
     return_lse: bool = False
     needs_grad: bool = False
     observe: bool = False
@@ -55,7 +53,6 @@ class Case:
         k: Tensor,
         v: Tensor,
         plan: BlockPlan,
-        key_length: Tensor | None,
         return_lse: bool,
         observe: bool = False,
     ) -> Case:
@@ -75,7 +72,6 @@ class Case:
             kv_block=plan.kv_block,
             offsets=plan.q_offsets is not None or plan.kv_offsets is not None,
             pooled=plan.pooled is not None,
-            key_length=key_length is not None,
             return_lse=return_lse,
             needs_grad=torch.is_grad_enabled() and any(x.requires_grad for x in tensors),
             observe=observe,

@@ -6,7 +6,6 @@ that the gathered keys stay in cache. Blocks of unequal size run one by one. Run
 made for CPUs.
 """
 
-import dataclasses
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -15,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vidsparse.kernels.engines.cpu_clusters import attend_clusters
-from vidsparse.kernels.engines.stand_ins import add_skipped
 from vidsparse.kernels.plan import BlockPlan
 
 CPU_TOKENS = 8_192  # keys gathered for one batch: 2 MiB at head_dim 64 in float32
@@ -49,20 +47,17 @@ def cpu_attention(
     plan: BlockPlan,
     *,
     scale: float,
-    key_length: Tensor | None = None,
     return_lse: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend as ``plan`` says, computing nothing else.
 
-    Arguments and result as in ``reference_attention``. Reads list lengths (and ``key_length``)
-    back from the device.
+    Arguments and result as in ``reference_attention``. Reads list lengths back from
+    the device.
     """
     if plan.q_offsets is not None or plan.kv_offsets is not None:
         attend = _with_lse if return_lse else _without_lse
-        out, lse = attend_clusters(q, k, v, plan, scale=scale, key_length=key_length, attend=attend)
+        out, lse = attend_clusters(q, k, v, plan, scale=scale, attend=attend)
         return out, lse if return_lse else None
-    if key_length is not None:
-        return _up_to_length(q, k, v, plan, scale, key_length, return_lse)
     if not return_lse and int(plan.kv_count.min()) == plan.num_kv_blocks:  # nothing is skipped
         return F.scaled_dot_product_attention(q, k, v, scale=scale), None
     batch, heads, _, head_dim = q.shape
@@ -73,7 +68,7 @@ def cpu_attention(
     lse = queries.new_full(queries.shape[:2], -torch.inf, dtype=_wide(q.dtype))
     at_once = CPU_TOKENS if q.device.type == "cpu" else ACCELERATOR_TOKENS
     for group in _groups(plan, batch, heads):
-        if not group.tokens(plan):  # every key of these rows is padding
+        if not group.tokens(plan):  # these rows read nothing
             continue
         step = max(2, at_once // group.tokens(plan))
         for start in range(0, len(group.rows), step):
@@ -110,62 +105,6 @@ def _with_lse(
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
-
-
-def _up_to_length(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    plan: BlockPlan,
-    scale: float,
-    key_length: Tensor,
-    return_lse: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """With padding; stand-ins follow on their own, since those behind the length count too."""
-    if plan.pooled is None:
-        return _each_entry(q, k, v, plan, scale, key_length, return_lse)
-    exact = dataclasses.replace(plan, pooled=None)
-    out, lse = _each_entry(q, k, v, exact, scale, key_length, True)
-    assert lse is not None
-    out, lse = add_skipped(q, out, lse, plan, scale=scale)
-    return out, lse if return_lse else None
-
-
-def _each_entry(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    plan: BlockPlan,
-    scale: float,
-    key_length: Tensor,
-    return_lse: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """One batch entry at a time, each with its own number of keys."""
-    outs, lses = [], []
-    for entry, length in enumerate(key_length.clamp(0, plan.kv_len).tolist()):
-        query = q[entry : entry + 1]
-        key, value = (x[entry : entry + 1, :, :length] for x in (k, v))
-        if length == 0:
-            outs.append(torch.zeros_like(query))
-            lses.append(query.new_full(query.shape[:3], -torch.inf, dtype=_wide(q.dtype)))
-            continue
-        part = _first_keys(plan, entry, length)
-        out, lse = cpu_attention(query, key, value, part, scale=scale, return_lse=return_lse)
-        outs.append(out)
-        lses.append(lse)
-    return torch.cat(outs), torch.cat(lses) if return_lse else None
-
-
-def _first_keys(plan: BlockPlan, entry: int, length: int) -> BlockPlan:
-    """The plan of one batch entry, cut off after ``length`` keys."""
-    at = entry % plan.kv_count.shape[0]
-    index = plan.kv_index[at : at + 1]
-    used = (
-        torch.arange(index.shape[-1], device=index.device) < plan.kv_count[at : at + 1, ..., None]
-    )
-    exists = used & (index * plan.kv_block < length)  # lists ascend, so these come first
-    count = exists.sum(-1, dtype=torch.int32)
-    return dataclasses.replace(plan, kv_count=count, kv_index=index, kv_len=length)
 
 
 def _rows_of_blocks(x: Tensor, block: int) -> Tensor:

@@ -23,7 +23,6 @@ def backward_gathered(
     lse: Tensor,
     plan: BlockPlan,
     scale: float,
-    key_length: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, laid out like them.
 
@@ -36,7 +35,6 @@ def backward_gathered(
     counts = plan.kv_count.expand(batch, heads, -1).tolist()
     rows = _edges(plan.q_offsets, plan.q_len, plan.q_block, q).expand(batch, heads, -1).tolist()
     starts = _edges(plan.kv_offsets, plan.kv_len, plan.kv_block, q).expand(batch, heads, -1)
-    ends = [plan.kv_len] * batch if key_length is None else key_length.tolist()
     for b in range(batch):
         for h in range(heads):
             tensors = [x[b, h].to(lse.dtype) for x in (grad_out, q, k, v, delta, lse)]
@@ -47,8 +45,6 @@ def backward_gathered(
                     continue
                 listed = index[b, h, m, : counts[b][h][m]]
                 tokens = _tokens(starts[b, h][listed], sizes[listed])
-                if key_length is not None:
-                    tokens = tokens[tokens < ends[b]]
                 head.add(slice(first, stop), tokens)
             dq[b, h], dk[b, h], dv[b, h] = head.grads
     return dq, dk, dv

@@ -20,7 +20,6 @@ def attend_clusters(
     plan: BlockPlan,
     *,
     scale: float,
-    key_length: Tensor | None,
     attend: Attend,
 ) -> tuple[Tensor, Tensor]:
     """Gather the keys of each query block and attend to them, stand-ins beside them.
@@ -29,9 +28,8 @@ def attend_clusters(
         q: ``(batch, heads, q_len, head_dim)``.
         k: ``(batch, heads, kv_len, head_dim)``.
         v: Like k.
-        plan: With offsets, without orders.
+        plan: With offsets.
         scale: Score scale.
-        key_length: Keys of each batch entry, ``(batch,)``; stand-ins behind it take part.
         attend: Attention of one query block, with a bias a key.
 
     Returns:
@@ -40,16 +38,14 @@ def attend_clusters(
     batch, heads = q.shape[:2]
     masks = plan.to_block_mask().expand(batch, heads, -1, -1)
     starts = _offsets(plan.q_offsets, plan.q_len, plan.q_block, batch, heads)
-    blocks = block_of_token(plan.kv_len, plan.kv_block, plan.kv_offsets, None)
+    blocks = block_of_token(plan.kv_len, plan.kv_block, plan.kv_offsets)
     blocks = blocks.to(q.device).expand(batch, heads, -1)
-    lengths = [plan.kv_len] * batch if key_length is None else key_length.tolist()
     out = torch.zeros_like(q, memory_format=torch.contiguous_format)
     lse = q.new_full(q.shape[:3], -torch.inf, dtype=torch.promote_types(q.dtype, torch.float32))
     for b in range(batch):
-        length = min(max(0, lengths[b]), plan.kv_len)
         for h in range(heads):
-            key, value, kept = k[b, h, :length], v[b, h, :length], masks[b, h]
-            read, bias = kept[:, blocks[b, h, :length]], None
+            key, value, kept = k[b, h], v[b, h], masks[b, h]
+            read, bias = kept[:, blocks[b, h]], None
             if plan.pooled is not None:
                 key, value, read, bias = _with_means(key, value, read, kept, plan.pooled, b, h)
             rows = read.nonzero()[:, 1].split(read.sum(dim=1).tolist())

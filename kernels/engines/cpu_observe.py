@@ -6,41 +6,19 @@ What a plan skips costs nothing, and no more scores exist at once than those of 
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vidsparse.kernels.engines.observe import NOTHING, Observed, lead_of
-from vidsparse.kernels.engines.order import attend_in_order
 from vidsparse.kernels.plan import BlockPlan
 
 
-def observe_gathered(
-    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, scale: float, key_length: Tensor | None
-) -> Observed:
+def observe_gathered(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, scale: float) -> Observed:
     """Attend and report; arguments and result as in ``observe_reference``."""
-    seen: list[Observed] = []
-
-    def attend(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, **_: Any) -> tuple[Tensor, Tensor]:
-        seen.append(_walk(q, k, v, plan, scale, key_length))
-        return seen[0].out, seen[0].lse
-
-    out, lse = attend_in_order(
-        attend, q, k, v, plan, scale=scale, key_length=key_length, return_lse=True
-    )
-    assert lse is not None
-    return seen[0]._replace(out=out, lse=lse)
-
-
-def _walk(
-    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, key_length: Tensor | None
-) -> Observed:
-    """Every list of a plan without orders."""
     batch, heads = q.shape[:2]
     index = plan.kv_index.long().expand(batch, heads, -1, -1)
     counts = plan.kv_count.expand(batch, heads, -1).tolist()
-    ends = [plan.kv_len] * batch if key_length is None else key_length.tolist()
     margin, mass = (torch.full(index.shape, NOTHING, device=q.device) for _ in range(2))
     lse = torch.full(q.shape[:3], NOTHING, device=q.device)
     out = torch.zeros_like(q)
@@ -54,7 +32,7 @@ def _walk(
         near = token.clamp(max=plan.kv_len - 1)
         found = _of_list(
             q[b, h, rows], k[b, h, near], v[b, h, near],
-            token < min(ends[b], plan.kv_len), number, scale,
+            token < plan.kv_len, number, scale,
         )  # fmt: skip
         out[b, h, rows], lse[b, h, rows] = found.out, found.lse
         margin[b, h, m, :number], mass[b, h, m, :number] = found.margin, found.mass

@@ -34,8 +34,6 @@ def flash_unsupported(case: Case) -> list[str]:
         reasons.append(f"flash-attn-4 runs head_dim 64, 96 and 128 here, not {case.head_dim}")
     if case.offsets:
         reasons.append("flash-attn-4 cannot run blocks of unequal size")
-    if case.key_length:
-        reasons.append("flash-attn-4 is given no key lengths here")
     reasons += _refused_blocks(case)
     return reasons
 
@@ -65,7 +63,6 @@ def flash_attention(
     plan: BlockPlan,
     *,
     scale: float,
-    key_length: Tensor | None = None,
     return_lse: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend as ``plan`` says; arguments and result as in ``reference_attention``.

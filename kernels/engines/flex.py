@@ -27,8 +27,6 @@ def flex_unsupported(case: Case) -> list[str]:
         reasons.append(f"FlexAttention runs a head_dim from 16 to 256, not {case.head_dim}")
     if case.offsets:
         reasons.append("FlexAttention cannot run blocks of unequal size")
-    if case.key_length:
-        reasons.append("FlexAttention would need a mask function for key lengths")
     for name, block in (("query", case.q_block), ("key", case.kv_block)):
         if block % 128:
             reasons.append(f"FlexAttention needs {name} blocks of a multiple of 128, not {block}")
@@ -42,7 +40,6 @@ def flex_attention(
     plan: BlockPlan,
     *,
     scale: float,
-    key_length: Tensor | None = None,
     return_lse: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend as ``plan`` says; arguments and result as in ``reference_attention``.

@@ -49,7 +49,7 @@ def check_observable(plan: BlockPlan) -> None:
 
 
 def observe_reference(
-    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, scale: float, key_length: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, scale: float
 ) -> Observed:
     """Attend as ``plan`` says and report on each listed block.
 
@@ -59,16 +59,12 @@ def observe_reference(
         v: ``(batch, heads, kv_len, head_dim)``.
         plan: Of equal blocks of at most 128 tokens, without pooled stand-ins.
         scale: Score scale.
-        key_length: Keys that exist in each batch entry, int32 ``(batch,)``.
     """
-    scores, value = scores_and_values(q, k, v, plan, scale, key_length)
+    scores, value = scores_and_values(q, k, v, plan, scale)
     out, lse = attend_to(scores, value)
-    if plan.kv_order is not None:  # by position in the ordered sequence
-        order = plan.kv_order.long().unsqueeze(2)
-        scores = scores.gather(-1, order.expand(scores.shape))
     missing = plan.num_kv_blocks * plan.kv_block - plan.kv_len
     tiles = F.pad(scores, (0, missing), value=NOTHING).unflatten(-1, (-1, plan.kv_block))
-    rows = block_of_token(plan.q_len, plan.q_block, None, plan.q_order).to(q.device)
+    rows = block_of_token(plan.q_len, plan.q_block).to(q.device)
     rows = rows.expand(q.shape[:3])[..., None]
     used = torch.arange(plan.kv_index.shape[-1], device=q.device) < plan.kv_count[..., None]
     listed, is_used = (

@@ -22,7 +22,6 @@ def reference_attention(
     plan: BlockPlan,
     *,
     scale: float | None = None,
-    key_length: Tensor | None = None,
     return_lse: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...
 @overload
@@ -33,7 +32,6 @@ def reference_attention(
     plan: BlockPlan,
     *,
     scale: float | None = None,
-    key_length: Tensor | None = None,
     return_lse: bool = False,
 ) -> tuple[Tensor, Tensor | None]: ...
 def reference_attention(
@@ -43,7 +41,6 @@ def reference_attention(
     plan: BlockPlan,
     *,
     scale: float | None = None,
-    key_length: Tensor | None = None,
     return_lse: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend as ``plan`` says, through the full score matrix.
@@ -54,8 +51,6 @@ def reference_attention(
         v: ``(batch, heads, kv_len, head_dim)``.
         plan: What to compute.
         scale: Score scale, ``head_dim ** -0.5`` when None.
-        key_length: Keys that exist in each batch entry, int32 ``(batch,)``; those from there on
-            are padding. With a ``kv_order``, this counts positions of the ordered sequence.
         return_lse: Whether to return the log-sum-exp.
 
     Returns:
@@ -65,7 +60,7 @@ def reference_attention(
         ``-inf``.
     """
     scale = float(q.shape[-1] ** -0.5 if scale is None else scale)
-    out, lse = attend_to(*scores_and_values(q, k, v, plan, scale, key_length))
+    out, lse = attend_to(*scores_and_values(q, k, v, plan, scale))
     out = torch.empty_like(q).copy_(out) if not q.requires_grad else out
     return out.to(q.dtype), lse if return_lse else None
 
@@ -78,15 +73,12 @@ def attend_to(scores: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def scores_and_values(
-    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, key_length: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Scores ``(batch, heads, q_len, columns)``, -inf where skipped, and the columns' values."""
     dtype = torch.promote_types(q.dtype, torch.float32)
     query, key, value = (x.to(dtype) for x in (q, k, v))
-    mask = plan.to_dense_mask()
-    if key_length is not None:
-        mask = mask & _exists(plan, key_length)[:, :, None]
-    scores = (query @ key.mT * scale).masked_fill(~mask, float("-inf"))
+    scores = (query @ key.mT * scale).masked_fill(~plan.to_dense_mask(), float("-inf"))
     if plan.pooled is None:
         return scores, value
     pooled_key, pooled_value = (x.to(dtype) for x in (plan.pooled.key, plan.pooled.value))
@@ -99,22 +91,9 @@ def scores_and_values(
 
 def skipped_blocks(plan: BlockPlan) -> Tensor:
     """Which key blocks each query token skips, boolean ``(B|1, H|1, q_len, N)``."""
-    rows = block_of_token(plan.q_len, plan.q_block, plan.q_offsets, plan.q_order)
+    rows = block_of_token(plan.q_len, plan.q_block, plan.q_offsets)
     skipped = ~plan.to_block_mask()
     rows = rows.to(skipped.device)[..., None]
     batch, heads = torch.broadcast_shapes(skipped.shape[:2], rows.shape[:2])
     skipped = skipped.expand(batch, heads, -1, -1)
     return skipped.gather(2, rows.expand(batch, heads, -1, skipped.shape[-1]))
-
-
-def _exists(plan: BlockPlan, key_length: Tensor) -> Tensor:
-    """Which keys are no padding, boolean ``(batch, H|1, kv_len)``."""
-    position = torch.arange(plan.kv_len, device=key_length.device)
-    exists = (position < key_length[:, None])[:, None]  # by position in the ordered sequence
-    if plan.kv_order is None:
-        return exists
-    batch, heads = torch.broadcast_shapes(exists.shape[:2], plan.kv_order.shape[:2])
-    order = plan.kv_order.long().expand(batch, heads, -1)
-    return torch.zeros_like(order, dtype=torch.bool).scatter_(
-        -1, order, exists.expand(batch, heads, -1)
-    )

@@ -22,8 +22,7 @@ def add_skipped(
     """Let the blocks a plan skips take part through ``plan.pooled``.
 
     Args:
-        q: ``(batch, heads, q_len, head_dim)``, in the order they come in; the plan's ``q_order``
-            only says which query is in which block.
+        q: ``(batch, heads, q_len, head_dim)``.
         out: Attention over the listed blocks, shape of ``q``.
         lse: Its log-sum-exp, float32 ``(batch, heads, q_len)``.
         plan: With ``pooled``.

@@ -32,13 +32,12 @@ class Engine:
 
     Attributes:
         name: What ``engine=`` is given.
-        run: ``(q, k, v, plan, *, scale, key_length, return_lse) -> (out, lse)``, as
+        run: ``(q, k, v, plan, *, scale, return_lse) -> (out, lse)``, as
             ``reference_attention``.
         unsupported: Every reason why it cannot run a case, as sentences; of a report on each block
             only what ``observe`` could not do besides.
-        observe: ``(q, k, v, plan, *, scale, key_length) -> Observed``, as ``observe_reference``;
+        observe: ``(q, k, v, plan, *, scale) -> Observed``, as ``observe_reference``;
             None where it cannot report what it saw of each block.
-        takes_orders: Whether it reads plans with token orders; others get permuted copies.
         takes_pooled: Whether it runs pooled stand-ins; for others they are added afterwards.
         automatic: Whether ``auto`` may take it.
     """
@@ -47,7 +46,6 @@ class Engine:
     run: Callable[..., tuple[Tensor, Tensor | None]]
     unsupported: Callable[[Case], list[str]]
     observe: Callable[..., Observed] | None = None
-    takes_orders: bool = False
     takes_pooled: bool = False
     automatic: bool = True
 
@@ -74,7 +72,6 @@ ENGINES: dict[str, Engine] = {
             run=triton_attention,
             unsupported=triton_unsupported,
             observe=observe_triton,
-            takes_orders=True,
         ),
         Engine(name="flash", run=flash_attention, unsupported=flash_unsupported),
         Engine(name="flex", run=flex_attention, unsupported=flex_unsupported),
@@ -96,7 +93,6 @@ ENGINES: dict[str, Engine] = {
             run=reference_attention,
             unsupported=lambda case: [],
             observe=observe_reference,
-            takes_orders=True,
             takes_pooled=True,
         ),
     )

@@ -30,22 +30,19 @@ def triton_attention(
     plan: BlockPlan,
     *,
     scale: float,
-    key_length: Tensor | None = None,
     return_lse: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attend as ``plan`` says, token orders included; arguments as in ``reference_attention``."""
+    """Attend as ``plan`` says; arguments and result as in ``reference_attention``."""
     from vidsparse.kernels.triton.block_sparse import launch
 
-    return launch(q, k, v, plan, scale=scale, key_length=key_length, return_lse=return_lse)
+    return launch(q, k, v, plan, scale=scale, return_lse=return_lse)
 
 
-def observe_triton(
-    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, scale: float, key_length: Tensor | None
-) -> Observed:
+def observe_triton(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, scale: float) -> Observed:
     """Attend and report, in one kernel; as ``observe_reference``."""
     from vidsparse.kernels.triton.portable import launch
 
-    out, lse, margin, mass = launch(q, k, v, plan, scale, key_length, True, with_stats=True)
+    out, lse, margin, mass = launch(q, k, v, plan, scale, True, with_stats=True)
     assert lse is not None
     assert margin is not None
     assert mass is not None

@@ -32,8 +32,6 @@ def xformers_unsupported(case: Case) -> list[str]:
         reasons.append(f"xformers takes fp16 and bf16, not {case.dtype}")
     if case.offsets:
         reasons.append("xformers cannot run blocks of unequal size")
-    if case.key_length:
-        reasons.append("xformers is given no key lengths here")
     return reasons
 
 
@@ -44,7 +42,6 @@ def xformers_attention(
     plan: BlockPlan,
     *,
     scale: float,
-    key_length: Tensor | None = None,
     return_lse: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend as ``plan`` says; arguments and result as in ``reference_attention``.

@@ -29,8 +29,7 @@ class Clusters:
         labels: Cluster of each token, int32 ``(batch, heads, seq)``: of the last assignment.
         centroids: Mean of each cluster's tokens under these labels, float32
             ``(batch, heads, clusters, head_dim)``.
-        order: Tokens sorted by label, stably, int32 ``(batch, heads, seq)``; a plan's ``q_order``
-            or ``kv_order``.
+        order: Tokens sorted by label, stably, int32 ``(batch, heads, seq)``.
         offsets: Where each cluster starts in that order, int32 ``(batch, heads, clusters + 1)``; a
             plan's ``q_offsets`` or ``kv_offsets``.
     """

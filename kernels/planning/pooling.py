@@ -90,7 +90,7 @@ def pool_ragged(x: Tensor, offsets: Tensor, *, finite: bool = False, impl: str =
 
         return launch_ragged(x, offsets, finite)
     x = only_finite(x) if finite else x
-    block = block_of_token(x.shape[2], 1, offsets, None)
+    block = block_of_token(x.shape[2], 1, offsets)
     sums = torch.zeros(
         *x.shape[:2], offsets.shape[-1] - 1, x.shape[3], dtype=torch.float32, device=x.device
     ).scatter_add_(2, block[..., None].expand(x.shape), x.float())

@@ -39,7 +39,7 @@ def rescale(
     skipped = ~plan.to_block_mask()
     chosen = skipped if compensated is None else skipped & compensated
     share = mass.masked_fill(~chosen, 0.0)
-    rows = block_of_token(plan.q_len, plan.q_block, plan.q_offsets, plan.q_order).to(out.device)
+    rows = block_of_token(plan.q_len, plan.q_block, plan.q_offsets).to(out.device)
     rows = rows.expand(*out.shape[:2], -1)[..., None]
     extra = (share @ value.to(share.dtype)).gather(2, rows.expand(*out.shape))
     kept = (1 - share.sum(dim=-1, keepdim=True)).gather(2, rows)

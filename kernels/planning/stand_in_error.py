@@ -76,7 +76,7 @@ def _squares_and_mass(
 ) -> tuple[Tensor, Tensor]:
     """Squared error and mass of each block, relative to the top of each row, ``(B, H, M, N)``."""
     key, value = k.float(), v.float()
-    block = block_of_token(k.shape[2], 1, offsets, None)
+    block = block_of_token(k.shape[2], 1, offsets)
     norm = value.square().sum(dim=-1)
     along = (value * value_means.gather(2, block[..., None].expand(value.shape))).sum(dim=-1)
     weight = (query @ key.mT * scale - top).clamp(max=HIGHEST).exp()

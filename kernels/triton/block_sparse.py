@@ -12,7 +12,6 @@ import torch
 import triton
 from torch import Tensor
 
-from vidsparse.kernels.engines.order import attend_in_order
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.kernels.triton import portable
 
@@ -26,21 +25,16 @@ def launch(
     plan: BlockPlan,
     *,
     scale: float,
-    key_length: Tensor | None,
     return_lse: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Run one of them, token orders included; pooled stand-ins are not its business.
+    """Run one of them; pooled stand-ins are not its business.
 
     Arguments and result as in ``reference_attention``; sums in float32, softmax in base 2.
     """
     for kernel in _hopper_kernels(q):
         if kernel.refuses(q, k, v, plan) is None:
-            # copies in order cost less than reading out of order: results/planning_h200.json
-            return attend_in_order(
-                kernel.launch, q, k, v, plan,
-                scale=scale, key_length=key_length, return_lse=return_lse,
-            )  # fmt: skip
-    return portable.launch(q, k, v, plan, scale, key_length, return_lse)[:2]
+            return kernel.launch(q, k, v, plan, scale=scale, return_lse=return_lse)
+    return portable.launch(q, k, v, plan, scale, return_lse)[:2]
 
 
 def _hopper_kernels(q: Tensor) -> tuple[Any, ...]:

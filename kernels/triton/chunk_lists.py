@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from vidsparse.kernels.dispatch import use_triton
 from vidsparse.kernels.plan import BlockPlan
@@ -13,20 +12,16 @@ from vidsparse.kernels.triton.chunks import Chunks, Cuts, chunks_by_sorting, cut
 from vidsparse.kernels.triton.primitives import shared_strides
 
 
-def list_chunks(
-    plan: BlockPlan, size: int, slots: int, key_length: Tensor | None = None, *, impl: str = "auto"
-) -> Chunks:
+def list_chunks(plan: BlockPlan, size: int, slots: int, *, impl: str = "auto") -> Chunks:
     """Cut the key blocks of a plan and list the chunks that each query block reads.
 
     Args:
         plan: With key blocks of any size.
         size: Positions in a whole chunk, a power of two.
         slots: Chunks in a tile, a power of two; ``size`` to this power is at most ``2 ** 63``.
-        key_length: Keys that exist in each batch entry, int32 ``(batch,)``; later ones are in no
-            chunk.
         impl: "triton", "reference", or "auto": Triton on CUDA.
     """
-    cuts = cut_blocks(plan, size, key_length)
+    cuts = cut_blocks(plan, size)
     if use_triton(impl, plan.kv_count):
         return _launch(plan, cuts, size, slots)
     return chunks_by_sorting(plan, cuts, size, slots)

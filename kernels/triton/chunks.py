@@ -47,7 +47,7 @@ class Cuts:
     """How each key block is cut.
 
     Attributes:
-        tokens: Tokens in each block that are no padding, int32 ``(B|1, H|1, N)``.
+        tokens: Tokens in each block, int32 ``(B|1, H|1, N)``.
         first: Number of each block's first chunk, int32 ``(B|1, H|1, N)``.
         owner: The block of each chunk, int64 ``(B|1, H|1, C)``; of those that are not, the last.
         table: As in ``Chunks``; chunks that are not have no length.
@@ -67,11 +67,9 @@ def block_edges(plan: BlockPlan) -> Tensor:
     return (edges * plan.kv_block).clamp(max=plan.kv_len).expand(1, 1, -1)
 
 
-def cut_blocks(plan: BlockPlan, size: int, key_length: Tensor | None = None) -> Cuts:
+def cut_blocks(plan: BlockPlan, size: int) -> Cuts:
     """Number the chunks of all key blocks; see ``Cuts``."""
     edges = block_edges(plan)
-    if key_length is not None:
-        edges = edges.minimum(key_length.to(torch.int32)[:, None, None])
     start, tokens = edges[..., :-1], edges.diff(dim=-1)
     number = (tokens + size - 1) // size
     ends = number.cumsum(dim=-1, dtype=torch.int32)

@@ -323,15 +323,14 @@ def launch(
     plan: BlockPlan,
     *,
     scale: float,
-    key_length: Tensor | None,
     return_lse: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Run the kernel; see ``block_sparse.py`` for the arguments. The plan has no orders."""
+    """Run the kernel; see ``block_sparse.py`` for the arguments."""
     batch, heads, q_len, head_dim = q.shape
     wide = 64 if head_dim <= 64 else 128
     out = torch.empty_like(q)
     lse = q.new_empty((batch, heads, q_len), dtype=torch.float32) if return_lse else None
-    chunks = list_chunks(plan, CHUNK, KEYS // CHUNK, key_length, impl="triton")
+    chunks = list_chunks(plan, CHUNK, KEYS // CHUNK, impl="triton")
     words = chunks.index.view(torch.int64)
     tiles, total = query_tiles(plan, chunks, batch, heads, QUERIES)
     programs = torch.cuda.get_device_properties(q.device).multi_processor_count

@@ -15,12 +15,12 @@ from vidsparse.kernels.triton.query_tiles import rows_of_tile, tiles_of_rows
 @triton.jit
 def _continue(
     q_ptr, o_ptr, lse_ptr, to_ptr, to_lse_ptr, key_ptr, value_ptr, bias_ptr, keep_ptr,
-    tile_row_ptr, tile_start_ptr, tile_end_ptr, q_order_ptr,
+    tile_row_ptr, tile_start_ptr, tile_end_ptr,
     q_b, q_h, q_s, q_d, o_b, o_h, o_s, o_d, to_b, to_h, to_s, to_d,
-    bias_b, bias_h, keep_b, keep_h, tile_b, tile_h, q_order_b, q_order_h,
+    bias_b, bias_h, keep_b, keep_h, tile_b, tile_h,
     heads, rows, q_len, blocks, scale_log2,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    Q_BLOCK: tl.constexpr, HAS_Q_TILES: tl.constexpr, HAS_Q_ORDER: tl.constexpr,
+    Q_BLOCK: tl.constexpr, HAS_Q_TILES: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries; a program walks over all blocks and masks those its row has listed."""
     b = (tl.program_id(1) // heads).to(tl.int64)
@@ -33,9 +33,6 @@ def _continue(
         return
     token = start + tl.arange(0, BM)
     valid = token < end
-    if HAS_Q_ORDER:
-        order = q_order_ptr + b * q_order_b + h * q_order_h
-        token = tl.load(order + token, mask=valid, other=0)
     q = load_rows(q_ptr + b * q_b + h * q_h, token, valid, q_s, q_d, D, BD)
     acc = load_rows(o_ptr + b * o_b + h * o_h, token, valid, o_s, o_d, D, BD).to(tl.float32)
     lse_at = (b * heads + h) * q_len + token
@@ -87,16 +84,15 @@ def launch(
     most = 64 if head_dim > 128 or q.dtype == torch.float32 else 128
     queries = min(most, max(16, triton.next_power_of_2(plan.q_block)))
     tiles = tiles_of_rows(plan, queries)
-    order = None if plan.q_order is None else plan.q_order.contiguous()
     result, new_lse = torch.empty_like(q), torch.empty_like(lse)
     _continue[(tiles.number, batch * heads)](
         q, out, lse.contiguous(), result, new_lse, key, value, bias, keep,
-        *(keep if x is None else x for x in (*tiles[:3], order)),
+        *(keep if x is None else x for x in tiles[:3]),
         *q.stride(), *out.stride(), *result.stride(),
-        *(stride for x in (bias, keep, tiles.row, order) for stride in shared_strides(x)),
+        *(stride for x in (bias, keep, tiles.row) for stride in shared_strides(x)),
         heads, plan.num_q_blocks, q_len, blocks, scale * LOG2E,
         D=head_dim, BD=max(16, triton.next_power_of_2(head_dim)), BM=queries, BN=64,
-        Q_BLOCK=plan.q_block, HAS_Q_TILES=tiles.row is not None, HAS_Q_ORDER=order is not None,
+        Q_BLOCK=plan.q_block, HAS_Q_TILES=tiles.row is not None,
         num_warps=4, num_stages=2,
     )  # fmt: skip
     return result, new_lse

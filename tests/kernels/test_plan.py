@@ -131,20 +131,9 @@ def test_unequal_blocks_count_at_their_own_size():
     assert made.to_dense_mask().float().mean() == pytest.approx(made.density)
 
 
-def test_the_token_mask_stands_in_the_order_tokens_come_in():
-    order = torch.tensor([[[3, 0, 1, 2]]], dtype=torch.int32)
-    keep = torch.tensor([[[[True, False], [False, True]]]])
-    made = BlockPlan.from_mask(
-        keep, q_len=4, kv_len=4, q_block=2, kv_block=2, q_order=order, kv_order=order
-    )
-    # the first blocks hold tokens 3 and 0, the others 1 and 2
-    rows = [[1, 0, 0, 1], [0, 1, 1, 0], [0, 1, 1, 0], [1, 0, 0, 1]]
-    assert validated(made).to_dense_mask().int().tolist() == [[rows]]
-
-
 @pytest.mark.parametrize("share", [(1, 1), (2, 1), (1, 3), (2, 3)])
-def test_density_with_orders_and_unequal_blocks_equals_the_token_masks(oracle, share):
-    made = oracle.plan(*share, 40, 50, 16, 16, q_blocks=5, kv_blocks=7, orders=True)
+def test_density_with_unequal_blocks_equals_the_token_masks(oracle, share):
+    made = oracle.plan(*share, 40, 50, 16, 16, q_blocks=5, kv_blocks=7)
     assert made.density == pytest.approx(float(made.to_dense_mask().float().mean()), abs=1e-6)
 
 
@@ -156,12 +145,12 @@ def test_density_with_orders_and_unequal_blocks_equals_the_token_masks(oracle, s
         ({"q_offsets": offsets(0, 9, 1, 10)}, "q_offsets must not decrease"),
         ({"q_offsets": offsets(0, 1, 9, 10).long()}, "q_offsets must be int32, got torch.int64"),
         ({"q_offsets": offsets(0, 10)}, "a plan of 1 query blocks needs"),
-        ({"q_order": offsets(*range(9))}, r"q_order must be \(B, H, 10\), got \(1, 1, 9\)"),
-        ({"kv_order": offsets(0, 1, 2, 3, 4, 5, 5)}, "every token from 0 to 6 once"),
+        ({"q_offsets": offsets(0, 1, 9, 10)[0]}, r"q_offsets must be \(B, H, 4\), got \(1, 4\)"),
         (
-            {"kv_order": offsets(*range(7)).expand(1, 2, -1), "kv_index": plan().kv_index.expand(
-                1, 3, 3, 3), "kv_count": plan().kv_count.expand(1, 3, 3)},
-            r"kv_order is for \(1, 2\) \(batch, heads\), the lists for \(1, 3\)",
+            {"kv_offsets": offsets(0, 5, 5, 7).expand(1, 2, -1),
+             "kv_index": plan().kv_index.expand(1, 3, 3, 3),
+             "kv_count": plan().kv_count.expand(1, 3, 3)},
+            r"kv_offsets is for \(1, 2\) \(batch, heads\), the lists for \(1, 3\)",
         ),
         ({"kv_index": int32([[2, 0, 1], [1, 0, 0], [0, 1, 2]])}, "in ascending order"),
     ],

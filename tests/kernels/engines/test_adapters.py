@@ -43,7 +43,6 @@ def test_what_flash_can_run_it_does_not_refuse():
         ({"dtype": torch.float32}, "takes fp16 and bf16, not torch.float32"),
         ({"head_dim": 80}, "head_dim 64, 96 and 128 here, not 80"),
         ({"offsets": True}, "cannot run blocks of unequal size"),
-        ({"key_length": True}, "is given no key lengths"),
         ({"q_block": 64}, "query blocks of a multiple of 128, not 64"),
         ({"kv_block": 64}, "key blocks of 128, not 64"),
         ({"arch": (10, 0)}, "query blocks of a multiple of 256, not 128"),

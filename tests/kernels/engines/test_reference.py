@@ -28,27 +28,22 @@ def test_reference_equals_a_float64_softmax_over_the_lists(
     torch.testing.assert_close(ours, oracle.attention(q, k, v, plan), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("orders", [False, True])
+@pytest.mark.parametrize("empty", [False, True])
 @pytest.mark.parametrize(("q_blocks", "kv_blocks"), [(None, None), (6, None), (None, 9), (6, 9)])
-def test_reference_follows_orders_unequal_blocks_and_key_lengths(
-    oracle, orders, q_blocks, kv_blocks
-):
+def test_reference_follows_unequal_blocks_and_empty_rows(oracle, empty, q_blocks, kv_blocks):
     q, k, v = qkv(2, 3, 50, 77, 8)
-    plan = oracle.plan(2, 3, 50, 77, 16, 16, q_blocks=q_blocks, kv_blocks=kv_blocks, orders=orders)
-    length = torch.tensor([77, 20], dtype=torch.int32)
-    ours = reference_attention(q, k, v, plan, key_length=length, return_lse=True)
-    expected = oracle.attention(q, k, v, plan, key_length=length)
+    plan = oracle.plan(2, 3, 50, 77, 16, 16, q_blocks=q_blocks, kv_blocks=kv_blocks, empty=empty)
+    ours = reference_attention(q, k, v, plan, return_lse=True)
+    expected = oracle.attention(q, k, v, plan)
     torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_a_row_without_keys_is_zero_and_its_log_sum_exp_minus_infinity():
     q, k, v = qkv(1, 1, 16, 32, 4)
     plan = BlockPlan.from_mask(
-        torch.tensor([[[[False, True]]]]), q_len=16, kv_len=32, q_block=16, kv_block=16
+        torch.tensor([[[[False, False]]]]), q_len=16, kv_len=32, q_block=16, kv_block=16
     )
-    out, lse = reference_attention(
-        q, k, v, plan, key_length=torch.tensor([16], dtype=torch.int32), return_lse=True
-    )
+    out, lse = reference_attention(q, k, v, plan, return_lse=True)
     assert lse is not None
     assert (out == 0).all()
     assert (lse == float("-inf")).all()

@@ -31,24 +31,17 @@ def test_lists_cover_the_kept_keys_and_nothing_else(oracle, device, impl, data):
     batch, heads = draw(st.integers(1, 2)), draw(st.integers(1, 2))
     kv_len, blocks = draw(st.integers(1, 150)), draw(st.sampled_from([None, 1, 3, 40]))
     size = draw(st.sampled_from([8, 16]))
-    plan = oracle.plan(batch, heads, 40, kv_len, 16, 16, kv_blocks=blocks, device=device)
-    length = None
-    if draw(st.booleans()):
-        lengths = [draw(st.integers(0, kv_len)) for _ in range(batch)]
-        length = torch.tensor(lengths, dtype=torch.int32, device=device)
-    chunks = list_chunks(plan, size, 8, length, impl=impl)
+    empty = draw(st.booleans())
+    plan = oracle.plan(
+        batch, heads, 40, kv_len, 16, 16, kv_blocks=blocks, empty=empty, device=device
+    )
+    chunks = list_chunks(plan, size, 8, impl=impl)
     for b in range(batch):
-        end = kv_len if length is None else int(length[b])
         for h in range(heads):
-            columns = oracle.block_tokens(kv_len, 16, plan.kv_offsets, None, b, h)
+            columns = oracle.block_tokens(kv_len, 16, plan.kv_offsets, b, h)
             for row in range(plan.num_q_blocks):
                 parts = positions(plan, chunks, b, h, row)
-                kept = [
-                    position
-                    for j in oracle.key_blocks(plan, b, h, row)
-                    for position, _ in columns[j]
-                    if position < end
-                ]
+                kept = [at for j in oracle.key_blocks(plan, b, h, row) for at in columns[j]]
                 assert sorted(itertools.chain(*parts)) == kept
                 whole = int(chunks.whole[b % chunks.whole.shape[0], h % chunks.whole.shape[1], row])
                 assert [len(part) == size for part in parts] == [
@@ -79,8 +72,8 @@ def test_the_kernel_writes_what_the_reference_says(oracle, device, size):
 
 def test_a_row_without_keys_has_one_tile_that_exists(oracle, device):
     plan = oracle.plan(1, 1, 40, 50, 16, 16, kv_blocks=5, device=device)
-    none = torch.zeros(1, dtype=torch.int32, device=device)
-    chunks = list_chunks(plan, 16, 8, none, impl="triton")
+    plan.kv_count.zero_()
+    chunks = list_chunks(plan, 16, 8, impl="triton")
     assert (chunks.count == 0).all()
     assert (chunks.index[..., :8].int() == 0).all()
 

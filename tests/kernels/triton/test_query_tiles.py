@@ -28,8 +28,8 @@ def test_every_row_is_in_one_tile_of_its_block_and_heads_follow_one_another(
         b, h = divmod(head, heads)
         rows[head, start : min(start + 32, end)] += 1
         edges = [
-            [column[0][0], column[-1][0] + 1]
-            for column in oracle.block_tokens(q_len, 48, plan.q_offsets, None, b, h)
+            [column[0], column[-1] + 1]
+            for column in oracle.block_tokens(q_len, 48, plan.q_offsets, b, h)
             if column
         ]
         row = next(m for m, (first, last) in enumerate(edges) if first <= start < last)
