@@ -140,7 +140,8 @@ def orders(q, k, v) -> dict[str, Callable[[], object]]:
     order = torch.rand(1, HEADS, TOKENS, device="cuda").argsort(dim=-1).int()
 
     def in_order() -> None:
-        out = attention(*(permute_tokens(x, order) for x in (q, k, v)), plan, engine="triton")
+        query, key, value = (permute_tokens(x, order) for x in (q, k, v))
+        out = attention(query, key, value, plan, engine="triton")
         unpermute_tokens(out, order, like=q)
 
     return {

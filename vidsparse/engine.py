@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from vidsparse.dial import full_density
 from vidsparse.errors import DenseFallbackError
 from vidsparse.grid import TokenGrid
 from vidsparse.heads import HeadShare, all_of
+from vidsparse.kernels.attention import attention
 from vidsparse.kernels.autocast import cast_as_attention, without_autocast
 from vidsparse.kernels.engines.table import check_engine
 from vidsparse.kernels.planning.permute import unpermute_tokens
@@ -20,7 +22,7 @@ from vidsparse.planner import Planner
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.policy import Policy
-from vidsparse.policies.work import Kernel, Work
+from vidsparse.policies.work import Work
 from vidsparse.preset import Preset
 from vidsparse.progress import Progress
 from vidsparse.purse import Purse
@@ -333,7 +335,9 @@ class SparseAttention:
 
     def _attend(self, work: Work, call: Call, way: float) -> Tensor:
         """Run a plan, with what its policy does after it; back in raster order."""
-        kernel = Kernel(scale=work.inputs.scale, engine=self.engine, ran=self.stats.engines)
+        kernel = partial(
+            attention, scale=work.inputs.scale, engine=self.engine, ran=self.stats.engines
+        )
         head_density = work.head_density()
         out, besides = self.preset.policy.attend(
             work, kernel, way=way, replan=self.preset.schedule.replan
