@@ -171,19 +171,20 @@ class SparseAttention:
             take.decided = True
         self._open_purse(call)
         way = self._way(call)
-        if self._scheduled_dense(call, way):
-            if self._why_dense(q, k, call) is None:
-                self._full_density(call, q)  # raises at once, not on the way
-            self._record(call, torch.ones(1))
+        if self._stays_dense(q, k, call, way):
             return dense(q, k, v)
-        reason = self._why_dense(q, k, call)
-        if reason is not None:
-            return self._fall_back(reason, q, k, v, call, dense)
         q, k, v = cast_as_attention(q, k, v)
         with without_autocast(q):
-            return self._sparse(q, k, v, call, way, trains, take)
+            with Stopwatch(q.device) as total:
+                with Stopwatch(q.device) as planning:
+                    work = self._plan(q, k, v, call, way, trains, take)
+                out = self._attend(work, call, way)
+            self.stats.time(total, planning)
+            for observe in self.observers:
+                observe(call, work, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), out)
+        return out.transpose(1, 2)
 
-    def _sparse(
+    def _plan(
         self,
         q: Tensor,
         k: Tensor,
@@ -192,22 +193,14 @@ class SparseAttention:
         way: float,
         trains: bool,
         take: Take | None,
-    ) -> Tensor:
-        """Plan and run; dtypes are as they come."""
-        with Stopwatch(q.device) as total:
-            with Stopwatch(q.device) as planning:
-                inputs = self._inputs(q, k, v, call)
-                if trains:
-                    work = work_alone(self._planner, inputs, way, take)
-                else:
-                    work = self._planner.work(inputs, way)
-            out = self._attend(work, call, way)
-        self.stats.time(total, planning)
+    ) -> Work:
+        """Order a call and plan it; dtypes are as they come."""
+        inputs = self._inputs(q, k, v, call)
         if self.preset.policy.order.static:
             self.stats.blocks[str(call.grid)] = inputs.blocks.block
-        for observe in self.observers:
-            observe(call, work, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), out)
-        return out.transpose(1, 2)
+        if trains:
+            return work_alone(self._planner, inputs, way, take)
+        return self._planner.work(inputs, way)
 
     def _again(
         self, take: Take, q: Tensor, k: Tensor, v: Tensor, call: Call, dense: Dense
@@ -227,6 +220,23 @@ class SparseAttention:
             yield
         finally:
             self.stats = counted
+
+    def _stays_dense(self, q: Tensor, k: Tensor, call: Call, way: float) -> bool:
+        """Whether a call is dense, by the schedule or for a reason; it is then counted.
+
+        Raises:
+            DenseFallbackError: When there is a reason and the session is strict.
+        """
+        reason = self._why_dense(q, k, call)
+        if self._scheduled_dense(call, way):
+            if reason is None:
+                self._full_density(call, q)  # raises at once, not on the way
+        elif reason is not None:
+            self._refuse(reason, call)
+        else:
+            return False
+        self._record(call, torch.ones(1))
+        return True
 
     def _scheduled_dense(self, call: Call, way: float) -> bool:
         """Whether this call is dense whatever the policy would do: not a fallback."""
@@ -264,13 +274,6 @@ class SparseAttention:
                 f"{tokens:,} tokens are too few to gain (min_tokens is {self.preset.min_tokens:,})"
             )
         return None
-
-    def _fall_back(
-        self, reason: str, q: Tensor, k: Tensor, v: Tensor, call: Call, dense: Dense
-    ) -> Tensor:
-        self._refuse(reason, call)
-        self._record(call, torch.ones(1))
-        return dense(q, k, v)
 
     def _refuse(self, reason: str, call: Call) -> None:
         """Count a call that cannot be sparse, or raise for it."""
