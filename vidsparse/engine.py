@@ -22,7 +22,7 @@ from vidsparse.planner import Planner
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.policy import Policy
-from vidsparse.policies.work import Work
+from vidsparse.policies.work import Kernel, Work
 from vidsparse.preset import Preset
 from vidsparse.progress import Progress
 from vidsparse.purse import Purse
@@ -173,12 +173,14 @@ class SparseAttention:
         way = self._way(call)
         if self._stays_dense(q, k, call, way):
             return dense(q, k, v)
+        policy, replan = self.preset.policy, self.preset.schedule.replan
         q, k, v = cast_as_attention(q, k, v)
         with without_autocast(q):
             with Stopwatch(q.device) as total:
                 with Stopwatch(q.device) as planning:
                     work = self._plan(q, k, v, call, way, trains, take)
-                out = self._attend(work, call, way)
+                out, besides = policy.attend(work, self._kernel(work), way=way, replan=replan)
+                out = self._finished(out, besides, work, call)
             self.stats.time(total, planning)
             for observe in self.observers:
                 observe(call, work, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), out)
@@ -211,7 +213,9 @@ class SparseAttention:
         q, k, v = cast_as_attention(q, k, v)
         with without_autocast(q), self._uncounted():
             work = self._planner.again(take.work, *(x.transpose(1, 2) for x in (q, k, v)))
-            return self._attend(work, call, take.way).transpose(1, 2)
+            policy, replan = self.preset.policy, self.preset.schedule.replan
+            out, besides = policy.attend(work, self._kernel(work), way=take.way, replan=replan)
+            return self._finished(out, besides, work, call).transpose(1, 2)
 
     @contextmanager
     def _uncounted(self) -> Iterator[None]:
@@ -336,15 +340,22 @@ class SparseAttention:
             self._densities[key] = full_density(self.preset, run, layers=call.layers, means=means)
         return self._densities[key]
 
-    def _attend(self, work: Work, call: Call, way: float) -> Tensor:
-        """Run a plan, with what its policy does after it; back in raster order."""
-        kernel = partial(
+    def _kernel(self, work: Work) -> Kernel:
+        """The one door to attention, with what stays the same in a call."""
+        return partial(
             attention, scale=work.inputs.scale, engine=self.engine, ran=self.stats.engines
         )
+
+    def _finished(self, out: Tensor, besides: float, work: Work, call: Call) -> Tensor:
+        """What a plan gave, back in raster order; its density is counted.
+
+        Args:
+            out: ``(batch, heads, seq, head_dim)`` in the plan's order.
+            besides: Density of what was computed beside the plan.
+            work: The plan.
+            call: Where in the generation this is.
+        """
         head_density = work.head_density()
-        out, besides = self.preset.policy.attend(
-            work, kernel, way=way, replan=self.preset.schedule.replan
-        )
         head_density = head_density + besides if besides else head_density
         head_density = all_of(call.share, head_density).mean(dim=0)
         self._record(call, head_density)
