@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from vidsparse.pipelines.generate import Request
 
 PACKAGE = Path(__file__).resolve().parent.parent
-MAKES_PIXELS = ("", "policies", "kernels", "kernels/triton", "pipelines")  # folders of our code
+KERNELS = ("kernels", "kernels/engines", "kernels/planning", "kernels/triton")
+MAKES_PIXELS = ("", "policies", *KERNELS, "pipelines")  # folders of our code
 MAKES_SCORES = ("metrics",)
 
 
