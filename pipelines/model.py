@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from vidsparse.grid import TokenGrid
-from vidsparse.pipelines.tokens import Branches, Layout, OnlyDense
+from vidsparse.pipelines.layout import Branches, Layout, OnlyDense
 
 Arguments = Mapping[str, Any]  # of the transformer's forward call, by name
 Before = Callable[[Any, Arguments, int], int]

@@ -12,8 +12,8 @@ from vidsparse.grid import TokenGrid
 
 if TYPE_CHECKING:
     from vidsparse.forecast import Forecast
-    from vidsparse.pipelines.checkpoints import Checkpoint
-    from vidsparse.pipelines.geometry import Geometry
+    from vidsparse.pipelines.running.checkpoints import Checkpoint
+    from vidsparse.pipelines.running.geometry import Geometry
 
 GRID_STEPS = 50  # of a run when only a grid is given
 
@@ -36,9 +36,9 @@ def plan(
 ) -> None:
     """Say how much a preset computes on a grid."""
     from vidsparse.forecast import forecast
-    from vidsparse.pipelines.checkpoints import find_checkpoint
     from vidsparse.pipelines.published import apply
-    from vidsparse.pipelines.steps import check_steps
+    from vidsparse.pipelines.running.checkpoints import find_checkpoint
+    from vidsparse.pipelines.running.steps import check_steps
 
     chosen = changes.preset(preset)
     if (grid is None) == (model is None):
@@ -66,7 +66,7 @@ def plan(
 
 
 def _grid_checkpoint() -> Checkpoint:
-    from vidsparse.pipelines.checkpoints import Checkpoint
+    from vidsparse.pipelines.running.checkpoints import Checkpoint
 
     return Checkpoint(source="", steps=GRID_STEPS)
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from vidsparse.pipelines.geometry import call_parameters, geometry_of, makes_images, transformer_of
+from vidsparse.pipelines.running.geometry import (
+    call_parameters,
+    geometry_of,
+    makes_images,
+    transformer_of,
+)
 
 # Of the examples in diffusers' own documentation, where the call has no ``frame_rate`` or ``fps``.
 _FPS = {

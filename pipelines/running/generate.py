@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from vidsparse.errors import BadInputError, VidsparseError
-from vidsparse.pipelines.geometry import call_parameters, geometry_of
-from vidsparse.pipelines.limits import check_number
-from vidsparse.pipelines.steps import check_steps, least_steps
-from vidsparse.pipelines.usual import takes_guidance
-from vidsparse.pipelines.video import to_uint8
+from vidsparse.pipelines.running.defaults import takes_guidance
+from vidsparse.pipelines.running.geometry import call_parameters, geometry_of
+from vidsparse.pipelines.running.limits import check_number
+from vidsparse.pipelines.running.steps import check_steps, least_steps
+from vidsparse.pipelines.running.video import to_uint8
 
 OnStep = Callable[[int, int], None]
 

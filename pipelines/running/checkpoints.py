@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from vidsparse.errors import BadInputError
-from vidsparse.pipelines.geometry import Geometry, geometry_of, makes_images, transformer_of
-from vidsparse.pipelines.limits import check_number
 from vidsparse.pipelines.models import find_model
-from vidsparse.pipelines.skeleton import skeleton
-from vidsparse.pipelines.usual import takes_guidance, usual_settings
+from vidsparse.pipelines.running.defaults import takes_guidance, usual_settings
+from vidsparse.pipelines.running.geometry import Geometry, geometry_of, makes_images, transformer_of
+from vidsparse.pipelines.running.limits import check_number
+from vidsparse.pipelines.running.skeleton import skeleton
 from vidsparse.policies.block_size import WIDE
 
-TINY = Path(__file__).parent / "tiny"  # the pipeline that ships
+TINY = Path(__file__).parent.parent / "tiny"  # the pipeline that ships
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

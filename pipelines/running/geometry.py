@@ -10,7 +10,7 @@ from typing import Any
 
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
-from vidsparse.pipelines.limits import check_number
+from vidsparse.pipelines.running.limits import check_number
 
 # What stands before their video are condition frames or history, which text alone does not make.
 _TEXT_APART = (
@@ -164,7 +164,7 @@ def _patch(vae: Any, transformer: Any) -> tuple[int, int, int]:
     Where a pipeline packs latents itself, its transformer has more channels than there are
     latents, and the patch in its config is none.
     """
-    from vidsparse.pipelines.grids import patch_of
+    from vidsparse.pipelines.grid_readers import patch_of
 
     latents = vae.config.get("latent_channels") or vae.config.get("z_dim") or 0
     channels = transformer.config.get("in_channels") or 0
