@@ -13,24 +13,52 @@ from torch import nn
 
 from vidsparse.errors import BadInputError
 from vidsparse.pipelines import grid_readers
-from vidsparse.pipelines.model import Model, Release
+from vidsparse.pipelines.model import Hub, Model, PipelineFacts, Release
 
 SIGMA = (0.0, 1.0)  # timestep / 1000
 REVERSED_SIGMA = (1.0, 0.0)  # 1 - timestep / 1000
 
 WAN_14B = {"num_layers": 40, "num_attention_heads": 40, "pos_embed_seq_len": None}
 WAN_T2V = {"in_channels": 16, "image_dim": None}
+WAN_HUB = {
+    "pipeline": "WanPipeline", "frames": 81, "height": 480, "width": 832,
+    "steps": 50, "guidance": 5.0, "fps": 16,
+}  # fmt: skip
+WAN_720P = WAN_HUB | {"height": 720, "width": 1280}
 WAN_RELEASES = (
-    Release(name="Wan2.1-T2V-14B", config=WAN_14B | WAN_T2V),
+    Release(
+        name="Wan2.1-T2V-1.3B",
+        config=WAN_T2V | {"num_layers": 30, "num_attention_heads": 12},
+        hub=Hub(**WAN_HUB, short="wan2.1-1.3b", repository="Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),
+    ),
+    Release(
+        name="Wan2.1-T2V-14B",
+        config=WAN_14B | WAN_T2V,
+        hub=Hub(**WAN_720P, short="wan2.1-14b", repository="Wan-AI/Wan2.1-T2V-14B-Diffusers"),
+    ),
     Release(name="Wan2.1-I2V-14B", config=WAN_14B | {"in_channels": 36, "image_dim": 1280}),
-    Release(name="Wan2.1-T2V-1.3B", config=WAN_T2V | {"num_layers": 30, "num_attention_heads": 12}),
-    Release(name="Wan2.2-T2V-A14B", config=WAN_14B | WAN_T2V, experts=2),
+    Release(
+        name="Wan2.2-T2V-A14B",
+        config=WAN_14B | WAN_T2V,
+        experts=2,
+        hub=Hub(
+            **WAN_720P | {"steps": 40, "guidance": 4.0},
+            short="wan2.2-a14b",
+            repository="Wan-AI/Wan2.2-T2V-A14B-Diffusers",
+        ),
+    ),
     Release(
         name="Wan2.2-I2V-A14B", config=WAN_14B | {"in_channels": 36, "image_dim": None}, experts=2
     ),
     Release(
         name="Wan2.2-TI2V-5B",
         config={"num_layers": 30, "num_attention_heads": 24, "in_channels": 48},
+        hub=Hub(
+            **WAN_720P | {"frames": 121, "height": 704, "fps": 24},
+            spatial=16,
+            short="wan2.2-ti2v-5b",
+            repository="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+        ),
     ),
 )
 COGVIDEOX_5B = {"num_layers": 42, "num_attention_heads": 48, "in_channels": 16}
@@ -42,6 +70,7 @@ VIDEO = (
         self_attention=r"blocks\.\d+\.attn1",
         video_shape=grid_readers.channels_first,
         releases=WAN_RELEASES,
+        pipeline=PipelineFacts(fps=16),
         tested="pipeline",
     ),
     Model(
@@ -87,6 +116,7 @@ VIDEO = (
                 },
             ),
         ),
+        pipeline=PipelineFacts(fps=15),
         tested="pipeline",
     ),
     Model(
@@ -122,6 +152,7 @@ VIDEO = (
             Release(name="CogVideoX-5B", config=COGVIDEOX_5B | {"patch_size_t": None}),
             Release(name="CogVideoX1.5-5B", config=COGVIDEOX_5B | {"patch_size_t": 2}),
         ),
+        pipeline=PipelineFacts(fps=8),
         tested="pipeline",
     ),
     Model(
@@ -141,6 +172,7 @@ VIDEO = (
         guidance="uncond first",
         noise=(1000.0, 0.0),
         one_by_one=True,
+        pipeline=PipelineFacts(fps=30, least_steps=2),  # in two halves
         tested="pipeline",
     ),
     Model(  # extra condition frames come before the video
@@ -150,6 +182,7 @@ VIDEO = (
         video_shape=grid_readers.packed_video,
         text="prefix",
         guidance="uncond first",
+        pipeline=PipelineFacts(prompt_apart=True),
         tested="pipeline",
     ),
     Model(  # the video stream; extra condition frames come after the video
@@ -159,6 +192,7 @@ VIDEO = (
         video_shape=grid_readers.packed_video,
         text="suffix",
         guidance="uncond first",
+        pipeline=PipelineFacts(prompt_apart=True),
     ),
     Model(
         name="Allegro",
@@ -166,6 +200,7 @@ VIDEO = (
         self_attention=r"transformer_blocks\.\d+\.attn1",
         video_shape=grid_readers.channels_first,
         guidance="uncond first",
+        pipeline=PipelineFacts(fps=15),
     ),
     Model(
         name="EasyAnimate",
@@ -174,6 +209,7 @@ VIDEO = (
         video_shape=grid_readers.channels_first,
         text="prefix",
         guidance="uncond first",
+        pipeline=PipelineFacts(fps=8),
     ),
     Model(
         name="Cosmos 1, 2, 2.5",
@@ -212,6 +248,7 @@ VIDEO = (
         self_attention=r"blocks\.\d+\.attn1",
         video_shape=grid_readers.channels_first,
         text="prefix",
+        pipeline=PipelineFacts(prompt_apart=True),
     ),
     Model(
         name="AnyFlow",
@@ -308,6 +345,7 @@ IMAGE = (
         video_shape=grid_readers.image,
         text="suffix",
         guidance="uncond first",
+        pipeline=PipelineFacts(uncounted_text=77),  # of CLIP
     ),
     Model(
         name="PixArt",

@@ -85,25 +85,22 @@ class RunOptions:
         checkpoint = find_checkpoint(self.model)
         device = load.resolve_device(self.device)
         dtype = load.resolve_dtype(self.dtype, device)
-        fps = checkpoint.or_usual("fps", self.fps)
+        fps = checkpoint.or_default("fps", self.fps)
         requests = [self._request(checkpoint, prompt) for prompt in prompts]
         return Job(self, checkpoint, device, dtype, fps, requests)
 
     def _request(self, checkpoint: Checkpoint, prompt: str | None) -> Request:
         from vidsparse.pipelines.running.generate import Request
-        from vidsparse.pipelines.running.steps import check_steps
 
         size = checkpoint.size(self.frames, self.height, self.width)
         if self.guidance is not None and not checkpoint.takes_guidance:
             raise BadInputError(
                 f"{checkpoint.pipeline} takes no guidance scale: leave --guidance out"
             )
-        steps = checkpoint.or_usual("steps", self.steps)
-        check_steps(checkpoint.pipeline, steps)
         return Request(
             prompt=self._prompt(checkpoint, prompt),
-            steps=steps,
-            guidance=checkpoint.or_usual("guidance", self.guidance),
+            steps=checkpoint.or_default("steps", self.steps),
+            guidance=checkpoint.or_default("guidance", self.guidance),
             seed=self.seed,
             **size,
         )

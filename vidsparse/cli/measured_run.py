@@ -167,11 +167,10 @@ def dense_by_another_engine(pipe: Any, request: Request, on_step: OnStep) -> tup
 def warm_up(pipe: Any, request: Request, preset: Preset | None) -> None:
     """Run a step at full sparsity, or a dense one and the decoder, so that it is not timed."""
     from vidsparse.pipelines.running import generate
-    from vidsparse.pipelines.running.steps import least_steps
+    from vidsparse.pipelines.running.defaults import least_steps
 
     if preset is None:
-        steps = least_steps(type(pipe).__name__)
-        generate.generate(pipe, replace(request, steps=steps))
+        generate.generate(pipe, replace(request, steps=least_steps(pipe)))
         return
     at_once = {"warmup": 0.0, "ramp_until": 0.0, "cooldown": 0.0, "dense_layers": 0}
     with vidsparse.sparsify(pipe, preset.override(at_once)):

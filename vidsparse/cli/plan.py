@@ -38,7 +38,6 @@ def plan(
     from vidsparse.forecast import forecast
     from vidsparse.pipelines.published import apply
     from vidsparse.pipelines.running.checkpoints import find_checkpoint
-    from vidsparse.pipelines.running.steps import check_steps
 
     chosen = changes.preset(preset)
     if (grid is None) == (model is None):
@@ -47,8 +46,7 @@ def plan(
         raise BadInputError("--size and --frames belong to --model: a --grid is a size already")
     checkpoint = find_checkpoint(model) if model else _grid_checkpoint()
     tokens = TokenGrid.parse(grid) if grid else _model_grid(checkpoint, size, frames)
-    number = checkpoint.or_usual("steps", steps)
-    check_steps(checkpoint.pipeline, number)
+    number = checkpoint.or_default("steps", steps)
     chosen, said = apply(chosen, checkpoint.release)
     found = forecast(chosen, tokens, number, checkpoint.layers, checkpoint.head_dim)
     notes = [
