@@ -16,6 +16,20 @@ def seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def nothing_stays_registered():
+    """Presets and parts that a test registers are gone after it."""
+    from vidsparse import presets
+    from vidsparse.policies.parts import PARTS
+
+    tables = (presets._presets, presets._origins, *PARTS.values())
+    kept = [dict(table) for table in tables]
+    yield
+    for table, before in zip(tables, kept, strict=True):
+        table.clear()
+        table.update(before)
+
+
 @pytest.fixture(scope="session")
 def device():
     """Where kernels are tested: the GPU, or the CPU through Triton's interpreter."""
