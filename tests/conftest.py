@@ -1,6 +1,7 @@
 """What every test shares: no network, a fixed seed, and GPU tests only where there is one."""
 
 import os
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 
@@ -22,7 +23,7 @@ def nothing_stays_registered():
     from vidsparse import presets
     from vidsparse.policies.parts import PARTS
 
-    tables = (presets._presets, presets._origins, *PARTS.values())
+    tables: list[dict[str, Any]] = [presets._presets, presets._origins, *PARTS.values()]
     kept = [dict(table) for table in tables]
     yield
     for table, before in zip(tables, kept, strict=True):
