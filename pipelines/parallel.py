@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from vidsparse.errors import BadInputError
 from vidsparse.heads import HeadShare, pick, same_work
 from vidsparse.pipelines.call import AttentionRequest, Dense, DenseOf
-from vidsparse.state import Arriving
+from vidsparse.state import PendingValue
 from vidsparse.training import wants_gradients
 
 NO_GRADIENTS = (
@@ -55,7 +55,7 @@ class Deal:
     def __init__(self) -> None:
         self._mesh: Any = None
         self._share: HeadShare | None = None
-        self._heard: tuple[Any, Arriving] | None = None
+        self._heard: tuple[Any, PendingValue] | None = None
 
     def share(self, step: Any, heads: int, context: Any) -> HeadShare:
         """The heads of this device.
@@ -78,7 +78,7 @@ class Deal:
         """The density of all heads, ``(heads,)``, in a call of this step; or one for all."""
         share = self._share
         if share is not None and len(share.order) == len(density) > share.devices:
-            self._heard = step, Arriving(density)
+            self._heard = step, PendingValue(density)
 
 
 class Divisible(Protocol):
