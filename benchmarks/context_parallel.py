@@ -156,6 +156,8 @@ def share_the_sequence(model: Any, args: Any, rank: int, devices: int) -> None:
     degree: dict[str, Any] = {f"{args.by}_degree": devices}
     config = ContextParallelConfig(**degree)
     if DEVICE == "cuda":
+        if args.by == "ring":  # needs the log-sum-exp, which torch's own choice does not give
+            model.set_attention_backend("_native_cudnn")
         model.enable_parallelism(config=config)
         return
     mesh = init_device_mesh("cpu", config.mesh_shape, mesh_dim_names=config.mesh_dim_names)
