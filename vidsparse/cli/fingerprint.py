@@ -17,11 +17,12 @@ from vidsparse.preset import Preset
 if TYPE_CHECKING:
     from vidsparse.cli.job import Job
     from vidsparse.metrics.weights import Weights
-    from vidsparse.pipelines.generate import Request
+    from vidsparse.pipelines.running.generate import Request
 
 PACKAGE = Path(__file__).resolve().parent.parent
 KERNELS = ("kernels", "kernels/engines", "kernels/planning", "kernels/triton")
-MAKES_PIXELS = ("", "policies", *KERNELS, "pipelines")  # folders of our code
+# Folders of our code.
+MAKES_PIXELS = ("", "policies", *KERNELS, "pipelines", "pipelines/running")
 MAKES_SCORES = ("metrics",)
 
 

@@ -28,7 +28,7 @@ def generate(
     changes: PresetChanges,
     prompt: Prompt = None,
     preset: Annotated[
-        str, option("A name that `vidsparse presets` lists.", panel="Sparsity")
+        str, option("A name that `vidsparse presets` lists, or FILE.py:NAME.", panel="Sparsity")
     ] = "balanced",
     dense: Annotated[bool, option("No sparsity at all.", "--dense", panel="Sparsity")] = False,
     prompts: Annotated[
@@ -44,7 +44,7 @@ def generate(
     json: Json = False,
 ) -> None:
     """Make a video or an image with sparse attention."""
-    from vidsparse.pipelines.video import check_writable
+    from vidsparse.pipelines.running.video import check_writable
 
     if prompts is not None and prompt is not None:
         raise BadInputError("give a prompt or --prompts FILE, not both")
