@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vidsparse.cli import kernel_bench
+from vidsparse.bench import kernel_bench
 from vidsparse.errors import BadInputError
 from vidsparse.kernels.antidiagonal import antidiagonal_scores
 from vidsparse.kernels.attention import attention

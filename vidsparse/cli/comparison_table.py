@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from vidsparse.cli.clips import DENSE
-from vidsparse.cli.comparison import decibels
-from vidsparse.cli.dense_engines import STOCK
 from vidsparse.cli.screen import plain_table, plain_text
+from vidsparse.comparison.baselines import STOCK
+from vidsparse.comparison.results import decibels
+from vidsparse.comparison.spec import DENSE
 
 if TYPE_CHECKING:
     from vidsparse.metrics.report.results import PresetSummary, Results
@@ -45,15 +45,12 @@ def make_table(results: Results) -> Table:
     return table
 
 
-def footer(
-    results: Results, folder: Path, engines: dict[str, float], suffix: str = ".mp4"
-) -> list[str]:
+def footer(results: Results, folder: Path, suffix: str = ".mp4") -> list[str]:
     """Under what conditions the table holds, what was gained and lost, and where the files are.
 
     Args:
         results: To describe.
         folder: Where they lie.
-        engines: Milliseconds of a dense attention call by engine.
         suffix: Of the videos or images.
     """
     from vidsparse.metrics.report import words
@@ -77,7 +74,7 @@ def footer(
         *([f"[dim]{plain_text(machine)}[/dim]"] if machine else []),
         f"[dim]{describe_floor(results)}[/dim]",
         *(f"[dim]{plain_text(line)}[/dim]" for line in words.not_measured(results)),
-        *(f"[dim]{line}[/dim]" for line in (*_gains(results), *_best_dense(results, engines))),
+        *(f"[dim]{line}[/dim]" for line in (*_gains(results), *_best_dense(results))),
         *(f"{row.preset}: {row.sentence}" for row in results.summary if number > 1),
         *map(plain_text, words.timing(results)),
         *_verdicts(results),
@@ -108,8 +105,9 @@ def _gains(results: Results) -> list[str]:
     ]
 
 
-def _best_dense(results: Results, engines: dict[str, float]) -> list[str]:
+def _best_dense(results: Results) -> list[str]:
     """The speed-ups against dense with the fastest engine, beside those against stock diffusers."""
+    engines = results.dense_engines
     best = min(engines, key=lambda name: engines[name])
     stock = engines[STOCK]
     if engines[best] > 0.97 * stock:

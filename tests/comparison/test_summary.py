@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from vidsparse.cli.comparison import median_run
-from vidsparse.cli.comparison_summary import summarize_preset
+from vidsparse.comparison.results import median_run
+from vidsparse.comparison.summary import summarize_preset
 from vidsparse.metrics.latency import Stages
 
 HERE = {"cpu": "a CPU", "cores": 2, "threads": 2, "load": 1.0}

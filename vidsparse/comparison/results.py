@@ -8,13 +8,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidsparse.cli.clips import DENSE, SHEET, Case
-from vidsparse.cli.comparison_summary import summarize_preset
-from vidsparse.cli.finished import Finished
-from vidsparse.cli.measured_run import Run
+from vidsparse.comparison.finished import Finished
+from vidsparse.comparison.measure import Run
+from vidsparse.comparison.spec import DENSE, Case
+from vidsparse.comparison.store import SHEET
+from vidsparse.comparison.summary import summarize_preset
 from vidsparse.files import replace_file
 from vidsparse.grid import TokenGrid
 from vidsparse.preset import Preset
+from vidsparse.versions import versions
 
 if TYPE_CHECKING:
     from vidsparse.metrics.report.results import Results
@@ -22,22 +24,20 @@ if TYPE_CHECKING:
 
 def make_results(finished: Finished, command: str) -> Results:
     """Put together everything a report or a program may want, with its provenance."""
-    from vidsparse.cli.doctor import versions
     from vidsparse.metrics.catalogue import AS_ASKED, METRICS
     from vidsparse.metrics.report.results import Results
 
-    request, job = finished.cases[0].request, finished.job
-    clips = [
-        _clip(finished, case, preset) for case in finished.cases for preset in finished.presets
-    ]
+    spec = finished.spec
+    request, job = spec.cases[0].request, spec.job
+    clips = [_clip(finished, case, preset) for case in spec.cases for preset in spec.presets]
     floor = finished.floor()
     summary = [
         summarize_preset(preset.name, clips, floor)
         | {"asked_mean_density": preset.policy.mean_density}
-        for preset in finished.presets
+        for preset in spec.presets
     ]
     ids = dict.fromkeys(name.partition("@")[0] for clip in clips for name in clip["scores"])
-    why = finished.not_judged()
+    why = spec.not_judged()
     return Results.model_validate(
         {
             "schema_version": 1,
@@ -52,12 +52,12 @@ def make_results(finished: Finished, command: str) -> Results:
             "video": _video(finished),
             "steps": request.steps,
             "guidance": request.guidance,
-            "prompts": list(dict.fromkeys(case.request.prompt for case in finished.cases)),
-            "seeds": list(dict.fromkeys(case.request.seed for case in finished.cases)),
-            "schedule_note": "; ".join(dict.fromkeys(map(_schedule, finished.presets))),
+            "prompts": list(dict.fromkeys(case.request.prompt for case in spec.cases)),
+            "seeds": list(dict.fromkeys(case.request.seed for case in spec.cases)),
+            "schedule_note": "; ".join(dict.fromkeys(map(_schedule, spec.presets))),
             "noise_floor": floor,
             "dense_engines": finished.dense_engines(),
-            "presets": [_preset(preset) for preset in finished.presets],
+            "presets": [_preset(preset) for preset in spec.presets],
             "metrics": {name: asdict(METRICS[name]) for name in ids if name in METRICS},
             "not_measured": {METRICS[AS_ASKED].label: why} if why else {},
             "clips": clips,
@@ -66,22 +66,24 @@ def make_results(finished: Finished, command: str) -> Results:
     )
 
 
-def write_files(folder: Path, finished: Finished, results: Results) -> None:
-    """Write the videos and the sheet of the first clip, and the report."""
+def write_files(folder: Path, finished: Finished, results: Results) -> dict[str, Path]:
+    """Write the videos and the sheet of the first clip, and the report; give each file's path."""
     from vidsparse.metrics.report.contact_sheet import contact_sheet
-    from vidsparse.metrics.report.write import write_report
+    from vidsparse.metrics.report.write import FILES, write_report
 
-    first = finished.cases[0]
-    names = [DENSE, *(preset.name for preset in finished.presets)]
-    frames = {name: finished.clips.array(first, name) for name in names}
-    for preset, (name, clip) in zip((None, *finished.presets), frames.items(), strict=True):
-        path = folder / f"{name}{finished.job.suffix}"
-        finished.job.write(path, clip, first.request, preset)
-    labels = [_sheet_label(name, results) for name in names]
+    spec = finished.spec
+    first = spec.cases[0]
+    frames = {name: finished.clips.array(first, name) for name in spec.names}
+    videos = {name: folder / f"{name}{spec.job.suffix}" for name in spec.names}
+    for preset, name in zip((None, *spec.presets), spec.names, strict=True):
+        spec.job.write(videos[name], frames[name], first.request, preset)
+    labels = [_sheet_label(name, results) for name in spec.names]
     rows = dict(zip(labels, frames.values(), strict=True))
     sheet = contact_sheet(rows, title=first.request.prompt)
     replace_file(folder / SHEET, lambda path: sheet.save(path, format="PNG"))
     write_report(folder, results)
+    paths = [folder / name for name in (*FILES, SHEET)] + list(videos.values())
+    return {path.name: path for path in paths}
 
 
 def decibels(score: float | None) -> str:
@@ -157,11 +159,11 @@ def _engines(clips: list[dict[str, Any]]) -> str:
 
 
 def _video(finished: Finished) -> dict[str, Any]:
-    request, run = finished.cases[0].request, finished.run(finished.cases[0], None)
+    request, run = finished.spec.cases[0].request, finished.run(finished.spec.cases[0], None)
     assert run is not None
     sizes = {name: getattr(request, name) for name in ("frames", "height", "width")}
     tokens = TokenGrid.parse(run.grid).tokens
-    return {**sizes, "fps": finished.job.fps, "grid": run.grid, "tokens": tokens}
+    return {**sizes, "fps": finished.spec.job.fps, "grid": run.grid, "tokens": tokens}
 
 
 def _schedule(preset: Preset) -> str:

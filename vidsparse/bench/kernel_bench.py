@@ -118,7 +118,7 @@ TURNS = "medians of rounds in which all candidates of a shape and density take t
 
 def record(rows: list[dict[str, Any]], command: str, what: str = TURNS) -> dict[str, Any]:
     """The rows with everything that is needed to repeat them, and what their numbers are."""
-    from vidsparse.cli.doctor import versions
+    from vidsparse.versions import versions
 
     name = torch.cuda.get_device_name() if device() == "cuda" else platform.processor()
     return {

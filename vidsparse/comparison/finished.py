@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, fields
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vidsparse.cli import fingerprint
-from vidsparse.cli.clips import DENSE, Case, Clips
-from vidsparse.cli.job import Job
-from vidsparse.cli.measured_run import Run, Table
+from vidsparse.comparison import fingerprint
+from vidsparse.comparison.measure import Run, Table
+from vidsparse.comparison.spec import DENSE, Case, Spec
+from vidsparse.comparison.store import Clips
 from vidsparse.preset import Preset
-
-if TYPE_CHECKING:
-    from vidsparse.metrics.weights import Weights
 
 FLOOR = "dense-other-engine"
 ENGINES = "dense-engines"
@@ -23,29 +19,17 @@ ENGINES = "dense-engines"
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """What was asked for, and what of it is there.
+    """What of a comparison is there.
 
     Attributes:
-        job: Where and with what model.
-        presets: To compare with dense.
-        cases: Every prompt with every seed.
+        spec: What was asked for.
         clips: Where finished work is kept.
-        weights: Of learned metrics.
-        wants_floor: Whether to compare dense with dense by another engine.
-        wants_errors: Whether to measure the error of attention calls.
-        repeats: How often each generation is timed.
         machine: What all runs share, as ``fingerprint.of_machine`` has it.
     """
 
-    job: Job
-    presets: list[Preset]
-    cases: list[Case]
+    spec: Spec
     clips: Clips
     machine: dict[str, Any]
-    weights: Weights | None = None
-    wants_floor: bool = False
-    wants_errors: bool = False
-    repeats: int = 1
 
     def run(self, case: Case, preset: Preset | None) -> Run | None:
         """A generation that is finished, dense without a preset."""
@@ -61,7 +45,7 @@ class Finished:
 
     def runs(self, case: Case, preset: Preset | None) -> list[Run]:
         """Every time that a generation was timed, in order."""
-        again = [self.again(case, preset, number) for number in range(2, self.repeats + 1)]
+        again = [self.again(case, preset, number) for number in range(2, self.spec.repeats + 1)]
         return [run for run in (self.run(case, preset), *again) if run is not None]
 
     def scores(self, case: Case, preset: Preset) -> dict[str, Any] | None:
@@ -74,62 +58,37 @@ class Finished:
 
     def floor(self) -> dict[str, Any] | None:
         """``psnr``, ``identical`` and ``how`` of dense against dense."""
-        if not self.wants_floor:
+        if not self.spec.wants_floor:
             return None
-        return self.clips.record(self.cases[0], FLOOR, self.settings(self.cases[0], None))
+        return self.clips.record(self.spec.cases[0], FLOOR, self.settings(self.spec.cases[0], None))
 
     def dense_engines(self) -> dict[str, float]:
         """Milliseconds of a dense attention call by engine; ``diffusers`` is stock."""
-        settings = self.settings(self.cases[0], None)
-        record = self.clips.record(self.cases[0], ENGINES, settings)
+        settings = self.settings(self.spec.cases[0], None)
+        record = self.clips.record(self.spec.cases[0], ENGINES, settings)
         return record["milliseconds"] if record else {}
 
     def attention_error(self, case: Case, preset: Preset) -> Table:
         """Relative L1 of attention outputs, ``[layer][step]``; empty where not measured."""
         settings = self.settings(case, preset)
         record = self.clips.record(case, f"{preset.name}.errors", settings)
-        return record["attention_error"] if record and self.wants_errors else []
+        return record["attention_error"] if record and self.spec.wants_errors else []
 
     def settings(self, case: Case, preset: Preset | None) -> dict[str, Any]:
-        """Under which a generation is made."""
-        strict = bool(preset) and self.job.options.strict
+        """The settings that a generation is made under."""
+        strict = bool(preset) and self.spec.job.strict
         return fingerprint.of_run(self._machine, case.request, preset) | {"strict": strict}
 
     def score_settings(self, case: Case, *runs: Run | None) -> dict[str, Any]:
-        """Under which frames are scored."""
+        """The settings that frames are scored under."""
         frames = [run.frames_sha256 for run in runs if run is not None]
-        return {**self._scoring, "frames": frames, "asked": self.asked(case)}
-
-    @cached_property
-    def judge(self) -> Path | None:
-        """Who can say what a clip shows; nobody but for the pipeline that ships."""
-        from vidsparse.pipelines.checkpoints import TINY
-
-        return TINY / "judge.safetensors" if self.job.checkpoint.source == TINY else None
-
-    def asked(self, case: Case) -> dict[str, str] | None:
-        """What the judge is to look for; None where it cannot judge."""
-        from vidsparse.pipelines.tiny_prompts import read_parts
-
-        return read_parts(case.request.prompt) if self.judge else None
-
-    def not_judged(self) -> str | None:
-        """Why clips are not judged; None where all are."""
-        if self.judge is None:
-            return "the judge knows only the clips of the pipeline that ships"
-        foreign = [case.request.prompt for case in self.cases if self.asked(case) is None]
-        if not foreign:
-            return None
-        return (
-            f"{foreign[0]!r} is not in the language of the pipeline that ships, which its README "
-            "shows"
-        )
+        return {**self._scoring, "frames": frames, "asked": self.spec.asked(case)}
 
     def seconds(self) -> dict[str, list[float]]:
         """Seconds of the generations that are finished, by kind."""
         known: defaultdict[str, list[float]] = defaultdict(list)
-        for case in self.cases:
-            for preset in (None, *self.presets):
+        for case in self.spec.cases:
+            for preset in (None, *self.spec.presets):
                 if run := self.run(case, preset):
                     known[preset.name if preset else DENSE].append(run.stages.total)
         return known
@@ -141,4 +100,4 @@ class Finished:
 
     @cached_property
     def _scoring(self) -> dict[str, Any]:
-        return fingerprint.of_scoring(self.weights, self.job.fps, self.judge)
+        return fingerprint.of_scoring(self.spec.weights, self.spec.job.fps, self.spec.judge)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vidsparse.cli.dense_engines import another_engine
+from vidsparse.comparison.baselines import another_engine
 
 
 @pytest.mark.parametrize(("device", "name"), [("cpu", "math"), ("cuda", "efficient")])

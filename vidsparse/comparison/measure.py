@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 import vidsparse
-from vidsparse.cli.machine import here
-from vidsparse.cli.seen_calls import ErrorMeter, by_layer_and_step
+from vidsparse.comparison.attention_error import ErrorMeter, by_layer_and_step
+from vidsparse.comparison.machine import here
 from vidsparse.metrics.latency import Stages
 from vidsparse.preset import Preset
 from vidsparse.stats import Stats
@@ -34,7 +34,7 @@ class Run:
         frames_sha256: Of the raw frames.
         grid: The tokens, as FRAMESxHEIGHTxWIDTH.
         attention_shape: Of the queries: batch, tokens, heads, head_dim.
-        machine: Where it ran and how busy that was, as ``vidsparse.cli.machine.here`` has it.
+        machine: Where it ran and how busy that was, as ``machine.here`` has it.
         peak_memory_bytes: Of the GPU; None on a CPU.
         mean_density: Over all self-attention calls; 1 for a dense run.
         dense_steps_share: Share of the steps in which every call was dense.
@@ -155,7 +155,7 @@ def attention_error(pipe: Any, request: Request, preset: Preset, on_step: OnStep
 
 def dense_by_another_engine(pipe: Any, request: Request, on_step: OnStep) -> tuple[str, np.ndarray]:
     """Generate once densely with attention summed in another order: say how, give the frames."""
-    from vidsparse.cli.dense_engines import another_engine
+    from vidsparse.comparison.baselines import another_engine
     from vidsparse.pipelines.generate import generate
 
     name, engine = another_engine(torch.device(pipe.device))
