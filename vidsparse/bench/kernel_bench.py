@@ -15,17 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from vidsparse.comparison.baselines import CUDNN, FLASH_4, PLAIN, dense_calls, runs
 from vidsparse.errors import BadInputError
 from vidsparse.files import replace_file
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.attention import attention
 from vidsparse.kernels.case import Case
 from vidsparse.kernels.engines import ENGINES
-from vidsparse.kernels.flash import flash_dense
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.metrics.latency import Timing, take_turns
 from vidsparse.planner import Planner
@@ -197,7 +195,7 @@ def _measure(
     k: Tensor,
     v: Tensor,
 ) -> Iterator[dict[str, Any]]:
-    candidates = dict(_dense(q, k, v))
+    candidates = _dense(q, k, v)
     baselines = list(candidates)
     errors: dict[str, float] = {}
     extra: dict[str, int | None] = {}
@@ -270,23 +268,11 @@ def _extra_bytes(call: Callable[[], Tensor]) -> int | None:
     return peak_bytes(call) - call().nbytes
 
 
-def _dense(q: Tensor, k: Tensor, v: Tensor) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Dense attention, by every engine that is here."""
-    if not q.is_cuda:
-        yield "torch sdpa", lambda: F.scaled_dot_product_attention(q, k, v)
-        return
-
-    def cudnn() -> Tensor:
-        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-            return F.scaled_dot_product_attention(q, k, v)
-
-    yield "cudnn dense", cudnn
-    scale = q.shape[-1] ** -0.5
-    try:
-        flash_dense(q, k, v, scale=scale)
-    except BadInputError:
-        return
-    yield "flash dense", lambda: flash_dense(q, k, v, scale=scale)
+def _dense(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Callable[[], object]]:
+    """Dense attention by the engines that may be the fastest here, by the name of their row."""
+    shown = {CUDNN: "cudnn dense", FLASH_4: "flash dense"} if q.is_cuda else {PLAIN: "torch sdpa"}
+    calls = dense_calls(q, k, v)
+    return {row: calls[name] for name, row in shown.items() if runs(calls[name])}
 
 
 def _able(settings: Settings, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> list[str]:

@@ -13,7 +13,13 @@ import torch
 from torch import nn
 
 from vidsparse.comparison.fingerprint import of_files
-from vidsparse.pipelines.checkpoints import CHECKPOINTS, Checkpoint, checkpoint_of
+from vidsparse.errors import BadInputError
+from vidsparse.pipelines.checkpoints import (
+    CHECKPOINTS,
+    Checkpoint,
+    checkpoint_of,
+    find_source,
+)
 
 SAMPLES = 64  # numbers of each tensor that tell one set of weights from another
 
@@ -94,12 +100,21 @@ class LoadedModel:
         Raises:
             BadInputError: When it is none that vidsparse knows.
         """
-        named = str(getattr(self.pipe, "name_or_path", None) or type(self.pipe).__name__)
-        found = checkpoint_of(self.pipe, named)
+        source = _source_of(self.pipe)
+        found = checkpoint_of(self.pipe, source)
         for row in CHECKPOINTS.values():
-            if named == str(row.source):
+            if row.source == source:
                 return replace(row, release=found.release)
         return found
+
+
+def _source_of(pipe: Any) -> str | Path:
+    """Where a pipeline says that it was loaded from; the name of its class where that is gone."""
+    named = getattr(pipe, "name_or_path", None)
+    try:
+        return find_source(named) if named else type(pipe).__name__
+    except BadInputError:
+        return type(pipe).__name__
 
 
 def _facts(pipe: Any) -> Iterator[str]:
