@@ -127,7 +127,7 @@ def may_metrics(found: Import) -> bool:
     if within(found.name, "vidsparse.metrics"):
         return not within(found.name, "vidsparse.metrics.report")
     libraries = ["torch", "torchmetrics", "numpy", "scipy", "cv2", "av", "safetensors"]
-    libraries += ["transformers", "vidsparse.errors"]
+    libraries += ["transformers", "pydantic", "vidsparse.errors"]
     return found.name.split(".")[0] in sys.stdlib_module_names or within(found.name, *libraries)
 
 

@@ -15,8 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from vidsparse.errors import BadInputError
 from vidsparse.kernels.flash import flash_dense
 from vidsparse.metrics.latency import take_turns
+from vidsparse.metrics.report.words import STOCK
 
-STOCK = "diffusers"
 FLASH_4, CUDNN, PLAIN = "flash-attn-4", "torch cudnn", "torch"
 ROUNDS = 5
 AT_LEAST_MS = 40.0

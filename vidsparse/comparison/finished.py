@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from vidsparse.comparison import fingerprint
-from vidsparse.comparison.measure import Run, Table
 from vidsparse.comparison.spec import DENSE, Case, Spec
 from vidsparse.comparison.store import Clips
+from vidsparse.metrics.report.results import Grid, NoiseFloor, Run
 from vidsparse.preset import Preset
 
 FLOOR = "dense-other-engine"
@@ -35,13 +35,13 @@ class Finished:
         """A generation that is finished, dense without a preset."""
         name = preset.name if preset else DENSE
         record = self.clips.record(case, name, self.settings(case, preset))
-        return None if record is None else Run.of_json(record)
+        return None if record is None else Run.model_validate(record)
 
     def again(self, case: Case, preset: Preset | None, number: int) -> Run | None:
         """The same generation, timed once more, if that is finished; ``number`` from 2."""
         name = f"{preset.name if preset else DENSE}.again{number}"
         record = self.clips.record(case, name, self.settings(case, preset))
-        return None if record is None else Run.of_json(record)
+        return None if record is None else Run.model_validate(record)
 
     def runs(self, case: Case, preset: Preset | None) -> list[Run]:
         """Every time that a generation was timed, in order."""
@@ -56,11 +56,13 @@ class Finished:
         settings = self.score_settings(case, *runs)
         return self.clips.record(case, f"{preset.name}.scores", settings)
 
-    def floor(self) -> dict[str, Any] | None:
-        """``psnr``, ``identical`` and ``how`` of dense against dense."""
+    def floor(self) -> NoiseFloor | None:
+        """Dense against dense by another engine, if that is wanted and finished."""
+        first = self.spec.cases[0]
         if not self.spec.wants_floor:
             return None
-        return self.clips.record(self.spec.cases[0], FLOOR, self.settings(self.spec.cases[0], None))
+        record = self.clips.record(first, FLOOR, self.settings(first, None))
+        return None if record is None else NoiseFloor.model_validate(record)
 
     def dense_engines(self) -> dict[str, float]:
         """Milliseconds of a dense attention call by engine; ``diffusers`` is stock."""
@@ -68,7 +70,7 @@ class Finished:
         record = self.clips.record(self.spec.cases[0], ENGINES, settings)
         return record["milliseconds"] if record else {}
 
-    def attention_error(self, case: Case, preset: Preset) -> Table:
+    def attention_error(self, case: Case, preset: Preset) -> Grid:
         """Relative L1 of attention outputs, ``[layer][step]``; empty where not measured."""
         settings = self.settings(case, preset)
         record = self.clips.record(case, f"{preset.name}.errors", settings)
@@ -95,9 +97,14 @@ class Finished:
 
     @cached_property
     def _machine(self) -> dict[str, Any]:
-        record_format = {"record format": [each.name for each in fields(Run)]}
+        record_format = {"record format": list(Run.model_fields)}
         return self.machine | record_format
 
     @cached_property
     def _scoring(self) -> dict[str, Any]:
         return fingerprint.of_scoring(self.spec.weights, self.spec.job.fps, self.spec.judge)
+
+
+def kept(run: Run) -> dict[str, Any]:
+    """What is written of a generation: all of it but what follows from the rest."""
+    return run.model_dump(exclude={"stages": {"other"}})

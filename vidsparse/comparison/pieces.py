@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vidsparse.comparison import measure
-from vidsparse.comparison.finished import ENGINES, FLOOR, Finished
+from vidsparse.comparison.finished import ENGINES, FLOOR, Finished, kept
 from vidsparse.comparison.pace import Pace
 from vidsparse.comparison.reporter import Board, Reporter
 from vidsparse.comparison.spec import DENSE, Case
+from vidsparse.metrics.report.results import NoiseFloor
 from vidsparse.preset import Preset
 
 if TYPE_CHECKING:
@@ -189,15 +190,13 @@ class CompareWork:
         arrays = {name: made.frames}
         if preset is None:
             arrays[f"{DENSE}.latents"] = made.latents
-        self._done.clips.save(
-            case, name, self._done.settings(case, preset), made.run.to_json(), arrays
-        )
+        self._done.clips.save(case, name, self._done.settings(case, preset), kept(made.run), arrays)
 
     def _do_again(self, case: Case, preset: Preset | None, number: int, on_step: OnStep) -> None:
         made = self._measure(case, preset, on_step, None)
         name = f"{preset.name if preset else DENSE}.again{number}"
         settings = self._done.settings(case, preset)
-        self._done.clips.save(case, name, settings, made.run.to_json(), {})
+        self._done.clips.save(case, name, settings, kept(made.run), {})
 
     def _measure(
         self, case: Case, preset: Preset | None, on_step: OnStep, reference: np.ndarray | None
@@ -217,12 +216,10 @@ class CompareWork:
 
         how, frames = measure.dense_by_another_engine(self._pipe, case.request, on_step)
         found = fidelity(frames, self._done.clips.array(case, DENSE))
-        record = {
-            "psnr": found.to_json()["psnr"],
-            "identical": found.identical_frames == len(frames),
-            "how": how,
-        }
-        self._done.clips.save(case, FLOOR, self._done.settings(case, None), record, {FLOOR: frames})
+        identical = found.identical_frames == len(frames)
+        floor = NoiseFloor(psnr=found.to_json()["psnr"], identical=identical, how=how)
+        settings = self._done.settings(case, None)
+        self._done.clips.save(case, FLOOR, settings, floor.model_dump(), {FLOOR: frames})
 
     def _do_dense_engines(self, on_step: OnStep) -> None:
         from vidsparse.comparison.baselines import time_dense_engines
