@@ -14,6 +14,7 @@ from pydantic import Field, PositiveInt, ValidationError, model_validator
 from vidsparse.errors import BadInputError
 from vidsparse.metrics.latency import Amdahl, Stages
 from vidsparse.metrics.record import Record
+from vidsparse.metrics.registry import MetricInfo
 from vidsparse.metrics.report.checks import check_clip, check_results
 from vidsparse.metrics.statistics import Summary
 
@@ -78,18 +79,6 @@ class PresetFacts(Record):
     summary: str
     source: str
     parameters: dict[str, Any]
-
-
-class Metric(Record):
-    """What a score is; see ``vidsparse.metrics.catalogue``."""
-
-    id: str
-    label: str
-    unit: str
-    better: Literal["higher", "lower", "closer to dense"]
-    tier: Literal["exact", "weights", "stand-in", "judge"]
-    stands_in_for: str | None
-    caveat: str
 
 
 class Facts(Record):
@@ -254,7 +243,7 @@ class Results(Record):
     noise_floor: NoiseFloor | None
     dense_engines: dict[str, float] = Field(default_factory=dict)
     presets: list[PresetFacts]
-    metrics: dict[str, Metric]
+    metrics: dict[str, MetricInfo]
     not_measured: dict[str, str] = Field(default_factory=dict)
     clips: list[Clip] = Field(min_length=1)
     summary: list[PresetSummary] = Field(min_length=1)

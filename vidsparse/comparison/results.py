@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from vidsparse.metrics.report import words
 from vidsparse.metrics.report.results import (
     Clip,
     Facts,
-    Metric,
     PresetFacts,
     Results,
     Run,
@@ -56,7 +54,7 @@ def make_results(finished: Finished, command: str) -> Results:
         noise_floor=floor,
         dense_engines=finished.dense_engines(),
         presets=[_preset(preset) for preset in spec.presets],
-        metrics={name: Metric(**asdict(METRICS[name])) for name in ids if name in METRICS},
+        metrics={name: METRICS[name] for name in ids if name in METRICS},
         not_measured={METRICS[AS_ASKED].label: why} if why else {},
         clips=clips,
         summary=[
