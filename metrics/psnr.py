@@ -4,6 +4,8 @@ The headline is the mean over the frames of a clip, then over clips. A frame equ
 reference has infinite PSNR. It is neither capped nor hidden: it stays ``inf`` in the per-frame
 values, it is counted as ``identical_frames``, and a mean is taken over the finite values beside
 that count (so it never overstates the clip); when all values are infinite, so is the mean.
+Errors are summed as integers, frame by frame, which is exact at any size and needs no copy of the
+clip; torchmetrics pools frames, or takes them as floats.
 """
 
 from __future__ import annotations

@@ -154,6 +154,7 @@ def read_seeds(given: int | Sequence[int]) -> list[int]:
 
 def describe_call(spec: Spec, given: Mapping[str, Any]) -> str:
     """The call in Python, for the report; what was left out is left out."""
+    changed = {k: v for k, v in given.items() if v is not None and v is not False}
     said = {
         "presets": [preset.name for preset in spec.presets],
         "prompts": [request.prompt for request in spec.job.requests],
