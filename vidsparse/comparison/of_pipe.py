@@ -159,9 +159,7 @@ def describe_call(spec: Spec, given: Mapping[str, Any]) -> str:
         "presets": [preset.name for preset in spec.presets],
         "prompts": [request.prompt for request in spec.job.requests],
         "seeds": list(spec.seeds),
-        **{
-            name: value for name, value in given.items() if value is not None and value is not False
-        },
+        **changed,
     }
     return f"vidsparse.compare(pipe, {', '.join(f'{k}={v!r}' for k, v in said.items())})"
 
