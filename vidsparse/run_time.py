@@ -152,9 +152,7 @@ def call_cost(policy: Policy, block: int) -> CallCost:
     return CallCost(LAUNCHES, start + (0.0 if block >= 128 else 0.016), slope)
 
 
-def sparse_run(
-    dense: StepTime, shapes: Shapes, cost: CallCost, step_density: list[float]
-) -> float:
+def sparse_run(dense: StepTime, shapes: Shapes, cost: CallCost, step_density: list[float]) -> float:
     """Seconds of a run of sparse steps.
 
     Args:
