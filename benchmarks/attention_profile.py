@@ -30,7 +30,7 @@ from torch import Tensor
 import vidsparse
 from vidsparse.engine import SparseAttention
 from vidsparse.grid import TokenGrid
-from vidsparse.pipelines.checkpoints import TINY
+from vidsparse.pipelines.running.checkpoints import TINY
 from vidsparse.policies.orders import Tile
 
 BLOCK, MASS = 64, 0.9

@@ -33,7 +33,7 @@ import vidsparse
 from vidsparse.engine import Call, SparseAttention
 from vidsparse.grid import TokenGrid
 from vidsparse.metrics.fidelity import fidelity
-from vidsparse.pipelines.checkpoints import TINY
+from vidsparse.pipelines.running.checkpoints import TINY
 from vidsparse.progress import Progress
 
 GUIDANCE = 4.0

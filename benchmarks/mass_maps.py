@@ -23,7 +23,7 @@ from torch import Tensor
 
 import vidsparse
 from vidsparse.engine import SparseAttention
-from vidsparse.pipelines.checkpoints import TINY
+from vidsparse.pipelines.running.checkpoints import TINY
 from vidsparse.planner import Planner
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.estimator import Inputs

@@ -29,7 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import vidsparse
 from vidsparse.metrics.fidelity import fidelity
-from vidsparse.pipelines.checkpoints import TINY
+from vidsparse.pipelines.running.checkpoints import TINY
 from vidsparse.progress import Progress
 from vidsparse.schedule import Schedule
 from vidsparse.stats import Stats

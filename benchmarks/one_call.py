@@ -31,7 +31,7 @@ from vidsparse.engine import Call, SparseAttention
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.attention import attention
 from vidsparse.kernels.permute import unpermute_tokens
-from vidsparse.pipelines.checkpoints import TINY
+from vidsparse.pipelines.running.checkpoints import TINY
 from vidsparse.planner import Planner
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.estimator import Inputs

@@ -28,8 +28,8 @@ from vidsparse.cli.doctor import versions
 from vidsparse.engine import Call, SparseAttention
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
+from vidsparse.pipelines.caller import Running
 from vidsparse.pipelines.clock import Clock
-from vidsparse.pipelines.running import Running
 from vidsparse.pipelines.runs import Reading
 from vidsparse.presets import PRESETS
 from vidsparse.progress import Progress

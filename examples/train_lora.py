@@ -19,7 +19,7 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 import vidsparse
-from vidsparse.pipelines.load import load_pipeline
+from vidsparse.pipelines.running.load import load_pipeline
 
 PROMPT = "a white circle growing over a dark gray background"
 RANK = 16

@@ -9,8 +9,8 @@ Runs the small pipeline that ships; a real one is loaded in the same way:
 import torch
 
 import vidsparse
-from vidsparse.pipelines.load import load_pipeline
-from vidsparse.pipelines.video import to_uint8, write_video
+from vidsparse.pipelines.running.load import load_pipeline
+from vidsparse.pipelines.running.video import to_uint8, write_video
 
 
 def main() -> None:

@@ -150,7 +150,7 @@ def check_raw(name: str, clip: RawFrames) -> None:
     if clip.dtype not in (torch.uint8, np.uint8):
         raise BadInputError(
             f"{name} must be raw uint8 frames, got {clip.dtype}: convert a pipeline's output "
-            "with vidsparse.pipelines.video.to_uint8"
+            "with vidsparse.pipelines.running.video.to_uint8"
         )
     if clip.ndim != 4 or clip.shape[-1] != 3 or 0 in clip.shape:
         raise BadInputError(

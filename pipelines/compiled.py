@@ -17,7 +17,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_a
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
-from vidsparse.pipelines.asked import Asked, Dense, DenseOf, Layer
+from vidsparse.pipelines.call import Asked, Dense, DenseOf, Layer
 from vidsparse.pipelines.parallel import NO_GRADIENTS
 from vidsparse.pipelines.recompute import Tokens, autograd_inside_an_op
 

@@ -11,15 +11,15 @@ from torch import nn
 
 from vidsparse.engine import SparseAttention
 from vidsparse.pipelines import parallel, taps
+from vidsparse.pipelines.caller import Running, find_running
 from vidsparse.pipelines.clock import Clock, read_noise
 from vidsparse.pipelines.layer import Layer
-from vidsparse.pipelines.masks import source_of
+from vidsparse.pipelines.layout import Layout, OnlyDense, Part, key_padding
 from vidsparse.pipelines.model import Model
+from vidsparse.pipelines.padding import source_of
 from vidsparse.pipelines.recompute import Recording, Recordings, in_backward
-from vidsparse.pipelines.running import Running, find_running
 from vidsparse.pipelines.runs import Reading
 from vidsparse.pipelines.stacked import branches_of, copies_in
-from vidsparse.pipelines.tokens import Layout, OnlyDense, Part, key_padding
 
 UNKNOWN = "the token grid of this call is unknown"
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from vidsparse.engine import Call, SparseAttention
 from vidsparse.pipelines import parallel, taps
-from vidsparse.pipelines.asked import Asked, Dense, DenseOf
+from vidsparse.pipelines.call import Asked, Dense, DenseOf
 from vidsparse.pipelines.compiled import make_handle
+from vidsparse.pipelines.layout import OnlyDense, Part
 from vidsparse.pipelines.parallel import Deal
 from vidsparse.pipelines.recompute import Turn, in_backward
-from vidsparse.pipelines.tokens import OnlyDense, Part
 from vidsparse.training import Take
 
 if TYPE_CHECKING:

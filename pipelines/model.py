@@ -10,11 +10,40 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from vidsparse.grid import TokenGrid
-from vidsparse.pipelines.tokens import Branches, Layout, OnlyDense
+from vidsparse.pipelines.layout import Branches, Layout, OnlyDense
 
 Arguments = Mapping[str, Any]  # of the transformer's forward call, by name
 Before = Callable[[Any, Arguments, int], int]
 Noise = tuple[float, float] | Callable[[Any, Any], Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hub:
+    """How the command line knows a release without asking the hub for its configs.
+
+    Attributes:
+        short: Its name on the command line.
+        repository: Hub id of its diffusers pipeline.
+        pipeline: Class of that.
+        frames: Of a video, as its authors recommend, as all that follows.
+        height: In pixels.
+        width: In pixels.
+        steps: Denoising steps.
+        guidance: Guidance scale.
+        fps: Frames per second.
+        spatial: Pixels per latent of its VAE, in height and in width.
+    """
+
+    short: str
+    repository: str
+    pipeline: str
+    frames: int
+    height: int
+    width: int
+    steps: int
+    guidance: float
+    fps: float
+    spatial: int = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,11 +54,32 @@ class Release:
         name: As its authors call it.
         config: What its transformer's config says, and that of no other release.
         experts: How many transformers its pipeline has.
+        hub: Where it is, and how it is run; None where the command line has no name for it.
     """
 
     name: str
     config: Arguments
     experts: int = 1
+    hub: Hub | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineFacts:
+    """What the pipelines of a model do not say themselves.
+
+    Attributes:
+        fps: Frames per second of the examples in diffusers' documentation, for pipelines whose
+            call has no ``frame_rate`` and no ``fps``.
+        least_steps: Fewest denoising steps they can do.
+        prompt_apart: Whether the prompt is not in the self-attention sequence: other tokens than
+            the video's are condition frames or history there.
+        uncounted_text: Text tokens in that sequence which ``max_sequence_length`` does not count.
+    """
+
+    fps: float = 24
+    least_steps: int = 1
+    prompt_apart: bool = False
+    uncounted_text: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +109,9 @@ class Model:
         padding_argument: That mask in their forward call.
         has_own_rows: Whether text before the video attends to other tokens than the video does,
             which its mask says.
-        releases: Those for which settings are published (``published.py``).
+        releases: Those for which settings are published (``published.py``), or which have a name
+            on the command line.
+        pipeline: What its pipelines do not say themselves.
         tested: With a tiny random model alone, or in a whole pipeline too.
     """
 
@@ -76,6 +128,7 @@ class Model:
     padding_argument: str = "attention_mask"
     has_own_rows: bool = False
     releases: tuple[Release, ...] = ()
+    pipeline: PipelineFacts = PipelineFacts()
     tested: Literal["model", "pipeline"] = "model"
 
     def release(self, transformer: nn.Module, experts: int | None) -> str | None:

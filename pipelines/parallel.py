@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from vidsparse.errors import BadInputError
 from vidsparse.heads import HeadShare, pick, same_work
-from vidsparse.pipelines.asked import Asked, Dense, DenseOf
+from vidsparse.pipelines.call import Asked, Dense, DenseOf
 from vidsparse.state import Arriving
 from vidsparse.training import wants_gradients
 

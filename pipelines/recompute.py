@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from vidsparse.engine import Call
 from vidsparse.errors import BadInputError
-from vidsparse.pipelines.tokens import Part
+from vidsparse.pipelines.layout import Part
 from vidsparse.training import Take
 
 _RECORDING = "vidsparse"  # in the metadata of an autograd node

@@ -14,8 +14,8 @@ from typing import Any, ClassVar, Protocol
 
 from diffusers.hooks.hooks import CacheContext
 
+from vidsparse.pipelines.caller import Running
 from vidsparse.pipelines.levels import noise_levels, share_behind, steps_listed
-from vidsparse.pipelines.running import Running
 from vidsparse.progress import Progress
 
 BY_NOISE = (

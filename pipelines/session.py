@@ -10,13 +10,13 @@ from torch import nn
 from vidsparse.engine import Observer, SparseAttention
 from vidsparse.errors import BadInputError
 from vidsparse.pipelines import taps
+from vidsparse.pipelines.caller import is_running
 from vidsparse.pipelines.clock import Clock
 from vidsparse.pipelines.forward import Forward
 from vidsparse.pipelines.listener import listen, session_in
-from vidsparse.pipelines.masks import keep_padding
 from vidsparse.pipelines.models import find_model
+from vidsparse.pipelines.padding import keep_padding
 from vidsparse.pipelines.published import apply
-from vidsparse.pipelines.running import is_running
 from vidsparse.pipelines.undo import Undo, drop_hooks
 from vidsparse.preset import Preset
 from vidsparse.stats import Stats

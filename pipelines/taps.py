@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from vidsparse.kernels.autocast import cast_as_attention
 from vidsparse.pipelines import compiled
-from vidsparse.pipelines.asked import Asked, Dense, DenseOf, Layer
+from vidsparse.pipelines.call import Asked, Dense, DenseOf, Layer
 from vidsparse.pipelines.undo import Undo, drop_hooks
 
 LAYER = "_vidsparse_layer"  # attribute of a module

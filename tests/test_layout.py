@@ -126,8 +126,13 @@ def may_metrics(found: Import) -> bool:
     return found.name.split(".")[0] in sys.stdlib_module_names or within(found.name, *libraries)
 
 
-def may_pipelines(found: Import) -> bool:
+def may_running(found: Import) -> bool:
     return not within(found.name, "vidsparse.metrics", "vidsparse.cli")
+
+
+def may_pipelines(found: Import) -> bool:
+    """What plugs into a pipeline knows nothing of who loads and runs one."""
+    return may_running(found) and not within(found.name, "vidsparse.pipelines.running")
 
 
 def files_under(folder: str, *without: str) -> list[Path]:
@@ -140,7 +145,8 @@ FLOORS: dict[str, tuple[list[Path], Callable[[Import], bool]]] = {
     "kernels": (files_under("kernels"), may_kernels),
     "core": (files_under("vidsparse", *ROOMS, "cli", "__main__.py"), may_core),
     "metrics": (files_under("metrics", "report"), may_metrics),
-    "pipelines": (files_under("pipelines"), may_pipelines),
+    "running": (files_under("pipelines/running"), may_running),
+    "pipelines": (files_under("pipelines", "running"), may_pipelines),
 }
 
 

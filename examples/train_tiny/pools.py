@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from vidsparse.pipelines.tiny_prompts import TOKENIZER
+from vidsparse.pipelines.running.prompts import TOKENIZER
 
 from . import fast_vae
 from .common import mixed

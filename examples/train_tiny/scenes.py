@@ -1,6 +1,6 @@
 """What a clip shows, drawn at random: its labels, the numbers that render it, its caption.
 
-The words are those of ``vidsparse.pipelines.tiny_prompts``. The shorter side of a frame spans
+The words are those of ``vidsparse.pipelines.running.prompts``. The shorter side of a frame spans
 [-1, 1], y points down, and time runs over [0, 1] whatever the number of frames.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vidsparse.pipelines.tiny_prompts import (
+from vidsparse.pipelines.running.prompts import (
     BACKGROUND_COLOURS,
     CAMERA_MOVES,
     MOTIONS,

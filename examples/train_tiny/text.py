@@ -16,7 +16,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from vidsparse.pipelines.tiny_prompts import TOKENIZER
+from vidsparse.pipelines.running.prompts import TOKENIZER
 
 from .common import Clock, Log, save_curves, save_weights, say
 from .dit import Model

@@ -57,7 +57,8 @@ def _check(rows: Mapping[str, np.ndarray], columns: int) -> None:
         if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[-1] != 3 or 0 in clip.shape:
             raise BadInputError(
                 f"clip {label!r} must be uint8 of shape (frames, height, width, 3), got "
-                f"{clip.dtype} {clip.shape}: convert it with vidsparse.pipelines.video.to_uint8"
+                f"{clip.dtype} {clip.shape}: convert it with "
+                "vidsparse.pipelines.running.video.to_uint8"
             )
     if len({clip.shape for clip in rows.values()}) > 1:
         shapes = ", ".join(f"{label!r} {clip.shape}" for label, clip in rows.items())

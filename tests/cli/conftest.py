@@ -5,7 +5,7 @@ from typing import NamedTuple
 import pytest
 
 from vidsparse.cli import run
-from vidsparse.pipelines.checkpoints import TINY
+from vidsparse.pipelines.running.checkpoints import TINY
 
 SMALL = "--frames 9 --height 96 --width 96 --steps 2 --guidance 1 --set min_tokens=0"
 

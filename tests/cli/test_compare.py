@@ -11,9 +11,9 @@ from vidsparse.cli import run
 from vidsparse.forecast import forecast
 from vidsparse.grid import TokenGrid
 from vidsparse.metrics.judge import Judge
-from vidsparse.pipelines.checkpoints import TINY
-from vidsparse.pipelines.tiny_prompts import read_parts
-from vidsparse.pipelines.video import read_video
+from vidsparse.pipelines.running.checkpoints import TINY
+from vidsparse.pipelines.running.prompts import read_parts
+from vidsparse.pipelines.running.video import read_video
 
 PROMPT = "a red circle moving right over a striped blue background"
 SMALL = "--frames 9 --height 96 --width 96 --steps 2 --guidance 1 --set min_tokens=0"
@@ -24,7 +24,7 @@ def no_weights(monkeypatch):
     def load(*args, **kwargs):
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr("vidsparse.pipelines.load.load_pipeline", load)
+    monkeypatch.setattr("vidsparse.pipelines.running.load.load_pipeline", load)
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from vidsparse.cli.clips import Case, Clips
 from vidsparse.cli.machine import cpu_model
 from vidsparse.cli.progress import Pace
 from vidsparse.errors import BadInputError, VidsparseError
-from vidsparse.pipelines import generate as pipeline
-from vidsparse.pipelines.generate import Request
+from vidsparse.pipelines.running import generate as pipeline
+from vidsparse.pipelines.running.generate import Request
 
 PROMPT = "a red circle moving right"
 SMALL = ["--frames", 5, "--height", 64, "--width", 64, "--steps", 2, "--guidance", 1]
@@ -95,7 +95,7 @@ def test_a_finished_comparison_loads_no_weights_and_writes_the_same_again(
     cli, finished, monkeypatch
 ):
     first = json.loads((finished / "results.json").read_text())
-    monkeypatch.setattr("vidsparse.pipelines.load.load_pipeline", None)
+    monkeypatch.setattr("vidsparse.pipelines.running.load.load_pipeline", None)
     (finished / "results.json").unlink()
     (finished / "draft.mp4").unlink()
     code, _, err = cli(*COMMAND, "-o", finished)

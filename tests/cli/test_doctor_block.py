@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vidsparse.pipelines import load
+from vidsparse.pipelines.running import load
 from vidsparse.policies.block_size import describe_usual_block
 
 

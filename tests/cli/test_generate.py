@@ -18,9 +18,9 @@ from vidsparse.cli.generate import read_prompts
 from vidsparse.cli.generate_work import GenerateWork
 from vidsparse.cli.job import Job, RunOptions
 from vidsparse.errors import BadInputError
-from vidsparse.pipelines.checkpoints import TINY
-from vidsparse.pipelines.skeleton import skeleton
-from vidsparse.pipelines.video import read_video
+from vidsparse.pipelines.running.checkpoints import TINY
+from vidsparse.pipelines.running.skeleton import skeleton
+from vidsparse.pipelines.running.video import read_video
 
 PROMPT = "a red circle moving right"
 

@@ -10,8 +10,8 @@ import av
 import pytest
 
 import vidsparse
-from vidsparse.pipelines import generate as pipeline
-from vidsparse.pipelines.video import read_video
+from vidsparse.pipelines.running import generate as pipeline
+from vidsparse.pipelines.running.video import read_video
 
 SMALL = ["--frames", 5, "--height", 64, "--width", 64, "--steps", 2, "--guidance", 1]
 SMALL += ["--density", 0.3, "--set", "min_tokens=0"]
@@ -54,7 +54,7 @@ def no_weights(monkeypatch):
     def load(*args, **kwargs):
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr("vidsparse.pipelines.load.load_pipeline", load)
+    monkeypatch.setattr("vidsparse.pipelines.running.load.load_pipeline", load)
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_when_all_is_finished_nothing_is_loaded_and_all_is_told(
     cli, command, finished, monkeypatch
 ):
     before = state(finished)
-    monkeypatch.setattr("vidsparse.pipelines.load.load_pipeline", None)
+    monkeypatch.setattr("vidsparse.pipelines.running.load.load_pipeline", None)
     code, out, err = cli(*command, "--json")
     assert code == 0
     assert "3 of 3 videos were made before" in err

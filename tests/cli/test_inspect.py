@@ -26,7 +26,7 @@ def no_weights(monkeypatch):
     def load(*args, **kwargs):
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr("vidsparse.pipelines.load.load_pipeline", load)
+    monkeypatch.setattr("vidsparse.pipelines.running.load.load_pipeline", load)
 
 
 def test_a_picture_for_each_layer_and_step_and_errors_of_every_sparse_call(cli, tmp_path):

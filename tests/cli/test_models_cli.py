@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from vidsparse.cli import run
-from vidsparse.pipelines.video import read_video
+from vidsparse.pipelines.running.video import read_video
 
 HELPER = Path(__file__).parents[1] / "pipelines" / "tiny_pipelines.py"
 BUILDERS = runpy.run_path(str(HELPER))["BUILDERS"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vidsparse.pipelines.video import read_video
+from vidsparse.pipelines.running.video import read_video
 
 ray = pytest.importorskip("ray")
 psutil = pytest.importorskip("psutil")

@@ -13,7 +13,7 @@ from vidsparse.engine import Call, SparseAttention
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.select import ROUNDING, affordable_pairs
 from vidsparse.metrics.attention import sample_rows
-from vidsparse.pipelines.grids import cosmos_noise
+from vidsparse.pipelines.grid_readers import cosmos_noise
 from vidsparse.policies.selectors import best_of_map
 from vidsparse.presets import PRESETS
 from vidsparse.progress import Progress

@@ -15,8 +15,8 @@ from examples.train_tiny.optim import Average, Muon
 from examples.train_tiny.pools import sprite_places
 from examples.train_tiny.render import full_grid, render, window_grid
 from vidsparse.metrics.judge import Judge
-from vidsparse.pipelines.load import load_pipeline
-from vidsparse.pipelines.tiny_prompts import explain_unknown_words
+from vidsparse.pipelines.running.load import load_pipeline
+from vidsparse.pipelines.running.prompts import explain_unknown_words
 
 
 @pytest.fixture(scope="module")

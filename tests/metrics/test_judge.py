@@ -11,8 +11,8 @@ from vidsparse.errors import BadInputError
 from vidsparse.metrics.catalogue import AS_ASKED, DENSE
 from vidsparse.metrics.judge import AsAsked, Judge
 from vidsparse.metrics.scores import Scorer
-from vidsparse.pipelines.checkpoints import TINY
-from vidsparse.pipelines.tiny_prompts import read_parts
+from vidsparse.pipelines.running.checkpoints import TINY
+from vidsparse.pipelines.running.prompts import read_parts
 
 FILE = TINY / "judge.safetensors"
 CLIPS = 12

@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers.hooks.hooks import CacheContext
 
+from vidsparse.pipelines.caller import Running
 from vidsparse.pipelines.clock import Clock, read_noise
-from vidsparse.pipelines.running import Running
 from vidsparse.pipelines.runs import BY_NOISE, Reading
 from vidsparse.progress import Progress
 

@@ -14,9 +14,9 @@ from diffusers.models import transformers
 import vidsparse
 from vidsparse.engine import SparseAttention
 from vidsparse.pipelines import taps
+from vidsparse.pipelines.layout import OnlyDense
 from vidsparse.pipelines.models import MODELS as ROWS
 from vidsparse.pipelines.models import UNSUPPORTED, find_model
-from vidsparse.pipelines.tokens import OnlyDense
 
 MODELS = runpy.run_path(str(Path(__file__).with_name("tiny_models.py")))["MODELS"]
 SPARSE: dict[str, Any] = {

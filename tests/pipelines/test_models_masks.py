@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vidsparse
-from vidsparse.pipelines.masks import Padding, keep_padding, source_of
-from vidsparse.pipelines.tokens import key_padding
+from vidsparse.pipelines.layout import key_padding
+from vidsparse.pipelines.padding import Padding, keep_padding, source_of
 from vidsparse.pipelines.undo import Undo
 
 MODELS = runpy.run_path(str(Path(__file__).with_name("tiny_models.py")))["MODELS"]

@@ -9,9 +9,9 @@ import torch
 
 import vidsparse
 from vidsparse.errors import BadInputError
-from vidsparse.pipelines.checkpoints import CHECKPOINTS, find_checkpoint
 from vidsparse.pipelines.models import IMAGE, VIDEO
 from vidsparse.pipelines.published import LINKED, OF_A_RUN, PUBLISHED, apply, published_for
+from vidsparse.pipelines.running.checkpoints import CHECKPOINTS, find_checkpoint
 from vidsparse.policies.orders import Hilbert
 from vidsparse.presets import PRESETS
 

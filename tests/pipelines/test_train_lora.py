@@ -4,7 +4,7 @@ import runpy
 from pathlib import Path
 
 import vidsparse.pipelines.models as table
-from vidsparse.pipelines.load import load_pipeline
+from vidsparse.pipelines.running.load import load_pipeline
 
 EXAMPLE = Path(table.__file__).parent.parent.parent / "examples" / "train_lora.py"
 

@@ -27,7 +27,7 @@ from vidsparse.errors import BadInputError
 from vidsparse.files import replace_file, save_array
 
 if TYPE_CHECKING:
-    from vidsparse.pipelines.generate import Request
+    from vidsparse.pipelines.running.generate import Request
 
 Settings = Mapping[str, Any]
 FOLDER = "clips"

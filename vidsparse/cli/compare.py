@@ -187,7 +187,7 @@ def _prompts(prompt: str | None, file: Path | None) -> list[str | None]:
 def _check_folder(folder: Path, job: Job, names: list[str], *, overwrite: bool) -> None:
     """Make sure that the report can be written, and that it replaces no file of something else."""
     from vidsparse.metrics.report.write import FILES
-    from vidsparse.pipelines.video import check_writable
+    from vidsparse.pipelines.running.video import check_writable
 
     if folder.exists() and not folder.is_dir():
         raise BadInputError(f"{folder} is a file: -o names the folder that compare writes to")

@@ -45,7 +45,7 @@ def versions() -> dict[str, str | None]:
 def examine() -> dict[str, Any]:
     """Collect every fact."""
     from vidsparse.kernels.engines import ENGINES, choose_engine
-    from vidsparse.pipelines.load import resolve_device
+    from vidsparse.pipelines.running.load import resolve_device
     from vidsparse.policies.block_size import describe_usual_block
 
     conflict = _conflict()  # which is no longer seen once xformers was imported
@@ -107,8 +107,8 @@ def _devices() -> list[str]:
 
 
 def _shipped_pipeline() -> dict[str, Any]:
-    from vidsparse.pipelines.checkpoints import TINY
-    from vidsparse.pipelines.load import check_folder
+    from vidsparse.pipelines.running.checkpoints import TINY
+    from vidsparse.pipelines.running.load import check_folder
 
     try:
         check_folder(TINY)

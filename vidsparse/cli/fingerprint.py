@@ -17,10 +17,11 @@ from vidsparse.preset import Preset
 if TYPE_CHECKING:
     from vidsparse.cli.job import Job
     from vidsparse.metrics.weights import Weights
-    from vidsparse.pipelines.generate import Request
+    from vidsparse.pipelines.running.generate import Request
 
 PACKAGE = Path(__file__).resolve().parent.parent
-MAKES_PIXELS = ("", "policies", "kernels", "kernels/triton", "pipelines")  # folders of our code
+# Folders of our code.
+MAKES_PIXELS = ("", "policies", "kernels", "kernels/triton", "pipelines", "pipelines/running")
 MAKES_SCORES = ("metrics",)
 
 

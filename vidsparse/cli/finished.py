@@ -103,13 +103,13 @@ class Finished:
     @cached_property
     def judge(self) -> Path | None:
         """Who can say what a clip shows; nobody but for the pipeline that ships."""
-        from vidsparse.pipelines.checkpoints import TINY
+        from vidsparse.pipelines.running.checkpoints import TINY
 
         return TINY / "judge.safetensors" if self.job.checkpoint.source == TINY else None
 
     def asked(self, case: Case) -> dict[str, str] | None:
         """What the judge is to look for; None where it cannot judge."""
-        from vidsparse.pipelines.tiny_prompts import read_parts
+        from vidsparse.pipelines.running.prompts import read_parts
 
         return read_parts(case.request.prompt) if self.judge else None
 

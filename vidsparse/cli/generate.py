@@ -44,7 +44,7 @@ def generate(
     json: Json = False,
 ) -> None:
     """Make a video or an image with sparse attention."""
-    from vidsparse.pipelines.video import check_writable
+    from vidsparse.pipelines.running.video import check_writable
 
     if prompts is not None and prompt is not None:
         raise BadInputError("give a prompt or --prompts FILE, not both")

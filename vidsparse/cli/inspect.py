@@ -53,7 +53,7 @@ def inspect(
 ) -> None:
     """Draw the blocks that a preset computes beside the true attention mass, in one run."""
     from vidsparse.cli.inspected import Inspector
-    from vidsparse.pipelines.video import check_writable
+    from vidsparse.pipelines.running.video import check_writable
 
     chosen = changes.preset(preset)
     job = run.job([prompt])
@@ -131,7 +131,7 @@ def _check_sparse(job: Job, preset: Preset, steps: list[int], layers: list[int])
 
 
 def _layers_and_heads(pipe: Any) -> tuple[int, int]:
-    from vidsparse.pipelines.probe import self_attention
+    from vidsparse.pipelines.running.stage_timing import self_attention
 
     layers = list(self_attention(pipe))
     experts = 1 if pipe.components.get("transformer_2") is None else 2
@@ -140,7 +140,7 @@ def _layers_and_heads(pipe: Any) -> tuple[int, int]:
 
 def _observe(pipe: Any, job: Job, preset: Preset, inspector: Inspector) -> str:
     """Run once; return what fell back to dense."""
-    from vidsparse.pipelines.generate import generate
+    from vidsparse.pipelines.running.generate import generate
 
     request = job.requests[0]
     with vidsparse.sparsify(pipe, preset, strict=job.options.strict) as session:
@@ -158,7 +158,7 @@ def _record(
 ) -> dict[str, Any]:
     from vidsparse.cli.doctor import versions
     from vidsparse.cli.seen_calls import ROWS
-    from vidsparse.pipelines.checkpoints import geometry_of
+    from vidsparse.pipelines.running.checkpoints import geometry_of
 
     request = job.requests[0]
     grid = geometry_of(pipe).token_grid(request.frames, request.height, request.width)

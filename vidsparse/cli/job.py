@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from vidsparse.cli.on_ray import Pool
-    from vidsparse.pipelines.checkpoints import Checkpoint
-    from vidsparse.pipelines.generate import Request
+    from vidsparse.pipelines.running.checkpoints import Checkpoint
+    from vidsparse.pipelines.running.generate import Request
     from vidsparse.preset import Preset
     from vidsparse.stats import Stats
 
@@ -74,8 +74,8 @@ class RunOptions:
         Raises:
             BadInputError: For a model, device, size or prompt that is not possible.
         """
-        from vidsparse.pipelines import load
-        from vidsparse.pipelines.checkpoints import find_checkpoint, find_source
+        from vidsparse.pipelines.running import load
+        from vidsparse.pipelines.running.checkpoints import find_checkpoint, find_source
 
         source = find_source(self.model)
         if isinstance(source, Path):
@@ -85,32 +85,29 @@ class RunOptions:
         checkpoint = find_checkpoint(self.model)
         device = load.resolve_device(self.device)
         dtype = load.resolve_dtype(self.dtype, device)
-        fps = checkpoint.or_usual("fps", self.fps)
+        fps = checkpoint.or_default("fps", self.fps)
         requests = [self._request(checkpoint, prompt) for prompt in prompts]
         return Job(self, checkpoint, device, dtype, fps, requests)
 
     def _request(self, checkpoint: Checkpoint, prompt: str | None) -> Request:
-        from vidsparse.pipelines.generate import Request
-        from vidsparse.pipelines.steps import check_steps
+        from vidsparse.pipelines.running.generate import Request
 
         size = checkpoint.size(self.frames, self.height, self.width)
         if self.guidance is not None and not checkpoint.takes_guidance:
             raise BadInputError(
                 f"{checkpoint.pipeline} takes no guidance scale: leave --guidance out"
             )
-        steps = checkpoint.or_usual("steps", self.steps)
-        check_steps(checkpoint.pipeline, steps)
         return Request(
             prompt=self._prompt(checkpoint, prompt),
-            steps=steps,
-            guidance=checkpoint.or_usual("guidance", self.guidance),
+            steps=checkpoint.or_default("steps", self.steps),
+            guidance=checkpoint.or_default("guidance", self.guidance),
             seed=self.seed,
             **size,
         )
 
     def _prompt(self, checkpoint: Checkpoint, prompt: str | None) -> str:
         """The prompt, drawn or looked over by the shipped pipeline's own grammar."""
-        from vidsparse.pipelines.checkpoints import TINY
+        from vidsparse.pipelines.running.checkpoints import TINY
 
         if checkpoint.source != TINY:
             if prompt is None:
@@ -118,7 +115,7 @@ class RunOptions:
                     "a prompt is needed: only the shipped pipeline can draw one itself"
                 )
             return prompt
-        from vidsparse.pipelines.tiny_prompts import explain_unknown_words, random_prompt
+        from vidsparse.pipelines.running.prompts import explain_unknown_words, random_prompt
 
         if prompt is None:
             prompt = random_prompt(self.seed)
@@ -163,7 +160,7 @@ class Job:
         self, path: Path, frames: np.ndarray, request: Request, preset: Preset | None
     ) -> None:
         """Write what was made, a video or an image, with how it was made in its metadata."""
-        from vidsparse.pipelines.video import write_image, write_video
+        from vidsparse.pipelines.running.video import write_image, write_video
 
         names = ("prompt", "seed", "steps", "guidance")
         about = {name: getattr(request, name) for name in names}
@@ -175,8 +172,8 @@ class Job:
 
     def load(self) -> Any:
         """Load the pipeline."""
-        from vidsparse.pipelines.checkpoints import geometry_of
-        from vidsparse.pipelines.load import load_pipeline
+        from vidsparse.pipelines.running.checkpoints import geometry_of
+        from vidsparse.pipelines.running.load import load_pipeline
 
         hear_libraries()
         with busy(f"loading {self.checkpoint.source}"):
@@ -228,7 +225,7 @@ def run_request(
     pipe: Any, request: Request, preset: Preset | None, label: str, *, strict: bool = False
 ) -> Result:
     """Generate one video with progress, dense without a preset; leaves the pipeline clean."""
-    from vidsparse.pipelines.generate import generate
+    from vidsparse.pipelines.running.generate import generate
 
     attached = vidsparse.sparsify(pipe, preset, strict=strict) if preset else nullcontext()
     with attached as session:

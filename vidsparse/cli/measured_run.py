@@ -20,7 +20,7 @@ from vidsparse.preset import Preset
 from vidsparse.stats import Stats
 
 if TYPE_CHECKING:
-    from vidsparse.pipelines.generate import OnStep, Request
+    from vidsparse.pipelines.running.generate import OnStep, Request
 
 Table = list[list[float | None]]
 
@@ -108,9 +108,9 @@ def measure(
         strict: Raise where a call would fall back to dense.
         reference: Latents of the dense run.
     """
-    from vidsparse.pipelines.checkpoints import geometry_of
-    from vidsparse.pipelines.generate import generate
-    from vidsparse.pipelines.probe import Probe
+    from vidsparse.pipelines.running.checkpoints import geometry_of
+    from vidsparse.pipelines.running.generate import generate
+    from vidsparse.pipelines.running.stage_timing import Probe
 
     device = torch.device(pipe.device)
     if device.type == "cuda":
@@ -143,7 +143,7 @@ def measure(
 
 def attention_error(pipe: Any, request: Request, preset: Preset, on_step: OnStep) -> Table:
     """Generate once more, untimed; relative L1 of attention outputs, ``[layer][step]``."""
-    from vidsparse.pipelines.generate import generate
+    from vidsparse.pipelines.running.generate import generate
 
     meter = ErrorMeter()
     with vidsparse.sparsify(pipe, preset) as session:
@@ -156,7 +156,7 @@ def attention_error(pipe: Any, request: Request, preset: Preset, on_step: OnStep
 def dense_by_another_engine(pipe: Any, request: Request, on_step: OnStep) -> tuple[str, np.ndarray]:
     """Generate once densely with attention summed in another order: say how, give the frames."""
     from vidsparse.cli.dense_engines import another_engine
-    from vidsparse.pipelines.generate import generate
+    from vidsparse.pipelines.running.generate import generate
 
     name, engine = another_engine(torch.device(pipe.device))
     with engine:
@@ -166,12 +166,11 @@ def dense_by_another_engine(pipe: Any, request: Request, on_step: OnStep) -> tup
 
 def warm_up(pipe: Any, request: Request, preset: Preset | None) -> None:
     """Run a step at full sparsity, or a dense one and the decoder, so that it is not timed."""
-    from vidsparse.pipelines import generate
-    from vidsparse.pipelines.steps import least_steps
+    from vidsparse.pipelines.running import generate
+    from vidsparse.pipelines.running.defaults import least_steps
 
     if preset is None:
-        steps = least_steps(type(pipe).__name__)
-        generate.generate(pipe, replace(request, steps=steps))
+        generate.generate(pipe, replace(request, steps=least_steps(pipe)))
         return
     at_once = {"warmup": 0.0, "ramp_until": 0.0, "cooldown": 0.0, "dense_layers": 0}
     with vidsparse.sparsify(pipe, preset.override(at_once)):

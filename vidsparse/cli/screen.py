@@ -129,7 +129,7 @@ def quiet_libraries() -> Iterator[None]:
 
 def hear_libraries() -> None:
     """Show from now on, once each, what diffusers and transformers warn of: it is of the model."""
-    from vidsparse.pipelines.offline import import_diffusers
+    from vidsparse.pipelines.running.offline import import_diffusers
 
     import_diffusers()
     handler = _Notes()

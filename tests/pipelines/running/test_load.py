@@ -9,9 +9,9 @@ import torch
 import vidsparse
 from vidsparse.errors import BadInputError, VidsparseError
 from vidsparse.forecast import forecast
-from vidsparse.pipelines.checkpoints import CHECKPOINTS, TINY, find_checkpoint, geometry_of
-from vidsparse.pipelines.generate import Request, generate, warm_up
-from vidsparse.pipelines.load import check_folder, load_pipeline
+from vidsparse.pipelines.running.checkpoints import CHECKPOINTS, TINY, find_checkpoint, geometry_of
+from vidsparse.pipelines.running.generate import Request, generate, warm_up
+from vidsparse.pipelines.running.load import check_folder, load_pipeline
 
 
 @pytest.fixture(scope="module")

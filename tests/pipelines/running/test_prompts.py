@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from vidsparse.pipelines.tiny_prompts import (
+from vidsparse.pipelines.running.prompts import (
     GRAMMAR,
     TOKENIZER,
     explain_unknown_words,

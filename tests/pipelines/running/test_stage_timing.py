@@ -9,7 +9,7 @@ import torch
 
 import vidsparse
 from vidsparse.pipelines import taps
-from vidsparse.pipelines.probe import LATENTS, Probe
+from vidsparse.pipelines.running.stage_timing import LATENTS, Probe
 
 
 @pytest.fixture(params=["one_expert", "two_experts"])
@@ -87,7 +87,7 @@ def test_a_method_put_there_before_is_put_back(wan):
 
 
 def test_of_large_latents_an_even_sample_is_kept():
-    from vidsparse.pipelines.probe import _sample
+    from vidsparse.pipelines.running.stage_timing import _sample
 
     latents = torch.arange(3.0 * LATENTS).view(3, -1)
     sample = _sample(latents)
@@ -97,7 +97,7 @@ def test_of_large_latents_an_even_sample_is_kept():
 
 
 def test_the_time_of_all_text_encoders_counts():
-    builders = runpy.run_path(str(Path(__file__).with_name("tiny_pipelines.py")))["BUILDERS"]
+    builders = runpy.run_path(str(Path(__file__).parents[1] / "tiny_pipelines.py"))["BUILDERS"]
     pipe = builders["flux"]()
     before = traces(pipe)
     with Probe(pipe) as probe:

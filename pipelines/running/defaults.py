@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from vidsparse.pipelines.geometry import call_parameters, geometry_of, makes_images, transformer_of
-
-# Of the examples in diffusers' own documentation, where the call has no ``frame_rate`` or ``fps``.
-_FPS = {
-    "WanPipeline": 16,
-    "HunyuanVideoPipeline": 15,
-    "HunyuanVideo15Pipeline": 24,
-    "CogVideoXPipeline": 8,
-    "MochiPipeline": 30,
-    "AllegroPipeline": 15,
-    "EasyAnimatePipeline": 8,
-}
-_OTHER_FPS = 24
+from vidsparse.pipelines.model import PipelineFacts
+from vidsparse.pipelines.models import find_model
+from vidsparse.pipelines.running.geometry import (
+    call_parameters,
+    geometry_of,
+    makes_images,
+    transformer_of,
+)
 
 
-def usual_settings(pipe: Any) -> dict[str, Any]:
+def default_settings(pipe: Any) -> dict[str, Any]:
     """What a pipeline recommends, with or without its weights.
 
     Returns:
@@ -40,6 +35,15 @@ def usual_settings(pipe: Any) -> dict[str, Any]:
 def takes_guidance(pipe: Any) -> bool:
     """Whether a call makes use of a guidance scale; HunyuanVideo-1.5 and Qwen-Image do not."""
     return _default(pipe, "guidance_scale") is not None
+
+
+def least_steps(pipe: Any) -> int:
+    """Fewest denoising steps that a pipeline can do."""
+    return _facts(pipe).least_steps
+
+
+def _facts(pipe: Any) -> PipelineFacts:
+    return find_model(transformer_of(pipe)).pipeline
 
 
 def _default(pipe: Any, name: str) -> Any:
@@ -63,7 +67,7 @@ def _frames(pipe: Any) -> int | None:
 
 def _fps(pipe: Any) -> float:
     said = _default(pipe, "frame_rate") or _default(pipe, "fps")
-    return said or _FPS.get(type(pipe).__name__, _OTHER_FPS)
+    return said or _facts(pipe).fps
 
 
 def _size(pipe: Any) -> tuple[int | None, int | None]:

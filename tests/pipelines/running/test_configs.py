@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from vidsparse.errors import BadInputError, VidsparseError
-from vidsparse.pipelines.checkpoints import find_checkpoint
-from vidsparse.pipelines.load import TINY, check_folder, load_pipeline
+from vidsparse.pipelines.running.checkpoints import find_checkpoint
+from vidsparse.pipelines.running.load import TINY, check_folder, load_pipeline
 
 
 def set_value(folder, file, name, value):

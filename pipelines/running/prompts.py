@@ -74,7 +74,7 @@ Synonyms = Mapping[str, Iterable[str]]
 _POOR_SHAPES = ("ring", "heart")
 _POOR_MOTIONS = ("spin",)
 
-TOKENIZER = Path(__file__).parent / "tiny" / "tokenizer" / "tokenizer.json"
+TOKENIZER = Path(__file__).parent.parent / "tiny" / "tokenizer" / "tokenizer.json"
 
 
 def random_prompt(seed: int) -> str:

@@ -10,16 +10,16 @@ from typing import Any, Literal, get_args
 import torch
 
 from vidsparse.errors import BadInputError, VidsparseError, shorten
-from vidsparse.pipelines.checkpoints import TINY, find_source
-from vidsparse.pipelines.configs import (
+from vidsparse.pipelines.running.checkpoints import TINY, find_source
+from vidsparse.pipelines.running.configs import (
     check_regular,
     read_config,
     read_index,
     read_json,
     read_weight_map,
 )
-from vidsparse.pipelines.offline import import_diffusers, without_network
-from vidsparse.pipelines.stored import check_tensors, header
+from vidsparse.pipelines.running.offline import import_diffusers, without_network
+from vidsparse.pipelines.running.stored import check_tensors, header
 
 __all__ = ["TINY", "Dtype", "check_folder", "load_pipeline", "resolve_device", "resolve_dtype"]
 

@@ -16,6 +16,12 @@ LIMITS: Mapping[str, tuple[float, float]] = {
 }
 
 
+def check_steps(steps: int, least: int) -> None:
+    """Raise BadInputError for fewer denoising steps than a pipeline can do."""
+    if steps < least:
+        raise BadInputError(f"steps must be at least {least}, got {steps}")
+
+
 def check_number(name: str, value: float) -> None:
     """Make sure that a setting is within ``LIMITS``.
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidsparse.pipelines.tokens import OnlyDense
+from vidsparse.pipelines.layout import OnlyDense
 
 Shape = tuple[int, int, int]
 Arguments = Mapping[str, Any]

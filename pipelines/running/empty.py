@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from vidsparse.errors import BadInputError
-from vidsparse.pipelines.configs import read_config
+from vidsparse.pipelines.running.configs import read_config
 
 MOST_MODULES = 50_000  # the largest models have some thousands
 

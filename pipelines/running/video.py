@@ -24,7 +24,7 @@ from torch import Tensor
 
 from vidsparse.errors import BadInputError, VidsparseError
 from vidsparse.files import replace_file, save_array
-from vidsparse.pipelines.limits import check_number
+from vidsparse.pipelines.running.limits import check_number
 
 # The colours are tagged as what the conversion from RGB makes of them, so that players agree.
 _BT601 = {"colorspace": "smpte170m", "color_primaries": "smpte170m", "color_trc": "smpte170m"}

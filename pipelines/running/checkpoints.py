@@ -1,4 +1,4 @@
-"""What is known of a model without its weights: geometry, usual settings, noise levels."""
+"""What is known of a model without its weights: how it makes tokens, and its default settings."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from vidsparse.errors import BadInputError
-from vidsparse.pipelines.geometry import Geometry, geometry_of, makes_images, transformer_of
-from vidsparse.pipelines.limits import check_number
-from vidsparse.pipelines.models import find_model
-from vidsparse.pipelines.skeleton import skeleton
-from vidsparse.pipelines.usual import takes_guidance, usual_settings
+from vidsparse.pipelines.model import Hub, Release
+from vidsparse.pipelines.models import IMAGE, VIDEO, find_model
+from vidsparse.pipelines.running.defaults import default_settings, takes_guidance
+from vidsparse.pipelines.running.geometry import Geometry, geometry_of, makes_images, transformer_of
+from vidsparse.pipelines.running.limits import check_number, check_steps
+from vidsparse.pipelines.running.skeleton import skeleton
 from vidsparse.policies.block_size import WIDE
 
-TINY = Path(__file__).parent / "tiny"  # the pipeline that ships
+TINY = Path(__file__).parent.parent / "tiny"  # the pipeline that ships
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,7 @@ class Checkpoint:
         steps: Denoising steps.
         guidance: Guidance scale.
         fps: Frames per second.
+        least_steps: Fewest denoising steps of its pipeline.
         configs: The folder with its configs; None for a hub id whose configs were not needed.
         pipeline: Class of its pipeline.
         image: Whether it makes images.
@@ -46,14 +48,15 @@ class Checkpoint:
     layers: int | None = None
     head_dim: int = WIDE
     release: str | None = None
-    frames: int | None = 81
-    height: int | None = 480
-    width: int | None = 832
-    steps: int | None = 50
-    guidance: float | None = 5.0
-    fps: float = 16
+    frames: int | None = None
+    height: int | None = None
+    width: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    fps: float | None = None
+    least_steps: int = 1
     configs: Path | None = None
-    pipeline: str = "WanPipeline"
+    pipeline: str = ""
     image: bool = False
     takes_guidance: bool = True
 
@@ -66,70 +69,65 @@ class Checkpoint:
             BadInputError: When the model cannot take them, or recommends nothing.
         """
         asked = {"frames": frames, "height": height, "width": width}
-        found = {name: self._usual(name, value) for name, value in asked.items()}
+        found = {name: self._or_default(name, value) for name, value in asked.items()}
         self.geometry.check_size(**found)
         return found
 
-    def or_usual(self, name: str, value: float | None) -> Any:
+    def or_default(self, name: str, value: float | None) -> Any:
         """The value of a setting, or what is recommended.
 
         Raises:
-            BadInputError: When there is neither, or it is beyond all limits.
+            BadInputError: When there is neither, or it is beyond all limits, or those are fewer
+                denoising steps than the pipeline can do.
         """
-        found = self._usual(name, value)
+        found = self._or_default(name, value)
         check_number(name, found)
+        if name == "steps":
+            check_steps(found, self.least_steps)
         return found
 
-    def _usual(self, name: str, value: float | None) -> Any:
+    def _or_default(self, name: str, value: float | None) -> Any:
         found = getattr(self, name) if value is None else value
         if found is None:
             raise BadInputError(f"{self.pipeline} recommends no {name} of its own: say which")
         return found
 
 
-_WAN22_VAE = Geometry(spatial=16, size_multiple=32)
-CHECKPOINTS: Mapping[str, Checkpoint] = {
-    "tiny": Checkpoint(
-        source=TINY,
-        geometry=Geometry(patch=(1, 1, 1)),
-        layers=8,
-        frames=25,
-        height=160,
-        width=160,
-        steps=20,
-        guidance=4.0,
-        fps=12,
-        configs=TINY,
-    ),
-    "wan2.1-1.3b": Checkpoint(
-        source="Wan-AI/Wan2.1-T2V-1.3B-Diffusers", layers=30, release="Wan2.1-T2V-1.3B"
-    ),
-    "wan2.1-14b": Checkpoint(
-        source="Wan-AI/Wan2.1-T2V-14B-Diffusers",
-        layers=40,
-        release="Wan2.1-T2V-14B",
-        height=720,
-        width=1280,
-    ),
-    "wan2.2-a14b": Checkpoint(
-        source="Wan-AI/Wan2.2-T2V-A14B-Diffusers",
-        layers=40,
-        release="Wan2.2-T2V-A14B",
-        height=720,
-        width=1280,
-        steps=40,
-        guidance=4.0,
-    ),
-    "wan2.2-ti2v-5b": Checkpoint(
-        source="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
-        geometry=_WAN22_VAE,
-        layers=30,
-        release="Wan2.2-TI2V-5B",
-        frames=121,
-        height=704,
-        width=1280,
-        fps=24,
-    ),
+def _of_hub(release: Release, hub: Hub) -> Checkpoint:
+    size_multiple = hub.spatial * max(Geometry().patch)
+    return Checkpoint(
+        source=hub.repository,
+        geometry=Geometry(spatial=hub.spatial, size_multiple=size_multiple),
+        layers=release.config["num_layers"],
+        release=release.name,
+        frames=hub.frames,
+        height=hub.height,
+        width=hub.width,
+        steps=hub.steps,
+        guidance=hub.guidance,
+        fps=hub.fps,
+        pipeline=hub.pipeline,
+    )
+
+
+_TINY = Checkpoint(
+    source=TINY,
+    geometry=Geometry(patch=(1, 1, 1)),
+    layers=8,
+    frames=25,
+    height=160,
+    width=160,
+    steps=20,
+    guidance=4.0,
+    fps=12,
+    configs=TINY,
+    pipeline="WanPipeline",
+)
+CHECKPOINTS: Mapping[str, Checkpoint] = {"tiny": _TINY} | {
+    release.hub.short: _of_hub(release, release.hub)
+    for row in VIDEO + IMAGE
+    for release in row.releases
+    if release.hub is not None
 }
 
 
@@ -187,7 +185,8 @@ def _read_folder(source: str | Path, configs: Path) -> Checkpoint:
         pipeline=type(pipe).__name__,
         image=makes_images(pipe),
         takes_guidance=takes_guidance(pipe),
-        **usual_settings(pipe),
+        least_steps=model.pipeline.least_steps,
+        **default_settings(pipe),
     )
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from vidsparse.errors import BadInputError
-from vidsparse.pipelines.configs import read_index, read_json
-from vidsparse.pipelines.empty import empty_component, explained
-from vidsparse.pipelines.offline import import_diffusers, without_network
+from vidsparse.pipelines.running.configs import read_index, read_json
+from vidsparse.pipelines.running.empty import empty_component, explained
+from vidsparse.pipelines.running.offline import import_diffusers, without_network
 
 __all__ = ["component_class", "diffusers_class", "read_json", "skeleton"]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vidsparse.grid import TokenGrid
-from vidsparse.pipelines.tokens import Layout, OnlyDense, key_padding
+from vidsparse.pipelines.layout import Layout, OnlyDense, key_padding
 
 VIDEO = TokenGrid(2, 3, 4)
 

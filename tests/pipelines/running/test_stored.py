@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5EncoderModel
 
 from vidsparse.errors import BadInputError
-from vidsparse.pipelines.load import TINY, load_pipeline
-from vidsparse.pipelines.stored import check_tensors
+from vidsparse.pipelines.running.load import TINY, load_pipeline
+from vidsparse.pipelines.running.stored import check_tensors
 
 NAME = "diffusion_pytorch_model.safetensors"
 WEIGHTS = {

@@ -16,8 +16,8 @@ from av.container import InputContainer
 from PIL import Image
 
 from vidsparse.errors import BadInputError, VidsparseError
-from vidsparse.pipelines import video
-from vidsparse.pipelines.video import (
+from vidsparse.pipelines.running import video
+from vidsparse.pipelines.running.video import (
     check_writable,
     read_video,
     to_uint8,
@@ -377,7 +377,7 @@ LIMITED = """
 import resource, sys
 import numpy as np
 from vidsparse.errors import VidsparseError
-from vidsparse.pipelines import video
+from vidsparse.pipelines.running import video
 
 frames = np.random.default_rng(0).integers(0, 256, (int(sys.argv[2]), 96, 128, 3), dtype=np.uint8)
 write = video.write_image if len(frames) == 1 else lambda *a: video.write_video(*a, 16)

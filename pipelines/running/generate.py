@@ -11,11 +11,10 @@ import numpy as np
 import torch
 
 from vidsparse.errors import BadInputError, VidsparseError
-from vidsparse.pipelines.geometry import call_parameters, geometry_of
-from vidsparse.pipelines.limits import check_number
-from vidsparse.pipelines.steps import check_steps, least_steps
-from vidsparse.pipelines.usual import takes_guidance
-from vidsparse.pipelines.video import to_uint8
+from vidsparse.pipelines.running.defaults import least_steps, takes_guidance
+from vidsparse.pipelines.running.geometry import call_parameters, geometry_of
+from vidsparse.pipelines.running.limits import check_number, check_steps
+from vidsparse.pipelines.running.video import to_uint8
 
 OnStep = Callable[[int, int], None]
 
@@ -76,7 +75,7 @@ def generate(pipe: Any, request: Request, on_step: OnStep | None = None) -> np.n
 
 def warm_up(pipe: Any, request: Request) -> None:
     """Run as few denoising steps as can be, so that what is only set up once is not timed."""
-    _run(pipe, request, "latent", None, steps=least_steps(type(pipe).__name__))
+    _run(pipe, request, "latent", None, steps=least_steps(pipe))
 
 
 def _run(
@@ -91,7 +90,7 @@ def _run(
             on_step(told, request.steps)
         return tensors
 
-    check_steps(type(pipe).__name__, steps or request.steps)
+    check_steps(steps or request.steps, least_steps(pipe))
     wanted = _arguments(request, steps or request.steps, output)
     wanted["callback_on_step_end"] = step_ended
     pipe.set_progress_bar_config(disable=True)

@@ -9,10 +9,10 @@ import pytest
 
 import vidsparse
 from vidsparse.errors import BadInputError
-from vidsparse.pipelines.checkpoints import Geometry, find_checkpoint, geometry_of
-from vidsparse.pipelines.generate import Request, generate
+from vidsparse.pipelines.running.checkpoints import Geometry, find_checkpoint, geometry_of
+from vidsparse.pipelines.running.generate import Request, generate
 
-BUILDERS = runpy.run_path(str(Path(__file__).with_name("tiny_pipelines.py")))["BUILDERS"]
+BUILDERS = runpy.run_path(str(Path(__file__).parents[1] / "tiny_pipelines.py"))["BUILDERS"]
 SIZES = {
     "cogvideox": (9, 64, 96),
     "ltx": (9, 64, 96),

@@ -10,15 +10,9 @@ from typing import Any
 
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
-from vidsparse.pipelines.limits import check_number
-
-# What stands before their video are condition frames or history, which text alone does not make.
-_TEXT_APART = (
-    "LTXVideoTransformer3DModel",
-    "LTX2VideoTransformer3DModel",
-    "HeliosTransformer3DModel",
-)
-_CLIP_TOKENS = {"SD3Transformer2DModel": 77}  # before those of T5, which the limit counts
+from vidsparse.pipelines.grid_readers import patch_of
+from vidsparse.pipelines.models import find_model
+from vidsparse.pipelines.running.limits import check_number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,8 +158,6 @@ def _patch(vae: Any, transformer: Any) -> tuple[int, int, int]:
     Where a pipeline packs latents itself, its transformer has more channels than there are
     latents, and the patch in its config is none.
     """
-    from vidsparse.pipelines.grids import patch_of
-
     latents = vae.config.get("latent_channels") or vae.config.get("z_dim") or 0
     channels = transformer.config.get("in_channels") or 0
     if latents and channels % latents == 0:
@@ -205,12 +197,10 @@ def _checks(pipe: Any) -> bool:
 
 def _text(pipe: Any, transformer: Any) -> tuple[int | None, bool]:
     """How many text tokens there are in self-attention at most, and whether they come first."""
-    from vidsparse.pipelines.models import find_model
-
-    name, row = type(transformer).__name__, find_model(transformer)
-    if row.text == "none" or name in _TEXT_APART:
+    row = find_model(transformer)
+    if row.text == "none" or row.pipeline.prompt_apart:
         return 0, False
     limit = call_parameters(pipe).get("max_sequence_length")
     names = "tokenizer_max_length", "tokenizer_2_max_length"
     length = limit.default if limit else sum(getattr(pipe, each, None) or 0 for each in names)
-    return (length + _CLIP_TOKENS.get(name, 0) if length else None), row.text != "suffix"
+    return (length + row.pipeline.uncounted_text if length else None), row.text != "suffix"

@@ -15,9 +15,9 @@ import torch
 from safetensors import safe_open
 
 from vidsparse.errors import BadInputError
-from vidsparse.pipelines.configs import read_index, read_json, read_weight_map
-from vidsparse.pipelines.empty import MOST_MODULES, at_most, empty_component, explained
-from vidsparse.pipelines.offline import import_diffusers, without_network
+from vidsparse.pipelines.running.configs import read_index, read_json, read_weight_map
+from vidsparse.pipelines.running.empty import MOST_MODULES, at_most, empty_component, explained
+from vidsparse.pipelines.running.offline import import_diffusers, without_network
 
 Shape = tuple[int, ...]
 

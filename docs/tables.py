@@ -1,4 +1,4 @@
-"""The README's tables; ``python -m vidsparse.pipelines.support`` writes them anew."""
+"""The tables of models and of published settings; ``python docs/tables.py`` writes them anew."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from vidsparse.pipelines.models import IMAGE, UNSUPPORTED, VIDEO
 from vidsparse.pipelines.published import PUBLISHED
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-START = "<!-- python -m vidsparse.pipelines.support: start -->"
-END = "<!-- python -m vidsparse.pipelines.support: end -->"
-START_PUBLISHED = "<!-- python -m vidsparse.pipelines.support: published, start -->"
-END_PUBLISHED = "<!-- python -m vidsparse.pipelines.support: published, end -->"
+START = "<!-- python docs/tables.py: start -->"
+END = "<!-- python docs/tables.py: end -->"
+START_PUBLISHED = "<!-- python docs/tables.py: published, start -->"
+END_PUBLISHED = "<!-- python docs/tables.py: published, end -->"
 COLUMNS = ("model", "transformer", "self-attention", "other tokens", "guidance", "tested")
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vidsparse.pipelines import parallel, taps
-from vidsparse.pipelines.asked import Asked, Dense, DenseOf, Layer
+from vidsparse.pipelines.call import Asked, Dense, DenseOf, Layer
 from vidsparse.pipelines.compiled import make_handle
 from vidsparse.pipelines.models import find_model
 from vidsparse.pipelines.recompute import Turn
