@@ -68,7 +68,9 @@ def draw(axis: Any, record: dict[str, Any]) -> None:
         )  # fmt: skip
     axis.set_xlim(right=right + 0.14)
     tokens = TOKENS.get(record["size"], record["size"])
-    axis.set_title(f"{tokens} tokens, {len(record['cases'])} clips, {record['device']}", fontsize=10)
+    axis.set_title(
+        f"{tokens} tokens, {len(record['cases'])} clips, {record['device']}", fontsize=10
+    )
     axis.set_xlabel("mean density, dense steps included")
     axis.set_ylabel("PSNR against dense, dB (bars: 95 % of the mean)")
     axis.grid(alpha=0.3)

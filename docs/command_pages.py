@@ -1,6 +1,6 @@
 """A page for each command, from the command line's own help.
 
-    python docs/command_pages.py    # writes docs/commands/*.md anew
+python docs/command_pages.py    # writes docs/commands/*.md anew
 """
 
 from __future__ import annotations

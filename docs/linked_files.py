@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mkdocs.structure.files import File
+from mkdocs.structure.files import File  # pyright: ignore[reportMissingImports]
 
 ROOT = Path(__file__).resolve().parent.parent
 LINK = re.compile(r"(\[[^\]]*\]|\[`[^`]*`\])\((?P<to>(?:\.\./)+[^)\s]+)\)")

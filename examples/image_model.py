@@ -30,12 +30,12 @@ def draw(pipe: Any, prompt: str, *, min_tokens: int = 1_000, **request: Any) -> 
         **request: What else the pipeline takes, such as ``height``.
 
     Returns:
-        The image, uint8 ``(height, width, 3)``, and a few lines.
+        The image, uint8 ``(1, height, width, 3)``, and a few lines.
     """
     with vidsparse.sparsify(pipe, "balanced", min_tokens=min_tokens) as session:
         made = pipe(prompt, generator=torch.Generator().manual_seed(0), **request)
     image = made.images[:1] if hasattr(made, "images") else made.frames[0]
-    return to_uint8(image)[0], session.summary()
+    return to_uint8(image), session.summary()
 
 
 def main() -> None:
