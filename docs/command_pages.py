@@ -19,12 +19,12 @@ from vidsparse.cli import app
 FOLDER = Path(__file__).resolve().parent / "commands"
 EXAMPLES = {
     "generate": (
-        'vidsparse generate "a red circle moving right over a striped blue background" -o circle.mp4',
+        'vidsparse generate "a red circle moving right over a blue background" -o circle.mp4',
         "vidsparse generate --prompts prompts.txt --preset fast -o videos",
     ),
     "compare": (
-        "vidsparse compare --prompts prompts.txt --preset draft,semantic --seeds 0,1 --noise-floor",
-        'vidsparse compare "a red circle" --set mean_density=0.25 --frames 17 --repeats 3 -o report',
+        "vidsparse compare --prompts prompts.txt --preset draft,semantic --seeds 0,1 -o report",
+        'vidsparse compare "a red circle" --set mean_density=0.25 --repeats 3 --noise-floor',
     ),
     "inspect": (
         'vidsparse inspect "a red circle" --preset balanced --layers 0,5 --at-steps 10 --heads 0,1',
@@ -38,7 +38,7 @@ EXAMPLES = {
     "doctor": ("vidsparse doctor",),
 }
 MORE = {
-    "generate": "[Videos that say how they were made](../comparing.md#videos-that-say-how-they-were-made)",
+    "generate": "[What a video says of itself](../comparing.md#what-a-video-says-of-itself)",
     "compare": "[How to read a report](../comparing.md#how-to-read-it)",
     "inspect": "[Looking closer](../comparing.md#looking-closer)",
     "plan": "[The schedule and the dial](../methods.md#the-schedule-and-the-dial)",

@@ -14,12 +14,13 @@ from torch import Tensor
 import vidsparse
 from vidsparse.engine import Call, SparseAttention
 from vidsparse.grid import TokenGrid
+from vidsparse.kernels.attention import ENGINES
 from vidsparse.policies.compensation import Compensation
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
 from vidsparse.policies.orders import Arranged, Hilbert, Order
 from vidsparse.policies.policy import Policy
 from vidsparse.policies.pooled import Pooled
-from vidsparse.policies.selectors import Selection, Selector
+from vidsparse.policies.selectors import Selection, Selector, TopK
 from vidsparse.policies.work import Kernel, Work
 from vidsparse.progress import Progress
 from vidsparse.schedule import Schedule
@@ -70,10 +71,8 @@ class BestOnly(Selector):
         return True
 
     def select(self, these: Selection) -> Any:
-        from vidsparse.kernels.select import select_top_k
-
-        count = max(these.least, self.count)
-        return select_top_k(these.estimate.scores, count, always=these.always)
+        density = self.count / these.estimate.scores.shape[-1]
+        return TopK().select(dataclasses.replace(these, density=density))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,25 +157,18 @@ def test_a_name_for_a_part_is_one_row(monkeypatch):
 
 
 def test_an_engine_is_one_row(monkeypatch):
-    from vidsparse.kernels.engines import ENGINES, Engine
-    from vidsparse.kernels.reference import reference_attention
-
     ran = []
 
     def mine(*args, **kwargs):
         ran.append(args[0].shape)
-        return reference_attention(*args, **kwargs)
+        return ENGINES["reference"].run(*args, **kwargs)
 
-    monkeypatch.setitem(ENGINES, "mine", Engine(name="mine", run=mine, unsupported=lambda case: []))
+    row = dataclasses.replace(ENGINES["reference"], name="mine", run=mine)
+    monkeypatch.setitem(ENGINES, "mine", row)
     out, stats = attend(changed(density=0.25), engine="mine")
     assert ran
     assert stats.engines == {"mine": 1}
     torch.testing.assert_close(out, attend(changed(density=0.25), engine="reference")[0])
-
-
-def names_in(file, *names):
-    text = (ROOT / file).read_text(encoding="utf-8")
-    return [name for name in names if name in text]
 
 
 def files_that_name(word, *folders):
