@@ -30,7 +30,7 @@ __all__ = [
     "session_of",
     "sparsify",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _LATER = {"PRESETS": "vidsparse.presets", "Preset": "vidsparse.preset"}  # these import torch
 
 
