@@ -28,7 +28,7 @@ from vidsparse.cli.doctor import versions
 from vidsparse.engine import Call, SparseAttention
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
-from vidsparse.pipelines.caller import Running
+from vidsparse.pipelines.caller import Caller
 from vidsparse.pipelines.clock import Clock
 from vidsparse.pipelines.runs import Reading
 from vidsparse.presets import PRESETS
@@ -97,9 +97,9 @@ def progress_of(scheduler: Any, steps: int, name: tuple[str, float]) -> Iterator
     pipeline, frame = SimpleNamespace(), object()
     clock, sample = Clock(lambda: None), torch.zeros(1, 1, 1, 1, 1)
     for t in scheduler.timesteps:
-        running: Any = Running(pipeline, frame, frame)  # pyright: ignore[reportArgumentType]
+        caller: Any = Caller(pipeline, frame, frame)  # pyright: ignore[reportArgumentType]
         noise = float(t) / 1000
-        clock.begin(Reading(noise=lambda level=noise: level, running=running, scheduler=scheduler))
+        clock.begin(Reading(noise=lambda level=noise: level, caller=caller, scheduler=scheduler))
         assert clock.progress is not None
         yield clock.progress
         sample = scheduler.step(torch.randn_like(sample), t, sample, return_dict=False)[0]

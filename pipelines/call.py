@@ -16,7 +16,7 @@ DenseOf = Callable[[Any], Dense]  # from how diffusers splits the sequence over 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class AttentionRequest:
     """What a model asks of attention, beside q, k and v.
 
     Attributes:
@@ -52,7 +52,13 @@ class Layer(Protocol):
         ...
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, asked: Asked, dense: DenseOf, parallel_config: Any
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        request: AttentionRequest,
+        dense: DenseOf,
+        parallel_config: Any,
     ) -> Tensor:
         """Attend, on every device that shares the sequence.
 
@@ -60,14 +66,14 @@ class Layer(Protocol):
             q: ``(batch, seq, heads, head_dim)``, as the other tensors, or a piece of the sequence.
             k: Keys.
             v: Values.
-            asked: What the model asks.
+            request: What the model asks.
             dense: What the model would call.
             parallel_config: How diffusers splits the sequence; None where it does not.
         """
         ...
 
     def attend_as(
-        self, turn: Turn, q: Tensor, k: Tensor, v: Tensor, asked: Asked, dense: Dense
+        self, turn: Turn, q: Tensor, k: Tensor, v: Tensor, request: AttentionRequest, dense: Dense
     ) -> Tensor:
         """Attend again as an earlier call decided, on one device."""
         ...

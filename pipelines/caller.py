@@ -1,4 +1,4 @@
-"""Which pipeline is running: read from the call stack, where it stands."""
+"""Which pipeline calls a transformer: read from the call stack, where it stands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Running:
+class Caller:
     """A pipeline in the middle of a call.
 
     Attributes:
@@ -48,7 +48,7 @@ class Running:
         return None
 
 
-def find_running(transformer: nn.Module, target: Any = None) -> Running | None:
+def find_caller(transformer: nn.Module, target: Any = None) -> Caller | None:
     """The pipeline that is calling a transformer; None in a loop of the user's own.
 
     Args:
@@ -64,10 +64,10 @@ def find_running(transformer: nn.Module, target: Any = None) -> Running | None:
             outer = frame
     if pipeline is None or outer is None or inner is None:
         return None
-    return Running(pipeline, outer, inner)
+    return Caller(pipeline, outer, inner)
 
 
-def is_running(pipeline: Any) -> bool:
+def is_calling(pipeline: Any) -> bool:
     """Whether one of a pipeline's own methods is being called now."""
     return any(frame.f_locals.get("self") is pipeline for frame in _method_frames(pipeline))
 

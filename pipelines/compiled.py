@@ -17,7 +17,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_a
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
-from vidsparse.pipelines.call import Asked, Dense, DenseOf, Layer
+from vidsparse.pipelines.call import AttentionRequest, Dense, DenseOf, Layer
 from vidsparse.pipelines.parallel import NO_GRADIENTS
 from vidsparse.pipelines.recompute import Tokens, autograd_inside_an_op
 
@@ -119,9 +119,9 @@ def _layer(
 ) -> tuple[Tensor, Tensor]:
     """The output, and a tensor that names what was decided."""
     layer = _layers[int(handle)]
-    asked = Asked(mask=mask, scale=scale, unsupported=unsupported or None)
+    request = AttentionRequest(mask=mask, scale=scale, unsupported=unsupported or None)
     dense = dense_of(site, causal, scale, grouped)
-    out = layer.attend(q, k, v, asked, dense, layer.parallel_config if is_split else None)
+    out = layer.attend(q, k, v, request, dense, layer.parallel_config if is_split else None)
     is_new = all(
         out.untyped_storage().data_ptr() != x.untyped_storage().data_ptr() for x in (q, k, v)
     )
@@ -154,12 +154,12 @@ def _layer_backward(
     handle: Tensor,
     token: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    asked = Asked(mask=mask, scale=scale, unsupported=unsupported or None)
+    request = AttentionRequest(mask=mask, scale=scale, unsupported=unsupported or None)
     dense = dense_of(site, causal, scale, grouped)(None)
     q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
     with autograd_inside_an_op():
         turn = _tokens.turn(token)
-        out = _layers[int(handle)].attend_as(turn, q, k, v, asked, dense)
+        out = _layers[int(handle)].attend_as(turn, q, k, v, request, dense)
         grads = torch.autograd.grad(out, (q, k, v), grad_out, materialize_grads=True)
     dq, dk, dv = (x.clone(memory_format=torch.contiguous_format) for x in grads)
     return dq, dk, dv

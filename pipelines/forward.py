@@ -11,7 +11,7 @@ from torch import nn
 
 from vidsparse.engine import SparseAttention
 from vidsparse.pipelines import parallel, taps
-from vidsparse.pipelines.caller import Running, find_running
+from vidsparse.pipelines.caller import Caller, find_caller
 from vidsparse.pipelines.clock import Clock, read_noise
 from vidsparse.pipelines.layer import Layer
 from vidsparse.pipelines.layout import Layout, OnlyDense, Part, key_padding
@@ -97,12 +97,12 @@ class Forward:
         self.recording = self.recordings.begin(transformer, arguments.values())
         if self.recording is not None:
             self.clock.finish()  # a training step is a run of its own
-        running = find_running(transformer, self._target)
-        self.clock.begin(self._reading(arguments, running))
+        caller = find_caller(transformer, self._target)
+        self.clock.begin(self._reading(arguments, caller))
         self._cut = None
         self._splits_text = parallel.splits_text(transformer)
         try:
-            branches = self._branches(arguments, running)
+            branches = self._branches(arguments, caller)
             self._layout = self.model.layout(transformer.config, arguments, branches)
         except OnlyDense as reason:
             self._layout = str(reason)
@@ -121,43 +121,43 @@ class Forward:
         for layer in self.layers:
             layer.check()
 
-    def _reading(self, arguments: Any, running: Running | None) -> Reading:
+    def _reading(self, arguments: Any, caller: Caller | None) -> Reading:
         found: list[float | None] = []
 
         def noise() -> float | None:
             if not found:
                 given, level = self.model.noise_level(self.transformer.config, arguments)
-                found.append(read_noise(given, *(level or (0.0, self._full_noise(running)))))
+                found.append(read_noise(given, *(level or (0.0, self._full_noise(caller)))))
             return found[0]
 
-        pipeline = self._target if running is None else running.pipeline
+        pipeline = self._target if caller is None else caller.pipeline
         return Reading(
             noise=noise,
             context=self.clock.context,
-            running=running,
+            caller=caller,
             scheduler=getattr(pipeline, "scheduler", None),
             is_listed=not callable(self.model.noise),
             trains=self.recording is not None,
         )
 
-    def _full_noise(self, running: Running | None) -> float:
+    def _full_noise(self, caller: Caller | None) -> float:
         """The timestep of pure noise."""
-        pipeline = self._target if running is None else running.pipeline
+        pipeline = self._target if caller is None else caller.pipeline
         config = getattr(getattr(pipeline, "scheduler", None), "config", {})
         return config.get("num_train_timesteps", 1000)
 
     def _branches(
-        self, arguments: Any, running: Running | None
+        self, arguments: Any, caller: Caller | None
     ) -> Callable[[int], Sequence[tuple[slice, str]]]:
         """How the entries of this call's batch belong to branches of guidance."""
         context = self.clock.context
         may_stack = (
-            running is not None
+            caller is not None
             and self.model.guidance != "calls"
             and (context is None or context.name == "cond_uncond")
         )
         latents = self.model.latents(arguments)
-        says = running.is_guided if running is not None and may_stack else False
+        says = caller.is_guided if caller is not None and may_stack else False
 
         def branches(batch: int) -> Sequence[tuple[slice, str]]:
             return branches_of(batch, number(batch), self.model.guidance, self.clock.branch)

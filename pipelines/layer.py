@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vidsparse.engine import Call, SparseAttention
 from vidsparse.pipelines import parallel, taps
-from vidsparse.pipelines.call import Asked, Dense, DenseOf
+from vidsparse.pipelines.call import AttentionRequest, Dense, DenseOf
 from vidsparse.pipelines.compiled import make_handle
 from vidsparse.pipelines.layout import OnlyDense, Part
 from vidsparse.pipelines.parallel import Deal
@@ -81,33 +81,41 @@ class Layer:
             return (tokens,)
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, asked: Asked, dense: DenseOf, parallel_config: Any
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        request: AttentionRequest,
+        dense: DenseOf,
+        parallel_config: Any,
     ) -> Tensor:
-        return parallel.attend(self, q, k, v, asked, dense, parallel_config)
+        return parallel.attend(self, q, k, v, request, dense, parallel_config)
 
-    def attend_here(self, q: Tensor, k: Tensor, v: Tensor, asked: Asked, dense: Dense) -> Tensor:
+    def attend_here(
+        self, q: Tensor, k: Tensor, v: Tensor, request: AttentionRequest, dense: Dense
+    ) -> Tensor:
         """Attend to all tokens with the heads that are here."""
         if in_backward():
             turn = self._forward.recordings.current().again(self.index)
         else:
-            turn = self._next_turn(q, k, asked)
+            turn = self._next_turn(q, k, request)
         self._latest = weakref.ref(turn)
-        return self.attend_as(turn, q, k, v, asked, dense)
+        return self.attend_as(turn, q, k, v, request, dense)
 
     def attend_as(
-        self, turn: Turn, q: Tensor, k: Tensor, v: Tensor, asked: Asked, dense: Dense
+        self, turn: Turn, q: Tensor, k: Tensor, v: Tensor, request: AttentionRequest, dense: Dense
     ) -> Tensor:
         """Attend part by part, as was decided."""
         first, call, take = turn.calls[0]
         if len(turn.calls) == 1 and (call.unsupported or first.covers(q.shape)):
-            return self._run(q, k, v, call, take, lambda q, k, v: dense(q, k, v, asked.mask))
+            return self._run(q, k, v, call, take, lambda q, k, v: dense(q, k, v, request.mask))
         out = v.new_zeros(*q.shape[:-1], v.shape[-1])  # padding is never read
         for part, call, take in turn.calls:
             taken = (part.take(q), part.take(k), part.take(v))
             part.put(out, self._run(*taken, call, take, lambda q, k, v: dense(q, k, v, None)))
             if part.apart is not None:
                 rows = q[part.entries, part.apart], k[part.entries], v[part.entries]
-                mask = asked.mask[part.entries, ..., part.apart, :]
+                mask = request.mask[part.entries, ..., part.apart, :]
                 out[part.entries, part.apart] = dense(*rows, mask)
         return out
 
@@ -126,7 +134,7 @@ class Layer:
         if can_run:
             part = Part.whole(self._forward.clock.branch)
             reason = f"its processor {processor.__name__} computes attention by itself"
-            self._attention.passed_by(self._call(part, Asked(), reason))
+            self._attention.passed_by(self._call(part, AttentionRequest(), reason))
 
     def _is_replaced(self) -> bool:
         """Whether what computes attention is not what diffusers put there."""
@@ -151,31 +159,33 @@ class Layer:
             self.deal.hear(self.step, self._attention.stats.calls[call.key])
         return out
 
-    def _next_turn(self, q: Tensor, k: Tensor, asked: Asked) -> Turn:
+    def _next_turn(self, q: Tensor, k: Tensor, request: AttentionRequest) -> Turn:
         """A call that is made for the first time."""
         if self._call_number != self._forward.number:
             self._call_number, self._turn = self._forward.number, 0
-        parts, unsupported = self._parts(q, k, asked)
+        parts, unsupported = self._parts(q, k, request)
         self._turn += 1
-        turn = Turn([(part, self._call(part, asked, unsupported), None) for part in parts])
+        turn = Turn([(part, self._call(part, request, unsupported), None) for part in parts])
         recording = self._forward.recording
         return turn if recording is None else recording.add(self.index, turn)
 
-    def _parts(self, q: Tensor, k: Tensor, asked: Asked) -> tuple[list[Part], str | None]:
+    def _parts(
+        self, q: Tensor, k: Tensor, request: AttentionRequest
+    ) -> tuple[list[Part], str | None]:
         """The parts of a call; or one, and the reason why it can only be dense."""
-        unsupported = asked.unsupported
+        unsupported = request.unsupported
         if unsupported is None and q.shape[1] != k.shape[1]:
             unsupported = f"{q.shape[1]} queries attend to {k.shape[1]} keys"
         if unsupported is None and _skips_scores():
             unsupported = "the guider leaves attention scores out"
         if unsupported is None:
             try:
-                return self._forward.parts(q.shape, asked.mask, self._turn), None
+                return self._forward.parts(q.shape, request.mask, self._turn), None
             except OnlyDense as reason:
                 unsupported = str(reason)
         return [Part.whole(self._forward.clock.branch)], unsupported
 
-    def _call(self, part: Part, asked: Asked, unsupported: str | None) -> Call:
+    def _call(self, part: Part, request: AttentionRequest, unsupported: str | None) -> Call:
         clock = self._forward.clock
         return Call(
             grid=part.grid,
@@ -188,10 +198,10 @@ class Layer:
             branch=part.branch,
             expert=self._forward.name,
             unsupported=unsupported,
-            scale=asked.scale,
+            scale=request.scale,
             sample=part.sample,
             turn=part.turn,
-            share=asked.share,
+            share=request.share,
         )
 
 

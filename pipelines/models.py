@@ -8,6 +8,7 @@ scheduler counts in.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
@@ -20,7 +21,7 @@ REVERSED_SIGMA = (1.0, 0.0)  # 1 - timestep / 1000
 
 WAN_14B = {"num_layers": 40, "num_attention_heads": 40, "pos_embed_seq_len": None}
 WAN_T2V = {"in_channels": 16, "image_dim": None}
-WAN_HUB = {
+WAN_HUB: dict[str, Any] = {
     "pipeline": "WanPipeline", "frames": 81, "height": 480, "width": 832,
     "steps": 50, "guidance": 5.0, "fps": 16,
 }  # fmt: skip

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from vidsparse.errors import BadInputError
 from vidsparse.heads import HeadShare, pick, same_work
-from vidsparse.pipelines.call import Asked, Dense, DenseOf
-from vidsparse.state import Arriving
+from vidsparse.pipelines.call import AttentionRequest, Dense, DenseOf
+from vidsparse.state import PendingValue
 from vidsparse.training import wants_gradients
 
 NO_GRADIENTS = (
@@ -55,7 +55,7 @@ class Deal:
     def __init__(self) -> None:
         self._mesh: Any = None
         self._share: HeadShare | None = None
-        self._heard: tuple[Any, Arriving] | None = None
+        self._heard: tuple[Any, PendingValue] | None = None
 
     def share(self, step: Any, heads: int, context: Any) -> HeadShare:
         """The heads of this device.
@@ -78,7 +78,7 @@ class Deal:
         """The density of all heads, ``(heads,)``, in a call of this step; or one for all."""
         share = self._share
         if share is not None and len(share.order) == len(density) > share.devices:
-            self._heard = step, Arriving(density)
+            self._heard = step, PendingValue(density)
 
 
 class Divisible(Protocol):
@@ -95,7 +95,9 @@ class Divisible(Protocol):
         """Lengths of what context parallelism splits each by itself, of so many tokens."""
         ...
 
-    def attend_here(self, q: Tensor, k: Tensor, v: Tensor, asked: Asked, dense: Dense) -> Tensor:
+    def attend_here(
+        self, q: Tensor, k: Tensor, v: Tensor, request: AttentionRequest, dense: Dense
+    ) -> Tensor:
         """Attend to all tokens with the heads that are here."""
         ...
 
@@ -105,17 +107,17 @@ def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    asked: Asked,
+    request: AttentionRequest,
     dense: DenseOf,
     parallel_config: Any,
 ) -> Tensor:
     """Let a layer attend, on one device or on several, all of which have to call this then."""
     context = getattr(parallel_config, "context_parallel_config", None)
-    if context is None or asked.unsupported:
-        return layer.attend_here(q, k, v, asked, dense(parallel_config))
+    if context is None or request.unsupported:
+        return layer.attend_here(q, k, v, request, dense(parallel_config))
     if wants_gradients(q, k, v):
         raise BadInputError(NO_GRADIENTS)
-    return _attend_by_heads(layer, q, k, v, asked, dense(None), _by_heads(context))
+    return _attend_by_heads(layer, q, k, v, request, dense(None), _by_heads(context))
 
 
 def config_of(layer: Any) -> Any:
@@ -128,7 +130,7 @@ def _attend_by_heads(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    asked: Asked,
+    request: AttentionRequest,
     dense: Dense,
     context: ContextParallelConfig,
 ) -> Tensor:
@@ -137,17 +139,17 @@ def _attend_by_heads(
     is_moved = share.order != tuple(range(heads))
     if is_moved:
         q, k, v = (pick(x, share.order, dim=2) for x in (q, k, v))
-    is_local = isinstance(asked.mask, Tensor) and asked.mask.shape[-1] == k.shape[1]
+    is_local = isinstance(request.mask, Tensor) and request.mask.shape[-1] == k.shape[1]
 
     def forward_op(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, *rest: Any, **more: Any):  # noqa: ANN202
         pieces = layer.pieces(q.shape[1])
         q, k, v = (together(x, pieces, share.devices) for x in (q, k, v))
         mask = together(mask, pieces, share.devices, dim=-1) if is_local else mask
-        whole = dataclasses.replace(asked, mask=mask, share=share)
+        whole = dataclasses.replace(request, mask=mask, share=share)
         return apart(layer.attend_here(q, k, v, whole, dense), pieces, share.devices)
 
     out: Any = attention_dispatch._templated_context_parallel_attention(
-        q, k, v, asked.mask, 0.0, False, asked.scale, False, False,
+        q, k, v, request.mask, 0.0, False, request.scale, False, False,
         forward_op=forward_op, backward_op=None,
         _parallel_config=ParallelConfig(context_parallel_config=context),
     )  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol
 
 from diffusers.hooks.hooks import CacheContext
 
-from vidsparse.pipelines.caller import Running
+from vidsparse.pipelines.caller import Caller
 from vidsparse.pipelines.levels import noise_levels, share_behind, steps_listed
 from vidsparse.progress import Progress
 
@@ -33,7 +33,7 @@ class Reading:
         noise: Reads the noise level, in [0, 1], from the argument that carries it; None if there
             is none. Waits for the device.
         context: What the pipeline says in ``cache_context``.
-        running: The pipeline that makes the call.
+        caller: The pipeline that makes the call.
         scheduler: Its scheduler; in a loop of the user's own, that of the session's pipeline.
         is_listed: Whether the argument holds what a scheduler of flow matching lists.
         trains: Whether the call has gradients: then it is a run of its own, at any noise level.
@@ -41,7 +41,7 @@ class Reading:
 
     noise: Callable[[], float | None]
     context: CacheContext | None = None
-    running: Running | None = None
+    caller: Caller | None = None
     scheduler: Any = None
     is_listed: bool = True
     trains: bool = False
@@ -49,7 +49,7 @@ class Reading:
     @property
     def frame(self) -> FrameType | None:
         """Of the pipeline's call; None in a loop of the user's own."""
-        return None if self.running is None else self.running.frame
+        return None if self.caller is None else self.caller.frame
 
     @property
     def told_step(self) -> int | None:
@@ -156,7 +156,7 @@ class Listed:
             return None
         whole, start = Progress.first(self._number, self._behind), self._starts[0]
         bounds = whole.bounds[min(start, len(whole.bounds) - 2) :]
-        number = 0 if reading.running is None else _steps_said(reading.running.pipeline)
+        number = 0 if reading.caller is None else _steps_said(reading.caller.pipeline)
         if number >= len(bounds):
             bounds = Progress.first(number, bounds[0]).bounds
         return Progress(bounds, min(step, len(bounds) - 2))
@@ -293,7 +293,7 @@ def _place(reading: Reading) -> tuple[int | None, int | None]:
 
 def _moment(reading: Reading) -> Any:
     """What many pipelines set anew at each step; told apart as an object, never by its number."""
-    pipeline = None if reading.running is None else reading.running.pipeline
+    pipeline = None if reading.caller is None else reading.caller.pipeline
     return getattr(pipeline, "_current_timestep", None)
 
 
@@ -314,7 +314,7 @@ def kind_of(reading: Reading, run: Run | None) -> Callable[[Reading], Run]:
     """Who is asked about a call: a pipeline, ``cache_context``, a scheduler, or nobody."""
     if reading.trains:
         return Unnamed
-    if reading.running is not None:
+    if reading.caller is not None:
         return Listed
     if reading.told_step is not None:
         return Named

@@ -10,7 +10,7 @@ from torch import nn
 from vidsparse.engine import Observer, SparseAttention
 from vidsparse.errors import BadInputError
 from vidsparse.pipelines import taps
-from vidsparse.pipelines.caller import is_running
+from vidsparse.pipelines.caller import is_calling
 from vidsparse.pipelines.clock import Clock
 from vidsparse.pipelines.forward import Forward
 from vidsparse.pipelines.listener import listen, session_in
@@ -156,7 +156,7 @@ class Session:
         held = vars(self._target) if hasattr(self._target, "__dict__") else {}
         for name, module in self._transformers.items():
             there = held.get(name, module)
-            if getattr(there, "_orig_mod", there) is not module and is_running(self._target):
+            if getattr(there, "_orig_mod", there) is not module and is_calling(self._target):
                 self._attention.fall_back_unseen(_assigned_anew(name))
 
 

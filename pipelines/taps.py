@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from vidsparse.kernels.autocast import cast_as_attention
 from vidsparse.pipelines import compiled
-from vidsparse.pipelines.call import Asked, Dense, DenseOf, Layer
+from vidsparse.pipelines.call import AttentionRequest, Dense, DenseOf, Layer
 from vidsparse.pipelines.undo import Undo, drop_hooks
 
 LAYER = "_vidsparse_layer"  # attribute of a module
@@ -179,8 +179,8 @@ def _tapped_dispatch(
             backend=backend, parallel_config=parallel_config,
         )  # fmt: skip
 
-    asked = Asked(mask=attn_mask, scale=scale, unsupported=unsupported)
-    return _attend(layer, query, key, value, asked, dense, parallel_config)
+    request = AttentionRequest(mask=attn_mask, scale=scale, unsupported=unsupported)
+    return _attend(layer, query, key, value, request, dense, parallel_config)
 
 
 def _tapped_sdpa(
@@ -209,9 +209,9 @@ def _tapped_sdpa(
             False, layer.handle,
         )  # fmt: skip
     else:
-        asked = Asked(mask=attn_mask, scale=scale, unsupported=unsupported)
+        request = AttentionRequest(mask=attn_mask, scale=scale, unsupported=unsupported)
         dense = compiled.dense_of(compiled.SDPA, is_causal, scale, enable_gqa, dropout_p)
-        out = _attend(layer, q, k, v, asked, dense, None)
+        out = _attend(layer, q, k, v, request, dense, None)
     return out.transpose(1, 2)
 
 
@@ -253,12 +253,12 @@ def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    asked: Asked,
+    request: AttentionRequest,
     dense: DenseOf,
     parallel_config: Any,
 ) -> Tensor:
     try:
-        return layer.attend(query, key, value, asked, dense, parallel_config)
+        return layer.attend(query, key, value, request, dense, parallel_config)
     except BaseException:  # the hook that clears the layer will not run
         current.layer = None
         raise

@@ -1,6 +1,7 @@
 """What every test shares: no network, a fixed seed, and GPU tests only where there is one."""
 
 import os
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 
@@ -14,6 +15,20 @@ if not torch.cuda.is_available():  # kernels then run in Triton's interpreter
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def nothing_stays_registered():
+    """Presets and parts that a test registers are gone after it."""
+    from vidsparse import presets
+    from vidsparse.policies.parts import PARTS
+
+    tables: list[dict[str, Any]] = [presets._presets, presets._origins, *PARTS.values()]
+    kept = [dict(table) for table in tables]
+    yield
+    for table, before in zip(tables, kept, strict=True):
+        table.clear()
+        table.update(before)
 
 
 @pytest.fixture(scope="session")

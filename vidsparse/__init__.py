@@ -17,8 +17,9 @@ from vidsparse.grid import TokenGrid
 
 if TYPE_CHECKING:
     from vidsparse.pipelines.session import Session
+    from vidsparse.policies.parts import register_part
     from vidsparse.preset import Preset
-    from vidsparse.presets import PRESETS
+    from vidsparse.presets import PRESETS, register
 
 __all__ = [
     "PRESETS",
@@ -27,11 +28,18 @@ __all__ = [
     "Preset",
     "TokenGrid",
     "VidsparseError",
+    "register",
+    "register_part",
     "session_of",
     "sparsify",
 ]
 __version__ = "0.2.0"
-_LATER = {"PRESETS": "vidsparse.presets", "Preset": "vidsparse.preset"}  # these import torch
+_LATER = {  # these import torch
+    "PRESETS": "vidsparse.presets",
+    "Preset": "vidsparse.preset",
+    "register": "vidsparse.presets",
+    "register_part": "vidsparse.policies.parts",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -53,8 +61,9 @@ def sparsify(
 
     Args:
         target: A diffusers pipeline, or a transformer of one.
-        preset: A name in ``PRESETS``, or a preset of your own. What its authors publish for this
-            model is taken where no parameter says otherwise; ``session.preset`` is what runs.
+        preset: A name in ``PRESETS``, a preset of your own, or ``FILE.py:NAME`` for one in a file.
+            What its authors publish for this model is taken where no parameter says otherwise;
+            ``session.preset`` is what runs.
         strict: Raise ``DenseFallbackError`` where a call would fall back to dense.
         engine: Kernel engine: "auto", or "triton", "flash", "flex", "xformers", "cpu" or
             "reference"; ``vidsparse doctor`` says which of them run here.

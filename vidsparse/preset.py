@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vidsparse.errors import BadInputError
+from vidsparse.own_code import digest
 from vidsparse.parameters import (
     class_of,
     read_part,
@@ -38,6 +39,8 @@ class Preset:
             gains at density 0.25 (benchmarks/results/cpu_engine.json).
         told: Parameters and parts that ``override`` was given: what is published for a model
             leaves them alone. Presets that do the same are equal whoever told them.
+        own_code: Digest of the code of parts that are not of vidsparse, "" if all are: what was
+            made with other code is not this preset's work.
     """
 
     name: str
@@ -47,8 +50,10 @@ class Preset:
     schedule: Schedule = dataclasses.field(default_factory=Schedule)
     min_tokens: int = 1_000
     told: frozenset[str] = dataclasses.field(default=frozenset(), compare=False, repr=False)
+    own_code: str = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "own_code", digest(self._all_parts()))
         if self.min_tokens < 0:
             raise BadInputError(f"min_tokens must be at least 0, got {self.min_tokens}")
         if self.schedule.budgets is not None and self.policy.density is None:
@@ -72,6 +77,10 @@ class Preset:
         policy = self.policy
         alternatives = () if policy.alternatives is None else (policy.alternatives,)
         return policy, *policy.parts, *alternatives, self.schedule, self
+
+    def _all_parts(self) -> tuple[Any, ...]:
+        candidates = self.policy.candidates
+        return *self.parts(), *(each for one in candidates for each in (one.order, one.estimator))
 
     def parameters(self) -> dict[str, Any]:
         """Every parameter that acts and that ``override`` takes, with its value."""

@@ -1,308 +1,105 @@
-"""The named methods of the literature, and ours, as compositions of the same parts."""
+"""Presets by name: the methods of the table, those of other packages, and the user's own."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from vidsparse.errors import BadInputError
+from vidsparse.methods import METHODS
+from vidsparse.own_presets import load_offered, names_offered, read_file, split_file
 from vidsparse.parameters import suggest
-from vidsparse.policies.choice import Alternative, Alternatives
-from vidsparse.policies.compensation import Centroid, Levels, Rescale, Residual
-from vidsparse.policies.exact import Antidiagonal, Exact
-from vidsparse.policies.geometric import Axis, Band, Disc, Neighbourhood, Slab
-from vidsparse.policies.observed import Observed
-from vidsparse.policies.orders import AXES, Axes, Cycle, Hilbert, Raster, Tile
-from vidsparse.policies.policy import Policy
-from vidsparse.policies.pooled import Pooled
-from vidsparse.policies.radial import Radial
-from vidsparse.policies.random import Random
-from vidsparse.policies.scope import Scope
-from vidsparse.policies.selectors import Budget, MassOf, Threshold, TopP
-from vidsparse.policies.semantic import Semantic, Start
-from vidsparse.policies.stripes import Stripes
-from vidsparse.policies.tolerance import Tolerance
-from vidsparse.policies.value_aware import Routing, ValueAware
 from vidsparse.preset import Preset
-from vidsparse.schedule import Schedule
+
+ALIASES: Mapping[str, str] = {"temporal": "lite"}
+CALL = "a call of vidsparse.register"
+RESERVED = ("dense", "dense-other-engine", "dense-engines", "sheet")  # a comparison's own files
+_presets = {preset.name: preset for preset in METHODS}
+assert len(_presets) == len(METHODS)
+_origins: dict[str, str] = {}  # of presets that are not in the table
+PRESETS: Mapping[str, Preset] = MappingProxyType(_presets)
+"""The methods of the table, and what was registered since."""
 
 
 def find_preset(name: str) -> Preset:
     """The preset of this name.
 
+    Args:
+        name: In ``PRESETS``, or of an entry point of the group ``vidsparse.presets`` of an
+            installed package, or ``FILE.py:NAME`` for the preset ``NAME`` of a Python file, which
+            is then run.
+
     Raises:
-        BadInputError: With the near matches, when there is none.
+        BadInputError: When there is none, with the near matches; or the file or the package does
+            not make one, or one whose name is taken.
     """
+    if found := split_file(name):
+        path, variable = found
+        preset = read_file(path, variable)
+        _put(preset, f"{path}:{variable}")
+        return preset
     name = ALIASES.get(name, name)
+    if name not in PRESETS and name in names_offered():
+        _put(*load_offered(name))
     if name not in PRESETS:
-        raise BadInputError(f"unknown preset {name!r}: {suggest(name, PRESETS)}")
+        known = dict.fromkeys([*PRESETS, *names_offered()])
+        raise BadInputError(f"unknown preset {name!r}: {suggest(name, known)}")
     return PRESETS[name]
 
 
-ALIASES: Mapping[str, str] = {"temporal": "lite"}
+def register(preset: Preset, *, replace: bool = False) -> Preset:
+    """Give a preset of your own its name: from then on it is found like those of the table.
+
+    Args:
+        preset: Its ``name`` is made of letters, digits, ``-`` and ``_``.
+        replace: Put it in the place of one that was registered under this name before; the methods
+            of the table stay as they are.
+
+    Returns:
+        The same preset.
+
+    Raises:
+        BadInputError: When it is no preset, or its name is taken, or cannot be one.
+    """
+    if not isinstance(preset, Preset):
+        raise BadInputError(f"register takes a vidsparse.Preset, got {preset!r}")
+    _put(preset, CALL, replace=replace)
+    return preset
 
 
-def _table(*presets: Preset) -> dict[str, Preset]:
-    table = {preset.name: preset for preset in presets}
-    assert len(table) == len(presets)
-    return table
+def register_offered() -> list[str]:
+    """Load the presets of all installed packages.
+
+    Returns:
+        What went wrong, a sentence each.
+    """
+    problems = []
+    for name in names_offered():
+        try:
+            _put(*load_offered(name))
+        except BadInputError as error:
+            problems.append(str(error))
+    return problems
 
 
-def _boxes(mean_density: float) -> Policy:
-    return Policy(
-        order=Tile(), estimator=ValueAware(), selector=Budget(), mean_density=mean_density
-    )
-
-
-def _clusters(mean_density: float) -> Policy:
-    return Policy(
-        order=Semantic(
-            q_clusters=200, kv_clusters=1000, start=Start.TILES, first_iterations=5, iterations=4
-        ),
-        estimator=Routing(),
-        selector=Budget(scope=Scope.HEAD),
-        compensation=Centroid(),
-        mean_density=mean_density,
-    )
-
-
-PRESETS: Mapping[str, Preset] = _table(
-    Preset(
-        name="quality",
-        summary="The ladder's first rung: semantic, which stays nearest to dense",
-        source="ours, as semantic",
-        policy=_clusters(0.45),
-        schedule=Schedule(replan=4),
-    ),
-    Preset(
-        name="balanced",
-        summary="The default: blocks by what skipping them would cost, one budget a layer",
-        source="ours: sub-block mass x distance of values, in boxes",
-        policy=_boxes(0.35),
-    ),
-    Preset(
-        name="fast",
-        summary="The ladder's third rung: balanced at a quarter of the attention",
-        source="ours, as balanced",
-        policy=_boxes(0.25),
-        schedule=Schedule(ramp_until=0.2),
-    ),
-    Preset(
-        name="turbo",
-        summary="The ladder's last rung, to look around: balanced at a seventh of the attention",
-        source="ours, as balanced",
-        policy=_boxes(0.15),
-        schedule=Schedule(ramp_until=0.1),
-    ),
-    Preset(
-        name="auto",
-        summary="The clusters of semantic at the least density whose measured error is tolerable",
-        source="ours",
-        policy=Policy(
-            order=Semantic(q_clusters=200, kv_clusters=1000),
-            estimator=Routing(),
-            selector=Tolerance(tolerance=0.05),
-            compensation=Centroid(),
-        ),
-        schedule=Schedule(replan=4),
-    ),
-    Preset(
-        name="semantic",
-        summary="Clusters as blocks; means stand in for those where that errs least",
-        source="ours: the clusters of SVG2, the stand-ins of SVG-EAR, one budget a head",
-        policy=_clusters(0.35),
-        schedule=Schedule(replan=4),
-    ),
-    Preset(
-        name="draft",
-        summary="Attention between block means picks the same number of key blocks in every row",
-        source="DraftAttention, arXiv 2505.14708",
-        policy=Policy(estimator=Pooled(), density=0.18),
-    ),
-    Preset(
-        name="radial",
-        summary="A static mask whose bands narrow with distance in time",
-        source="Radial Attention, arXiv 2506.19852",
-        policy=Policy(estimator=Radial(), selector=Threshold(), block=128),
-    ),
-    Preset(
-        name="sta",
-        summary="A window of whole tiles, or a slab of them, whichever errs least in each head",
-        source="Sliding Tile Attention, arXiv 2502.04507",
-        policy=Policy(
-            order=Tile(tile_frames=4, tile_height=4, tile_width=4),
-            estimator=Neighbourhood(unit_frames=4, unit_height=4, unit_width=4),
-            selector=Threshold(),
-            density=0.2,
-            alternatives=Alternatives(
-                candidates=tuple(
-                    Alternative(
-                        order=Tile(tile_frames=4, tile_height=4, tile_width=4),
-                        estimator=Slab(axis=axis, unit_frames=4, unit_height=4, unit_width=4),
-                    )
-                    for axis in Axis
-                ),
-            ),
-        ),
-    ),
-    Preset(
-        name="svg",
-        summary="A band in time or in space, whichever errs less on each head's sampled rows",
-        source="Sparse VideoGen, arXiv 2502.01776",
-        policy=Policy(
-            estimator=Band(),
-            selector=Threshold(),
-            density=0.25,
-            alternatives=Alternatives(
-                candidates=(Alternative(order=Axes(axes="hwf"), estimator=Band()),),
-                choose_every=0,  # the paper's choice at every step is worse here, and costs more
-            ),
-        ),
-    ),
-    Preset(
-        name="svg2",
-        summary="Clusters of queries and of keys; each query cluster keeps the likeliest mass",
-        source="Sparse VideoGen 2, arXiv 2505.18875",
-        policy=Policy(order=Semantic(), estimator=Pooled(), selector=TopP(p=0.9), floor=0.1),
-    ),
-    Preset(
-        name="svg2-ear",
-        summary="The clusters of svg2; means stand in for the clusters where that errs least",
-        source="SVG-EAR",
-        policy=Policy(
-            order=Semantic(q_clusters=300, kv_clusters=1000),
-            estimator=Routing(),
-            selector=TopP(p=0.85, scope=Scope.HEAD),
-            compensation=Centroid(),
-        ),
-    ),
-    Preset(
-        name="xattention",
-        summary="A strided sample of the scores of every block, kept up to a share of the mass",
-        source="XAttention, arXiv 2503.16428",
-        policy=Policy(estimator=Antidiagonal(), selector=TopP(p=0.9, scope=Scope.HEAD), block=128),
-    ),
-    Preset(
-        name="adaspa",
-        summary="Exact block mass, searched anew only every few steps, one budget a layer",
-        source="AdaSpa, arXiv 2502.21079",
-        policy=Policy(estimator=Exact(), selector=Budget(), density=0.2, block=128),
-        schedule=Schedule(replan=5),
-    ),
-    Preset(
-        name="lite",
-        summary="Skips the blocks that the kernel saw to matter little, and looks again in turn",
-        source="LiteAttention, arXiv 2511.11062, with re-opening",
-        policy=Policy(estimator=Observed(), selector=Threshold(), rotate=0.01, block=128),
-    ),
-    Preset(
-        name="paro",
-        summary="Each head nests frame, row and column as makes its map blocky, once a generation",
-        source="PAROAttention, arXiv 2506.16054",
-        policy=Policy(
-            estimator=Pooled(),
-            selector=Budget(scope=Scope.HEAD),
-            density=0.25,
-            alternatives=Alternatives(
-                candidates=tuple(
-                    Alternative(order=Axes(axes=axes), estimator=Pooled()) for axes in AXES[1:]
-                ),
-                choose_every=0,
-            ),
-        ),
-    ),
-    Preset(
-        name="rectified",
-        summary="A narrow draft along a Hilbert curve, corrected for the mass it leaves out",
-        source="Rectified SpaAttn",
-        policy=Policy(
-            order=Hilbert(),
-            estimator=Pooled(),
-            selector=TopP(p=0.3),
-            floor=0.2,
-            # no anchor: on a curve nearly every block holds some token of the first frame
-            compensation=Rescale(),
-            block=128,
-        ),
-    ),
-    Preset(
-        name="vmoba",
-        summary="Boxes in time, in the plane and in both, by layer; one threshold a head",
-        source="VMoBA, arXiv 2506.23858",
-        policy=Policy(
-            order=Cycle(),
-            estimator=Pooled(),
-            selector=TopP(p=0.25, mass_of=MassOf.HEAD, scope=Scope.HEAD),
-        ),
-    ),
-    Preset(
-        name="clear",
-        summary="A circle around every query, for images",
-        source="CLEAR, arXiv 2412.16112",
-        policy=Policy(
-            order=Tile(tile_frames=1, tile_height=8, tile_width=8),
-            estimator=Disc(),
-            selector=Threshold(),
-        ),
-    ),
-    Preset(
-        name="sparse-vdit",
-        summary="Each head takes a diagonal, many diagonals or stripes, once a generation",
-        source="Sparse-vDiT, arXiv 2506.03065",
-        policy=Policy(
-            estimator=Band(),
-            selector=Threshold(),
-            density=0.25,
-            alternatives=Alternatives(
-                candidates=(
-                    # many diagonals, a band around each frame's own, are one with all frames of a
-                    # place side by side, where they fill blocks better
-                    Alternative(order=Axes(axes="hwf"), estimator=Band()),
-                    Alternative(order=Raster(), estimator=Stripes()),
-                ),
-                choose_every=0,
-            ),
-        ),
-    ),
-    Preset(
-        name="rainfusion",
-        summary="Each head is found to be near in time, near in space or textural: then by a draft",
-        source="RainFusion, arXiv 2505.21036",
-        policy=Policy(
-            estimator=Band(),
-            selector=Threshold(),
-            density=0.25,
-            alternatives=Alternatives(
-                candidates=(
-                    Alternative(order=Axes(axes="hwf"), estimator=Band()),
-                    Alternative(order=Raster(), estimator=Pooled()),
-                ),
-                choose_every=0,
-            ),
-        ),
-    ),
-    Preset(
-        name="re-ttention",
-        summary="Draft, plus what it lacked against dense attention when it was planned",
-        source="Re-ttention, arXiv 2505.22918",
-        policy=Policy(estimator=Pooled(), density=0.15, compensation=Residual()),
-        schedule=Schedule(replan=5),
-    ),
-    Preset(
-        name="psa",
-        summary="The best blocks exactly, the next ones through means of 2 and of 8 tokens",
-        source="Pyramid Sparse Attention",
-        policy=Policy(
-            order=Tile(tile_frames=1, tile_height=8, tile_width=16),
-            estimator=Pooled(),
-            density=0.1,
-            compensation=Levels(level2=0.05, level8=0.2),
-            block=128,
-        ),
-    ),
-    Preset(
-        name="random",
-        summary="The control: random blocks, the same at every step",
-        source="none; every method must beat it at the same density",
-        policy=Policy(estimator=Random(), density=0.18),
-    ),
-)
+def _put(preset: Preset, origin: str, *, replace: bool = False) -> None:
+    """Keep a preset under its name; what a file or a package offers may come from there again."""
+    name, before = preset.name, _origins.get(preset.name)
+    if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name, flags=re.ASCII):
+        raise BadInputError(
+            f"a preset cannot be named {name!r}, as that of {origin} is: take letters, digits, - "
+            "and _, such as my-method"
+        )
+    if name in RESERVED or name in ALIASES or (name in PRESETS and before is None):
+        raise BadInputError(
+            f"the preset of {origin} is named {name!r}, as one of vidsparse itself is: give it "
+            "another name"
+        )
+    is_same = before == origin != CALL or PRESETS.get(name) == preset
+    if before is not None and not (is_same or replace):
+        raise BadInputError(
+            f"the preset of {origin} is named {name!r}, as one of {before} is: give it another "
+            "name, or put it in that one's place with vidsparse.register(preset, replace=True)"
+        )
+    _presets[name], _origins[name] = preset, origin

@@ -21,7 +21,7 @@ class LayerState:
 
     Attributes:
         tensors: Those on the device, by name.
-        parked: Those that wait in host memory, by name.
+        on_host: Those that wait in host memory, by name.
         verdict: On the plan that was used again at the latest step, and that step.
         way: How far the schedule had come when the plan was made.
         grid: The tokens that it was made of: branches' texts may differ in length.
@@ -34,12 +34,12 @@ class LayerState:
         self.way: float | None = None
         self.grid: TokenGrid | None = None
         self.tensors: dict[str, Tensor] = {}
-        self.parked: dict[str, Parked] = {}
+        self.on_host: dict[str, HostCopy] = {}
         self.steps: dict[str, int] = {}
 
     def get(self, name: str) -> Tensor | None:
         """A tensor on the device, or None if there is none."""
-        return self.parked[name].back() if name in self.parked else self.tensors.get(name)
+        return self.on_host[name].back() if name in self.on_host else self.tensors.get(name)
 
     def put(self, name: str, value: Tensor, step: int) -> None:
         """Remember a tensor and the step it is of."""
@@ -47,7 +47,7 @@ class LayerState:
 
     def park(self, name: str, value: Tensor, step: int) -> None:
         """Remember a tensor in host memory: one that is large, and read once in a while."""
-        self.parked.setdefault(name, Parked()).put(value)
+        self.on_host.setdefault(name, HostCopy()).put(value)
         self.steps[name] = step
 
     def age(self, name: str, step: int) -> int | None:
@@ -61,8 +61,8 @@ class LayerState:
             return
         for name, tensor in self.tensors.items():
             self.tensors[name] = share.mine(before.everyone(tensor))
-        for parked in self.parked.values():
-            parked.put(share.mine(before.everyone(parked.back())))
+        for copy in self.on_host.values():
+            copy.put(share.mine(before.everyone(copy.back())))
 
     def nbytes(self) -> int:
         """Bytes held on the device."""
@@ -70,10 +70,10 @@ class LayerState:
 
     def host_nbytes(self) -> int:
         """Bytes held in host memory."""
-        return sum(parked.nbytes for parked in self.parked.values())
+        return sum(copy.nbytes for copy in self.on_host.values())
 
 
-class Parked:
+class HostCopy:
     """A tensor of the device that waits in pinned host memory.
 
     The copies there and back stand in the device's queue, so nothing waits for them.
@@ -103,10 +103,10 @@ class Parked:
         return 0 if self._x is None else self._x.nbytes
 
 
-class Arriving:
+class PendingValue:
     """A small tensor of the device, on its way to the host.
 
-    Asked a step later, it is there without a wait.
+    Whoever asks for it a step later does not wait.
     """
 
     def __init__(self, x: Tensor) -> None:
@@ -124,7 +124,7 @@ class Arriving:
         return self._x
 
 
-class Verdict(Arriving):
+class Verdict(PendingValue):
     """A yes or no, boolean ``()``."""
 
     def __bool__(self) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vidsparse.pipelines import parallel, taps
-from vidsparse.pipelines.call import Asked, Dense, DenseOf, Layer
+from vidsparse.pipelines.call import AttentionRequest, Dense, DenseOf, Layer
 from vidsparse.pipelines.compiled import make_handle
 from vidsparse.pipelines.models import find_model
 from vidsparse.pipelines.recompute import Turn
@@ -147,20 +147,26 @@ class _Timed:
         return None if self._layer is None else self._layer.turn
 
     def attend_as(
-        self, turn: Turn, q: Tensor, k: Tensor, v: Tensor, asked: Asked, dense: Dense
+        self, turn: Turn, q: Tensor, k: Tensor, v: Tensor, request: AttentionRequest, dense: Dense
     ) -> Tensor:
         """Attend again as an earlier call decided; that is not a stage of a generation."""
         assert self._layer is not None  # who made the turn
-        return self._layer.attend_as(turn, q, k, v, asked, dense)
+        return self._layer.attend_as(turn, q, k, v, request, dense)
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, asked: Asked, dense: DenseOf, parallel_config: Any
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        request: AttentionRequest,
+        dense: DenseOf,
+        parallel_config: Any,
     ) -> Tensor:
         with Stopwatch(q.device) as watch:
             if self._layer is None:
-                out = dense(parallel_config)(q, k, v, asked.mask)
+                out = dense(parallel_config)(q, k, v, request.mask)
             else:
-                out = self._layer.attend(q, k, v, asked, dense, parallel_config)
+                out = self._layer.attend(q, k, v, request, dense, parallel_config)
         self._note(q, watch)
         return out
 

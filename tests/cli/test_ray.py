@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import vidsparse
 from vidsparse.pipelines.running.video import read_video
 
 ray = pytest.importorskip("ray")
@@ -93,6 +95,55 @@ def wait_for_records(folder: Path, process: subprocess.Popen) -> dict[Path, int]
             return {path: path.stat().st_mtime_ns for path in records}
         time.sleep(0.05)
     raise AssertionError(process.communicate(timeout=10)[1])
+
+
+OWN = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from vidsparse import Preset
+from vidsparse.policies.estimator import Estimate, Estimator, Measure
+from vidsparse.policies.policy import Policy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Near(Estimator):
+    measure: ClassVar[Measure] = Measure.RANK
+
+    def estimate(self, inputs):
+        at = torch.arange(inputs.blocks.number)
+        return Estimate(scores=-(at[:, None] - at).abs()[None, None].float())
+
+
+near = Preset(name="near", summary="", source="", policy=Policy(estimator=Near(), density=0.5))
+"""
+
+
+def test_a_preset_of_a_file_runs_on_workers(cli, nothing_stays_registered, tmp_path):
+    (tmp_path / "my_file.py").write_text(OWN)
+    preset = ["--preset", f"{tmp_path / 'my_file.py'}:near"]
+    done = cli("compare", "a red circle", *preset, *SMALL, "-o", tmp_path, "--ray", "local")
+    assert done.code == 0, done.err
+    assert len(list(tmp_path.glob("clips/*/near.npy"))) == 1
+    again = cli("compare", "a red circle", *preset, *SMALL, "-o", tmp_path)
+    assert "pieces of work were done before" in again.err
+    assert "made again" not in again.err
+
+
+def test_a_preset_that_workers_cannot_have_is_refused(
+    cli, nothing_stays_registered, tmp_path, monkeypatch
+):
+    module = types.ModuleType("only_on_this_machine")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(OWN, vars(module))
+    vidsparse.register(module.near)
+    line = ["--preset", "near", *SMALL, "-o", tmp_path, "--ray", "local"]
+    code, _, err = cli("compare", "a red circle", *line)
+    assert code == 2
+    message = "No module named 'only_on_this_machine'): install the package that a preset comes"
+    assert message in " ".join(err.split())
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ def test_a_compensation():
 def test_a_name_for_a_part_is_one_row(monkeypatch):
     from vidsparse.policies import parts
 
-    monkeypatch.setitem(parts.ESTIMATORS, "nearest", Nearest)  # type: ignore[arg-type]
+    monkeypatch.setitem(parts.ESTIMATORS, "nearest", Nearest)
     preset = changed(estimator="nearest", penalty="2")
     assert preset.policy.estimator == Nearest(penalty=2.0)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers.hooks.hooks import CacheContext
 
-from vidsparse.pipelines.caller import Running
+from vidsparse.pipelines.caller import Caller
 from vidsparse.pipelines.clock import Clock, read_noise
 from vidsparse.pipelines.runs import BY_NOISE, Reading
 from vidsparse.progress import Progress
@@ -51,23 +51,21 @@ class Played:
 
     def call(self, noise=None, **context):
         """In a pipeline, if there is a frame."""
-        running = self.frame and Running(self.pipeline, self.frame, self.frame)
-        return self.begin(noise, context, running)
+        caller = self.frame and Caller(self.pipeline, self.frame, self.frame)
+        return self.begin(noise, context, caller)
 
     def alone(self, noise=None, **context):
         """In a loop of one's own."""
         return self.begin(noise, context, None)
 
-    def begin(self, noise, context, running):
+    def begin(self, noise, context, caller):
         def read():
             self.read += 1
             return noise
 
         self.clock.context = CacheContext(**context) if context else None
         self.clock.begin(
-            Reading(
-                noise=read, context=self.clock.context, running=running, scheduler=self.scheduler
-            )
+            Reading(noise=read, context=self.clock.context, caller=caller, scheduler=self.scheduler)
         )
         clock = self.clock
         assert clock.known or self.notes

@@ -34,7 +34,7 @@ def compare(
         str | None, option("Such as 0,1: every prompt with each.", panel="Clips")
     ] = None,
     preset: Annotated[
-        str, option("Names with commas between, such as draft,radial.", panel="Sparsity")
+        str, option("With commas between, such as draft,radial,my.py:mine.", panel="Sparsity")
     ] = "balanced",
     output: Annotated[
         Path, option("Folder of the report; a rerun goes on where it stopped.", "-o", "--output")

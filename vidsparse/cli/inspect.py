@@ -35,7 +35,7 @@ def inspect(
     changes: PresetChanges,
     prompt: Prompt = None,
     preset: Annotated[
-        str, option("A name that `vidsparse presets` lists.", panel="Sparsity")
+        str, option("A name that `vidsparse presets` lists, or FILE.py:NAME.", panel="Sparsity")
     ] = "balanced",
     layers: Annotated[
         str | None, option("Such as 0,5; by default first, middle and last.", panel="Pictures")

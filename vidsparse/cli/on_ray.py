@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import pickle
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from typing import Any, Protocol
 
 from vidsparse.cli.screen import note, quiet_libraries
 from vidsparse.errors import BadInputError, VidsparseError
+from vidsparse.own_presets import run_source, sources
 
 ATTEMPTS = 3  # at a piece whose workers die
 
@@ -81,10 +83,13 @@ class Pool:
             report: Told of each piece that ended; may raise, which ends the rest.
 
         Raises:
+            BadInputError: When the workers lack code that the work needs.
             VidsparseError: When workers die again and again at one piece.
         """
         lost: Counter[int] = Counter()
         to_do = [number for number, piece in enumerate(pieces) if not piece.finished()]
+        if to_do:
+            self._check(doer)
         with _Workers(self._ray, self._needs, doer, min(self.size, len(to_do))) as workers:
             while to_do or workers.busy:
                 for number in [n for n in to_do if pieces[n].ready()][: len(workers.idle)]:
@@ -100,6 +105,20 @@ class Pool:
                     outcome = None
                 report(number, outcome, seconds)
 
+    def _check(self, doer: Doer) -> None:
+        """Make sure that a worker understands what it is sent, such as a preset of one's own."""
+        try:
+            self._ray.get(
+                self._ray.remote(**self._needs)(_receive).remote(_Parcel(self._ray, doer))
+            )
+        except (self._ray.exceptions.RayTaskError, TypeError) as error:
+            said = str(getattr(error, "cause", None) or error).partition("\n")[0]
+            raise BadInputError(
+                f"Ray's workers cannot be sent this work ({said.removeprefix('System error: ')}): "
+                "install the package that a preset comes from on every node, or give the preset "
+                "as FILE.py:NAME"
+            ) from error
+
 
 class _Workers:
     """Actors, idle or busy with a piece."""
@@ -107,7 +126,7 @@ class _Workers:
     def __init__(self, ray: Any, needs: dict[str, int], doer: Doer, number: int) -> None:
         self._ray = ray
         self._make = ray.remote(**needs)(_Worker).remote
-        self._doer = ray.put(doer)
+        self._doer = ray.put(_Parcel(ray, doer))
         self._folder = str(Path.cwd())
         self.idle = [self._make(self._doer, self._folder) for _ in range(number)]
         self.busy: dict[Any, tuple[Any, int]] = {}
@@ -182,6 +201,27 @@ def ray_pool(address: str, *, on_gpu: bool) -> Iterator[Pool]:
         yield pool
     finally:
         ray.shutdown()
+
+
+class _Parcel:
+    """A doer on its way to a worker, with the files that define presets: there it is the doer."""
+
+    def __init__(self, ray: Any, doer: Doer) -> None:
+        self._ray = ray
+        self._doer = doer
+
+    def __reduce__(self) -> Any:
+        return _unpack, (sources(), self._ray.cloudpickle.dumps(self._doer))
+
+
+def _unpack(files: dict[str, bytes], content: bytes) -> Any:
+    for path, text in files.items():
+        run_source(Path(path), text)
+    return pickle.loads(content)
+
+
+def _receive(doer: Doer) -> None:
+    """Being called is the test."""
 
 
 def _call(question: Callable[[], Any]) -> Any:

@@ -28,7 +28,9 @@ def plan(
     ] = None,
     size: Annotated[str | None, option("WIDTHxHEIGHT in pixels.", "--size")] = None,
     frames: Annotated[int | None, option("Frames of the video; 1 for images.", "--frames")] = None,
-    preset: Annotated[str, option("A name that `vidsparse presets` lists.")] = "balanced",
+    preset: Annotated[
+        str, option("A name that `vidsparse presets` lists, or FILE.py:NAME.")
+    ] = "balanced",
     steps: Annotated[
         int | None, option("Denoising steps; by default the model's, or 50.", "--steps")
     ] = None,

@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from vidsparse.cli.options import Json, PresetChanges
-from vidsparse.cli.screen import answer, answer_json, plain_table
+from vidsparse.cli.screen import answer, answer_json, note, plain_table
 from vidsparse.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -22,15 +22,19 @@ if TYPE_CHECKING:
 
 def presets(
     changes: PresetChanges,
-    name: Annotated[str | None, typer.Argument(help="Show this one's parameters.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Show this one's parameters; may be FILE.py:NAME.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """List the presets, or the parameters of one."""
-    from vidsparse.presets import PRESETS
+    from vidsparse.presets import PRESETS, register_offered
 
     if name is None:
         if changes.set or changes.density is not None:
             raise BadInputError("--set and --density change one preset: name it")
+        for problem in register_offered():
+            note(problem)
         if json:
             answer_json({"presets": [_head(preset) for preset in PRESETS.values()]})
             return
@@ -128,8 +132,12 @@ def read_parts(preset: Preset) -> dict[str, str | list[str]]:
 
 
 def part_name(table: Mapping[str, type], part: Any) -> str:
-    """Name a part as ``--set`` does, with the parameters that differ from its defaults."""
-    name = next(name for name, kind in table.items() if type(part) is kind)
+    """Name a part as ``--set`` does, with the parameters that differ from its defaults.
+
+    One that has no name there, of somebody's own, is called as its class.
+    """
+    kind = type(part)
+    name = next((name for name, known in table.items() if known is kind), kind.__name__)
     changed = [
         f"{field.name}={getattr(part, field.name)}"
         for field in dataclasses.fields(part)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from typing import Any
 
+from vidsparse.errors import BadInputError
 from vidsparse.policies.compensation import (
     Centroid,
     Compensation,
@@ -27,7 +30,7 @@ from vidsparse.policies.stripes import Stripes
 from vidsparse.policies.tolerance import Tolerance
 from vidsparse.policies.value_aware import Routing, ValueAware
 
-ORDERS: Mapping[str, type[Order]] = {
+ORDERS: dict[str, type[Order]] = {
     "raster": Raster,
     "tile": Tile,
     "hilbert": Hilbert,
@@ -36,7 +39,7 @@ ORDERS: Mapping[str, type[Order]] = {
     "semantic": Semantic,
 }
 
-ESTIMATORS: Mapping[str, type[Estimator]] = {
+ESTIMATORS: dict[str, type[Estimator]] = {
     "value_aware": ValueAware,
     "pooled": Pooled,
     "subblock": SubBlock,
@@ -54,7 +57,7 @@ ESTIMATORS: Mapping[str, type[Estimator]] = {
     "random": Random,
 }
 
-SELECTORS: Mapping[str, type[Selector]] = {
+SELECTORS: dict[str, type[Selector]] = {
     "top_k": TopK,
     "top_p": TopP,
     "threshold": Threshold,
@@ -62,7 +65,7 @@ SELECTORS: Mapping[str, type[Selector]] = {
     "tolerance": Tolerance,
 }
 
-COMPENSATIONS: Mapping[str, type[Compensation]] = {
+COMPENSATIONS: dict[str, type[Compensation]] = {
     "none": NoCompensation,
     "rescale": Rescale,
     "centroid": Centroid,
@@ -70,7 +73,7 @@ COMPENSATIONS: Mapping[str, type[Compensation]] = {
     "residual": Residual,
 }
 
-PARTS: Mapping[str, Mapping[str, type[Part]]] = {
+PARTS: Mapping[str, dict[str, Any]] = {
     "order": ORDERS,
     "estimator": ESTIMATORS,
     "selector": SELECTORS,
@@ -84,3 +87,39 @@ KINDS: Mapping[str, type[Part]] = {
     "selector": Selector,
     "compensation": Compensation,
 }
+
+
+def register_part(name: str, part: type[Part]) -> None:
+    """Give a part of your own its name, so that presets can be given it: ``--set order=mine``.
+
+    Args:
+        name: Of letters, digits and ``_``.
+        part: A frozen dataclass below ``Order``, ``Estimator``, ``Selector`` or ``Compensation``.
+
+    Raises:
+        BadInputError: When it is no such class, or another part of its kind has the name.
+    """
+    is_class = isinstance(part, type)
+    kind = next((k for k, base in KINDS.items() if is_class and issubclass(part, base)), None)
+    if kind is None:
+        kinds = ", ".join(base.__name__ for base in KINDS.values())
+        raise BadInputError(f"a part is a class below one of {kinds}, got {part!r}")
+    if "__dataclass_params__" not in vars(part) or not vars(part)["__dataclass_params__"].frozen:
+        raise BadInputError(
+            f"{part.__name__} has to be a frozen dataclass: write "
+            "@dataclass(frozen=True, kw_only=True) above it"
+        )
+    if kind == "estimator" and not hasattr(part, "measure"):
+        raise BadInputError(
+            f"{part.__name__} does not say what its scores mean: give it a measure, such as "
+            "measure: ClassVar[Measure] = Measure.RANK"
+        )
+    if not re.fullmatch(r"[a-z]\w*", name, flags=re.ASCII):
+        raise BadInputError(f"a part cannot be named {name!r}: take small letters, digits and _")
+    before = PARTS[kind].get(name, part)
+    if (before.__module__, before.__qualname__) != (part.__module__, part.__qualname__):
+        raise BadInputError(
+            f"{name!r} is the name of the {kind} {before.__name__} of {before.__module__}: take "
+            "another"
+        )
+    PARTS[kind][name] = part
