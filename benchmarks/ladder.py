@@ -2,7 +2,7 @@
 
     python benchmarks/ladder.py quality -o quality.json      # PSNR, SSIM, temporal error of clips
     python benchmarks/ladder.py calls -o calls.json          # time of one call at real shapes
-    python benchmarks/ladder.py table quality.json calls.json
+    python benchmarks/ladder.py table quality.json calls.json whole_run_wan-14b.json
 
 ``quality`` draws the same clips with every candidate at every mean density, beside dense ones of
 the same noise. ``calls`` times one attention call of each in a session's engine, planning included
@@ -68,11 +68,10 @@ def mean_of(density: float) -> dict[str, Any]:
 SETS: dict[str, dict[str, dict[str, Any]]] = {
     "calls": {
         "tiles 128": TILES,
-        "tiles 64": TILES_64,
-        "tiles 128, means": TILES | MEANS,
+        "clusters": CLUSTERS,
         "draft 128": DRAFT,
-        "semantic": {"preset": "semantic"},
-        "random 128": {"preset": "random", "block": 128},
+        "tiles 128, means": TILES | MEANS,
+        "tiles 64": TILES_64,
     },
     "methods": {
         name: {"preset": name}
@@ -253,10 +252,8 @@ def show(row: dict[str, Any]) -> None:
     if "error" in row:
         print(f"{name} {row['error']}", flush=True)
         return
-    each = row["psnr_each"]
-    half = 1.96 * stdev(each) / len(each) ** 0.5 if len(each) > 1 else 0.0
     print(
-        f"{name} realised {row['mean_density']:.3f} psnr {row['psnr']:5.2f} +- {half:.2f} "
+        f"{name} realised {row['mean_density']:.3f} psnr {row['psnr']:5.2f} +- {half(row):.2f} "
         f"ssim {row['ssim']:.3f} temporal {row['temporal']:.2f} {row['seconds']:.1f} s"
         f"{' ' + str(row['fallbacks']) if row['fallbacks'] else ''}",
         flush=True,
@@ -370,30 +367,37 @@ def write(path: Path | None, record: dict[str, Any]) -> None:
         path.write_text(json.dumps(record, indent=1) + "\n")
 
 
-REST_MS = 57.0  # of a Wan-14B layer besides self-attention, 720p x 81 (issue's floor on an H200)
-STOCK_MS = 309.0  # of a whole layer of unmodified diffusers there
-
-
 def table(args: argparse.Namespace) -> None:
-    """Fidelity over the predicted time of a whole Wan-14B run, as a ratio to stock diffusers."""
-    quality_of, calls_of = (json.loads(path.read_text()) for path in args.files)
+    """Fidelity over the predicted time of a whole Wan-14B run, as a ratio to stock diffusers.
+
+    A layer of the whole run takes what it takes besides attention, and attention by the line
+    through a candidate's timed calls, at the densities of its clips. Candidates of ``quality`` are
+    named after those of ``calls``, with a mean density behind.
+    """
+    quality_of, calls_of, whole = (json.loads(path.read_text()) for path in args.files)
     lines = dict(_lines(calls_of, "wan-14b-720p"))
     dense = calls_of["dense"]["wan-14b-720p"]
-    for row in sorted(
-        quality_of["rows"], key=lambda row: (row["setting"], row["asked"], -row.get("psnr", 0))
-    ):
-        if "error" in row or row["candidate"] not in lines:
+    stock = whole["rows"][0]["ms_a_layer"]
+    print("| mean density | candidate | whole run | PSNR, dB | SSIM | temporal error |")
+    print("|---|---|---|---|---|---|")
+    for row in quality_of["rows"]:
+        family = row["candidate"].rsplit(" ", 1)[0]
+        if "error" in row or family not in lines:
             continue
-        start, slope = lines[row["candidate"]]
+        start, slope = lines[family]
         share = row["dense_steps_share"]
         sparse = (row["mean_density"] - share) / (1 - share)
         attention = share * dense + (1 - share) * (start + slope * sparse)
-        gain = STOCK_MS / (REST_MS + attention)
         print(
-            f"{row['setting']:6s} {row['asked']:.2f} {row['candidate']:28s} "
-            f"{gain:.2f}x stock {row['psnr']:5.2f} dB ssim {row['ssim']:.3f} "
-            f"temporal {row['temporal']:.2f} density {row['mean_density']:.3f}"
+            f"| {row['mean_density']:.2f} | {family} | {stock / (stock - dense + attention):.2f}x "
+            f"| {row['psnr']:.1f} +- {half(row):.1f} | {row['ssim']:.3f} | {row['temporal']:.2f} |"
         )
+
+
+def half(row: dict[str, Any]) -> float:
+    """Half of the 95 % interval of a row's PSNR."""
+    each = row["psnr_each"]
+    return 1.96 * stdev(each) / len(each) ** 0.5 if len(each) > 1 else 0.0
 
 
 def _lines(record: dict[str, Any], shape: str) -> Iterator[tuple[str, tuple[float, float]]]:
@@ -409,7 +413,7 @@ def _lines(record: dict[str, Any], shape: str) -> Iterator[tuple[str, tuple[floa
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("quality", "calls", "table"))
-    parser.add_argument("files", type=Path, nargs="*", help="of table: quality and calls")
+    parser.add_argument("files", type=Path, nargs="*", help="of table: quality, calls, whole run")
     parser.add_argument("--only", default="", help="some candidates, separated by semicolons")
     parser.add_argument("--set", choices=SETS, default="calls", help="of candidates")
     parser.add_argument("--size", default="49x256x256")

@@ -63,9 +63,9 @@ METHODS: tuple[Preset, ...] = (
     ),
     Preset(
         name="turbo",
-        summary="The ladder's last rung, to look around: balanced at a seventh of the attention",
-        source="ours, as balanced",
-        policy=_boxes(0.15),
+        summary="The ladder's last rung, to look around: draft at a seventh of the attention",
+        source="ours: the draft of DraftAttention's idea, which errs least where little is kept",
+        policy=Policy(estimator=Pooled(), mean_density=0.15),
         schedule=Schedule(ramp_until=0.1),
     ),
     Preset(
