@@ -101,7 +101,8 @@ def attend(preset, engine="auto"):
     """The output of one call at full sparsity, and its density."""
     attention = SparseAttention(preset, engine=engine, strict=True)
     call = Call(grid=GRID, layer=0, step=0, progress=Progress.alone(0.5))
-    out = attention(*qkv(), call, dense)
+    q, k, v = qkv()
+    out = attention(q, k, v, call, dense)
     return out, attention.stats
 
 
