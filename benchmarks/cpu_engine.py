@@ -24,9 +24,9 @@ import torch
 import torch.nn.functional as F
 
 from vidsparse.grid import TokenGrid
-from vidsparse.kernels.cpu import cpu_attention
+from vidsparse.kernels.engines.cpu import cpu_attention
+from vidsparse.kernels.engines.reference import reference_attention
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.kernels.reference import reference_attention
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.policy import Policy

@@ -30,7 +30,7 @@ import vidsparse
 from vidsparse.engine import Call, SparseAttention
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.attention import attention
-from vidsparse.kernels.permute import unpermute_tokens
+from vidsparse.kernels.planning.permute import unpermute_tokens
 from vidsparse.pipelines.running.checkpoints import TINY
 from vidsparse.planner import Planner
 from vidsparse.policies.blocks import Blocks

@@ -4,14 +4,13 @@
 
 At the Wan-14B shape (40 heads x 75,600 tokens x 128, bf16, random data): pooled scores and
 selection, value-aware scores, antidiagonal scores, a warm k-means step with both permutations, and
-the two ways to run a plan with token orders. Dense attention and every candidate, replayed as a
+a plan with and without a token order of its own. Dense attention and every candidate, replayed as a
 CUDA graph, take turns.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,15 +21,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vidsparse.cli import kernel_bench
 from vidsparse.errors import BadInputError
-from vidsparse.kernels.antidiagonal import antidiagonal_scores
 from vidsparse.kernels.attention import attention
-from vidsparse.kernels.block_scores import block_mass, block_value_error
-from vidsparse.kernels.flash import flash_dense
-from vidsparse.kernels.kmeans import kmeans
-from vidsparse.kernels.permute import order_by_label, permute_tokens, unpermute_tokens
-from vidsparse.kernels.pooling import part_sizes, pool_blocks
-from vidsparse.kernels.select import select_top_k
-from vidsparse.kernels.triton import portable
+from vidsparse.kernels.engines.flash import flash_dense
+from vidsparse.kernels.planning.antidiagonal import antidiagonal_scores
+from vidsparse.kernels.planning.block_scores import block_mass, block_value_error
+from vidsparse.kernels.planning.kmeans import kmeans
+from vidsparse.kernels.planning.permute import order_by_label, permute_tokens, unpermute_tokens
+from vidsparse.kernels.planning.pooling import part_sizes, pool_blocks
+from vidsparse.kernels.planning.select import select_top_k
 from vidsparse.metrics.latency import take_turns
 
 HEADS, TOKENS, HEAD_DIM, BLOCK = 40, 75_600, 128, 128
@@ -136,17 +134,19 @@ def clustering(q, k, v) -> dict[str, Callable[[], object]]:
 
 
 def orders(q, k, v) -> dict[str, Callable[[], object]]:
-    """A plan in an order of its own: copies and the fast kernel, or reading out of order."""
+    """A plan with and without an order of its own, whose copies are made each time."""
     shape = kernel_bench.GPU_SHAPES[1]
     plan = kernel_bench.random_plan(shape, 0.25, BLOCK, BLOCK, q.device)
     order = torch.rand(1, HEADS, TOKENS, device="cuda").argsort(dim=-1).int()
-    ordered = dataclasses.replace(plan, q_order=order, kv_order=order)
+
+    def in_order() -> None:
+        query, key, value = (permute_tokens(x, order) for x in (q, k, v))
+        out = attention(query, key, value, plan, engine="triton")
+        unpermute_tokens(out, order, like=q)
+
     return {
         "density 0.25, no order": lambda: attention(q, k, v, plan, engine="triton"),
-        "density 0.25, orders by copies": lambda: attention(q, k, v, ordered, engine="triton"),
-        "density 0.25, orders folded in": lambda: portable.launch(
-            q, k, v, ordered, SCALE, None, False
-        ),
+        "density 0.25, order and copies": in_order,
     }
 
 

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from vidsparse.errors import BadInputError
 from vidsparse.kernels.autocast import cast_as_attention
-from vidsparse.kernels.case import Case
-from vidsparse.kernels.engines import ENGINES, check_engine, resolve_engine
-from vidsparse.kernels.observe import Observed, check_observable
-from vidsparse.kernels.op import attend
+from vidsparse.kernels.engines.case import Case
+from vidsparse.kernels.engines.observe import Observed, check_observable
+from vidsparse.kernels.engines.table import ENGINES, check_engine, resolve_engine
+from vidsparse.kernels.op import tensors_of
 from vidsparse.kernels.plan import BlockPlan
+from vidsparse.kernels.validate import validated
 
 
 @overload
@@ -25,7 +26,6 @@ def attention(
     plan: BlockPlan,
     *,
     scale: float | None = None,
-    key_length: Tensor | None = None,
     return_lse: Literal[False] = False,
     observe: Literal[False] = False,
     engine: str = "auto",
@@ -40,7 +40,6 @@ def attention(
     plan: BlockPlan,
     *,
     scale: float | None = None,
-    key_length: Tensor | None = None,
     return_lse: Literal[True],
     observe: Literal[False] = False,
     engine: str = "auto",
@@ -55,7 +54,6 @@ def attention(
     plan: BlockPlan,
     *,
     scale: float | None = None,
-    key_length: Tensor | None = None,
     return_lse: Literal[False] = False,
     observe: Literal[True],
     engine: str = "auto",
@@ -69,7 +67,6 @@ def attention(
     plan: BlockPlan,
     *,
     scale: float | None = None,
-    key_length: Tensor | None = None,
     return_lse: bool = False,
     observe: bool = False,
     engine: str = "auto",
@@ -87,13 +84,12 @@ def attention(
         v: ``(batch, heads, kv_len, head_dim)``.
         plan: What to compute.
         scale: Score scale, positive; ``head_dim ** -0.5`` when None.
-        key_length: Keys that exist in each batch entry, int32 ``(batch,)``: text padding at the
-            end of the sequence. With a ``kv_order``, positions of the ordered sequence.
         return_lse: Also return the natural log-sum-exp of each row, float32
             ``(batch, heads, q_len)``, differentiable too.
-        observe: Return what was seen of each listed block too, as ``observe.Observed``: of equal
-            blocks of at most 128 tokens, without pooled stand-ins. Lists may be in any order.
-        engine: "auto", or a name in ``engines.ENGINES``.
+        observe: Return what was seen of each listed block too, as ``engines.observe.Observed``:
+            of equal blocks of at most 128 tokens, without pooled stand-ins. Lists may be in any
+            order.
+        engine: "auto", or a name in ``engines.table.ENGINES``.
         ran: Counts the engine that runs, by its name.
         validate: Check the whole plan first, which waits for the device.
 
@@ -108,7 +104,7 @@ def attention(
     """
     q, k, v = cast_as_attention(q, k, v)
     scale = float(q.shape[-1] ** -0.5 if scale is None else scale)
-    _check_tensors(q, k, v, plan, scale, key_length)
+    _check_tensors(q, k, v, plan, scale)
     if validate:
         _validate(plan)
     if observe:
@@ -116,7 +112,7 @@ def attention(
     need_lse = return_lse or _trains(q, k, v, plan)
     resolved = observe or ran is not None or not torch.compiler.is_compiling()
     if resolved:
-        case = Case.of(q, k, v, plan, key_length, need_lse, observe)
+        case = Case.of(q, k, v, plan, need_lse, observe)
         engine = resolve_engine(engine, case)
     else:
         check_engine(engine)
@@ -124,11 +120,10 @@ def attention(
         ran[engine] += 1
     seen = ENGINES[engine].observe if observe else None
     if seen is not None:
-        return seen(q, k, v, plan, scale=scale, key_length=key_length)
-    out, lse = attend(
-        q, k, v, plan, scale=scale, key_length=key_length, need_lse=need_lse,
-        engine=engine, resolved=resolved,
-    )  # fmt: skip
+        return seen(q, k, v, plan, scale=scale)
+    out, lse = torch.ops.vidsparse.attend(
+        q, k, v, *tensors_of(plan), plan.q_block, plan.kv_block, scale, need_lse, engine, resolved
+    )
     return (out, lse) if return_lse else out
 
 
@@ -138,9 +133,7 @@ def _trains(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> bool:
     return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
 
 
-def _check_tensors(
-    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, key_length: Tensor | None
-) -> None:
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float) -> None:
     """Everything that shapes and dtypes can tell, so that no kernel reads out of bounds."""
     if any(x.dim() != 4 for x in (q, k, v)):
         shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
@@ -160,11 +153,6 @@ def _check_tensors(
         raise BadInputError(f"q, k and v must have one dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
     if not scale > 0:
         raise BadInputError(f"scale must be positive, got {scale:g}")
-    if key_length is not None and tuple(key_length.shape) != (q.shape[0],):
-        raise BadInputError(
-            f"key_length must have one entry for each of the {q.shape[0]} batch entries, got "
-            f"shape {tuple(key_length.shape)}"
-        )
     _check_plan(q, plan)
 
 
@@ -191,6 +179,6 @@ def _check_plan(q: Tensor, plan: BlockPlan) -> None:
 
 def _validate(plan: BlockPlan) -> None:
     try:
-        plan.validate()
+        validated(plan)
     except ValueError as error:
         raise BadInputError(f"the plan is wrong: {error}") from None

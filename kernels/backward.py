@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
-from vidsparse.kernels.cpu_backward import backward_gathered
+from vidsparse.kernels.dispatch import use_triton
+from vidsparse.kernels.engines.cpu_backward import backward_gathered
+from vidsparse.kernels.engines.reference import scores_and_values, skipped_blocks
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.kernels.reference import scores_and_values, skipped_blocks
 
 SCORES_AT_ONCE = 16 * 2**20  # of the pooled part: 64 MiB in float32
 
@@ -30,7 +31,6 @@ def attention_backward(
     plan: BlockPlan,
     *,
     scale: float,
-    key_length: Tensor | None = None,
     grad_lse: Tensor | None = None,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -43,9 +43,8 @@ def attention_backward(
         v: ``(batch, heads, kv_len, head_dim)``.
         out: What the forward gave, pooled stand-ins included.
         lse: Its log-sum-exp, ``(batch, heads, q_len)``, pooled stand-ins included.
-        plan: Without token orders.
+        plan: What was computed.
         scale: Score scale.
-        key_length: Keys that exist in each batch entry, int32 ``(batch,)``.
         grad_lse: Gradient of the log-sum-exp, ``(batch, heads, q_len)``; None for zero.
         impl: "triton", "cpu" (which runs anywhere), "reference", or "auto": Triton on CUDA for
             blocks of equal size, else "cpu".
@@ -56,23 +55,22 @@ def attention_backward(
     Raises:
         BadInputError: For another ``impl``, or Triton by name where blocks are of unequal size.
     """
-    if impl not in ("auto", "triton", "cpu", "reference"):
-        raise BadInputError(f"unknown impl {impl!r}: choose auto, triton, cpu or reference")
     unequal = plan.q_offsets is not None or plan.kv_offsets is not None
-    if impl == "triton" and unequal:
+    able = not unequal and q.dtype != torch.float64
+    triton = use_triton(impl, q, able=able, besides=("cpu",))
+    if triton and unequal:
         raise BadInputError("the Triton backward needs blocks of equal size: use impl='cpu'")
     delta = (grad_out.to(wide := _wide(q)) * out.to(wide)).sum(dim=-1)
     if grad_lse is not None:
         delta = delta - grad_lse
-    supported = not unequal and q.dtype != torch.float64
-    if impl == "triton" or (impl == "auto" and q.is_cuda and supported):
+    if triton:
         from vidsparse.kernels.triton.backward import launch
 
-        return launch(grad_out, q, k, v, delta, lse, plan, scale, key_length)
+        return launch(grad_out, q, k, v, delta, lse, plan, scale)
     if impl in ("auto", "cpu"):
         finite = _finite(lse.to(wide))
-        return backward_gathered(grad_out, q, k, v, delta, finite, plan, scale, key_length)
-    return _backward_reference(grad_out, q, k, v, delta, lse, plan, scale, key_length)
+        return backward_gathered(grad_out, q, k, v, delta, finite, plan, scale)
+    return _backward_reference(grad_out, q, k, v, delta, lse, plan, scale)
 
 
 def _backward_reference(
@@ -84,9 +82,8 @@ def _backward_reference(
     lse: Tensor,
     plan: BlockPlan,
     scale: float,
-    key_length: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    scores, _ = scores_and_values(q, k, v, plan, scale, key_length)
+    scores, _ = scores_and_values(q, k, v, plan, scale)
     scores = scores[..., : plan.kv_len]
     g, query, key, value = (x.to(scores.dtype) for x in (grad_out, q, k, v))
     p = (scores - _finite(lse.to(scores.dtype))[..., None]).exp()

@@ -5,7 +5,6 @@ backward. A plan travels as its tensors, since an op takes nothing else.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import torch
@@ -13,40 +12,17 @@ from torch import Tensor
 
 from vidsparse.kernels.autocast import without_autocast
 from vidsparse.kernels.backward import attention_backward, pooled_backward
-from vidsparse.kernels.case import Case
-from vidsparse.kernels.compensate import add_skipped
-from vidsparse.kernels.engines import ENGINES, resolve_engine
-from vidsparse.kernels.order import attend_in_order
-from vidsparse.kernels.permute import permute_tokens, unpermute_tokens
+from vidsparse.kernels.engines.case import Case
+from vidsparse.kernels.engines.stand_ins import add_skipped
+from vidsparse.kernels.engines.table import ENGINES, resolve_engine
 from vidsparse.kernels.plan import BlockPlan, Pooled
 
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    plan: BlockPlan,
-    *,
-    scale: float,
-    key_length: Tensor | None,
-    need_lse: bool,
-    engine: str,
-    resolved: bool,
-) -> tuple[Tensor, Tensor]:
-    """Call the op; the log-sum-exp is empty unless it is needed, as a backward pass needs it.
-
-    With ``resolved`` the engine is known to run this; else the op finds out, so that torch.compile
-    need not trace the choice.
-    """
+def tensors_of(plan: BlockPlan) -> tuple[Tensor | None, ...]:
+    """The plan as the op takes it, before the sizes of its blocks."""
     pooled = plan.pooled
-    return torch.ops.vidsparse.attend(
-        q, k, v, plan.kv_count, plan.kv_index,
-        plan.q_order, plan.kv_order, plan.q_offsets, plan.kv_offsets,
-        None if pooled is None else pooled.key,
-        None if pooled is None else pooled.value,
-        None if pooled is None else pooled.size,
-        key_length, plan.q_block, plan.kv_block, scale, need_lse, engine, resolved,
-    )  # fmt: skip
+    means = (None,) * 3 if pooled is None else (pooled.key, pooled.value, pooled.size)
+    return plan.kv_count, plan.kv_index, plan.q_offsets, plan.kv_offsets, *means
 
 
 @torch.library.custom_op("vidsparse::attend", mutates_args=())
@@ -56,14 +32,11 @@ def _attend(
     v: Tensor,
     kv_count: Tensor,
     kv_index: Tensor,
-    q_order: Tensor | None,
-    kv_order: Tensor | None,
     q_offsets: Tensor | None,
     kv_offsets: Tensor | None,
     pooled_key: Tensor | None,
     pooled_value: Tensor | None,
     pooled_size: Tensor | None,
-    key_length: Tensor | None,
     q_block: int,
     kv_block: int,
     scale: float,
@@ -71,17 +44,27 @@ def _attend(
     engine: str,
     resolved: bool,
 ) -> tuple[Tensor, Tensor]:
+    """Run an engine, then add what it skipped; the log-sum-exp is empty unless it is needed.
+
+    With ``resolved`` the engine is known to run this; else it is found out here, so that
+    torch.compile need not trace the choice.
+    """
     plan = BlockPlan(
         kv_count=kv_count, kv_index=kv_index, q_len=q.shape[2], kv_len=k.shape[2],
-        q_block=q_block, kv_block=kv_block, q_order=q_order, kv_order=kv_order,
-        q_offsets=q_offsets, kv_offsets=kv_offsets,
+        q_block=q_block, kv_block=kv_block, q_offsets=q_offsets, kv_offsets=kv_offsets,
         pooled=_pooled(pooled_key, pooled_value, pooled_size),
     )  # fmt: skip
     if not resolved:
-        engine = resolve_engine(engine, Case.of(q, k, v, plan, key_length, need_lse))
+        engine = resolve_engine(engine, Case.of(q, k, v, plan, need_lse))
+    chosen = ENGINES[engine]
+    apart = plan.pooled is not None and not chosen.takes_pooled
+    exact = dataclasses.replace(plan, pooled=None) if apart else plan
     with without_autocast(q):
-        out, lse = _run(q, k, v, plan, scale, key_length, need_lse, engine)
-    lse = q.new_empty(0, dtype=torch.float32) if lse is None else lse.float().contiguous()
+        out, lse = chosen.run(q, k, v, exact, scale=scale, return_lse=need_lse or apart)
+        if apart:
+            assert lse is not None
+            out, lse = add_skipped(q, out, lse, plan, scale=scale)
+    lse = lse.float().contiguous() if need_lse and lse is not None else _no_lse(q)
     return _laid_out_like(out, q), lse
 
 
@@ -92,28 +75,8 @@ def _(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(q), lse
 
 
-def _run(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    plan: BlockPlan,
-    scale: float,
-    key_length: Tensor | None,
-    need_lse: bool,
-    engine: str,
-) -> tuple[Tensor, Tensor | None]:
-    """Run the engine in the plan's orders, then add what it skipped."""
-    chosen = ENGINES[engine]
-    apart = plan.pooled is not None and not chosen.takes_pooled
-    exact = dataclasses.replace(plan, pooled=None) if apart else plan
-    attend = chosen.run if chosen.takes_orders else functools.partial(attend_in_order, chosen.run)
-    out, lse = attend(
-        q, k, v, exact, scale=scale, key_length=key_length, return_lse=need_lse or apart
-    )
-    if apart:
-        assert lse is not None
-        out, lse = add_skipped(q, out, lse, plan, scale=scale)
-    return out, lse if need_lse else None
+def _no_lse(q: Tensor) -> Tensor:
+    return q.new_empty(0, dtype=torch.float32)
 
 
 def _pooled(key: Tensor | None, value: Tensor | None, size: Tensor | None) -> Pooled | None:
@@ -136,9 +99,10 @@ def _differentiate(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Any, .
     dq, dk, dv, dkey, dvalue = torch.ops.vidsparse.attend_backward(
         grad_out, grad_lse, out, lse, *tensors, ctx.q_block, ctx.kv_block, ctx.scale
     )
-    pooled = (dkey, dvalue) if tensors[9] is not None else (None, None)
-    lists_and_orders = (None,) * 6
-    return dq, dk, dv, *lists_and_orders, *pooled, *(None,) * 8
+    *_, pooled_size = tensors
+    means = (None, None) if pooled_size is None else (dkey, dvalue)
+    lists, others = (None,) * 4, (None,) * 7
+    return dq, dk, dv, *lists, *means, *others
 
 
 @torch.library.custom_op("vidsparse::attend_backward", mutates_args=())
@@ -152,14 +116,11 @@ def _attend_backward(
     v: Tensor,
     kv_count: Tensor,
     kv_index: Tensor,
-    q_order: Tensor | None,
-    kv_order: Tensor | None,
     q_offsets: Tensor | None,
     kv_offsets: Tensor | None,
     pooled_key: Tensor | None,
     pooled_value: Tensor | None,
     pooled_size: Tensor | None,
-    key_length: Tensor | None,
     q_block: int,
     kv_block: int,
     scale: float,
@@ -169,32 +130,20 @@ def _attend_backward(
         q_block=q_block, kv_block=kv_block, q_offsets=q_offsets, kv_offsets=kv_offsets,
         pooled=_pooled(pooled_key, pooled_value, pooled_size),
     )  # fmt: skip
-    like_q, like_k, like_v = q, k, v
-    if q_order is not None:
-        q, out, grad_out = (permute_tokens(x, q_order) for x in (q, out, grad_out))
-        lse, grad_lse = (permute_tokens(x[..., None], q_order)[..., 0] for x in (lse, grad_lse))
-    if kv_order is not None:
-        k, v = (permute_tokens(x, kv_order) for x in (k, v))
     dkey, dvalue = q.new_empty(0), q.new_empty(0)
     with without_autocast(q):
         dq, dk, dv = attention_backward(
-            grad_out, q, k, v, out, lse, plan,
-            scale=scale, key_length=key_length, grad_lse=grad_lse,
-        )  # fmt: skip
+            grad_out, q, k, v, out, lse, plan, scale=scale, grad_lse=grad_lse
+        )
         if plan.pooled is not None:
             extra, dkey, dvalue = pooled_backward(
                 grad_out, q, out, lse, plan, scale=scale, grad_lse=grad_lse
             )
             dq = dq + extra.to(dq.dtype)
-    if q_order is not None:
-        dq = unpermute_tokens(dq, q_order, like=like_q)
-    if kv_order is not None:
-        dk = unpermute_tokens(dk, kv_order, like=like_k)
-        dv = unpermute_tokens(dv, kv_order, like=like_v)
     return (
-        _laid_out_like(dq, like_q),
-        _laid_out_like(dk, like_k),
-        _laid_out_like(dv, like_v),
+        _laid_out_like(dq, q),
+        _laid_out_like(dk, k),
+        _laid_out_like(dv, v),
         dkey if pooled_key is None else _laid_out_like(dkey, pooled_key),
         dvalue if pooled_value is None else _laid_out_like(dvalue, pooled_value),
     )
@@ -205,7 +154,7 @@ def _(
     grad_out: Tensor, grad_lse: Tensor, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor,
     *rest: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    means = [q.new_empty(0) if x is None else torch.empty_like(x) for x in rest[6:8]]
+    means = [q.new_empty(0) if x is None else torch.empty_like(x) for x in rest[4:6]]
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), *means
 
 

@@ -46,9 +46,6 @@ class BlockPlan:
         kv_len: Key tokens.
         q_block: Tokens in a query block; with ``q_offsets``, what an engine may tile blocks by.
         kv_block: Tokens in a key block; with ``kv_offsets``, likewise.
-        q_order: Where queries are taken from before blocks are cut, int32 ``(B|1, H|1, q_len)``:
-            position ``p`` holds token ``q_order[p]``. None is the order they come in.
-        kv_order: The same for keys and values, int32 ``(B|1, H|1, kv_len)``.
         q_offsets: Position where each query block starts, int32 ``(B|1, H|1, M + 1)``, for blocks
             of unequal size (clusters; some may be empty). None cuts every ``q_block``.
         kv_offsets: The same for key blocks, int32 ``(B|1, H|1, N + 1)``.
@@ -61,8 +58,6 @@ class BlockPlan:
     kv_len: int
     q_block: int
     kv_block: int
-    q_order: Tensor | None = None
-    kv_order: Tensor | None = None
     q_offsets: Tensor | None = None
     kv_offsets: Tensor | None = None
     pooled: Pooled | None = None
@@ -76,8 +71,6 @@ class BlockPlan:
         kv_len: int,
         q_block: int,
         kv_block: int,
-        q_order: Tensor | None = None,
-        kv_order: Tensor | None = None,
         q_offsets: Tensor | None = None,
         kv_offsets: Tensor | None = None,
     ) -> BlockPlan:
@@ -89,8 +82,6 @@ class BlockPlan:
             kv_len: Key tokens.
             q_block: Tokens in a query block.
             kv_block: Tokens in a key block.
-            q_order: Order of the queries.
-            kv_order: Order of the keys.
             q_offsets: Starts of query blocks of unequal size.
             kv_offsets: Starts of key blocks of unequal size.
         """
@@ -103,8 +94,6 @@ class BlockPlan:
             kv_len=kv_len,
             q_block=q_block,
             kv_block=kv_block,
-            q_order=q_order,
-            kv_order=kv_order,
             q_offsets=q_offsets,
             kv_offsets=kv_offsets,
         )
@@ -174,12 +163,9 @@ class BlockPlan:
         return counts.scatter_add_(-1, listed, used.int()) > 0
 
     def to_dense_mask(self) -> Tensor:
-        """The plan as a boolean token mask ``(B|1, H|1, q_len, kv_len)``; large, for tests.
-
-        Rows and columns stand in the order the tokens come in, whatever ``q_order`` says.
-        """
-        rows = block_of_token(self.q_len, self.q_block, self.q_offsets, self.q_order)
-        columns = block_of_token(self.kv_len, self.kv_block, self.kv_offsets, self.kv_order)
+        """The plan as a boolean token mask ``(B|1, H|1, q_len, kv_len)``; large, for tests."""
+        rows = block_of_token(self.q_len, self.q_block, self.q_offsets)
+        columns = block_of_token(self.kv_len, self.kv_block, self.kv_offsets)
         mask, device = self.to_block_mask(), self.kv_count.device
         rows, columns = rows.to(device)[..., None], columns.to(device)[..., None, :]
         batch, heads = torch.broadcast_shapes(mask.shape[:2], rows.shape[:2], columns.shape[:2])
@@ -189,24 +175,10 @@ class BlockPlan:
 
     def nbytes(self) -> int:
         """Bytes held by the plan's tensors."""
-        tensors = [self.kv_count, self.kv_index]
-        tensors += [self.q_order, self.kv_order, self.q_offsets, self.kv_offsets]
+        tensors = [self.kv_count, self.kv_index, self.q_offsets, self.kv_offsets]
         if self.pooled is not None:
             tensors += [self.pooled.key, self.pooled.value, self.pooled.size]
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
-
-    def validate(self) -> BlockPlan:
-        """Check the whole plan, reading it back from the device; for tests and for new policies.
-
-        Raises:
-            ValueError: Naming what is wrong: a dtype, a shape, an empty row, an index that no
-                block has, a block listed twice, an order that is no permutation, or offsets that
-                do not cover the sequence.
-        """
-        from vidsparse.kernels.validate import validate_plan
-
-        validate_plan(self)
-        return self
 
 
 def dense_plan(like: BlockPlan) -> BlockPlan:
@@ -233,8 +205,17 @@ def block_sizes(length: int, block: int, device: torch.device | str | None = Non
     return (length - starts).clamp(max=block).float()
 
 
-def block_of_token(length: int, block: int, offsets: Tensor | None, order: Tensor | None) -> Tensor:
-    """The block that holds each token, int64 ``(B|1, H|1, length)``."""
+def block_of_token(
+    length: int, block: int, offsets: Tensor | None = None, order: Tensor | None = None
+) -> Tensor:
+    """The block that holds each token, int64 ``(B|1, H|1, length)``.
+
+    Args:
+        length: Tokens.
+        block: Tokens in a block.
+        offsets: Where blocks start, int32 ``(B|1, H|1, N + 1)``, where their sizes differ.
+        order: Which token is at each position, int32 ``(B|1, H|1, length)``; None if none moved.
+    """
     device = next((x.device for x in (offsets, order) if x is not None), None)
     position = torch.arange(length, device=device)
     if order is not None:

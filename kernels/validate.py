@@ -6,20 +6,24 @@ from torch import Tensor
 from vidsparse.kernels.plan import BlockPlan
 
 
-def validate_plan(plan: BlockPlan) -> None:
-    """Raise ValueError for the first thing that is wrong with a plan; reads it back."""
+def validated(plan: BlockPlan) -> BlockPlan:
+    """The plan, if nothing is wrong with it, reading it back; for tests and for new policies.
+
+    Raises:
+        ValueError: Naming what is wrong: a dtype, a shape, an empty row, an index that no block
+            has, a block listed twice, or offsets that do not cover the sequence.
+    """
     _check_lists(plan)
     for side, length, blocks in (
         ("q", plan.q_len, plan.num_q_blocks),
         ("kv", plan.kv_len, plan.num_kv_blocks),
     ):
-        order, offsets = getattr(plan, f"{side}_order"), getattr(plan, f"{side}_offsets")
-        if order is not None:
-            _check_order(f"{side}_order", order, length, plan)
+        offsets = getattr(plan, f"{side}_offsets")
         if offsets is not None:
             _check_offsets(f"{side}_offsets", offsets, length, blocks, plan)
     if plan.pooled is not None:
         _check_pooled(plan)
+    return plan
 
 
 def _check_lists(plan: BlockPlan) -> None:
@@ -49,13 +53,6 @@ def _check_lists(plan: BlockPlan) -> None:
         raise ValueError("a query block lists the same key block twice")
     if bool(((index.diff(dim=-1) <= 0) & used[..., 1:]).any()):
         raise ValueError("key blocks must be listed in ascending order")
-
-
-def _check_order(name: str, order: Tensor, length: int, plan: BlockPlan) -> None:
-    _check_int32(name, order)
-    _check_leading(name, order, length, plan)
-    if not torch.equal(order.sort(dim=-1).values, _range_like(order)):
-        raise ValueError(f"{name} must hold every token from 0 to {length - 1} once in each row")
 
 
 def _check_offsets(name: str, offsets: Tensor, length: int, blocks: int, plan: BlockPlan) -> None:
@@ -102,8 +99,3 @@ def _check_leading(name: str, tensor: Tensor, last: int, plan: BlockPlan) -> Non
                 f"{name} is for {tuple(tensor.shape[:2])} (batch, heads), the lists for "
                 f"{tuple(lists)}"
             )
-
-
-def _range_like(order: Tensor) -> Tensor:
-    length = order.shape[-1]
-    return torch.arange(length, dtype=order.dtype, device=order.device).expand_as(order)

@@ -89,18 +89,26 @@ class Layer:
         dense: DenseOf,
         parallel_config: Any,
     ) -> Tensor:
-        return parallel.attend(self, q, k, v, request, dense, parallel_config)
+        context = parallel.context_of(parallel_config)
+        if context is not None and not request.unsupported:
+            return parallel.attend_together(self, q, k, v, request, dense(None), context)
+        turn = self._decide(q, k, request)
+        return self.attend_as(turn, q, k, v, request, dense(parallel_config))
 
     def attend_here(
         self, q: Tensor, k: Tensor, v: Tensor, request: AttentionRequest, dense: Dense
     ) -> Tensor:
         """Attend to all tokens with the heads that are here."""
+        return self.attend_as(self._decide(q, k, request), q, k, v, request, dense)
+
+    def _decide(self, q: Tensor, k: Tensor, request: AttentionRequest) -> Turn:
+        """What the call computes, decided once: a backward pass that comes back does the same."""
         if in_backward():
             turn = self._forward.recordings.current().again(self.index)
         else:
             turn = self._next_turn(q, k, request)
         self._latest = weakref.ref(turn)
-        return self.attend_as(turn, q, k, v, request, dense)
+        return turn
 
     def attend_as(
         self, turn: Turn, q: Tensor, k: Tensor, v: Tensor, request: AttentionRequest, dense: Dense

@@ -8,7 +8,7 @@ scheduler counts in.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
 
 from torch import nn
 
@@ -21,31 +21,39 @@ REVERSED_SIGMA = (1.0, 0.0)  # 1 - timestep / 1000
 
 WAN_14B = {"num_layers": 40, "num_attention_heads": 40, "pos_embed_seq_len": None}
 WAN_T2V = {"in_channels": 16, "image_dim": None}
-WAN_HUB: dict[str, Any] = {
-    "pipeline": "WanPipeline", "frames": 81, "height": 480, "width": 832,
-    "steps": 50, "guidance": 5.0, "fps": 16,
-}  # fmt: skip
-WAN_720P = WAN_HUB | {"height": 720, "width": 1280}
+WAN_HUB = Hub(
+    short="wan2.1-1.3b",
+    repository="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+    pipeline="WanPipeline",
+    frames=81,
+    height=480,
+    width=832,
+    steps=50,
+    guidance=5.0,
+    fps=16,
+)
 WAN_RELEASES = (
     Release(
         name="Wan2.1-T2V-1.3B",
         config=WAN_T2V | {"num_layers": 30, "num_attention_heads": 12},
-        hub=Hub(**WAN_HUB, short="wan2.1-1.3b", repository="Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),
+        hub=WAN_HUB,
     ),
     Release(
         name="Wan2.1-T2V-14B",
         config=WAN_14B | WAN_T2V,
-        hub=Hub(**WAN_720P, short="wan2.1-14b", repository="Wan-AI/Wan2.1-T2V-14B-Diffusers"),
+        hub=replace(
+            WAN_HUB, short="wan2.1-14b", repository="Wan-AI/Wan2.1-T2V-14B-Diffusers",
+            height=720, width=1280,
+        ),
     ),
     Release(name="Wan2.1-I2V-14B", config=WAN_14B | {"in_channels": 36, "image_dim": 1280}),
     Release(
         name="Wan2.2-T2V-A14B",
         config=WAN_14B | WAN_T2V,
         experts=2,
-        hub=Hub(
-            **WAN_720P | {"steps": 40, "guidance": 4.0},
-            short="wan2.2-a14b",
-            repository="Wan-AI/Wan2.2-T2V-A14B-Diffusers",
+        hub=replace(
+            WAN_HUB, short="wan2.2-a14b", repository="Wan-AI/Wan2.2-T2V-A14B-Diffusers",
+            height=720, width=1280, steps=40, guidance=4.0,
         ),
     ),
     Release(
@@ -54,14 +62,12 @@ WAN_RELEASES = (
     Release(
         name="Wan2.2-TI2V-5B",
         config={"num_layers": 30, "num_attention_heads": 24, "in_channels": 48},
-        hub=Hub(
-            **WAN_720P | {"frames": 121, "height": 704, "fps": 24},
-            spatial=16,
-            short="wan2.2-ti2v-5b",
-            repository="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+        hub=replace(
+            WAN_HUB, short="wan2.2-ti2v-5b", repository="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+            frames=121, height=704, width=1280, fps=24, spatial=16,
         ),
     ),
-)
+)  # fmt: skip
 COGVIDEOX_5B = {"num_layers": 42, "num_attention_heads": 48, "in_channels": 16}
 
 VIDEO = (

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from vidsparse.errors import BadInputError
 from vidsparse.heads import HeadShare, pick, same_work
-from vidsparse.pipelines.call import AttentionRequest, Dense, DenseOf
+from vidsparse.pipelines.call import AttentionRequest, Dense
 from vidsparse.state import PendingValue
 from vidsparse.training import wants_gradients
 
@@ -102,22 +102,9 @@ class Divisible(Protocol):
         ...
 
 
-def attend(
-    layer: Divisible,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    request: AttentionRequest,
-    dense: DenseOf,
-    parallel_config: Any,
-) -> Tensor:
-    """Let a layer attend, on one device or on several, all of which have to call this then."""
-    context = getattr(parallel_config, "context_parallel_config", None)
-    if context is None or request.unsupported:
-        return layer.attend_here(q, k, v, request, dense(parallel_config))
-    if wants_gradients(q, k, v):
-        raise BadInputError(NO_GRADIENTS)
-    return _attend_by_heads(layer, q, k, v, request, dense(None), _by_heads(context))
+def context_of(parallel_config: Any) -> ContextParallelConfig | None:
+    """How diffusers splits the sequence of a call over devices; None where it does not."""
+    return getattr(parallel_config, "context_parallel_config", None)
 
 
 def config_of(layer: Any) -> Any:
@@ -125,7 +112,7 @@ def config_of(layer: Any) -> Any:
     return getattr(getattr(layer, "processor", None), "_parallel_config", None)
 
 
-def _attend_by_heads(
+def attend_together(
     layer: Divisible,
     q: Tensor,
     k: Tensor,
@@ -134,6 +121,10 @@ def _attend_by_heads(
     dense: Dense,
     context: ContextParallelConfig,
 ) -> Tensor:
+    """Let a layer attend on several devices, all of which have to call this then."""
+    if wants_gradients(q, k, v):
+        raise BadInputError(NO_GRADIENTS)
+    context = _by_heads(context)
     heads = q.shape[2]
     share = layer.deal.share(layer.step, heads, context)
     is_moved = share.order != tuple(range(heads))

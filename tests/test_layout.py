@@ -72,15 +72,16 @@ class Import(NamedTuple):
     path: Path
     line: int
     at_import: bool  # runs when the module is imported: in no function, not under TYPE_CHECKING
+    runs: bool  # at some time: not under TYPE_CHECKING
 
     def __str__(self) -> str:
         return f"{self.path}:{self.line} imports {self.name}"
 
 
-def imports_of(file: Path) -> Iterator[Import]:
-    """Every import statement of a file, as one dotted name for each thing it imports."""
+def imports_of(file: Path, root: Path = ROOT) -> Iterator[Import]:
+    """Every import statement of a file below the root, as a dotted name for each thing imported."""
 
-    def walk(node: ast.AST, at_import: bool) -> Iterator[Import]:
+    def walk(node: ast.AST, at_import: bool, runs: bool) -> Iterator[Import]:
         match node:
             case ast.Import():
                 names = [alias.name for alias in node.names]
@@ -90,14 +91,14 @@ def imports_of(file: Path) -> Iterator[Import]:
             case _:
                 names = []
         for name in names:
-            yield Import(name, file.relative_to(ROOT), getattr(node, "lineno", 0), at_import)
-        deferred = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or (
-            isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
-        )
+            yield Import(name, file, getattr(node, "lineno", 0), at_import, runs)
+        typing = isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+        deferred = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or typing
         for child in ast.iter_child_nodes(node):
-            yield from walk(child, at_import and not deferred)
+            yield from walk(child, at_import and not deferred, runs and not typing)
 
-    return walk(ast.parse(file.read_text(encoding="utf-8")), at_import=True)
+    tree = ast.parse((root / file).read_text(encoding="utf-8"))
+    return walk(tree, at_import=True, runs=True)
 
 
 def within(name: str, *packages: str) -> bool:
@@ -135,10 +136,10 @@ def may_pipelines(found: Import) -> bool:
     return may_running(found) and not within(found.name, "vidsparse.pipelines.running")
 
 
-def files_under(folder: str, *without: str) -> list[Path]:
+def files_under(folder: str, *without: str, root: Path = ROOT) -> list[Path]:
     """The Python files of a folder, links not followed, less those under some of its entries."""
-    files = (ROOT / folder).rglob("*.py")
-    return sorted(f for f in files if f.relative_to(ROOT / folder).parts[0] not in without)
+    files = (file.relative_to(root) for file in (root / folder).rglob("*.py"))
+    return sorted(f for f in files if f.relative_to(folder).parts[0] not in without)
 
 
 FLOORS: dict[str, tuple[list[Path], Callable[[Import], bool]]] = {
@@ -158,8 +159,83 @@ def test_a_floor_imports_only_what_is_below_it(floor):
     assert [str(name) for name in found if not allowed(name)] == []
 
 
+def all_files(root: Path = ROOT) -> list[Path]:
+    """Every Python file of the package."""
+    rooms = (f for room in ROOMS for f in files_under(room, root=root))
+    return [*files_under("vidsparse", *ROOMS, root=root), *rooms]
+
+
 def test_imports_inside_the_package_are_absolute():
     """A relative import would also pass under the floors unseen."""
-    files = [*files_under("vidsparse", *ROOMS), *(f for room in ROOMS for f in files_under(room))]
-    found = [name for file in files for name in imports_of(file)]
+    found = [name for file in all_files() for name in imports_of(file)]
     assert [str(name) for name in found if name.name.startswith(".")] == []
+
+
+def module_name(file: Path) -> str:
+    """How a file of the checkout is imported."""
+    parts = file.with_suffix("").parts
+    parts = parts if parts[0] == "vidsparse" else ("vidsparse", *parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def import_graph(root: Path = ROOT) -> dict[str, set[str]]:
+    """Which modules of the package each of them imports when it runs, in functions too."""
+    files = {module_name(file): file for file in all_files(root)}
+
+    def imported(name: str) -> str:
+        """The module that a dotted name is, or is in; empty when it is none of ours."""
+        while name and name not in files:
+            name = name.rpartition(".")[0]
+        return name
+
+    return {
+        module: {imported(found.name) for found in imports_of(file, root) if found.runs}
+        - {"", module}
+        for module, file in files.items()
+    }
+
+
+def import_circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The modules that import one another, directly or through others; each circle once."""
+
+    def reached(start: str) -> set[str]:
+        found, ahead = set(), [start]
+        while ahead:
+            new = graph[ahead.pop()] - found
+            found |= new
+            ahead += new
+        return found
+
+    behind = {module: reached(module) for module in graph}
+    circles = {
+        tuple(sorted(m for m in behind[module] if module in behind[m]))
+        for module in graph
+        if module in behind[module]
+    }
+    return sorted(list(circle) for circle in circles)
+
+
+def test_no_modules_import_one_another():
+    """Not even from within a function, which only hides the circle from Python."""
+    graph = import_graph()
+    assert len(graph) > 100, "this test would check next to nothing"
+    assert import_circles(graph) == []
+
+
+def test_a_circle_is_found_even_when_a_function_hides_it(tmp_path):
+    sources = {
+        "vidsparse/__init__.py": "from vidsparse.kernels import a",
+        "kernels/a.py": "from vidsparse.kernels.deep import b",
+        "kernels/deep/b.py": "def late():\n    from vidsparse.kernels.c import thing",
+        "kernels/c.py": "import vidsparse.kernels.a\nimport torch",
+        "kernels/on_its_way.py": "from vidsparse.kernels import a, beside",
+        "kernels/beside.py": (
+            "from typing import TYPE_CHECKING\n"
+            "if TYPE_CHECKING:\n    from vidsparse.kernels.on_its_way import Name"
+        ),
+    }
+    for name, source in sources.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(source, encoding="utf-8")
+    a, b, c = (f"vidsparse.kernels.{name}" for name in ("a", "deep.b", "c"))
+    assert import_circles(import_graph(tmp_path)) == [sorted([a, b, c])]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,9 +14,10 @@ from vidsparse.dial import full_density
 from vidsparse.errors import DenseFallbackError
 from vidsparse.grid import TokenGrid
 from vidsparse.heads import HeadShare, all_of
+from vidsparse.kernels.attention import attention
 from vidsparse.kernels.autocast import cast_as_attention, without_autocast
-from vidsparse.kernels.engines import check_engine
-from vidsparse.kernels.permute import unpermute_tokens
+from vidsparse.kernels.engines.table import check_engine
+from vidsparse.kernels.planning.permute import unpermute_tokens
 from vidsparse.planner import Planner
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.estimator import Inputs
@@ -87,7 +89,7 @@ class SparseAttention:
 
     Args:
         preset: What to compute, and when.
-        engine: Kernel engine, "auto" or a name in ``kernels.engines.ENGINES``.
+        engine: Kernel engine, "auto" or a name in ``kernels.engines.table.ENGINES``.
         strict: Raise instead of falling back to dense.
 
     Raises:
@@ -169,19 +171,22 @@ class SparseAttention:
             take.decided = True
         self._open_purse(call)
         way = self._way(call)
-        if self._scheduled_dense(call, way):
-            if self._why_dense(q, k, call) is None:
-                self._full_density(call, q)  # raises at once, not on the way
-            self._record(call, torch.ones(1))
+        if self._stays_dense(q, k, call, way):
             return dense(q, k, v)
-        reason = self._why_dense(q, k, call)
-        if reason is not None:
-            return self._fall_back(reason, q, k, v, call, dense)
+        policy, replan = self.preset.policy, self.preset.schedule.replan
         q, k, v = cast_as_attention(q, k, v)
         with without_autocast(q):
-            return self._sparse(q, k, v, call, way, trains, take)
+            with Stopwatch(q.device) as total:
+                with Stopwatch(q.device) as planning:
+                    work = self._plan(q, k, v, call, way, trains, take)
+                out, besides = policy.attend(work, self._kernel(work), way=way, replan=replan)
+                out = self._finished(out, besides, work, call)
+            self.stats.time(total, planning)
+            for observe in self.observers:
+                observe(call, work, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), out)
+        return out.transpose(1, 2)
 
-    def _sparse(
+    def _plan(
         self,
         q: Tensor,
         k: Tensor,
@@ -190,22 +195,14 @@ class SparseAttention:
         way: float,
         trains: bool,
         take: Take | None,
-    ) -> Tensor:
-        """Plan and run; dtypes are as they come."""
-        with Stopwatch(q.device) as total:
-            with Stopwatch(q.device) as planning:
-                inputs = self._inputs(q, k, v, call)
-                if trains:
-                    work = work_alone(self._planner, inputs, way, take)
-                else:
-                    work = self._planner.work(inputs, way)
-            out = self._attend(work, call, way)
-        self.stats.time(total, planning)
+    ) -> Work:
+        """Order a call and plan it; dtypes are as they come."""
+        inputs = self._inputs(q, k, v, call)
         if self.preset.policy.order.static:
             self.stats.blocks[str(call.grid)] = inputs.blocks.block
-        for observe in self.observers:
-            observe(call, work, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), out)
-        return out.transpose(1, 2)
+        if trains:
+            return work_alone(self._planner, inputs, way, take)
+        return self._planner.work(inputs, way)
 
     def _again(
         self, take: Take, q: Tensor, k: Tensor, v: Tensor, call: Call, dense: Dense
@@ -216,7 +213,9 @@ class SparseAttention:
         q, k, v = cast_as_attention(q, k, v)
         with without_autocast(q), self._uncounted():
             work = self._planner.again(take.work, *(x.transpose(1, 2) for x in (q, k, v)))
-            return self._attend(work, call, take.way).transpose(1, 2)
+            policy, replan = self.preset.policy, self.preset.schedule.replan
+            out, besides = policy.attend(work, self._kernel(work), way=take.way, replan=replan)
+            return self._finished(out, besides, work, call).transpose(1, 2)
 
     @contextmanager
     def _uncounted(self) -> Iterator[None]:
@@ -225,6 +224,23 @@ class SparseAttention:
             yield
         finally:
             self.stats = counted
+
+    def _stays_dense(self, q: Tensor, k: Tensor, call: Call, way: float) -> bool:
+        """Whether a call is dense, by the schedule or for a reason; it is then counted.
+
+        Raises:
+            DenseFallbackError: When there is a reason and the session is strict.
+        """
+        reason = self._why_dense(q, k, call)
+        if self._scheduled_dense(call, way):
+            if reason is None:
+                self._full_density(call, q)  # raises at once, not on the way
+        elif reason is not None:
+            self._refuse(reason, call)
+        else:
+            return False
+        self._record(call, torch.ones(1))
+        return True
 
     def _scheduled_dense(self, call: Call, way: float) -> bool:
         """Whether this call is dense whatever the policy would do: not a fallback."""
@@ -262,13 +278,6 @@ class SparseAttention:
                 f"{tokens:,} tokens are too few to gain (min_tokens is {self.preset.min_tokens:,})"
             )
         return None
-
-    def _fall_back(
-        self, reason: str, q: Tensor, k: Tensor, v: Tensor, call: Call, dense: Dense
-    ) -> Tensor:
-        self._refuse(reason, call)
-        self._record(call, torch.ones(1))
-        return dense(q, k, v)
 
     def _refuse(self, reason: str, call: Call) -> None:
         """Count a call that cannot be sparse, or raise for it."""
@@ -331,13 +340,22 @@ class SparseAttention:
             self._densities[key] = full_density(self.preset, run, layers=call.layers, means=means)
         return self._densities[key]
 
-    def _attend(self, work: Work, call: Call, way: float) -> Tensor:
-        """Run a plan, with what its policy does after it; back in raster order."""
-        kernel = Kernel(scale=work.inputs.scale, engine=self.engine, ran=self.stats.engines)
-        head_density = work.head_density()
-        out, besides = self.preset.policy.attend(
-            work, kernel, way=way, replan=self.preset.schedule.replan
+    def _kernel(self, work: Work) -> Kernel:
+        """The one door to attention, with what stays the same in a call."""
+        return partial(
+            attention, scale=work.inputs.scale, engine=self.engine, ran=self.stats.engines
         )
+
+    def _finished(self, out: Tensor, besides: float, work: Work, call: Call) -> Tensor:
+        """What a plan gave, back in raster order; its density is counted.
+
+        Args:
+            out: ``(batch, heads, seq, head_dim)`` in the plan's order.
+            besides: Density of what was computed beside the plan.
+            work: The plan.
+            call: Where in the generation this is.
+        """
+        head_density = work.head_density()
         head_density = head_density + besides if besides else head_density
         head_density = all_of(call.share, head_density).mean(dim=0)
         self._record(call, head_density)

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vidsparse.budgets import Budgets
-from vidsparse.kernels.bits import Lists, lists_of_bits, pack_lists, unpack_bits
-from vidsparse.kernels.permute import in_token_order
 from vidsparse.kernels.plan import BlockPlan
+from vidsparse.kernels.planning.bits import Lists, lists_of_bits, pack_lists, unpack_bits
+from vidsparse.kernels.planning.permute import in_token_order
 from vidsparse.policies.choice import CHOICE, Alternative, choose, per_head
 from vidsparse.policies.estimator import PLAN, Estimate, Inputs
 from vidsparse.policies.lists import lists_of_mask, plan_of_lists

@@ -13,8 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
+from vidsparse.kernels.triton.primitives import LOG2E
 
-LOG2E = 1.4426950408889634
 SCRATCH = 2**28  # bytes of log-sums that may exist at a time
 GROUP = 8  # tiles of queries that share their keys in L2
 

@@ -14,17 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.kernels.transpose import transpose_plan
-
-LOG2E = 1.4426950408889634
-
-
-@triton.jit
-def _rows(ptr, position, valid, stride_s, stride_d, D: tl.constexpr, BD: tl.constexpr):
-    """Rows of a ``(seq, head_dim)`` view, zero where not valid: ``[rows, BD]``."""
-    dims = tl.arange(0, BD)
-    at = position.to(tl.int64)[:, None] * stride_s + dims[None, :].to(tl.int64) * stride_d
-    return tl.load(ptr + at, mask=valid[:, None] & (dims < D)[None, :], other=0.0)
+from vidsparse.kernels.triton.primitives import LOG2E, load_rows, shared_strides
+from vidsparse.kernels.triton.transpose import transpose_plan
 
 
 @triton.jit
@@ -37,10 +28,10 @@ def _weights(q, k, lse, q_valid, k_valid, scale_log2):
 
 @triton.jit
 def _dq(
-    q_ptr, k_ptr, v_ptr, g_ptr, dq_ptr, lse_ptr, delta_ptr, count_ptr, index_ptr, kv_end_ptr,
+    q_ptr, k_ptr, v_ptr, g_ptr, dq_ptr, lse_ptr, delta_ptr, count_ptr, index_ptr,
     q_b, q_h, q_s, q_d, k_b, k_h, k_s, k_d, v_b, v_h, v_s, v_d, g_b, g_h, g_s, g_d,
     dq_b, dq_h, dq_s, dq_d, count_b, count_h, index_b, index_h, index_m,
-    heads, q_len, scale, scale_log2,
+    heads, q_len, kv_len, scale, scale_log2,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     Q_BLOCK: tl.constexpr, KV_BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -51,23 +42,22 @@ def _dq(
     row = tl.program_id(0) // PER_ROW
     position = row * Q_BLOCK + (tl.program_id(0) % PER_ROW) * BM + tl.arange(0, BM)
     valid = position < tl.minimum((row + 1) * Q_BLOCK, q_len)
-    q = _rows(q_ptr + b * q_b + h * q_h, position, valid, q_s, q_d, D, BD)
-    g = _rows(g_ptr + b * g_b + h * g_h, position, valid, g_s, g_d, D, BD)
+    q = load_rows(q_ptr + b * q_b + h * q_h, position, valid, q_s, q_d, D, BD)
+    g = load_rows(g_ptr + b * g_b + h * g_h, position, valid, g_s, g_d, D, BD)
     at = (b * heads + h) * q_len + position
     lse = tl.load(lse_ptr + at, mask=valid, other=0.0)
     delta = tl.load(delta_ptr + at, mask=valid, other=0.0)
     k_ptr += b * k_b + h * k_h
     v_ptr += b * v_b + h * v_h
-    kv_end = tl.load(kv_end_ptr + b)
     count = tl.load(count_ptr + b * count_b + h * count_h + row)
     listed = index_ptr + b * index_b + h * index_h + row.to(tl.int64) * index_m
     acc = tl.zeros([BM, BD], tl.float32)
     for n in tl.range(0, count * SUBS):
         first = tl.load(listed + n // SUBS) * KV_BLOCK
         key = first + (n % SUBS) * BN + tl.arange(0, BN)
-        k_valid = key < tl.minimum(first + KV_BLOCK, kv_end)
-        k = _rows(k_ptr, key, k_valid, k_s, k_d, D, BD)
-        v = _rows(v_ptr, key, k_valid, v_s, v_d, D, BD)
+        k_valid = key < tl.minimum(first + KV_BLOCK, kv_len)
+        k = load_rows(k_ptr, key, k_valid, k_s, k_d, D, BD)
+        v = load_rows(v_ptr, key, k_valid, v_s, v_d, D, BD)
         p = _weights(q, k, lse, valid, k_valid, scale_log2)
         ds = p * (tl.dot(g, tl.trans(v), input_precision="ieee") - delta[:, None])
         acc += tl.dot(ds.to(k.dtype), k, input_precision="ieee")
@@ -80,7 +70,6 @@ def _dq(
 @triton.jit
 def _dk_dv(
     q_ptr, k_ptr, v_ptr, g_ptr, dk_ptr, dv_ptr, lse_ptr, delta_ptr, count_ptr, index_ptr,
-    kv_end_ptr,
     q_b, q_h, q_s, q_d, k_b, k_h, k_s, k_d, v_b, v_h, v_s, v_d, g_b, g_h, g_s, g_d,
     dk_b, dk_h, dk_s, dk_d, dv_b, dv_h, dv_s, dv_d, count_b, count_h, index_b, index_h, index_n,
     heads, q_len, kv_len, scale, scale_log2,
@@ -93,10 +82,9 @@ def _dk_dv(
     SUBS: tl.constexpr = (Q_BLOCK + BM - 1) // BM
     row = tl.program_id(0) // PER_ROW
     key = row * KV_BLOCK + (tl.program_id(0) % PER_ROW) * BN + tl.arange(0, BN)
-    mine = key < tl.minimum((row + 1) * KV_BLOCK, kv_len)
-    k_valid = mine & (key < tl.load(kv_end_ptr + b))
-    k = _rows(k_ptr + b * k_b + h * k_h, key, k_valid, k_s, k_d, D, BD)
-    v = _rows(v_ptr + b * v_b + h * v_h, key, k_valid, v_s, v_d, D, BD)
+    k_valid = key < tl.minimum((row + 1) * KV_BLOCK, kv_len)
+    k = load_rows(k_ptr + b * k_b + h * k_h, key, k_valid, k_s, k_d, D, BD)
+    v = load_rows(v_ptr + b * v_b + h * v_h, key, k_valid, v_s, v_d, D, BD)
     q_ptr += b * q_b + h * q_h
     g_ptr += b * g_b + h * g_h
     rows_at = (b * heads + h) * q_len
@@ -108,8 +96,8 @@ def _dk_dv(
         first = tl.load(listed + n // SUBS) * Q_BLOCK
         position = first + (n % SUBS) * BM + tl.arange(0, BM)
         valid = position < tl.minimum(first + Q_BLOCK, q_len)
-        q = _rows(q_ptr, position, valid, q_s, q_d, D, BD)
-        g = _rows(g_ptr, position, valid, g_s, g_d, D, BD)
+        q = load_rows(q_ptr, position, valid, q_s, q_d, D, BD)
+        g = load_rows(g_ptr, position, valid, g_s, g_d, D, BD)
         lse = tl.load(lse_ptr + rows_at + position, mask=valid, other=0.0)
         delta = tl.load(delta_ptr + rows_at + position, mask=valid, other=0.0)
         p = _weights(q, k, lse, valid, k_valid, scale_log2)
@@ -117,7 +105,7 @@ def _dk_dv(
         ds = p * (tl.dot(g, tl.trans(v), input_precision="ieee") - delta[:, None])
         dk += tl.dot(tl.trans(ds).to(q.dtype), q, input_precision="ieee")
     dims = tl.arange(0, BD)
-    mask = mine[:, None] & (dims < D)[None, :]
+    mask = k_valid[:, None] & (dims < D)[None, :]
     to = key.to(tl.int64)[:, None]
     dk_at = dk_ptr + b * dk_b + h * dk_h + to * dk_s + dims[None, :] * dk_d
     dv_at = dv_ptr + b * dv_b + h * dv_h + to * dv_s + dims[None, :] * dv_d
@@ -154,7 +142,6 @@ def launch(
     lse: Tensor,
     plan: BlockPlan,
     scale: float,
-    key_length: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run both kernels; arguments and result as in ``attention_backward``.
 
@@ -166,9 +153,6 @@ def launch(
     delta = delta.float().contiguous()
     # a row without keys has no weights, and -inf - -inf would be NaN
     lse = lse.float().where(lse.isfinite(), 0).mul(LOG2E).contiguous()
-    kv_end = torch.full((batch,), plan.kv_len, dtype=torch.int32, device=q.device)
-    if key_length is not None:
-        kv_end = key_length.to(torch.int32).minimum(kv_end)
     tiles = _tiles(head_dim, q.dtype, plan)
     shape = {
         "D": head_dim,
@@ -185,14 +169,14 @@ def launch(
     count, index = plan.kv_count.contiguous(), plan.kv_index.contiguous()
     grid = (plan.num_q_blocks * triton.cdiv(plan.q_block, tiles.queries), batch * heads)
     _dq[grid](
-        *inputs, dq, lse, delta, count, index, kv_end,
+        *inputs, dq, lse, delta, count, index,
         *strides, *dq.stride(), *_list_strides(count, index),
-        heads, q_len, scale, scale * LOG2E, **shape,
+        heads, q_len, plan.kv_len, scale, scale * LOG2E, **shape,
     )  # fmt: skip
     count, index = transpose_plan(plan)
     grid = (plan.num_kv_blocks * triton.cdiv(plan.kv_block, tiles.keys), batch * heads)
     _dk_dv[grid](
-        *inputs, dk, dv, lse, delta, count, index, kv_end,
+        *inputs, dk, dv, lse, delta, count, index,
         *strides, *dk.stride(), *dv.stride(), *_list_strides(count, index),
         heads, q_len, plan.kv_len, scale, scale * LOG2E, **shape,
     )  # fmt: skip
@@ -200,6 +184,5 @@ def launch(
 
 
 def _list_strides(count: Tensor, index: Tensor) -> tuple[int, ...]:
-    """Batch and head strides, 0 where one list serves all, and the stride of a row."""
-    shared = [0 if x.shape[i] == 1 else x.stride(i) for x in (count, index) for i in (0, 1)]
-    return (*shared, index.stride(2))
+    """Batch and head strides, and the stride of a row."""
+    return (*shared_strides(count), *shared_strides(index), index.stride(2))

@@ -7,8 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-LOG2E = 1.4426950408889634
-LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
+from vidsparse.kernels.triton.primitives import LN2, LOG2E
 
 
 @triton.jit

@@ -1,7 +1,7 @@
-"""The ``triton`` engine: block-sparse attention for any block plan.
+"""Which of three kernels of one meaning runs a block plan.
 
-Three kernels with one meaning: ``hopper.py`` for blocks of equal size and ``packed.py`` for others
-where they can run, ``portable.py`` everywhere else.
+``hopper.py`` for blocks of equal size and ``packed.py`` for others where they can run,
+``portable.py`` everywhere else.
 """
 
 from __future__ import annotations
@@ -12,35 +12,29 @@ import torch
 import triton
 from torch import Tensor
 
-from vidsparse.kernels.order import attend_in_order
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.kernels.triton import portable
 
 OLDEST_GLUON = (3, 6)  # Triton whose Gluon the Hopper kernel is written in and was run with
 
 
-def triton_attention(
+def launch(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     plan: BlockPlan,
     *,
     scale: float,
-    key_length: Tensor | None = None,
-    return_lse: bool = False,
+    return_lse: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attend as ``plan`` says, token orders included; pooled stand-ins are not its business.
+    """Run one of them; pooled stand-ins are not its business.
 
     Arguments and result as in ``reference_attention``; sums in float32, softmax in base 2.
     """
     for kernel in _hopper_kernels(q):
         if kernel.refuses(q, k, v, plan) is None:
-            # copies in order cost less than reading out of order: results/planning_h200.json
-            return attend_in_order(
-                kernel.launch, q, k, v, plan,
-                scale=scale, key_length=key_length, return_lse=return_lse,
-            )  # fmt: skip
-    return portable.launch(q, k, v, plan, scale, key_length, return_lse)[:2]
+            return kernel.launch(q, k, v, plan, scale=scale, return_lse=return_lse)
+    return portable.launch(q, k, v, plan, scale, return_lse)[:2]
 
 
 def _hopper_kernels(q: Tensor) -> tuple[Any, ...]:

@@ -1,106 +1,118 @@
-"""Lists of chunks on the device: one program writes the list of one query block."""
+"""Chunks: key blocks of any size, cut into short pieces so that the kept ones fill whole tiles.
+
+Each key block is cut every ``size`` positions; only its last chunk can be short. A query block's
+list names the chunks of the key blocks it keeps, whole chunks before short ones, so that a kernel
+masks only the tiles with short ones. Chunks are numbered in the order of their positions.
+
+``C`` is at least the most chunks that there can be: a short one for each block, and whole ones.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-import triton
-import triton.language as tl
+from torch import Tensor
 
-from vidsparse.kernels.chunks import Chunks, Cuts
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.kernels.triton.portable import shared_strides
 
 
-@triton.jit
-def _write_lists(
-    count_ptr, index_ptr, tokens_ptr, first_ptr, table_ptr,
-    list_ptr, whole_ptr, number_ptr, lengths_ptr,
-    count_b, count_h, index_b, index_h, index_m, cut_b, cut_h, table_b, table_h,
-    heads, capacity, most,
-    SIZE: tl.constexpr, SLOTS: tl.constexpr, BITS: tl.constexpr,
-    BLOCKS: tl.constexpr, WIDE: tl.constexpr, TILES: tl.constexpr,
-):  # fmt: skip
-    """Walk over a row's key blocks twice: the short chunks stand where the whole ones end."""
-    row = tl.program_id(0)
-    b = (tl.program_id(1) // heads).to(tl.int64)
-    h = (tl.program_id(1) % heads).to(tl.int64)
-    to = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + row
-    kept = tl.load(count_ptr + b * count_b + h * count_h + row)
-    index_ptr += b * index_b + h * index_h + row.to(tl.int64) * index_m
-    tokens_ptr += b * cut_b + h * cut_h
-    first_ptr += b * cut_b + h * cut_h
-    list_ptr += to * capacity
-    lane = tl.arange(0, BLOCKS)
-    whole = 0
-    for start in tl.range(0, kept, BLOCKS):
-        valid = start + lane < kept
-        block = tl.load(index_ptr + start + lane, mask=valid, other=0)
-        whole += tl.sum(tl.load(tokens_ptr + block, mask=valid, other=0) // SIZE, 0)
-    at = 0
-    short_at = whole
-    for start in tl.range(0, kept, BLOCKS):
-        valid = start + lane < kept
-        block = tl.load(index_ptr + start + lane, mask=valid, other=0)
-        tokens = tl.load(tokens_ptr + block, mask=valid, other=0)
-        first = tl.load(first_ptr + block, mask=valid, other=0)
-        number = tokens // SIZE
-        there = at + tl.cumsum(number, 0) - number
-        for i in tl.range(0, tl.max(number, 0), WIDE):
-            which = (i + tl.arange(0, WIDE))[None, :]  # [1, WIDE]
-            chunk = (first[:, None] + which).to(list_ptr.dtype.element_ty)
-            tl.store(list_ptr + there[:, None] + which, chunk, mask=which < number[:, None])
-        at += tl.sum(number, 0)
-        short = (tokens % SIZE > 0).to(tl.int32)
-        there = short_at + tl.cumsum(short, 0) - short
-        chunk = (first + number).to(list_ptr.dtype.element_ty)
-        tl.store(list_ptr + there, chunk, mask=short > 0)
-        short_at += tl.sum(short, 0)
-    tiles = tl.maximum((short_at + SLOTS - 1) // SLOTS, 1)
-    pad = short_at + tl.arange(0, SLOTS)
-    zero = tl.zeros([SLOTS], list_ptr.dtype.element_ty)
-    tl.store(list_ptr + pad, zero, mask=pad < tiles * SLOTS)
-    tl.store(whole_ptr + to, whole)
-    tl.store(number_ptr + to, short_at)
-    tl.debug_barrier()  # what other threads have listed is read now
-    table_ptr += b * table_b + h * table_h
-    masked = tl.minimum(whole // SLOTS, tiles - 1)
-    for start in tl.range(masked, tiles, TILES):
-        tile = start + tl.arange(0, TILES)
-        slot = tl.arange(0, SLOTS)[None, :]
-        here = tile[:, None] * SLOTS + slot  # [TILES, SLOTS]
-        listed = tl.load(list_ptr + here, mask=here < short_at, other=0).to(tl.int32)
-        length = tl.load(table_ptr + listed, mask=here < short_at, other=1) % (2 * SIZE)
-        less_one = (length - 1).to(lengths_ptr.dtype.element_ty)
-        packed = tl.sum(less_one << (slot * BITS).to(lengths_ptr.dtype.element_ty), 1)
-        tl.store(lengths_ptr + to * most + tile - masked, packed, mask=tile < tiles)
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Chunks:
+    """Chunks of the keys, and the list of each query block.
+
+    Attributes:
+        size: Positions in a whole chunk, a power of two.
+        table: First position times ``2 * size``, plus length, int32 ``(B|1, H|1, C)``.
+        index: The chunks of each query block, uint16 or int32 ``(B|1, H|1, M, C)``, whole tiles of
+            them, at least one: behind the last chunk stands 0.
+        whole: How many of a list's chunks are whole, int32 ``(B|1, H|1, M)``.
+        count: How many chunks a list has, int32 ``(B|1, H|1, M)``.
+        lengths: Lengths less one of the chunks of each tile from the first with a short one to the
+            last, in any case of the last, int64, or int32 where it holds them,
+            ``(B|1, H|1, M, T)``: ``log2(size)`` bits for each slot of a tile, the first the lowest;
+            behind the last chunk, zero.
+    """
+
+    size: int
+    table: Tensor
+    index: Tensor
+    whole: Tensor
+    count: Tensor
+    lengths: Tensor
 
 
-def launch(plan: BlockPlan, cuts: Cuts, size: int, slots: int) -> Chunks:
-    """Run the kernel; arguments and result as in ``kernels/chunks.py``."""
-    count, given = plan.kv_count.contiguous(), plan.kv_index.contiguous()
-    shapes = (given.shape[:2], count.shape[:2], cuts.tokens.shape[:2])
-    batch, heads = torch.broadcast_shapes(*shapes)
-    rows, device = count.shape[-1], count.device
-    blocks = max(1, min(cuts.tokens.shape[-1], given.shape[-1]))
-    capacity = max(1, min(cuts.table.shape[-1], (plan.kv_len + (size - 1) * blocks) // size))
-    capacity = -(-capacity // slots) * slots
-    bits = size.bit_length() - 1
-    most = -(-(blocks + slots - 1) // slots)
-    # two bytes for a chunk wherever they hold its number: the lists are the memory this costs
-    dtype = torch.uint16 if cuts.table.shape[-1] <= 1 << 16 else torch.int32
-    index = torch.empty((batch, heads, rows, capacity), dtype=dtype, device=device)
-    whole, number = (
-        torch.empty((batch, heads, rows), dtype=torch.int32, device=device) for _ in range(2)
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Cuts:
+    """How each key block is cut.
+
+    Attributes:
+        tokens: Tokens in each block, int32 ``(B|1, H|1, N)``.
+        first: Number of each block's first chunk, int32 ``(B|1, H|1, N)``.
+        owner: The block of each chunk, int64 ``(B|1, H|1, C)``; of those that are not, the last.
+        table: As in ``Chunks``; chunks that are not have no length.
+    """
+
+    tokens: Tensor
+    first: Tensor
+    owner: Tensor
+    table: Tensor
+
+
+def block_edges(plan: BlockPlan) -> Tensor:
+    """Where each key block starts, and the end of the last, int32 ``(B|1, H|1, N + 1)``."""
+    if plan.kv_offsets is not None:
+        return plan.kv_offsets
+    edges = torch.arange(plan.num_kv_blocks + 1, dtype=torch.int32, device=plan.kv_count.device)
+    return (edges * plan.kv_block).clamp(max=plan.kv_len).expand(1, 1, -1)
+
+
+def cut_blocks(plan: BlockPlan, size: int) -> Cuts:
+    """Number the chunks of all key blocks; see ``Cuts``."""
+    edges = block_edges(plan)
+    start, tokens = edges[..., :-1], edges.diff(dim=-1)
+    number = (tokens + size - 1) // size
+    ends = number.cumsum(dim=-1, dtype=torch.int32)
+    capacity = plan.kv_len // size + tokens.shape[-1]
+    chunk = torch.arange(capacity, dtype=torch.int32, device=ends.device)
+    chunk = chunk.expand(*ends.shape[:2], -1)
+    owner = torch.searchsorted(ends, chunk.contiguous(), right=True)
+    owner = owner.clamp(max=tokens.shape[-1] - 1)
+    inside = (chunk - (ends - number).gather(-1, owner)) * size
+    length = (tokens.gather(-1, owner) - inside).clamp(0, size)
+    table = (start.gather(-1, owner) + inside) * (2 * size) + length
+    return Cuts(
+        tokens=tokens.contiguous(),
+        first=ends - number,
+        owner=owner,
+        table=table.to(torch.int32).where(length > 0, 0),
     )
-    wide = torch.int32 if bits * slots <= 32 else torch.int64
-    lengths = torch.empty((batch, heads, rows, most), dtype=wide, device=device)
-    _write_lists[(rows, batch * heads)](
-        count, given, cuts.tokens, cuts.first, cuts.table,
-        index, whole, number, lengths,
-        *shared_strides(count), *shared_strides(given), given.stride(2),
-        *shared_strides(cuts.tokens), *shared_strides(cuts.table), heads, capacity, most,
-        SIZE=size, SLOTS=slots, BITS=bits, BLOCKS=128, WIDE=4, TILES=16, num_warps=4,
-    )  # fmt: skip
+
+
+def chunks_by_sorting(plan: BlockPlan, cuts: Cuts, size: int, slots: int) -> Chunks:
+    """The lists, by a stable sort of whole, short and unread chunks; every chunk for every row."""
+    mask = plan.to_block_mask()
+    batch, heads = torch.broadcast_shapes(mask.shape[:2], cuts.owner.shape[:2])
+    mask = mask.expand(batch, heads, -1, -1)
+    length = (cuts.table % (2 * size))[:, :, None]
+    owner = cuts.owner[:, :, None].expand(batch, heads, mask.shape[2], -1)
+    kept = mask.gather(-1, owner) & (length > 0)
+    rank = torch.where(kept, (length < size).int(), 2)
+    index = rank.argsort(dim=-1, stable=True)
+    whole, count = (rank == 0).sum(dim=-1), (rank < 2).sum(dim=-1)
+    used = torch.arange(index.shape[-1], device=index.device) < count[..., None]
+    index = torch.nn.functional.pad(index.where(used, 0), (0, -index.shape[-1] % slots))
+    used = torch.nn.functional.pad(used, (0, index.shape[-1] - used.shape[-1]))
+    less_one = length.expand(*index.shape[:3], -1).gather(-1, index).where(used, 1) - 1
+    shift = torch.arange(slots, device=index.device) * (size.bit_length() - 1)
+    packed = (less_one.unflatten(-1, (-1, slots)).long() << shift).sum(dim=-1)
+    first = (whole // slots).minimum((count - 1).clamp(min=0) // slots)
+    at = first[..., None] + torch.arange(packed.shape[-1], device=index.device)
     return Chunks(
-        size=size, table=cuts.table, index=index, whole=whole, count=number, lengths=lengths
+        size=size,
+        table=cuts.table,
+        index=index.to(torch.int32),
+        whole=whole.to(torch.int32),
+        count=count.to(torch.int32),
+        lengths=packed.gather(-1, at.clamp(max=packed.shape[-1] - 1)),
     )

@@ -25,11 +25,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from vidsparse.kernels.plan import BlockPlan
+from vidsparse.kernels.triton.primitives import LOG2E, shared_strides
+from vidsparse.kernels.triton.tma import descriptor, suits_tma
 
-LOG2E = 1.4426950408889634
 INTEGERS = (
     "count_b", "count_h", "index_b", "index_h", "index_m",
     "tiles", "tiles_per_head", "heads", "q_len",
@@ -268,10 +268,9 @@ def launch(
     plan: BlockPlan,
     *,
     scale: float,
-    key_length: Tensor | None,
     return_lse: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Run the kernel; see ``block_sparse.py`` for the arguments. The plan has no orders."""
+    """Run the kernel; see ``block_sparse.py`` for the arguments."""
     batch, heads, q_len, head_dim = q.shape
     head_dim_tile = 64 if head_dim <= 64 else 128
     consumers = 2 if plan.q_block % 128 == 0 else 1
@@ -280,7 +279,10 @@ def launch(
     slot = math.gcd(plan.kv_block, keys)
     out = torch.empty_like(q)
     lse = q.new_empty((batch, heads, q_len), dtype=torch.float32) if return_lse else None
-    count, index, kv_end = _lists(plan, key_length, batch, q.device)
+    count, index = (
+        x if x.stride(-1) == 1 else x.contiguous() for x in (plan.kv_count, plan.kv_index)
+    )
+    kv_end = torch.full((batch,), plan.kv_len, dtype=torch.int32, device=q.device)
     per_head = -(-q_len // (64 * consumers))
     programs = torch.cuda.get_device_properties(q.device).multi_processor_count * (3 - consumers)
     forward[(min(programs, per_head * batch * heads),)](
@@ -292,8 +294,8 @@ def launch(
         count,
         index,
         kv_end,
-        *(0 if count.shape[i] == 1 else count.stride(i) for i in (0, 1)),
-        *(0 if index.shape[i] == 1 else index.stride(i) for i in (0, 1)),
+        *shared_strides(count),
+        *shared_strides(index),
         index.stride(2),
         per_head * batch * heads,
         per_head,
@@ -313,27 +315,3 @@ def launch(
         maxnreg=168 if consumers == 2 else 128,
     )
     return out, lse
-
-
-def _lists(
-    plan: BlockPlan, key_length: Tensor | None, batch: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The lists without the blocks that are all padding, and where the keys of each entry end."""
-    index = plan.kv_index if plan.kv_index.stride(-1) == 1 else plan.kv_index.contiguous()
-    count = plan.kv_count if plan.kv_count.stride(-1) == 1 else plan.kv_count.contiguous()
-    if key_length is None:
-        return count, index, torch.full((batch,), plan.kv_len, dtype=torch.int32, device=device)
-    kv_end = key_length.to(torch.int32).clamp(max=plan.kv_len)
-    used = torch.arange(index.shape[-1], device=device) < count[..., None]
-    exists = index * plan.kv_block < kv_end[:, None, None, None]
-    return (used & exists).sum(dim=-1, dtype=torch.int32), index, kv_end
-
-
-def descriptor(x: Tensor, rows: int, head_dim: int) -> TensorDescriptor:
-    layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
-    return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows, head_dim], layout)
-
-
-def suits_tma(x: Tensor) -> bool:
-    aligned = all(stride > 0 and stride * x.element_size() % 16 == 0 for stride in x.stride()[:-1])
-    return x.stride(-1) == 1 and aligned and x.data_ptr() % 16 == 0

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vidsparse.kernels.triton.permute import counting_sort
-from vidsparse.kernels.triton.pooling import only_finite
+from vidsparse.kernels.triton.primitives import only_finite
 
 
 @triton.jit

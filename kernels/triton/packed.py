@@ -1,6 +1,6 @@
 """Block-sparse forward for Hopper (sm_90) in Gluon, for blocks of unequal size.
 
-As ``hopper.py``, but a tile of 128 keys is filled from the chunks that ``kernels/chunks.py`` lists,
+As ``hopper.py``, but a tile of 128 keys is filled from the chunks that ``chunks.py`` lists,
 each copied by TMA from wherever it starts: the 128-byte swizzle repeats every 8 rows, so a chunk
 may land on any multiple of them. Keys and values have a producer warp each. Tiles with short chunks
 come first, and only they are masked.
@@ -25,10 +25,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from vidsparse.kernels.chunks import list_chunks
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.kernels.query_tiles import query_tiles
-from vidsparse.kernels.triton.hopper import LOG2E, descriptor, suits_tma
+from vidsparse.kernels.triton.chunk_lists import list_chunks
+from vidsparse.kernels.triton.primitives import LOG2E
+from vidsparse.kernels.triton.query_tiles import query_tiles
+from vidsparse.kernels.triton.tma import descriptor, suits_tma
 
 QUERIES, KEYS = 128, 128
 # of 8, 16 and 32, all as fast on an H200: 8 fills tiles better, but its lists take twice the memory
@@ -322,15 +323,14 @@ def launch(
     plan: BlockPlan,
     *,
     scale: float,
-    key_length: Tensor | None,
     return_lse: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Run the kernel; see ``block_sparse.py`` for the arguments. The plan has no orders."""
+    """Run the kernel; see ``block_sparse.py`` for the arguments."""
     batch, heads, q_len, head_dim = q.shape
     wide = 64 if head_dim <= 64 else 128
     out = torch.empty_like(q)
     lse = q.new_empty((batch, heads, q_len), dtype=torch.float32) if return_lse else None
-    chunks = list_chunks(plan, CHUNK, KEYS // CHUNK, key_length, impl="triton")
+    chunks = list_chunks(plan, CHUNK, KEYS // CHUNK, impl="triton")
     words = chunks.index.view(torch.int64)
     tiles, total = query_tiles(plan, chunks, batch, heads, QUERIES)
     programs = torch.cuda.get_device_properties(q.device).multi_processor_count

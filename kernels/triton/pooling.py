@@ -7,11 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-
-@triton.jit
-def only_finite(x):
-    """Zero for what is no number or infinite."""
-    return tl.where(tl.abs(x) < float("inf"), x, 0.0)  # NaN is below nothing
+from vidsparse.kernels.triton.primitives import only_finite
 
 
 @triton.jit

@@ -14,52 +14,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vidsparse.kernels.chunks import list_chunks
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.kernels.query_tiles import tiles_of_rows
+from vidsparse.kernels.triton.chunk_lists import list_chunks
+from vidsparse.kernels.triton.primitives import LN2, LOG2E, load_rows, shared_strides
+from vidsparse.kernels.triton.query_tiles import rows_of_tile, tiles_of_rows
 
-LOG2E = 1.4426950408889634
 CHUNK, SLOTS = 16, 8  # no tile of keys is narrower than a chunk
-LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
-
-
-@triton.jit
-def load_rows(ptr, positions, valid, stride_s, stride_d, D: tl.constexpr, BD: tl.constexpr):
-    """Rows of a ``(seq, head_dim)`` view, zero where not valid: ``[rows, BD]``."""
-    dims = tl.arange(0, BD)
-    at = ptr + positions.to(tl.int64)[:, None] * stride_s + dims[None, :].to(tl.int64) * stride_d
-    return tl.load(at, mask=valid[:, None] & (dims < D)[None, :], other=0.0)
-
-
-@triton.jit
-def rows_of_tile(
-    tile, tiles_at, row_ptr, start_ptr, end_ptr, q_len,
-    BM: tl.constexpr, Q_BLOCK: tl.constexpr, HAS_TILES: tl.constexpr,
-):  # fmt: skip
-    """The query block of a tile, its first position and the end of its block; see RowTiles."""
-    if HAS_TILES:
-        row = tl.load(row_ptr + tiles_at + tile)
-        start = tl.load(start_ptr + tiles_at + tile)
-        end = tl.load(end_ptr + tiles_at + tile)
-    else:
-        PER_ROW: tl.constexpr = (Q_BLOCK + BM - 1) // BM
-        row = tile // PER_ROW
-        start = row * Q_BLOCK + (tile % PER_ROW) * BM
-        end = tl.minimum((row + 1) * Q_BLOCK, q_len)
-    return row, start, end
 
 
 @triton.jit
 def _attend_tile(
-    q, acc, m, l, k_ptr, v_ptr, kv_order_ptr, position, valid, row_valid,
+    q, acc, m, l, k_ptr, v_ptr, position, valid, row_valid,
     k_s, k_d, v_s, v_d, scale_log2,
-    D: tl.constexpr, BD: tl.constexpr, HAS_ORDER: tl.constexpr, WITH_STATS: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, WITH_STATS: tl.constexpr,
 ):  # fmt: skip
     """Take the keys at those of the ``[BN]`` positions that are valid into the softmax."""
-    token = position
-    if HAS_ORDER:
-        token = tl.load(kv_order_ptr + position, mask=valid, other=0)
-    k = load_rows(k_ptr, token, valid, k_s, k_d, D, BD)
+    k = load_rows(k_ptr, position, valid, k_s, k_d, D, BD)
     s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2  # [BM, BN]
     s = tl.where(valid[None, :], s, float("-inf"))
     tile_max = tl.max(s, 1)
@@ -68,7 +38,7 @@ def _attend_tile(
     p = tl.exp2(s - m_safe[:, None])
     alpha = tl.exp2(m - m_safe)
     tile_sum = tl.sum(p, 1)
-    v = load_rows(v_ptr, token, valid, v_s, v_d, D, BD)
+    v = load_rows(v_ptr, position, valid, v_s, v_d, D, BD)
     acc = acc * alpha[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
     l = l * alpha + tile_sum
     margin = 0.0
@@ -88,16 +58,13 @@ def _attend_tile(
 @triton.jit
 def forward(
     q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, margin_ptr, mass_ptr,
-    count_ptr, index_ptr, kv_end_ptr,
-    tile_row_ptr, tile_start_ptr, tile_end_ptr, table_ptr, q_order_ptr, kv_order_ptr,
+    count_ptr, index_ptr, tile_row_ptr, tile_start_ptr, tile_end_ptr, table_ptr,
     q_b, q_h, q_s, q_d, k_b, k_h, k_s, k_d, v_b, v_h, v_s, v_d, o_b, o_h, o_s, o_d,
     count_b, count_h, index_b, index_h, index_m,
-    tile_b, tile_h, table_b, table_h, q_order_b, q_order_h, kv_order_b, kv_order_h,
-    heads, rows, width, q_len, scale_log2,
+    tile_b, tile_h, table_b, table_h, heads, rows, width, q_len, kv_len, scale_log2,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     Q_BLOCK: tl.constexpr, KV_BLOCK: tl.constexpr,
     HAS_Q_TILES: tl.constexpr, CHUNK: tl.constexpr,
-    HAS_Q_ORDER: tl.constexpr, HAS_KV_ORDER: tl.constexpr,
     HAS_LSE: tl.constexpr, WITH_STATS: tl.constexpr,
 ):  # fmt: skip
     """Attend for one tile of queries of one (batch, head)."""
@@ -112,19 +79,13 @@ def forward(
         return
     position = start + tl.arange(0, BM)
     row_valid = position < end
-    token = position
-    if HAS_Q_ORDER:
-        order = q_order_ptr + b * q_order_b + h * q_order_h
-        token = tl.load(order + position, mask=row_valid, other=0)
-    q = load_rows(q_ptr + b * q_b + h * q_h, token, row_valid, q_s, q_d, D, BD)
+    q = load_rows(q_ptr + b * q_b + h * q_h, position, row_valid, q_s, q_d, D, BD)
 
-    kv_end = tl.load(kv_end_ptr + b)
     count = tl.load(count_ptr + b * count_b + h * count_h + row)
     listed = index_ptr + b * index_b + h * index_h + row.to(tl.int64) * index_m
     stats_at = ((b * heads + h) * rows + row) * width
     k_ptr += b * k_b + h * k_h
     v_ptr += b * v_b + h * v_h
-    kv_order_ptr += b * kv_order_b + h * kv_order_h
     table_ptr += b * table_b + h * table_h
     m = tl.full([BM], float("-inf"), tl.float32)
     l = tl.zeros([BM], tl.float32)
@@ -137,9 +98,9 @@ def forward(
             entry = tl.load(table_ptr + chunk, mask=slot < count, other=0)
             key = entry // (2 * CHUNK) + column % CHUNK
             acc, m, l, margin, mass = _attend_tile(
-                q, acc, m, l, k_ptr, v_ptr, kv_order_ptr,
+                q, acc, m, l, k_ptr, v_ptr,
                 key, column % CHUNK < entry % (2 * CHUNK), row_valid,
-                k_s, k_d, v_s, v_d, scale_log2, D, BD, HAS_KV_ORDER, False,
+                k_s, k_d, v_s, v_d, scale_log2, D, BD, False,
             )  # fmt: skip
     else:
         SUBS: tl.constexpr = (KV_BLOCK + BN - 1) // BN
@@ -147,9 +108,9 @@ def forward(
             first = tl.load(listed + n // SUBS) * KV_BLOCK
             key = first + (n % SUBS) * BN + column
             acc, m, l, margin, mass = _attend_tile(
-                q, acc, m, l, k_ptr, v_ptr, kv_order_ptr,
-                key, key < tl.minimum(first + KV_BLOCK, kv_end), row_valid,
-                k_s, k_d, v_s, v_d, scale_log2, D, BD, HAS_KV_ORDER, WITH_STATS,
+                q, acc, m, l, k_ptr, v_ptr,
+                key, key < tl.minimum(first + KV_BLOCK, kv_len), row_valid,
+                k_s, k_d, v_s, v_d, scale_log2, D, BD, WITH_STATS,
             )  # fmt: skip
             if WITH_STATS:
                 tl.store(margin_ptr + stats_at + n, margin)
@@ -159,11 +120,11 @@ def forward(
     share = tl.where(l > 0, 1.0 / safe, 0.0)  # a row without keys is zero
     out = acc * share[:, None]
     dims = tl.arange(0, BD)
-    o_at = o_ptr + b * o_b + h * o_h + token.to(tl.int64)[:, None] * o_s + dims[None, :] * o_d
+    o_at = o_ptr + b * o_b + h * o_h + position.to(tl.int64)[:, None] * o_s + dims[None, :] * o_d
     tl.store(o_at, out.to(o_ptr.dtype.element_ty), mask=row_valid[:, None] & (dims < D)[None, :])
     if HAS_LSE:
         lse = tl.where(l > 0, (m + tl.log2(safe)) * LN2, float("-inf"))
-        tl.store(lse_ptr + (b * heads + h) * q_len + token, lse, mask=row_valid)
+        tl.store(lse_ptr + (b * heads + h) * q_len + position, lse, mask=row_valid)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,7 +173,7 @@ def _that_fit(configs: list[triton.Config], arguments: dict, **constants) -> lis
 
 _tuned = triton.autotune(
     configs=[tiles.config() for tiles in CANDIDATES],
-    key=["D", "Q_BLOCK", "KV_BLOCK", "CHUNK", "HAS_KV_ORDER", "WITH_STATS"],
+    key=["D", "Q_BLOCK", "KV_BLOCK", "CHUNK", "WITH_STATS"],
     prune_configs_by={"early_config_prune": _that_fit},
     cache_results=True,
 )(forward)
@@ -233,7 +194,6 @@ def launch(
     v: Tensor,
     plan: BlockPlan,
     scale: float,
-    key_length: Tensor | None,
     return_lse: bool,
     with_stats: bool = False,
     tiles: Tiles | None = None,
@@ -248,22 +208,17 @@ def launch(
     margin, mass = (q.new_zeros(shape, dtype=torch.float32) for _ in range(2))
     queries = min(64 if head_dim > 128 else 128, max(16, triton.next_power_of_2(plan.q_block)))
     q_tiles = tiles_of_rows(plan, queries)
-    if key_length is None:
-        key_length = torch.full((batch,), plan.kv_len, dtype=torch.int32, device=q.device)
     lists, table = [plan.kv_count.contiguous(), index], None
     if plan.kv_offsets is not None:
-        chunks = list_chunks(plan, CHUNK, SLOTS, key_length, impl="triton")
-        lists, table = [chunks.count, chunks.index], chunks.table
-    optional = [table, plan.q_order, plan.kv_order]
-    optional = [None if x is None else x.contiguous() for x in optional]
+        chunks = list_chunks(plan, CHUNK, SLOTS, impl="triton")
+        lists, table = [chunks.count, chunks.index], chunks.table.contiguous()
     arguments = [
         q, k, v, out, *(out if x is None else x for x in (lse, margin, mass)),
-        *lists, key_length.to(torch.int32).clamp(max=plan.kv_len),
-        *(lists[0] if x is None else x for x in (*q_tiles[:3], *optional)),
+        *lists, *(lists[0] if x is None else x for x in (*q_tiles[:3], table)),
         *(stride for x in (q, k, v, out) for stride in x.stride()),
         *shared_strides(lists[0]), *shared_strides(lists[1]), lists[1].stride(2),
-        *(stride for x in (q_tiles.row, *optional) for stride in shared_strides(x)),
-        heads, rows, width, q_len, scale * LOG2E,
+        *shared_strides(q_tiles.row), *shared_strides(table),
+        heads, rows, width, q_len, plan.kv_len, scale * LOG2E,
     ]  # fmt: skip
     constants = {
         "D": head_dim,
@@ -273,8 +228,6 @@ def launch(
         "KV_BLOCK": plan.kv_block,
         "HAS_Q_TILES": plan.q_offsets is not None,
         "CHUNK": 0 if plan.kv_offsets is None else CHUNK,
-        "HAS_Q_ORDER": plan.q_order is not None,
-        "HAS_KV_ORDER": plan.kv_order is not None,
         "HAS_LSE": return_lse,
         "WITH_STATS": with_stats,
     }
@@ -287,10 +240,3 @@ def launch(
         tiles = Tiles(keys=keys if with_stats else min(64, keys), num_warps=4, num_stages=2)
     forward[grid](*arguments, **constants, **tiles.config().all_kwargs())
     return Result(out, lse, margin, mass)
-
-
-def shared_strides(x: Tensor | None) -> tuple[int, int]:
-    """Strides of the batch and the head dimension, 0 where one entry serves all."""
-    if x is None:
-        return 0, 0
-    return tuple(0 if x.shape[i] == 1 else x.stride(i) for i in (0, 1))  # pyright: ignore

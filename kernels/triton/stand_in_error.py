@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vidsparse.kernels.stand_in_error import HIGHEST
+from vidsparse.kernels.triton import primitives
 
-LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+LOG2E: tl.constexpr = tl.constexpr(primitives.LOG2E)
 
 
 @triton.jit
@@ -97,6 +97,7 @@ def launch(
     value_means: Tensor,
     offsets: Tensor,
     scale: float,
+    highest: float,
 ) -> tuple[Tensor, Tensor]:
     """Squared error and mass of each block; see ``stand_in_error``."""
     batch, heads, seq, head_dim = k.shape
@@ -118,7 +119,7 @@ def launch(
         query.contiguous(), k, norm, along, mean_scores.contiguous(), top.contiguous(),
         value_means.square().sum(dim=-1), offsets, squares, mass,
         *k.stride(), *offsets.stride()[:2], heads, rows, number, seq,
-        scale * LOG2E.value, HIGHEST * LOG2E.value,
+        scale * LOG2E.value, highest * LOG2E.value,
         D=head_dim, BD=wide, BM=tall, BN=32 if wide > 128 else 64, GROUP=group,
         IS_FLOAT=k.dtype == torch.float32, num_warps=8 if tall == 128 else 4,
     )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from vidsparse.kernels.xformers import import_beside_flash_4
+from vidsparse.kernels.engines.xformers import import_beside_flash_4
 
 
 @contextlib.contextmanager

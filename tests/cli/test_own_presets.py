@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+import vidsparse
+from vidsparse.pipelines.running.load import load_pipeline
+
 pytestmark = pytest.mark.usefixtures("nothing_stays_registered")
 FILE = '''
 from dataclasses import dataclass
@@ -64,6 +67,17 @@ def test_plan_counts_it(cli, file):
     )
     assert found["preset"] == "near"
     assert 0.28 < found["token_density"] < 0.32
+
+
+def test_generate_and_python_run_it(cli, file, small, tmp_path):
+    made = cli(
+        "generate", "a red circle", "--preset", f"{file}:near", *small, "--strict",
+        "-o", tmp_path / "near.mp4",
+    )  # fmt: skip
+    assert made.code == 0, made.err
+    with vidsparse.sparsify(load_pipeline(), "near", density=0.4) as session:
+        assert session.preset.policy.density == 0.4
+        assert session.preset.own_code
 
 
 @pytest.mark.parametrize("command", ["presets", "plan --grid 7x20x20 --preset", "compare --preset",

@@ -11,8 +11,8 @@ from vidsparse import sparsify
 from vidsparse.engine import Call, SparseAttention
 from vidsparse.errors import BadInputError, DenseFallbackError
 from vidsparse.grid import TokenGrid
-from vidsparse.kernels.engines import ENGINES
-from vidsparse.kernels.pooling import pool_blocks
+from vidsparse.kernels.engines.table import ENGINES
+from vidsparse.kernels.planning.pooling import pool_blocks
 from vidsparse.presets import PRESETS
 from vidsparse.progress import Progress
 

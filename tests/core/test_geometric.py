@@ -7,6 +7,7 @@ import torch
 
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
+from vidsparse.kernels.validate import validated
 from vidsparse.planner import Planner
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.estimator import Inputs
@@ -138,7 +139,7 @@ def test_places_keeps_the_same_place_in_every_frame():
 def test_text_is_exact_and_no_row_is_empty_on_ragged_grids(grid, estimator):
     grid = TokenGrid.parse(grid)
     for order in (Raster(), Tile()):
-        plan = static_plan(grid, estimator, order, density=0.2).validate()
+        plan = validated(static_plan(grid, estimator, order, density=0.2))
         mask = plan.to_dense_mask()[0, 0]
         text = torch.ones(grid.tokens, dtype=torch.bool)
         text[grid.prefix : grid.prefix + grid.video_tokens] = False

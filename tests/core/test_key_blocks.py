@@ -11,6 +11,7 @@ from vidsparse.engine import Call, SparseAttention
 from vidsparse.errors import BadInputError
 from vidsparse.footprint import layer_state_bytes
 from vidsparse.grid import TokenGrid
+from vidsparse.kernels.validate import validated
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.pooled import subblock_mass
@@ -77,7 +78,7 @@ def test_text_is_kept_and_the_density_counts_what_is_computed(name, changes, gri
     attention = make(name, density=0.3, **changes)
     attention.observers.append(lambda call, work, *tensors: works.append(work))
     attention(*qkv(grid), call_on(grid), dense)
-    plan = works[0].plan.validate()
+    plan = validated(works[0].plan)
     pairs = plan.to_dense_mask().float()
     video_end = grid.prefix + grid.video_tokens
     for text in (pairs[:, :, : grid.prefix], pairs[:, :, video_end:], pairs[..., : grid.prefix]):
@@ -135,7 +136,7 @@ def test_a_plan_serves_a_branch_whose_text_after_the_video_is_longer(name, chang
     grids = [TokenGrid(2, 8, width, 0, text) for text in (0, 1, 17, 60)]
     for grid in grids:
         attention(*qkv(grid), call_on(grid, branch=str(grid)), dense)
-    first, *others = (work.plan.validate() for work in works)
+    first, *others = (validated(work.plan) for work in works)
     video = grids[0].video_tokens
     for plan in others:
         pairs = plan.to_dense_mask()

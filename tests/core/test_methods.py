@@ -12,6 +12,7 @@ from vidsparse.engine import Call, SparseAttention
 from vidsparse.footprint import layer_state_bytes
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.plan import BlockPlan
+from vidsparse.kernels.validate import validated
 from vidsparse.policies.observed import Observed
 from vidsparse.presets import ALIASES, PRESETS, find_preset
 from vidsparse.progress import Progress
@@ -207,8 +208,8 @@ def test_branches_share_a_plan_where_their_texts_differ_in_length(name, texts):
     if not chosen.policy.can_reuse_plans or chosen.policy.static:
         return
     for one, other in zip(works[::2], works[1::2], strict=True):
-        one.plan.validate()
-        other.plan.validate()
+        validated(one.plan)
+        validated(other.plan)
         masks = [work.plan.to_block_mask() for work in (one, other)]
         rows, columns = (min(m.shape[dim] for m in masks) - 1 for dim in (-2, -1))
         if chosen.policy.order.static:
@@ -235,7 +236,7 @@ def test_clusters_are_shared_where_texts_before_the_video_differ_in_length(name,
             for text in (slice(prefix), slice(prefix + grid.video_tokens, None)):
                 torch.testing.assert_close(out[:, text], exact[:, text], atol=2e-5, rtol=1e-4)
     for one, other in zip(works[::2], works[1::2], strict=True):
-        other.plan.validate()
+        validated(other.plan)
         masks = [work.plan.to_block_mask()[..., 1:-1, 1:-1] for work in (one, other)]
         rows, columns = (min(m.shape[dim] for m in masks) for dim in (-2, -1))
         assert_agree(masks, rows, columns)

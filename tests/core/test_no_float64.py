@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from vidsparse.engine import Call, SparseAttention
 from vidsparse.grid import TokenGrid
-from vidsparse.kernels.select import ROUNDING, affordable_pairs
+from vidsparse.kernels.planning.select import ROUNDING, affordable_pairs
 from vidsparse.metrics.attention import sample_rows
 from vidsparse.pipelines.grid_readers import cosmos_noise
 from vidsparse.policies.selectors import best_of_map

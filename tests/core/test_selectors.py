@@ -5,6 +5,7 @@ import torch
 
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
+from vidsparse.kernels.validate import validated
 from vidsparse.policies.choice import Alternatives
 from vidsparse.policies.estimator import Estimate
 from vidsparse.policies.exact import Exact
@@ -78,7 +79,7 @@ def test_mass_left_is_what_a_block_and_worse_ones_hold():
 
 def plan(policy, values, make_inputs, grid=GRID, **keywords):
     inputs = make_inputs(grid, 16, q=torch.zeros(1, values.shape[1], grid.tokens, 8))
-    return policy.plan(Estimate(scores=values), inputs, **keywords).validate()
+    return validated(policy.plan(Estimate(scores=values), inputs, **keywords))
 
 
 @pytest.mark.parametrize(("density", "count"), [(0.01, 1), (0.4, 2), (0.6, 3), (1.0, 5)])

@@ -66,7 +66,7 @@ def test_queries_and_keys_are_clustered_independently(make_inputs):
 
 
 def test_members_are_tokens_of_their_cluster_and_stand_for_its_centre():
-    from vidsparse.kernels.kmeans import kmeans
+    from vidsparse.kernels.planning.kmeans import kmeans
 
     x, _ = clustered(spread=0.01)
     clusters = kmeans(x, 5, iterations=10)

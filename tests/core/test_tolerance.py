@@ -9,8 +9,8 @@ import torch
 from vidsparse.engine import Call, SparseAttention
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
+from vidsparse.kernels.engines.reference import reference_attention
 from vidsparse.kernels.plan import dense_plan
-from vidsparse.kernels.reference import reference_attention
 from vidsparse.planner import Planner
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.choice import CHOICE, Alternative, Alternatives

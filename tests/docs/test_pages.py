@@ -97,8 +97,7 @@ def test_the_pages_of_commands_name_what_the_help_names(capsys):
 
 
 @pytest.mark.skipif(
-    not all((ROOT / path).exists() for path in ("kernels/engines", "vidsparse/comparison")),
-    reason="rooms that the page names are not there yet",
+    not (ROOT / "vidsparse" / "comparison").exists(), reason="a room of the page is not there yet"
 )
 def test_paths_that_the_design_names_are_there():
     text = without_code((ROOT / "docs" / "design.md").read_text(encoding="utf-8"))

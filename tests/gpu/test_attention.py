@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from vidsparse.kernels.attention import attention
-from vidsparse.kernels.case import Case
-from vidsparse.kernels.engines import ENGINES
-from vidsparse.kernels.kmeans import kmeans
-from vidsparse.kernels.permute import permute_tokens, unpermute_tokens
+from vidsparse.kernels.engines.case import Case
+from vidsparse.kernels.engines.reference import reference_attention
+from vidsparse.kernels.engines.table import ENGINES
 from vidsparse.kernels.plan import BlockPlan, Pooled
-from vidsparse.kernels.pooling import pool_blocks
-from vidsparse.kernels.reference import reference_attention
-from vidsparse.kernels.select import select_top_k
+from vidsparse.kernels.planning.kmeans import kmeans
+from vidsparse.kernels.planning.permute import permute_tokens, unpermute_tokens
+from vidsparse.kernels.planning.pooling import pool_blocks
+from vidsparse.kernels.planning.select import select_top_k
+from vidsparse.kernels.validate import validated
 
 pytestmark = pytest.mark.gpu
 
@@ -47,7 +48,7 @@ def exact_attention(q, k, v, plan, **keywords):
 
 
 def run_or_skip(engine, q, k, v, plan, **keywords):
-    case = Case.of(q, k, v, plan, keywords.get("key_length"), False)
+    case = Case.of(q, k, v, plan, False)
     if reasons := ENGINES[engine].unsupported(case):
         pytest.skip("; ".join(reasons))
     return attention(q, k, v, plan, engine=engine, return_lse=True, **keywords)
@@ -79,13 +80,14 @@ def test_triton_takes_every_head_dim_dtype_and_layout(head_dim, dtype, layout):
 
 @pytest.mark.parametrize("q_block", [64, 128, 192, 256, 48])
 @pytest.mark.parametrize("kv_block", [16, 32, 48, 64, 80, 96, 128, 176, 256])
-@pytest.mark.parametrize("padded", [False, True])
-def test_triton_takes_every_block_size_and_key_lengths(q_block, kv_block, padded):
+@pytest.mark.parametrize("empty", [False, True])
+def test_triton_takes_every_block_size_and_empty_rows(q_block, kv_block, empty):
     q, k, v = qkv(3, 2, 900, 1301, 128)
     plan = random_plan(1, 2, 900, 1301, q_block, kv_block)
-    length = torch.tensor([1301, 640, 0], dtype=torch.int32, device="cuda") if padded else None
-    out, lse = run_or_skip("triton", q, k, v, plan, key_length=length)
-    exact, exact_lse = exact_attention(q, k, v, plan, key_length=length)
+    if empty:
+        plan.kv_count[:, :, ::3] = 0
+    out, lse = run_or_skip("triton", q, k, v, plan)
+    exact, exact_lse = exact_attention(q, k, v, plan)
     assert relative_error(out, exact) < 5e-3
     assert torch.equal(lse.isinf(), exact_lse.isinf())
     assert (out[lse.isinf()] == 0).all()
@@ -116,14 +118,10 @@ def test_xformers_runs_per_frame_plans():
 
 
 @pytest.mark.parametrize("engine", ["triton", "flash", "flex"])
-def test_orders_pooled_stand_ins_and_all_of_it_together(engine):
+def test_pooled_stand_ins(engine):
     q, k, v = qkv(1, 4, 1000, 1000, 128)
-    order = torch.rand(1, 4, 1000, device="cuda").argsort(dim=-1).int()
-    plan = dataclasses.replace(
-        random_plan(1, 4, 1000, 1000, 128, 128), q_order=order, kv_order=order.flip(-1)
-    )
-    ordered = (permute_tokens(x, order.flip(-1)) for x in (k, v))
-    key, value = (pool_blocks(x, 128) for x in ordered)
+    plan = random_plan(1, 4, 1000, 1000, 128, 128)
+    key, value = (pool_blocks(x, 128) for x in (k, v))
     plan = dataclasses.replace(plan, pooled=Pooled(key=key, value=value, size=plan.kv_sizes))
     out, lse = run_or_skip(engine, q, k, v, plan)
     exact, exact_lse = exact_attention(q, k, v, plan)
@@ -133,17 +131,15 @@ def test_orders_pooled_stand_ins_and_all_of_it_together(engine):
 
 def test_clusters_of_unequal_size():
     q, k, v = qkv(1, 2, 3000, 3000, 64)
-    sides = {}
-    for name, x, number in (("q", q, 9), ("kv", k, 40)):
-        clusters = kmeans(x, number, iterations=3)
-        sides[name] = clusters.order, clusters.offsets
+    of_q, of_k = kmeans(q, 9, iterations=3), kmeans(k, 40, iterations=3)
+    q = permute_tokens(q, of_q.order)
+    k, v = (permute_tokens(x, of_k.order) for x in (k, v))
     keep = torch.rand(1, 2, 9, 40, device="cuda") < 0.3
     keep[..., 0] = True
-    plan = BlockPlan.from_mask(
+    plan = validated(BlockPlan.from_mask(
         keep, q_len=3000, kv_len=3000, q_block=128, kv_block=64,
-        q_order=sides["q"][0], q_offsets=sides["q"][1],
-        kv_order=sides["kv"][0], kv_offsets=sides["kv"][1],
-    ).validate()  # fmt: skip
+        q_offsets=of_q.offsets, kv_offsets=of_k.offsets,
+    ))  # fmt: skip
     out, lse = run_or_skip("triton", q, k, v, plan)
     exact, exact_lse = exact_attention(q, k, v, plan)
     assert relative_error(out, exact) < 5e-3
@@ -187,14 +183,13 @@ def test_the_call_makes_no_host_sync():
     plan = BlockPlan(
         kv_count=count, kv_index=index, q_len=1000, kv_len=1000, q_block=128, kv_block=128
     )
-    length = torch.tensor([900], dtype=torch.int32, device="cuda")
-    attention(q, k, v, plan, engine="triton", key_length=length)
+    attention(q, k, v, plan, engine="triton")
     torch.cuda.set_sync_debug_mode("error")
     try:
         count, index = select_top_k(scores, 3)
         order = kmeans(q, 5, iterations=2, centroids=q[:, :, :5]).order
         unpermute_tokens(permute_tokens(q, order), order, like=q)
-        attention(q, k, v, plan, engine="triton", key_length=length, return_lse=True)
+        attention(q, k, v, plan, engine="triton", return_lse=True)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from vidsparse.kernels.antidiagonal import antidiagonal_scores
-from vidsparse.kernels.block_scores import block_mass, block_value_error
-from vidsparse.kernels.kmeans import kmeans
-from vidsparse.kernels.permute import order_by_label, permute_tokens, unpermute_tokens
-from vidsparse.kernels.pooling import part_sizes, pool_blocks, pool_ragged
-from vidsparse.kernels.select import select_budget, select_top_k, select_top_p
-from vidsparse.kernels.stand_in_error import stand_in_error
+from vidsparse.kernels.planning.antidiagonal import antidiagonal_scores
+from vidsparse.kernels.planning.block_scores import block_mass, block_value_error
+from vidsparse.kernels.planning.kmeans import kmeans
+from vidsparse.kernels.planning.permute import order_by_label, permute_tokens, unpermute_tokens
+from vidsparse.kernels.planning.pooling import part_sizes, pool_blocks, pool_ragged
+from vidsparse.kernels.planning.select import select_budget, select_top_k, select_top_p
+from vidsparse.kernels.planning.stand_in_error import stand_in_error
 
 pytestmark = pytest.mark.gpu
 IMPLS = ("triton", "reference")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from vidsparse.kernels.plan import BlockPlan, Pooled
+from vidsparse.kernels.validate import validated
 
 
 def _of(x, batch, head):
@@ -21,33 +22,28 @@ def key_blocks(plan, batch, head, row):
     return _of(plan.kv_index, batch, head)[row, :count].tolist()
 
 
-def block_tokens(length, block, offsets, order, batch, head):
-    """The tokens of each block, by position in the ordered sequence, as lists of (position, token).
-
-    Offsets and order are walked through one by one: nothing here is shared with the package.
-    """
+def block_tokens(length, block, offsets, batch, head):
+    """The tokens of each block. Offsets are walked through: nothing is shared with the package."""
     if offsets is None:
         edges = [*range(0, length, block), length]
     else:
         edges = _of(offsets, batch, head).tolist()
-    tokens = list(range(length)) if order is None else _of(order, batch, head).tolist()
-    return [[(p, tokens[p]) for p in range(start, end)] for start, end in pairwise(edges)]
+    return [list(range(start, end)) for start, end in pairwise(edges)]
 
 
-def softmax_attention(q, k, v, plan, scale=None, key_length=None):
+def softmax_attention(q, k, v, plan, scale=None):
     """Output and log-sum-exp in float64, one query block at a time, from the lists alone."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     q, k, v = q.double(), k.double(), v.double()
     out = torch.zeros_like(q)
     lse = torch.full(q.shape[:3], -math.inf, dtype=torch.float64, device=q.device)
     for b in range(q.shape[0]):
-        end = plan.kv_len if key_length is None else int(key_length[b])
         for h in range(q.shape[1]):
-            queries = block_tokens(plan.q_len, plan.q_block, plan.q_offsets, plan.q_order, b, h)
-            columns = block_tokens(plan.kv_len, plan.kv_block, plan.kv_offsets, plan.kv_order, b, h)
-            for m, rows in enumerate(queries):
+            queries = block_tokens(plan.q_len, plan.q_block, plan.q_offsets, b, h)
+            columns = block_tokens(plan.kv_len, plan.kv_block, plan.kv_offsets, b, h)
+            for m, at in enumerate(queries):
                 listed = key_blocks(plan, b, h, m)
-                tokens = [token for j in listed for position, token in columns[j] if position < end]
+                tokens = [token for j in listed for token in columns[j]]
                 keys, values = k[b, h, tokens], v[b, h, tokens]
                 bias = torch.zeros(len(tokens), dtype=torch.float64, device=q.device)
                 if plan.pooled is not None:
@@ -61,7 +57,6 @@ def softmax_attention(q, k, v, plan, scale=None, key_length=None):
                     values = torch.cat([values, plan.pooled.value[b, h, skipped].double()])
                     logs = _of(size, b, h)[skipped].double().log()
                     bias = torch.cat([bias, logs])
-                at = [token for _, token in rows]
                 if not at or not len(keys):
                     continue
                 scores = q[b, h, at] @ keys.T * scale + bias
@@ -83,29 +78,29 @@ def random_order(batch, heads, length):
 
 def random_plan(
     batch, heads, q_len, kv_len, q_block, kv_block, share=0.4, q_blocks=None, kv_blocks=None,
-    orders=False, device="cpu",
+    empty=False, device="cpu",
 ):  # fmt: skip
     """Every row keeps about ``share`` of the blocks, at least one; rows differ in number.
 
-    ``q_blocks`` and ``kv_blocks`` ask for so many blocks of unequal size.
+    ``q_blocks`` and ``kv_blocks`` ask for so many blocks of unequal size. With ``empty`` about a
+    third of the rows, the first of them for one, keep nothing.
     """
     extra = {}
     if q_blocks:
         extra["q_offsets"] = random_offsets(1, heads, q_len, q_blocks)
     if kv_blocks:
         extra["kv_offsets"] = random_offsets(batch, 1, kv_len, kv_blocks)
-    if orders:
-        extra |= {
-            "q_order": random_order(batch, 1, q_len),
-            "kv_order": random_order(1, heads, kv_len),
-        }
     shape = (batch, heads, q_blocks or -(-q_len // q_block), kv_blocks or -(-kv_len // kv_block))
     keep = torch.rand(shape) < share
     one = torch.randint(shape[-1], (*shape[:-1], 1))
     keep |= torch.zeros_like(keep).scatter_(-1, one, True)
+    if empty:
+        keep &= torch.rand(*shape[:-1], 1) > 1 / 3
+        keep[:, :, 0] = False
     sizes = {"q_len": q_len, "kv_len": kv_len, "q_block": q_block, "kv_block": kv_block}
     extra = {name: tensor.to(device) for name, tensor in extra.items()}
-    return BlockPlan.from_mask(keep.to(device), **sizes, **extra).validate()
+    plan = BlockPlan.from_mask(keep.to(device), **sizes, **extra)
+    return plan if empty else validated(plan)
 
 
 def block_means(x, block):

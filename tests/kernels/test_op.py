@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounter
 
 from vidsparse.kernels.attention import attention
+from vidsparse.kernels.engines.reference import reference_attention
 from vidsparse.kernels.plan import Pooled
-from vidsparse.kernels.reference import reference_attention
 
 ENGINES = ["cpu", "triton"]
 
@@ -29,26 +29,22 @@ def test_gradients_equal_those_of_the_reference_in_float64(oracle, device, engin
     batch, heads, head_dim = (draw(st.integers(1, n)) for n in (2, 2, 30))
     q_len, kv_len = draw(st.integers(1, 70)), draw(st.integers(1, 70))
     blocks = [16 * draw(st.integers(1, 4)) for _ in range(2)]
-    plan = oracle.plan(1, heads, q_len, kv_len, *blocks, orders=draw(st.booleans()), device=device)
-    length = None
+    plan = oracle.plan(1, heads, q_len, kv_len, *blocks, empty=draw(st.booleans()), device=device)
     if draw(st.booleans()):
         plan = with_pooled(plan, batch, heads, head_dim, device)
-    elif draw(st.booleans()):
-        lengths = [draw(st.integers(0, kv_len)) for _ in range(batch)]
-        length = torch.tensor(lengths, dtype=torch.int32, device=device)
     leaves = [
         x.requires_grad_() for x in oracle.qkv(batch, heads, q_len, kv_len, head_dim, device=device)
     ]
     means = [] if plan.pooled is None else [plan.pooled.key, plan.pooled.value]
     q, k, v = leaves
-    ours = attention(q, k, v, plan, scale=0.3, key_length=length, engine=engine)
+    ours = attention(q, k, v, plan, scale=0.3, engine=engine)
     exact_leaves = [x.detach().double().requires_grad_() for x in (*leaves, *means)]
     exact_plan = plan
     if plan.pooled is not None:
         pooled = Pooled(key=exact_leaves[3], value=exact_leaves[4], size=plan.pooled.size)
         exact_plan = dataclasses.replace(plan, pooled=pooled)
     q, k, v = exact_leaves[:3]
-    exact, _ = reference_attention(q, k, v, exact_plan, scale=0.3, key_length=length)
+    exact, _ = reference_attention(q, k, v, exact_plan, scale=0.3)
     direction = torch.randn_like(exact)
     got = torch.autograd.grad(ours, (*leaves, *means), direction.float())
     expected = torch.autograd.grad(exact, exact_leaves, direction)
@@ -72,10 +68,10 @@ def test_gradients_flow_through_blocks_of_unequal_size(oracle, device, unequal):
 
 def test_the_op_passes_torchs_own_checks(oracle):
     q, k, v = (x.requires_grad_() for x in oracle.qkv(2, 2, 40, 50, 8))
-    plan = oracle.plan(1, 2, 40, 50, 16, 16, orders=True)
+    plan = oracle.plan(1, 2, 40, 50, 16, 16)
     arguments = (
-        q, k, v, plan.kv_count, plan.kv_index, plan.q_order, plan.kv_order, None, None,
-        None, None, None, None, 16, 16, 0.3, True, "cpu", False,
+        q, k, v, plan.kv_count, plan.kv_index, None, None, None, None, None,
+        16, 16, 0.3, True, "cpu", False,
     )  # fmt: skip
     torch.library.opcheck(torch.ops.vidsparse.attend.default, arguments)
 
@@ -141,7 +137,7 @@ def test_the_log_sum_exp_is_returned_only_when_asked_for(oracle):
 @pytest.mark.parametrize("stand_ins", [False, True])
 def test_the_log_sum_exp_has_a_gradient(oracle, device, engine, stand_ins):
     leaves = [x.requires_grad_() for x in oracle.qkv(1, 2, 40, 50, 8, device=device)]
-    plan = oracle.plan(1, 2, 40, 50, 16, 16, orders=True, device=device)
+    plan = oracle.plan(1, 2, 40, 50, 16, 16, device=device)
     if stand_ins:
         plan = with_pooled(plan, 1, 2, 8, device)
     q, k, v = leaves

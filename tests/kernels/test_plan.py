@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from vidsparse.kernels.plan import BlockPlan, block_sizes
+from vidsparse.kernels.validate import validated
 
 SIZES: Any = {
     "q_len": 10,
@@ -44,7 +45,7 @@ def test_a_mask_survives_the_round_trip_through_lists():
     keep = torch.rand(2, 3, 5, 7) < 0.5
     keep[..., 2] = True
     made = BlockPlan.from_mask(keep, q_len=80, kv_len=112, q_block=16, kv_block=16)
-    assert torch.equal(made.validate().to_block_mask(), keep)
+    assert torch.equal(validated(made).to_block_mask(), keep)
 
 
 def test_the_token_mask_cuts_short_last_blocks_on_both_sides():
@@ -69,7 +70,7 @@ def test_density_of_every_head_equals_the_mean_of_its_token_mask(oracle, q_len, 
 
 def test_a_valid_plan_passes_its_own_check():
     made = plan()
-    assert made.validate() is made
+    assert validated(made) is made
 
 
 @pytest.mark.parametrize(
@@ -89,12 +90,12 @@ def test_a_valid_plan_passes_its_own_check():
 )
 def test_a_broken_plan_is_named(changes, message):
     with pytest.raises(ValueError, match=message):
-        plan(**changes).validate()
+        validated(plan(**changes))
 
 
 def test_entries_after_the_count_are_never_read():
     made = plan(kv_index=int32([[0, 2, -1], [1, 99, 2**30], [0, 1, 2]]))
-    assert torch.equal(made.validate().to_block_mask(), KEEP)
+    assert torch.equal(validated(made).to_block_mask(), KEEP)
     assert made.density == plan().density
 
 
@@ -123,27 +124,16 @@ def unequal(**changes):
 
 
 def test_unequal_blocks_count_at_their_own_size():
-    made = unequal().validate()
+    made = validated(unequal())
     assert made.q_sizes.tolist() == [[[1, 8, 1]]]
     assert made.kv_sizes.tolist() == [[[5, 0, 2]]]
     assert made.density == pytest.approx((1 * 7 + 8 * 0 + 1 * 7) / 70)
     assert made.to_dense_mask().float().mean() == pytest.approx(made.density)
 
 
-def test_the_token_mask_stands_in_the_order_tokens_come_in():
-    order = torch.tensor([[[3, 0, 1, 2]]], dtype=torch.int32)
-    keep = torch.tensor([[[[True, False], [False, True]]]])
-    made = BlockPlan.from_mask(
-        keep, q_len=4, kv_len=4, q_block=2, kv_block=2, q_order=order, kv_order=order
-    )
-    # the first blocks hold tokens 3 and 0, the others 1 and 2
-    rows = [[1, 0, 0, 1], [0, 1, 1, 0], [0, 1, 1, 0], [1, 0, 0, 1]]
-    assert made.validate().to_dense_mask().int().tolist() == [[rows]]
-
-
 @pytest.mark.parametrize("share", [(1, 1), (2, 1), (1, 3), (2, 3)])
-def test_density_with_orders_and_unequal_blocks_equals_the_token_masks(oracle, share):
-    made = oracle.plan(*share, 40, 50, 16, 16, q_blocks=5, kv_blocks=7, orders=True)
+def test_density_with_unequal_blocks_equals_the_token_masks(oracle, share):
+    made = oracle.plan(*share, 40, 50, 16, 16, q_blocks=5, kv_blocks=7)
     assert made.density == pytest.approx(float(made.to_dense_mask().float().mean()), abs=1e-6)
 
 
@@ -155,22 +145,22 @@ def test_density_with_orders_and_unequal_blocks_equals_the_token_masks(oracle, s
         ({"q_offsets": offsets(0, 9, 1, 10)}, "q_offsets must not decrease"),
         ({"q_offsets": offsets(0, 1, 9, 10).long()}, "q_offsets must be int32, got torch.int64"),
         ({"q_offsets": offsets(0, 10)}, "a plan of 1 query blocks needs"),
-        ({"q_order": offsets(*range(9))}, r"q_order must be \(B, H, 10\), got \(1, 1, 9\)"),
-        ({"kv_order": offsets(0, 1, 2, 3, 4, 5, 5)}, "every token from 0 to 6 once"),
+        ({"q_offsets": offsets(0, 1, 9, 10)[0]}, r"q_offsets must be \(B, H, 4\), got \(1, 4\)"),
         (
-            {"kv_order": offsets(*range(7)).expand(1, 2, -1), "kv_index": plan().kv_index.expand(
-                1, 3, 3, 3), "kv_count": plan().kv_count.expand(1, 3, 3)},
-            r"kv_order is for \(1, 2\) \(batch, heads\), the lists for \(1, 3\)",
+            {"kv_offsets": offsets(0, 5, 5, 7).expand(1, 2, -1),
+             "kv_index": plan().kv_index.expand(1, 3, 3, 3),
+             "kv_count": plan().kv_count.expand(1, 3, 3)},
+            r"kv_offsets is for \(1, 2\) \(batch, heads\), the lists for \(1, 3\)",
         ),
         ({"kv_index": int32([[2, 0, 1], [1, 0, 0], [0, 1, 2]])}, "in ascending order"),
     ],
 )  # fmt: skip
 def test_a_broken_plan_of_unequal_blocks_is_named(changes, message):
     with pytest.raises(ValueError, match=message):
-        unequal(**changes).validate()
+        validated(unequal(**changes))
 
 
 def test_pooled_means_must_be_one_for_each_key_block(oracle):
     k = torch.randn(1, 1, 10, 5)
     with pytest.raises(ValueError, match=r"pooled\.key must be"):
-        plan(pooled=oracle.pooled(k, k, 3)).validate()
+        validated(plan(pooled=oracle.pooled(k, k, 3)))

@@ -44,7 +44,7 @@ def bench(
 ) -> None:
     """Measure how fast sparse attention is here, against the best dense attention."""
     from vidsparse.cli import kernel_bench
-    from vidsparse.kernels.engines import check_engine
+    from vidsparse.kernels.engines.table import check_engine
 
     if output is not None:
         check_free(output, overwrite=overwrite)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vidsparse.errors import BadInputError
-from vidsparse.kernels.flash import flash_dense
+from vidsparse.kernels.engines.flash import flash_dense
 from vidsparse.metrics.latency import take_turns
 
 STOCK = "diffusers"

@@ -14,7 +14,7 @@ from vidsparse.cli.screen import answer, answer_json, complain, plain_table
 from vidsparse.errors import BadInputError
 
 if TYPE_CHECKING:
-    from vidsparse.kernels.case import Case
+    from vidsparse.kernels.engines.case import Case
 
 PACKAGES = ("vidsparse", "torch", "diffusers", "transformers", "triton", "imageio", "av")
 OPTIONAL = ("flash-attn-4", "xformers")
@@ -44,7 +44,7 @@ def versions() -> dict[str, str | None]:
 
 def examine() -> dict[str, Any]:
     """Collect every fact."""
-    from vidsparse.kernels.engines import ENGINES, choose_engine
+    from vidsparse.kernels.engines.table import ENGINES, choose_engine
     from vidsparse.pipelines.running.load import resolve_device
     from vidsparse.policies.block_size import describe_usual_block
 
@@ -79,7 +79,7 @@ def _typical_case(device: str) -> Case:
     """A video model's self-attention on this machine: what the choice of an engine is shown for."""
     import torch
 
-    from vidsparse.kernels.case import Case
+    from vidsparse.kernels.engines.case import Case
 
     kind = device.partition(":")[0]
     arch = torch.cuda.get_device_capability(device) if kind == "cuda" else None
@@ -131,7 +131,7 @@ def _has_encoder() -> bool:
 
 def _conflict() -> str | None:
     """What is installed and does not go together."""
-    from vidsparse.kernels.xformers import clashes_with_flash_4
+    from vidsparse.kernels.engines.xformers import clashes_with_flash_4
 
     if not clashes_with_flash_4():
         return None

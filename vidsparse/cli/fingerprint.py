@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from vidsparse.pipelines.running.generate import Request
 
 PACKAGE = Path(__file__).resolve().parent.parent
+KERNELS = ("kernels", "kernels/engines", "kernels/planning", "kernels/triton")
 # Folders of our code.
-MAKES_PIXELS = ("", "policies", "kernels", "kernels/triton", "pipelines", "pipelines/running")
+MAKES_PIXELS = ("", "policies", *KERNELS, "pipelines", "pipelines/running")
 MAKES_SCORES = ("metrics",)
 
 

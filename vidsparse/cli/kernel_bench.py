@@ -23,9 +23,9 @@ from vidsparse.errors import BadInputError
 from vidsparse.files import replace_file
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.attention import attention
-from vidsparse.kernels.case import Case
-from vidsparse.kernels.engines import ENGINES
-from vidsparse.kernels.flash import flash_dense
+from vidsparse.kernels.engines.case import Case
+from vidsparse.kernels.engines.flash import flash_dense
+from vidsparse.kernels.engines.table import ENGINES
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.metrics.latency import Timing, take_turns
 from vidsparse.planner import Planner

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -13,9 +14,9 @@ from torch import Tensor
 
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
-from vidsparse.kernels.compensate import rescale
 from vidsparse.kernels.plan import BlockPlan, Pooled, dense_plan
-from vidsparse.kernels.pooling import only_finite, pool_blocks
+from vidsparse.kernels.planning.pooling import only_finite, pool_blocks
+from vidsparse.kernels.planning.rescale import rescale
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.part import Part
 from vidsparse.policies.pooled import pooled_mass
@@ -221,7 +222,8 @@ class Levels(Compensation):
         self, work: Work, kernel: Kernel, *, way: float, replan: int
     ) -> tuple[Tensor, float]:
         """Merge the plan and its levels."""
-        return with_levels(work.inputs, work.plan, work.levels, kernel.with_lse), 0.0
+        attend = partial(kernel, return_lse=True)
+        return with_levels(work.inputs, work.plan, work.levels, attend), 0.0
 
     def pairs(
         self, ways: Sequence[float], densities: Sequence[float], *, replan: int, means: float
@@ -262,7 +264,9 @@ class Residual(Compensation):
         oldest = replan - 1 if oldest is None else oldest  # a static plan has no age
         if age is not None and 0 <= age <= oldest:
             return with_residual(kernel(*inputs.qkv, plan), inputs), 0.0
-        sparse, dense = (kernel.with_lse(*inputs.qkv, each) for each in (plan, dense_plan(plan)))
+        sparse, dense = (
+            kernel(*inputs.qkv, each, return_lse=True) for each in (plan, dense_plan(plan))
+        )
         refresh_residual(inputs, sparse, dense)
         return dense[0], 1.0
 

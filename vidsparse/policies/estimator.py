@@ -6,19 +6,22 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import cached_property
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
 from vidsparse.grid import TokenGrid
 from vidsparse.heads import HeadShare
-from vidsparse.kernels.observe import Observed
+from vidsparse.kernels.engines.observe import Observed
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.kernels.pooling import pool_blocks, pool_ragged
+from vidsparse.kernels.planning.pooling import pool_blocks, pool_ragged
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.part import Part
 from vidsparse.purse import Purse
 from vidsparse.state import LayerState
+
+if TYPE_CHECKING:
+    from vidsparse.policies.work import Kernel, Work
 
 PLAN = "plan"  # the name that a plan is remembered under
 
@@ -170,7 +173,7 @@ class Estimator(Part, ABC):
     takes_clusters: ClassVar[bool] = False
     """Whether it scores blocks of unequal size."""
     observes: ClassVar[bool] = False
-    """Whether it learns from what the kernel saw; it then has ``visits`` and ``observe``."""
+    """Whether it learns from what the kernel saw: it then runs plans, and has an ``observe``."""
     keeps_over_steps: ClassVar[str | None] = None
     """What of one denoising step the next cannot do without, in the user's words."""
     measure: ClassVar[Measure]
@@ -201,3 +204,12 @@ class Estimator(Part, ABC):
             way: How far the schedule has come from dense, in (0, 1].
         """
         raise NotImplementedError
+
+    def attend(
+        self, work: Work, kernel: Kernel, *, way: float, replan: int
+    ) -> tuple[Tensor, float]:
+        """Run a plan and remember what was seen, in the place of ``Compensation.attend``."""
+        visits = self.visits(work.plan)
+        seen = kernel(*work.inputs.qkv, visits, observe=True)
+        self.observe(work.inputs, visits, seen, way)
+        return seen.out, 0.0

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
-from vidsparse.kernels.antidiagonal import antidiagonal_scores
-from vidsparse.kernels.pooling import only_finite
+from vidsparse.kernels.planning.antidiagonal import antidiagonal_scores
+from vidsparse.kernels.planning.pooling import only_finite
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
 
 AT_ONCE = 1 << 26  # scores held at a time: 256 MiB

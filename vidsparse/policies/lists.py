@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.kernels.select import Lists, select_threshold
+from vidsparse.kernels.planning.select import Lists, select_threshold
 from vidsparse.policies.blocks import Blocks
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from vidsparse.errors import BadInputError
-from vidsparse.kernels.bits import pack_bits, unpack_bits
-from vidsparse.kernels.observe import Observed as Seen
+from vidsparse.kernels.engines.observe import Observed as Seen
 from vidsparse.kernels.plan import BlockPlan
+from vidsparse.kernels.planning.bits import pack_bits, unpack_bits
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
 
 if TYPE_CHECKING:

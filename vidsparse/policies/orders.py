@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
-from vidsparse.kernels.permute import permute_tokens
+from vidsparse.kernels.planning.permute import permute_tokens
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.part import Part
 

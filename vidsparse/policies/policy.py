@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -20,7 +21,6 @@ from vidsparse.policies.orders import Order, Raster
 from vidsparse.policies.part import Part
 from vidsparse.policies.scope import Scope, spend
 from vidsparse.policies.selectors import Selection, Selector, TopK, comparable
-from vidsparse.policies.work import Kernel, Work
 
 
 class Anchor(StrEnum):
@@ -192,24 +192,7 @@ class Policy:
             )  # fmt: skip
         return plan_of_lists(lists, inputs.blocks)
 
-    def attend(
-        self, work: Work, kernel: Kernel, *, way: float, replan: int
-    ) -> tuple[Tensor, float]:
-        """Run a plan, with what the policy's parts do after it.
-
-        Args:
-            work: Ordered and planned.
-            kernel: Runs block plans.
-            way: How far the schedule has come from dense, in (0, 1].
-            replan: Steps until a layer's plan is made anew.
-
-        Returns:
-            The output, ``(batch, heads, seq, head_dim)`` in the plan's order, and the density of
-            what was computed beside the plan and its levels.
-        """
-        if not self.estimator.observes:
-            return self.compensation.attend(work, kernel, way=way, replan=replan)
-        visits = self.estimator.visits(work.plan)
-        seen = kernel.observed(*work.inputs.qkv, visits)
-        self.estimator.observe(work.inputs, visits, seen, way)
-        return seen.out, 0.0
+    @property
+    def attend(self) -> Callable[..., tuple[Tensor, float]]:
+        """Runs a plan: ``Compensation.attend``, or that of an estimator which observes."""
+        return self.estimator.attend if self.estimator.observes else self.compensation.attend

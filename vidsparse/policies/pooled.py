@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
-from vidsparse.kernels.block_scores import block_mass
-from vidsparse.kernels.pooling import part_sizes, pool_blocks
+from vidsparse.kernels.planning.block_scores import block_mass
+from vidsparse.kernels.planning.pooling import part_sizes, pool_blocks
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.kernels.plan import block_of_token
-from vidsparse.kernels.pooling import only_finite
+from vidsparse.kernels.planning.pooling import only_finite
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.orders import Arranged
 

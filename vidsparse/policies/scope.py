@@ -7,7 +7,7 @@ from enum import StrEnum
 from torch import Tensor
 
 from vidsparse.heads import all_of, own_of
-from vidsparse.kernels.select import Lists, select_budget
+from vidsparse.kernels.planning.select import Lists, select_budget
 from vidsparse.policies.estimator import Inputs
 
 

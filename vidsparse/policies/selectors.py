@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vidsparse.errors import BadInputError
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.kernels.select import (
+from vidsparse.kernels.planning.select import (
     Lists,
     select_row_budget,
     select_threshold,

@@ -13,9 +13,14 @@ from torch import Tensor
 
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
-from vidsparse.kernels.kmeans import Clusters, kmeans
-from vidsparse.kernels.permute import in_token_order, inverse_order, order_by_label, permute_tokens
-from vidsparse.kernels.pooling import only_finite, pool_blocks, pool_ragged
+from vidsparse.kernels.planning.kmeans import Clusters, kmeans
+from vidsparse.kernels.planning.permute import (
+    in_token_order,
+    inverse_order,
+    order_by_label,
+    permute_tokens,
+)
+from vidsparse.kernels.planning.pooling import only_finite, pool_blocks, pool_ragged
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.orders import Arranged, Order, Tile, cached_positions
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from vidsparse.errors import BadInputError
 from vidsparse.heads import all_of, own_of
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.kernels.select import Lists, Ranking
+from vidsparse.kernels.planning.select import Lists, Ranking
 from vidsparse.policies.choice import (
     COMPARED_AT,
     StaticEstimate,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
-from vidsparse.kernels.block_scores import block_value_error
-from vidsparse.kernels.stand_in_error import stand_in_error
+from vidsparse.kernels.planning.block_scores import block_value_error
+from vidsparse.kernels.planning.stand_in_error import stand_in_error
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
 from vidsparse.policies.exact import sampled_mass
 from vidsparse.policies.pooled import pooled_mass, subblock_mass

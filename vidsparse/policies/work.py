@@ -1,17 +1,18 @@
-"""An attention call that is ordered and planned, and the kernels that run it."""
+"""An attention call that is ordered and planned, and what runs it."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from vidsparse.kernels.attention import attention
-from vidsparse.kernels.observe import Observed
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.policies.estimator import Inputs
+
+Kernel = Callable[..., Any]
+"""``kernels.attention.attention``, which has been told the scale, the engine and who counts it."""
 
 
 class Level(NamedTuple):
@@ -50,34 +51,3 @@ class Work:
         for tokens, coarse in self.levels:
             density = density + coarse.head_density() / tokens
         return density
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Kernel:
-    """The one door to attention, with what stays the same in a call.
-
-    Attributes:
-        scale: Score scale.
-        engine: "auto", or a name in ``kernels.engines.ENGINES``.
-        ran: Counts the engines that ran, by name.
-    """
-
-    scale: float
-    engine: str
-    ran: Counter[str]
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> Tensor:
-        """Attend; tensors ``(batch, heads, seq, head_dim)``."""
-        return attention(q, k, v, plan, scale=self.scale, engine=self.engine, ran=self.ran)
-
-    def with_lse(self, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> tuple[Tensor, Tensor]:
-        """Attend, and return the log-sum-exp of each row, ``(batch, heads, seq)``, besides."""
-        return attention(
-            q, k, v, plan, scale=self.scale, engine=self.engine, ran=self.ran, return_lse=True
-        )
-
-    def observed(self, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> Observed:
-        """Attend, and report what was seen of each block."""
-        return attention(
-            q, k, v, plan, scale=self.scale, engine=self.engine, ran=self.ran, observe=True
-        )

@@ -1,5 +1,6 @@
 """What is known of a model without its weights is what a run with weights then does."""
 
+import dataclasses
 import json
 import runpy
 from pathlib import Path
@@ -9,7 +10,13 @@ import pytest
 
 import vidsparse
 from vidsparse.errors import BadInputError
-from vidsparse.pipelines.running.checkpoints import Geometry, find_checkpoint, geometry_of
+from vidsparse.pipelines.models import IMAGE, VIDEO
+from vidsparse.pipelines.running.checkpoints import (
+    CHECKPOINTS,
+    Geometry,
+    find_checkpoint,
+    geometry_of,
+)
 from vidsparse.pipelines.running.generate import Request, generate
 
 BUILDERS = runpy.run_path(str(Path(__file__).parents[1] / "tiny_pipelines.py"))["BUILDERS"]
@@ -156,3 +163,21 @@ def test_an_image_is_one_frame():
     assert str(geometry.token_grid(1, 64, 96)) == "1x4x6"
     with pytest.raises(BadInputError, match="an image, which is 1 frame"):
         geometry.check_size(5, 64, 96)
+
+
+def test_names_of_the_command_line_stand_in_the_table_of_models():
+    releases = [each for row in VIDEO + IMAGE for each in row.releases if each.hub is not None]
+    shorts = [each.hub.short for each in releases if each.hub]
+    assert list(CHECKPOINTS) == ["tiny", *shorts]
+    known = CHECKPOINTS["wan2.2-ti2v-5b"]
+    assert known.layers == 30
+    assert known.fps == 24
+    assert known.size() == {"frames": 121, "height": 704, "width": 1280}
+    assert str(known.geometry.sequence(**known.size())) == "31x22x40"
+
+
+def test_fewer_steps_than_a_pipeline_can_do_are_refused_before_it_is_loaded():
+    known = dataclasses.replace(CHECKPOINTS["tiny"], least_steps=2)
+    assert known.or_default("steps", None) == 20
+    with pytest.raises(BadInputError, match="steps must be at least 2, got 1"):
+        known.or_default("steps", 1)

@@ -1,0 +1,170 @@
+"""How long a run takes: predicted from a model's shapes, a GPU's rates and what a preset computes.
+
+A layer is its linear layers (at the GPU's rate), all else that reads and writes tokens (at its
+memory's), and self-attention: dense at the rate of the fastest engine that diffusers takes by
+itself, or sparse by the line through timed calls. The rates of the H200 are fitted to measured
+forward calls of five models (benchmarks/results/real_sizes_h200.json and
+real_sizes_compiled_h200.json, ladder_calls_h200.json, ladder_shapes_h200.json); those of other GPUs
+are its shares of the published peak and bandwidth, which makes them estimates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vidsparse.errors import BadInputError
+from vidsparse.parameters import suggest
+from vidsparse.policies.policy import Policy
+
+MEASURED = "h200"
+PEAK, BANDWIDTH = 989.0, 4.8  # of an H200: TFLOP/s in bf16, TB/s
+LINEAR, WIDE, NARROW = 790.0, 577.0, 433.0  # TFLOP/s there: linear layers, heads of 128, of 64
+OTHER = {False: 0.11, True: 0.043}  # ns for a number of a token in a layer: eager, compiled
+LAUNCHES = 2.0  # ms that planning takes at least: launches, whatever the GPU
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU, by what its maker says of it.
+
+    Attributes:
+        label: Its name.
+        peak: TFLOP/s of dense bf16 products that are summed in float32.
+        bandwidth: TB/s of its memory.
+    """
+
+    label: str
+    peak: float
+    bandwidth: float
+
+
+GPUS: Mapping[str, Gpu] = {
+    "h200": Gpu("NVIDIA H200", PEAK, BANDWIDTH),
+    "h100": Gpu("NVIDIA H100 SXM", PEAK, 3.35),
+    "b200": Gpu("NVIDIA B200", 2250.0, 8.0),
+    "a100": Gpu("NVIDIA A100 80 GB", 312.0, 2.04),
+    "l40s": Gpu("NVIDIA L40S", 362.0, 0.864),
+    "rtx5090": Gpu("NVIDIA RTX 5090", 209.5, 1.79),
+    "rtx4090": Gpu("NVIDIA RTX 4090", 165.2, 1.01),
+    "rtx3090": Gpu("NVIDIA RTX 3090", 71.0, 0.936),
+}
+
+
+def find_gpu(name: str) -> Gpu:
+    """The GPU of this name.
+
+    Raises:
+        BadInputError: With the near matches, when it is not in the table.
+    """
+    if name.lower() not in GPUS:
+        raise BadInputError(f"unknown GPU {name!r}: {suggest(name.lower(), GPUS)}")
+    return GPUS[name.lower()]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shapes:
+    """What a forward call of a transformer works on.
+
+    Attributes:
+        tokens: Of the sequence, text among them.
+        layers: Self-attention layers.
+        heads: Of each.
+        head_dim: Numbers of a head.
+        linear: Weights of linear layers that each token of the video passes, over all layers.
+        samples: Forward calls of a step, or samples in one: two with guidance.
+    """
+
+    tokens: int
+    layers: int
+    heads: int
+    head_dim: int
+    linear: float
+    samples: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """Seconds of a denoising step, dense.
+
+    Attributes:
+        attention: Of self-attention.
+        rest: Of everything else.
+    """
+
+    attention: float
+    rest: float
+
+    @property
+    def seconds(self) -> float:
+        return self.attention + self.rest
+
+    @property
+    def attention_share(self) -> float:
+        """Of the step, from 0 to 1: more than this cannot be gained."""
+        return self.attention / self.seconds
+
+
+def dense_step(shapes: Shapes, gpu: Gpu, *, compiled: bool = False) -> StepTime:
+    """The time of a step of unmodified diffusers.
+
+    Args:
+        shapes: What it works on.
+        gpu: Where.
+        compiled: Whether the blocks are compiled.
+    """
+    numbers = shapes.heads * shapes.head_dim
+    pairs = 4 * shapes.tokens**2 * numbers * shapes.layers * shapes.samples
+    rate = (WIDE if shapes.head_dim >= 96 else NARROW) * gpu.peak / PEAK
+    passed = shapes.tokens * shapes.samples
+    products = 2 * shapes.linear * passed / (LINEAR * gpu.peak / PEAK * 1e12)
+    other = OTHER[compiled] * 1e-9 * BANDWIDTH / gpu.bandwidth * passed * numbers * shapes.layers
+    return StepTime(pairs / (rate * 1e12), products + other)
+
+
+@dataclass(frozen=True, slots=True)
+class CallCost:
+    """A sparse call beside a dense one: ``fixed + (start + slope * density) * dense``.
+
+    Attributes:
+        fixed: Milliseconds.
+        start: Share of the dense call that passes whatever is kept.
+        slope: What all pairs would cost, as a share of the dense call.
+    """
+
+    fixed: float
+    start: float
+    slope: float
+
+
+def call_cost(policy: Policy, block: int) -> CallCost:
+    """By the kind of plan: clusters, means that stand in, blocks of 128 or of 64, a mask.
+
+    Lines through calls of 75,600 tokens and 40 heads (benchmarks/results/ladder_calls_h200.json).
+    What an estimator alone costs is the same for all that look at data here.
+    """
+    if policy.order.clusters_queries or policy.order.clusters_keys:
+        return CallCost(LAUNCHES, 0.045, 1.32)
+    slope = 0.935 if block >= 128 else 1.16
+    if policy.static:
+        return CallCost(0.0, 0.0, slope)
+    start = 0.033 if policy.compensation.through_means else 0.0
+    return CallCost(LAUNCHES, start + (0.0 if block >= 128 else 0.016), slope)
+
+
+def sparse_run(dense: StepTime, shapes: Shapes, cost: CallCost, step_density: list[float]) -> float:
+    """Seconds of a run of sparse steps.
+
+    Args:
+        dense: The time of a dense step.
+        shapes: What it works on.
+        cost: Of a call.
+        step_density: Mean density of the layers at each step; 1 is a dense step.
+    """
+    calls = shapes.layers * shapes.samples
+    total = 0.0
+    for density in step_density:
+        share = 1.0 if density >= 1 else cost.start + cost.slope * density
+        fixed = 0.0 if density >= 1 else 1e-3 * cost.fixed * calls
+        total += dense.rest + fixed + share * dense.attention
+    return total
