@@ -4,7 +4,7 @@ PROMPT = a blue circle swaying over a light yellow dotted background
 TOO_OLD = vidsparse needs Python 3.11 or newer (make PYTHON=python3.12 takes another)
 PIP = .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint type bench clean
+.PHONY: demo test lint type bench docs clean
 .NOTPARALLEL:
 
 demo: .venv/core.stamp
@@ -24,8 +24,11 @@ type: .venv/dev.stamp
 bench: .venv/core.stamp
 	.venv/bin/python benchmarks/cpu_engine.py $(ARGS)
 
+docs: .venv/docs.stamp
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
+
 clean:
-	rm -rf .venv build dist demo *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist demo site *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are as new as the last install: an edit of a file they depend on installs again.
@@ -38,6 +41,10 @@ clean:
 	@echo "Installing vidsparse and its development tools into .venv (minutes the first time)"
 	@$(PIP) -e ".[dev]"
 	@touch .venv/core.stamp $@
+
+.venv/docs.stamp: .venv/core.stamp
+	@$(PIP) -e ".[docs]"
+	@touch $@
 
 .venv/made.stamp:
 	@command -v $(PYTHON) >/dev/null || { echo "$(TOO_OLD), and there is no $(PYTHON)" >&2; exit 1; }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from vidsparse.errors import BadInputError
@@ -11,11 +11,9 @@ from vidsparse.pipelines.model import Model
 from vidsparse.pipelines.models import IMAGE, UNSUPPORTED, VIDEO
 from vidsparse.pipelines.published import PUBLISHED
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+DOCS = Path(__file__).resolve().parent
 START = "<!-- python docs/tables.py: start -->"
 END = "<!-- python docs/tables.py: end -->"
-START_PUBLISHED = "<!-- python docs/tables.py: published, start -->"
-END_PUBLISHED = "<!-- python docs/tables.py: published, end -->"
 COLUMNS = ("model", "transformer", "self-attention", "other tokens", "guidance", "tested")
 
 
@@ -35,23 +33,25 @@ def published_table() -> str:
     return _table(("preset", "model", "settings", "source"), rows)
 
 
-def with_tables(text: str) -> str:
-    """A text with fresh tables between its markers.
+TABLES: dict[str, Callable[[], str]] = {
+    "models.md": support_tables,
+    "methods.md": published_table,
+}
+"""What makes the table of each page that has one."""
+
+
+def with_table(text: str, table: str, page: str) -> str:
+    """A page with a fresh table between its markers.
 
     Raises:
         BadInputError: When a marker is missing.
     """
-    text = _with_table(text, START, support_tables(), END)
-    return _with_table(text, START_PUBLISHED, published_table(), END_PUBLISHED)
-
-
-def _with_table(text: str, start: str, table: str, end: str) -> str:
-    before, found_start, rest = text.partition(start)
-    _, found_end, after = rest.partition(end)
+    before, found_start, rest = text.partition(START)
+    _, found_end, after = rest.partition(END)
     if not found_start or not found_end:
-        missing = end if found_start else start
-        raise BadInputError(f"the README has no {missing!r}: put the marker back")
-    return f"{before}{start}\n\n{table}\n\n{end}{after}"
+        missing = END if found_start else START
+        raise BadInputError(f"docs/{page} has no {missing!r}: put the marker back")
+    return f"{before}{START}\n\n{table}\n\n{END}{after}"
 
 
 def _row(model: Model) -> tuple[str, ...]:
@@ -86,8 +86,15 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |".replace("|  |", "| |") for cells in lines)
 
 
+def main() -> None:
+    for page, table in TABLES.items():
+        path = DOCS / page
+        text = with_table(path.read_text(encoding="utf-8"), table(), page)
+        path.write_text(text, encoding="utf-8")
+
+
 if __name__ == "__main__":
     try:
-        README.write_text(with_tables(README.read_text(encoding="utf-8")), encoding="utf-8")
+        main()
     except (BadInputError, OSError) as error:
         sys.exit(f"vidsparse: {error}")

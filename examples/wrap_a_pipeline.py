@@ -13,15 +13,15 @@ from vidsparse.pipelines.running.load import load_pipeline
 from vidsparse.pipelines.running.video import to_uint8, write_video
 
 
-def main() -> None:
+def main(frames: int = 25, size: int = 160, steps: int = 20) -> None:
     pipe = load_pipeline()
     with vidsparse.sparsify(pipe, "balanced", density=0.3) as session:
         video = pipe(
             "a blue circle swaying over a light yellow dotted background",
-            num_frames=25,
-            height=160,
-            width=160,
-            num_inference_steps=20,
+            num_frames=frames,
+            height=size,
+            width=size,
+            num_inference_steps=steps,
             guidance_scale=4.0,
             generator=torch.Generator().manual_seed(0),
         ).frames[0]

@@ -501,6 +501,6 @@ def find_model(transformer: nn.Module) -> Model:
             )
     raise BadInputError(
         f"vidsparse does not know the transformer {type(transformer).__name__}; it knows the "
-        f"{len(MODELS)} of the README's table of models: a new one is one row in "
+        f"{len(MODELS)} of docs/models.md: a new one is one row in "
         "vidsparse/pipelines/models.py"
     )

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ["kernels", "metrics", "pipelines"]
-OUTPUTS = {"build", "demo", "dist", "node_modules", "out"}
+OUTPUTS = {"build", "demo", "dist", "node_modules", "out", "site"}
 
 
 @pytest.mark.parametrize("name", ROOMS)

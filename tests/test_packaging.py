@@ -1,6 +1,7 @@
 """What ``pip install`` and ``python -m build`` ship is what git tracks, and it imports."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+import vidsparse
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ["kernels", "metrics", "pipelines"]
@@ -88,6 +91,9 @@ def test_tracked_files_include_what_an_install_needs():
         f"{tiny}/{part}/diffusion_pytorch_model.safetensors" for part in ["transformer", "vae"]
     }
     needed |= {f"{tiny}/text_encoder/model.safetensors", f"{tiny}/tokenizer/tokenizer.json"}
+    template = "vidsparse/metrics/report/template"
+    needed |= {f"{template}/{name}" for name in ("page.html.j2", "player.js", "style.css")}
+    needed |= {f"{tiny}/judge.safetensors", "vidsparse/kernels/measured.json"}
     assert needed - shipped_files() == set()
 
 
@@ -101,6 +107,13 @@ def test_wheel_carries_the_license_and_the_command(wheel):
         info = {n.split("/", 1)[1]: n for n in archive.namelist() if ".dist-info/" in n}
         assert archive.read(info["licenses/LICENSE"]) == (ROOT / "LICENSE").read_bytes()
         assert b"vidsparse = vidsparse.cli:main" in archive.read(info["entry_points.txt"])
+
+
+def test_the_release_has_one_number(wheel):
+    version = vidsparse.__version__
+    assert wheel.name.startswith(f"vidsparse-{version}-")
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## \[([^\]]+)\]", changes, re.MULTILINE)[0] == version
 
 
 def test_wheel_is_small_enough_to_ship(wheel):

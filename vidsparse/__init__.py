@@ -40,7 +40,7 @@ __all__ = [
     "session_of",
     "sparsify",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _LATER = {  # these import torch
     "PRESETS": "vidsparse.presets",
     "Preset": "vidsparse.preset",

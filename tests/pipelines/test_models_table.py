@@ -1,4 +1,4 @@
-"""The table as people see it: what is refused and why, and what the README says."""
+"""The table as people see it: what is refused and why, and what the pages of docs/ say."""
 
 import ast
 import re
@@ -12,9 +12,9 @@ from torch import nn
 import vidsparse
 from vidsparse.pipelines.models import IMAGE, MODELS, UNSUPPORTED, VIDEO
 
-TABLES = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "tables.py"))
-END, README, START = TABLES["END"], TABLES["README"], TABLES["START"]
-support_tables, with_tables = TABLES["support_tables"], TABLES["with_tables"]
+SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "tables.py"))
+DOCS, END, START, TABLES = SCRIPT["DOCS"], SCRIPT["END"], SCRIPT["START"], SCRIPT["TABLES"]
+support_tables, with_table = SCRIPT["support_tables"], SCRIPT["with_table"]
 
 
 def named(name, *bases):
@@ -37,10 +37,11 @@ def test_a_class_of_ones_own_is_what_it_is_derived_from():
 
 
 def test_an_unknown_class_is_told_where_the_known_ones_are():
-    match = rf"not know the transformer Mine; it knows the {len(MODELS)} of the README's table"
+    match = rf"not know the transformer Mine; it knows the {len(MODELS)} of docs/models.md"
     with pytest.raises(vidsparse.BadInputError, match=match):
         vidsparse.sparsify(named("Mine"))
-    assert all(f"`{name}`" in README.read_text() for name in MODELS)
+    page = (DOCS / "models.md").read_text()
+    assert all(f"`{name}`" in page for name in MODELS)
 
 
 def test_no_class_stands_in_two_rows_and_each_is_one_of_diffusers():
@@ -63,9 +64,10 @@ def test_rows_said_to_be_tested_in_a_pipeline_are():
     assert in_pipelines == {row.name for row in VIDEO + IMAGE if row.tested == "pipeline"}
 
 
-def test_the_readme_is_up_to_date():
-    text = README.read_text()
-    assert with_tables(text) == text, "run python docs/tables.py"
+@pytest.mark.parametrize("page", TABLES)
+def test_the_tables_of_a_page_are_up_to_date(page):
+    text = (DOCS / page).read_text()
+    assert with_table(text, TABLES[page](), page) == text, "run python docs/tables.py"
 
 
 def test_the_tables_are_tables():
@@ -78,6 +80,6 @@ def test_the_tables_are_tables():
 
 
 @pytest.mark.parametrize("text", ["no markers", START, END])
-def test_a_readme_without_its_markers_is_refused(text):
+def test_a_page_without_its_markers_is_refused(text):
     with pytest.raises(vidsparse.BadInputError, match="put the marker back"):
-        with_tables(text)
+        with_table(text, "| a |", "models.md")

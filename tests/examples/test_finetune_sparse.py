@@ -3,10 +3,9 @@
 import runpy
 from pathlib import Path
 
-import vidsparse.pipelines.models as table
 from vidsparse.pipelines.running.load import load_pipeline
 
-EXAMPLE = Path(table.__file__).parent.parent.parent / "examples" / "train_lora.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "finetune_sparse.py"
 
 
 def test_a_few_steps_lower_the_loss(capsys):

@@ -1,6 +1,6 @@
 """Train a LoRA while attention is sparse, on the small pipeline that ships.
 
-    python examples/train_lora.py
+    python examples/finetune_sparse.py
 
 The clip, a black and white target that grows, is rendered here; the model has never seen one. Each
 training step draws its noise level at random, so attention is as sparse as the preset's schedule

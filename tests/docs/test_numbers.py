@@ -1,0 +1,126 @@
+"""The numbers of the pages' tables are those of the records that the pages link to."""
+
+import json
+import re
+from pathlib import Path
+from statistics import mean, stdev
+
+import pytest
+from scipy import stats
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+RUNGS = {
+    "quality": "clusters 0.45",
+    "balanced": "tiles 128 0.35",
+    "fast": "tiles 128 0.25",
+    "turbo": "draft 128 0.15",
+}
+FAMILIES = {
+    "clusters": "clusters",
+    "boxes of 128, means": "tiles 128, means",
+    "boxes of 64": "tiles 64",
+    "boxes of 128": "tiles 128",
+    "draft, 64": "draft 64",
+    "draft, 128": "draft 128",
+}
+
+
+def record(name, machine="h200"):
+    return json.loads((RESULTS / f"{name}_{machine}.json").read_text())["rows"]
+
+
+def clips(name):
+    """The rows of a record of fidelity, by candidate and the density that was asked for."""
+    return {(row["candidate"], row["asked"]): row for row in record(name)}
+
+
+def psnr(row):
+    """As the pages write it: the mean, and half of its 95 % t-interval."""
+    each = row["psnr_each"]
+    half = stats.t.ppf(0.975, len(each) - 1) * stdev(each) / len(each) ** 0.5
+    return f"{mean(each):.1f} ± {half:.1f}"
+
+
+def table_after(page, words):
+    """The first table after some words: its cells by the first one of each row, and its head."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert words in text
+    lines = text.partition(words)[2].splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("|"))
+    rows = []
+    for line in lines[start:]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip(" *`") for cell in line.strip("|").split("|")])
+    head, _, *body = rows
+    return head[1:], {row[0]: row[1:] for row in body}
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_the_ladder_of_the_readme(rung):
+    _, rows = table_after("README.md", "Four rungs")
+    cells = next(cells for name, cells in rows.items() if name.startswith(rung))
+    row = clips("ladder_curves")[RUNGS[rung], 0.0]
+    assert cells[4:] == [f"{psnr(row)} dB", f"{row['ssim']:.3f}"]
+    whole = record("whole_run_wan-14b")
+    runs = {(run["mode"], run["preset"]): f"{run['over_stock']:.2f}x" for run in whole}
+    if rung in ("balanced", "fast"):
+        assert cells[2:4] == [runs["eager", rung], runs["compiled", rung]]
+    else:
+        assert "predicted" in cells[2]
+        assert cells[3] == ""
+    assert f"{runs['compiled', 'stock']})" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_curves():
+    head, rows = table_after("docs/methods.md", "**By mean density**")
+    found, compared = clips("ladder_curves"), 0
+    for name, cells in rows.items():
+        for density, cell in zip(head, cells, strict=True):
+            row = found.get((f"{FAMILIES[name]} {density}", 0.0))
+            assert cell == ("" if row is None else psnr(row)), (name, density)
+            compared += row is not None
+    assert compared == len(found)
+
+
+def test_the_methods():
+    _, rows = table_after("docs/methods.md", "**By method**")
+    found = clips("ladder_methods")
+    assert len(rows) * 2 == len(found)
+    for name, cells in rows.items():
+        preset = re.split(r"[` ]", name)[0]
+        made = [found[preset, level] for level in (0.45, 0.3)]
+        expected = [[psnr(r), f"{r['ssim']:.3f}", f"{r['temporal']:.2f}"] for r in made]
+        assert cells == expected[0] + expected[1], name
+
+
+@pytest.mark.parametrize("shift", [3, 12])
+def test_the_shifts(shift):
+    head, rows = table_after("docs/methods.md", "**By shift of the noise**")
+    column = head.index(f"shift {shift}")
+    found = {psnr(row) for row in record(f"ladder_shift{shift}")}
+    assert {cells[column] for cells in rows.values() if cells[column]} == found
+
+
+def test_whole_runs():
+    head, rows = table_after("docs/performance.md", "## Whole runs")
+    models = {"14B": "wan-14b", "A14B": "wan-2.2-a14b", "1.3B": "wan-1.3b"}
+    for model, name in models.items():
+        column = next(i for i, text in enumerate(head) if f" {model} " in text)
+        for run in record(f"whole_run_{name}"):
+            if run["mode"] == "eager" and run["preset"] != "stock":
+                cells = next(c for n, c in rows.items() if n.startswith(run["preset"]))
+                assert cells[column] == f"{run['over_stock']:.2f}x", (model, run["preset"])
+
+
+@pytest.mark.parametrize("how", ["Ulysses", "ring"])
+def test_two_gpus(how):
+    _, rows = table_after("docs/performance.md", "## Two GPUs")
+    runs = record(f"whole_run_wan-14b_{how.lower()}", "h200x2")
+    found = {(r["mode"] == "eager", r["preset"]): f"{r['over_stock']:.2f}x" for r in runs}
+    keys = [
+        (False, "stock"),
+        *((alone, p) for p in ("balanced", "fast") for alone in (True, False)),
+    ]
+    assert rows[how] == [found.get(key, "") for key in keys]
