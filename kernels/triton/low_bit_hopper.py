@@ -1,0 +1,315 @@
+"""Block-sparse forward in eight bits for Hopper (sm_90) in Gluon.
+
+As ``hopper.py``: one producer warp feeds two consumers of 64 query rows through TMA; the key tiles
+of a list lie end to end, and the ragged one goes first. What differs:
+
+* Scores are INT8 products summed in int32. A row's scale and a key block's make them floats within
+  the multiply-add that the softmax needs anyway.
+* Weights fill e4m3's range: 448 is added as ``log2(448)`` in the exponent and leaves with the sum.
+  Two columns of scores that a thread holds are no neighbours to the next product, so values come
+  permuted (``quantize.py``), and weights stay in the registers where the scores were.
+* The tensor cores keep 13 bits of an FP8 product's sum. Each tile of 128 keys is summed afresh and
+  added in float32, within the multiply-add that rescales the output: no instruction more.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from vidsparse.kernels.plan import BlockPlan
+from vidsparse.kernels.triton.hopper import INTEGERS, _lists, _work
+
+KEYS = 128  # in a tile
+LOG2_448 = gl.constexpr(8.807354922057604)
+LN2 = gl.constexpr(0.6931471805599453)
+
+
+@gluon.jit
+def _produce(
+    qd, kd, vd, lists, sizes, qs, ks, vs, bars,
+    BN: gl.constexpr, SLOT: gl.constexpr, KV: gl.constexpr, ROW_TILES: gl.constexpr,
+    STAGES: gl.constexpr, CONSUMERS: gl.constexpr,
+):  # fmt: skip
+    """Copy what the consumers will read, a few stages ahead of them."""
+    q_full, q_empty, k_full, k_empty, v_full, v_empty = bars
+    tiles, tiles_per_head, heads, _q_len = sizes
+    SLOTS: gl.constexpr = BN // SLOT
+    SUBS: gl.constexpr = KV // SLOT
+    step = 0
+    done = 0
+    for t in range(gl.program_id(0), tiles, gl.num_programs(0)):
+        i, b, h, listed, count, _width, num_tiles = _work(
+            t, lists, heads, tiles_per_head, ROW_TILES, KV, BN
+        )
+        for w in gl.static_range(CONSUMERS):
+            mbarrier.wait(q_empty.index(w), (done & 1) ^ 1)
+            mbarrier.expect(q_full.index(w), qd.block_type.nbytes)
+            row = (i * CONSUMERS + w) * 64
+            tma.async_copy_global_to_shared(qd, [b, h, row, 0], q_full.index(w), qs.index(w))
+        last_slot = gl.maximum(count * SUBS - 1, 0)
+        for n in range(num_tiles):
+            tile = num_tiles - 1 - n
+            stage = step % STAGES
+            phase = (step // STAGES) & 1
+            mbarrier.wait(k_empty.index(stage), phase ^ 1)
+            mbarrier.expect(k_full.index(stage), SLOTS * kd.block_type.nbytes)
+            for x in gl.static_range(SLOTS):
+                slot = gl.minimum(tile * SLOTS + x, last_slot)
+                key = gl.load(listed + slot // SUBS) * KV + (slot % SUBS) * SLOT
+                to = ks.index(stage).slice(x * SLOT, SLOT, dim=2)
+                tma.async_copy_global_to_shared(kd, [b, h, key, 0], k_full.index(stage), to)
+            mbarrier.wait(v_empty.index(stage), phase ^ 1)
+            mbarrier.expect(v_full.index(stage), SLOTS * vd.block_type.nbytes)
+            for x in gl.static_range(SLOTS):
+                slot = gl.minimum(tile * SLOTS + x, last_slot)
+                key = gl.load(listed + slot // SUBS) * KV + (slot % SUBS) * SLOT
+                to = vs.index(stage * SLOTS + x)
+                tma.async_copy_global_to_shared(vd, [b, h, 0, key], v_full.index(stage), to)
+            step += 1
+        done += 1
+
+
+@gluon.jit
+def _scale_at(scales, listed, tile, last_slot, SLOT: gl.constexpr, KV: gl.constexpr,
+              SLOTS: gl.constexpr):  # fmt: skip
+    """Scales of the key blocks of a tile."""
+    SUBS: gl.constexpr = KV // SLOT
+    found = ()
+    for x in gl.static_range(SLOTS):
+        slot = gl.minimum(gl.maximum(tile, 0) * SLOTS + x, last_slot)
+        block = gl.load(listed + slot // SUBS) * SUBS + slot % SUBS
+        found = found + (gl.load(scales + block),)  # noqa: RUF005 (not in Gluon)
+    return found
+
+
+@gluon.jit
+def _exponents(s, row_scale, scales, SLOTS: gl.constexpr):
+    """What scores are multiplied by: ``[rows, 1]``, or ``[rows, columns]`` of several blocks."""
+    by = gl.expand_dims(row_scale * scales[0], 1)
+    if SLOTS == 2:
+        column = gl.arange(0, s.shape[1], gl.SliceLayout(0, s.type.layout))
+        second = gl.expand_dims(row_scale * scales[1], 1)
+        by = gl.where(gl.expand_dims(column < s.shape[1] // 2, 0), by, second)
+    return by
+
+
+@gluon.jit
+def _to_operand(p, WEIGHTS: gl.constexpr):
+    """Weights as the next product takes them: in the same registers, columns renamed."""
+    ROWS: gl.constexpr = p.shape[0]
+    BN: gl.constexpr = p.shape[1]
+    p = p.reshape([ROWS, BN // 16, 2, 4, 2]).permute([0, 1, 3, 2, 4]).reshape([ROWS, BN])
+    p = gl.convert_layout(p, WEIGHTS, assert_trivial=True)
+    return gl.inline_asm_elementwise(
+        """{
+        .reg .b16 low, high;
+        cvt.rn.satfinite.e4m3x2.f32 low, $2, $1;
+        cvt.rn.satfinite.e4m3x2.f32 high, $4, $3;
+        mov.b32 $0, {low, high};
+        }""",
+        "=r,r,r,r,r", [p], dtype=gl.float8e4nv, is_pure=False, pack=4,
+    )  # fmt: skip
+
+
+@gluon.jit
+def _multiply(
+    q, weights, ks, vs, bars, blank, blank_out, step, more,
+    BN: gl.constexpr, D: gl.constexpr, SLOT: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """Values of tile ``step`` under its weights, and the scores of the next tile.
+
+    Without ``more`` tiles the scores are of whatever lies there, and nobody reads them.
+    """
+    _q_full, _q_empty, k_full, k_empty, v_full, v_empty = bars
+    now = step % STAGES
+    after = (step + 1) % STAGES
+    mbarrier.wait(v_full.index(now), (step // STAGES) & 1)
+    v = vs.index(now).reshape([D, BN]).permute((1, 0))
+    part = warpgroup_mma(weights, v, blank_out, use_acc=False, is_async=True)
+    mbarrier.wait(k_full.index(after), ((step + 1) // STAGES) & 1, pred=more)
+    k = ks.index(after).reshape([BN, D]).permute((1, 0))
+    s = warpgroup_mma(q, k, blank, use_acc=False, is_async=True)
+    part, s = warpgroup_mma_wait(0, deps=(part, s))
+    mbarrier.arrive(v_empty.index(now), count=1)
+    mbarrier.arrive(k_empty.index(after), count=1, pred=more)
+    return s, part
+
+
+@gluon.jit
+def _consume(
+    od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, os, bars,
+    BN: gl.constexpr, SLOT: gl.constexpr, KV: gl.constexpr, ROW_TILES: gl.constexpr,
+    D: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr, W: gl.constexpr,
+    HAS_LSE: gl.constexpr,
+):  # fmt: skip
+    """Attend for the 64 rows of consumer ``W``; scores are in base 2."""
+    q_full, q_empty, k_full, k_empty, v_full, v_empty = bars
+    tiles, tiles_per_head, heads, q_len = sizes
+    q_scale_ptr, k_scale_ptr, v_scale_ptr, shift_ptr, k_blocks = scale_ptrs
+    dtype: gl.constexpr = od.dtype
+    SLOTS: gl.constexpr = BN // SLOT
+    SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 32])
+    OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 32])
+    WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, OUT, 4)
+    ROWS: gl.constexpr = gl.SliceLayout(1, OUT)
+    step = 0
+    done = 0
+    q = qs.index(W).reshape([64, D])
+    blank = gl.zeros([64, BN], gl.int32, SCORES)
+    blank_out = gl.zeros([64, D], gl.float32, OUT)
+    for t in range(gl.program_id(0), tiles, gl.num_programs(0)):
+        i, b, h, listed, count, width, num_tiles = _work(
+            t, lists, heads, tiles_per_head, ROW_TILES, KV, BN
+        )
+        row = (i * CONSUMERS + W) * 64
+        rows = row + gl.arange(0, 64, gl.SliceLayout(1, SCORES))
+        at = (b.to(gl.int64) * heads + h) * q_len + rows
+        row_scale = gl.load(q_scale_ptr + at, mask=rows < q_len, other=1.0)
+        scales = k_scale_ptr + (b * heads + h) * k_blocks
+        last_slot = gl.maximum(count * (KV // SLOT) - 1, 0)
+        scale = _scale_at(scales, listed, num_tiles - 1, last_slot, SLOT, KV, SLOTS)
+        scale_next = _scale_at(scales, listed, num_tiles - 2, last_slot, SLOT, KV, SLOTS)
+        mbarrier.wait(q_full.index(W), done & 1)
+        mbarrier.wait(k_full.index(step % STAGES), (step // STAGES) & 1)
+        k = ks.index(step % STAGES).reshape([BN, D]).permute((1, 0))
+        s = warpgroup_mma(q, k, blank, use_acc=False, is_async=True)
+        s = warpgroup_mma_wait(0, deps=(s,))
+        mbarrier.arrive(k_empty.index(step % STAGES), count=1)
+
+        column = (num_tiles - 1) * BN + gl.arange(0, BN, gl.SliceLayout(0, SCORES))
+        x = s.to(gl.float32) * _exponents(s, row_scale, scale, SLOTS)
+        x = gl.where(gl.expand_dims(column, 0) < width, x, float("-inf"))
+        m = gl.max(x, 1)
+        m = gl.where(m == float("-inf"), 0.0, m)
+        p = gl.exp2(x - gl.expand_dims(m - LOG2_448, 1))
+        l = gl.sum(p, 1)
+        weights = _to_operand(p, WEIGHTS)
+        more = num_tiles > 1
+        s, acc = _multiply(
+            q, weights, ks, vs, bars, blank, blank_out, step, more, BN, D, SLOT, STAGES
+        )
+        step += 1
+        for n in range(1, num_tiles):
+            scale = scale_next
+            scale_next = _scale_at(
+                scales, listed, num_tiles - 2 - n, last_slot, SLOT, KV, SLOTS
+            )
+            by = _exponents(s, row_scale, scale, SLOTS)
+            if SLOTS == 1:
+                m_new = gl.maximum(m, gl.max(s, 1).to(gl.float32) * row_scale * scale[0])
+                x = s.to(gl.float32)
+            else:
+                x = s.to(gl.float32) * by
+                by = 1.0
+                m_new = gl.maximum(m, gl.max(x, 1))
+            alpha = gl.exp2(m - m_new)
+            p = gl.exp2(x * by - gl.expand_dims(m_new - LOG2_448, 1))
+            l = l * alpha + gl.sum(p, 1)
+            m = m_new
+            weights = _to_operand(p, WEIGHTS)
+            s, part = _multiply(
+                q, weights, ks, vs, bars, blank, blank_out, step, n + 1 < num_tiles,
+                BN, D, SLOT, STAGES,
+            )  # fmt: skip
+            acc = acc * gl.expand_dims(gl.convert_layout(alpha, ROWS), 1) + part
+            step += 1
+        mbarrier.arrive(q_empty.index(W), count=1)
+
+        if HAS_LSE:
+            shift = gl.load(shift_ptr + at, mask=rows < q_len, other=0.0)
+            lse = (m - LOG2_448 + gl.log2(l)) * LN2 + shift
+            gl.store(lse_ptr + at, lse, mask=rows < q_len)
+        l = gl.convert_layout(l, ROWS)
+        share = gl.where(l > 0, 1.0 / l, 0.0)
+        dims = gl.arange(0, D, gl.SliceLayout(0, OUT))
+        v_scale = gl.load(v_scale_ptr + (b * heads + h) * D + dims)
+        acc = acc * gl.expand_dims(share, 1) * gl.expand_dims(v_scale, 0)
+        tma.store_wait(0)
+        os.index(W).reshape([64, D]).store(acc.to(dtype))
+        fence_async_shared()
+        tma.async_copy_shared_to_global(od, [b, h, row, 0], os.index(W))
+        done += 1
+    tma.store_wait(0)
+
+
+@gluon.jit(do_not_specialize=[*INTEGERS, "k_blocks"])
+def forward(
+    qd, kd, vd, od, lse_ptr, q_scale_ptr, k_scale_ptr, v_scale_ptr, shift_ptr,
+    count_ptr, index_ptr, kv_end_ptr,
+    count_b, count_h, index_b, index_h, index_m,
+    tiles, tiles_per_head, heads, q_len, k_blocks,
+    BN: gl.constexpr, SLOT: gl.constexpr, KV: gl.constexpr, ROW_TILES: gl.constexpr,
+    D: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr, HAS_LSE: gl.constexpr,
+    CONSUMER_REGISTERS: gl.constexpr,
+):  # fmt: skip
+    """Attention under lists of key blocks; every CTA takes each ``num_programs``-th query tile."""
+    dtype: gl.constexpr = od.dtype
+    SLOTS: gl.constexpr = BN // SLOT
+    qs = gl.allocate_shared_memory(gl.int8, [CONSUMERS, 1, 1, 64, D], qd.layout)
+    ks = gl.allocate_shared_memory(gl.int8, [STAGES, 1, 1, BN, D], kd.layout)
+    vs = gl.allocate_shared_memory(gl.float8e4nv, [STAGES * SLOTS, 1, 1, D, SLOT], vd.layout)
+    os = gl.allocate_shared_memory(dtype, [CONSUMERS, 1, 1, 64, D], od.layout)
+    q_full = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], mbarrier.MBarrierLayout())
+    q_empty = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], mbarrier.MBarrierLayout())
+    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for w in gl.static_range(CONSUMERS):
+        mbarrier.init(q_full.index(w), count=1)
+        mbarrier.init(q_empty.index(w), count=1)
+    for s in gl.static_range(STAGES):
+        mbarrier.init(k_full.index(s), count=1)
+        mbarrier.init(k_empty.index(s), count=CONSUMERS)
+        mbarrier.init(v_full.index(s), count=1)
+        mbarrier.init(v_empty.index(s), count=CONSUMERS)
+    fence_async_shared()
+    bars = (q_full, q_empty, k_full, k_empty, v_full, v_empty)
+    lists = (count_ptr, index_ptr, kv_end_ptr, count_b, count_h, index_b, index_h, index_m)
+    sizes = (tiles, tiles_per_head, heads, q_len)
+    scale_ptrs = (q_scale_ptr, k_scale_ptr, v_scale_ptr, shift_ptr, k_blocks)
+    if CONSUMERS == 2:
+        gl.warp_specialize(
+            [
+                (_consume, (od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, os, bars,
+                            BN, SLOT, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE)),
+                (_consume, (od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, os, bars,
+                            BN, SLOT, KV, ROW_TILES, D, STAGES, CONSUMERS, 1, HAS_LSE)),
+                (_produce, (qd, kd, vd, lists, sizes, qs, ks, vs, bars,
+                            BN, SLOT, KV, ROW_TILES, STAGES, CONSUMERS)),
+            ],
+            [4, 1],
+            [CONSUMER_REGISTERS, 24],
+        )  # fmt: skip
+    else:
+        gl.warp_specialize(
+            [
+                (_consume, (od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, os, bars,
+                            BN, SLOT, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE)),
+                (_produce, (qd, kd, vd, lists, sizes, qs, ks, vs, bars,
+                            BN, SLOT, KV, ROW_TILES, STAGES, CONSUMERS)),
+            ],
+            [1],
+            [24],
+        )  # fmt: skip
+
+
+def descriptor(x: Tensor, box: tuple[int, int]) -> TensorDescriptor:
+    """Boxes of the last two dimensions of a ``(batch, heads, ., .)`` tensor."""
+    bits = 8 * x.element_size()
+    swizzle = min(128, box[1] * x.element_size())
+    layout = gl.NVMMASharedLayout(swizzle_byte_width=swizzle, element_bitwidth=bits, rank=4)
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, *box], layout)
