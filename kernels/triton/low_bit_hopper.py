@@ -14,8 +14,6 @@ of a list lie end to end, and the ragged one goes first. What differs:
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from triton.experimental import gluon
@@ -29,8 +27,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from vidsparse.kernels.low_bit import Quantized
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.kernels.triton.hopper import INTEGERS, _lists, _work
+from vidsparse.kernels.triton.hopper import INTEGERS, _lists, _work, suits_tma
 
 KEYS = 128  # in a tile
 LOG2_448 = gl.constexpr(8.807354922057604)
@@ -44,7 +43,7 @@ def _produce(
     STAGES: gl.constexpr, CONSUMERS: gl.constexpr,
 ):  # fmt: skip
     """Copy what the consumers will read, a few stages ahead of them."""
-    q_full, q_empty, k_full, k_empty, v_full, v_empty = bars
+    q_full, q_empty, k_full, k_empty, v_full, v_empty, turn = bars
     tiles, tiles_per_head, heads, _q_len = sizes
     SLOTS: gl.constexpr = BN // SLOT
     SUBS: gl.constexpr = KV // SLOT
@@ -110,9 +109,9 @@ def _exponents(s, row_scale, scales, SLOTS: gl.constexpr):
 def _to_operand(p, WEIGHTS: gl.constexpr):
     """Weights as the next product takes them: in the same registers, columns renamed."""
     ROWS: gl.constexpr = p.shape[0]
-    BN: gl.constexpr = p.shape[1]
-    p = p.reshape([ROWS, BN // 16, 2, 4, 2]).permute([0, 1, 3, 2, 4]).reshape([ROWS, BN])
-    p = gl.convert_layout(p, WEIGHTS, assert_trivial=True)
+    COLUMNS: gl.constexpr = p.shape[1]
+    p = p.reshape([ROWS, COLUMNS // 16, 2, 4, 2]).permute([0, 1, 3, 2, 4])
+    p = gl.convert_layout(p.reshape([ROWS, COLUMNS]), WEIGHTS, assert_trivial=True)
     return gl.inline_asm_elementwise(
         """{
         .reg .b16 low, high;
@@ -120,28 +119,46 @@ def _to_operand(p, WEIGHTS: gl.constexpr):
         cvt.rn.satfinite.e4m3x2.f32 high, $4, $3;
         mov.b32 $0, {low, high};
         }""",
-        "=r,r,r,r,r", [p], dtype=gl.float8e4nv, is_pure=False, pack=4,
+        "=r,r,r,r,r", [p], dtype=gl.float8e4nv, is_pure=True, pack=4,
     )  # fmt: skip
+
+
+@gluon.jit
+def _to_operands(p, WEIGHTS: gl.constexpr, SLOTS: gl.constexpr):
+    """One operand for each slot of a tile."""
+    if SLOTS == 1:
+        operands = (_to_operand(p, WEIGHTS),)
+    else:
+        halves = p.reshape([p.shape[0], 2, p.shape[1] // 2]).permute([0, 2, 1]).split()
+        operands = (_to_operand(halves[0], WEIGHTS), _to_operand(halves[1], WEIGHTS))
+    return operands
 
 
 @gluon.jit
 def _multiply(
     q, weights, ks, vs, bars, blank, blank_out, step, more,
-    BN: gl.constexpr, D: gl.constexpr, SLOT: gl.constexpr, STAGES: gl.constexpr,
+    BN: gl.constexpr, D: gl.constexpr, SLOT: gl.constexpr, STAGES: gl.constexpr, W: gl.constexpr,
+    IN_TURN: gl.constexpr,
 ):  # fmt: skip
     """Values of tile ``step`` under its weights, and the scores of the next tile.
 
     Without ``more`` tiles the scores are of whatever lies there, and nobody reads them.
     """
-    _q_full, _q_empty, k_full, k_empty, v_full, v_empty = bars
+    _q_full, _q_empty, k_full, k_empty, v_full, v_empty, turn = bars
     now = step % STAGES
     after = (step + 1) % STAGES
     mbarrier.wait(v_full.index(now), (step // STAGES) & 1)
-    v = vs.index(now).reshape([D, BN]).permute((1, 0))
-    part = warpgroup_mma(weights, v, blank_out, use_acc=False, is_async=True)
+    if IN_TURN:
+        mbarrier.wait(turn.index(W), (step & 1) ^ (1 - W))
+    part = blank_out
+    for x in gl.static_range(BN // SLOT):
+        v = vs.index(now * (BN // SLOT) + x).reshape([D, SLOT]).permute((1, 0))
+        part = warpgroup_mma(weights[x], v, part, use_acc=x > 0, is_async=True)
     mbarrier.wait(k_full.index(after), ((step + 1) // STAGES) & 1, pred=more)
     k = ks.index(after).reshape([BN, D]).permute((1, 0))
     s = warpgroup_mma(q, k, blank, use_acc=False, is_async=True)
+    if IN_TURN:
+        mbarrier.arrive(turn.index(1 - W), count=1)
     part, s = warpgroup_mma_wait(0, deps=(part, s))
     mbarrier.arrive(v_empty.index(now), count=1)
     mbarrier.arrive(k_empty.index(after), count=1, pred=more)
@@ -153,12 +170,12 @@ def _consume(
     od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, os, bars,
     BN: gl.constexpr, SLOT: gl.constexpr, KV: gl.constexpr, ROW_TILES: gl.constexpr,
     D: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr, W: gl.constexpr,
-    HAS_LSE: gl.constexpr,
+    HAS_LSE: gl.constexpr, IN_TURN: gl.constexpr,
 ):  # fmt: skip
     """Attend for the 64 rows of consumer ``W``; scores are in base 2."""
-    q_full, q_empty, k_full, k_empty, v_full, v_empty = bars
+    q_full, q_empty, k_full, k_empty, v_full, v_empty, turn = bars
     tiles, tiles_per_head, heads, q_len = sizes
-    q_scale_ptr, k_scale_ptr, v_scale_ptr, shift_ptr, k_blocks = scale_ptrs
+    q_scale_ptr, k_scale_ptr, v_scale_ptr, shift_ptr, k_blocks, head_dim = scale_ptrs
     dtype: gl.constexpr = od.dtype
     SLOTS: gl.constexpr = BN // SLOT
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 32])
@@ -196,11 +213,12 @@ def _consume(
         m = gl.where(m == float("-inf"), 0.0, m)
         p = gl.exp2(x - gl.expand_dims(m - LOG2_448, 1))
         l = gl.sum(p, 1)
-        weights = _to_operand(p, WEIGHTS)
+        weights = _to_operands(p, WEIGHTS, SLOTS)
         more = num_tiles > 1
         s, acc = _multiply(
-            q, weights, ks, vs, bars, blank, blank_out, step, more, BN, D, SLOT, STAGES
-        )
+            q, weights, ks, vs, bars, blank, blank_out, step, more,
+            BN, D, SLOT, STAGES, W, IN_TURN,
+        )  # fmt: skip
         step += 1
         for n in range(1, num_tiles):
             scale = scale_next
@@ -219,10 +237,10 @@ def _consume(
             p = gl.exp2(x * by - gl.expand_dims(m_new - LOG2_448, 1))
             l = l * alpha + gl.sum(p, 1)
             m = m_new
-            weights = _to_operand(p, WEIGHTS)
+            weights = _to_operands(p, WEIGHTS, SLOTS)
             s, part = _multiply(
                 q, weights, ks, vs, bars, blank, blank_out, step, n + 1 < num_tiles,
-                BN, D, SLOT, STAGES,
+                BN, D, SLOT, STAGES, W, IN_TURN,
             )  # fmt: skip
             acc = acc * gl.expand_dims(gl.convert_layout(alpha, ROWS), 1) + part
             step += 1
@@ -235,7 +253,8 @@ def _consume(
         l = gl.convert_layout(l, ROWS)
         share = gl.where(l > 0, 1.0 / l, 0.0)
         dims = gl.arange(0, D, gl.SliceLayout(0, OUT))
-        v_scale = gl.load(v_scale_ptr + (b * heads + h) * D + dims)
+        v_scale_at = v_scale_ptr + (b * heads + h) * head_dim + dims
+        v_scale = gl.load(v_scale_at, mask=dims < head_dim, other=0.0)
         acc = acc * gl.expand_dims(share, 1) * gl.expand_dims(v_scale, 0)
         tma.store_wait(0)
         os.index(W).reshape([64, D]).store(acc.to(dtype))
@@ -245,15 +264,15 @@ def _consume(
     tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=[*INTEGERS, "k_blocks"])
+@gluon.jit(do_not_specialize=[*INTEGERS, "k_blocks", "head_dim"])
 def forward(
     qd, kd, vd, od, lse_ptr, q_scale_ptr, k_scale_ptr, v_scale_ptr, shift_ptr,
     count_ptr, index_ptr, kv_end_ptr,
     count_b, count_h, index_b, index_h, index_m,
-    tiles, tiles_per_head, heads, q_len, k_blocks,
+    tiles, tiles_per_head, heads, q_len, k_blocks, head_dim,
     BN: gl.constexpr, SLOT: gl.constexpr, KV: gl.constexpr, ROW_TILES: gl.constexpr,
     D: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr, HAS_LSE: gl.constexpr,
-    CONSUMER_REGISTERS: gl.constexpr,
+    CONSUMER_REGISTERS: gl.constexpr, IN_TURN: gl.constexpr,
 ):  # fmt: skip
     """Attention under lists of key blocks; every CTA takes each ``num_programs``-th query tile."""
     dtype: gl.constexpr = od.dtype
@@ -268,7 +287,9 @@ def forward(
     k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    turn = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], mbarrier.MBarrierLayout())
     for w in gl.static_range(CONSUMERS):
+        mbarrier.init(turn.index(w), count=1)
         mbarrier.init(q_full.index(w), count=1)
         mbarrier.init(q_empty.index(w), count=1)
     for s in gl.static_range(STAGES):
@@ -277,34 +298,103 @@ def forward(
         mbarrier.init(v_full.index(s), count=1)
         mbarrier.init(v_empty.index(s), count=CONSUMERS)
     fence_async_shared()
-    bars = (q_full, q_empty, k_full, k_empty, v_full, v_empty)
+    bars = (q_full, q_empty, k_full, k_empty, v_full, v_empty, turn)
     lists = (count_ptr, index_ptr, kv_end_ptr, count_b, count_h, index_b, index_h, index_m)
     sizes = (tiles, tiles_per_head, heads, q_len)
-    scale_ptrs = (q_scale_ptr, k_scale_ptr, v_scale_ptr, shift_ptr, k_blocks)
-    if CONSUMERS == 2:
-        gl.warp_specialize(
-            [
-                (_consume, (od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, os, bars,
-                            BN, SLOT, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE)),
-                (_consume, (od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, os, bars,
-                            BN, SLOT, KV, ROW_TILES, D, STAGES, CONSUMERS, 1, HAS_LSE)),
-                (_produce, (qd, kd, vd, lists, sizes, qs, ks, vs, bars,
-                            BN, SLOT, KV, ROW_TILES, STAGES, CONSUMERS)),
-            ],
-            [4, 1],
-            [CONSUMER_REGISTERS, 24],
-        )  # fmt: skip
-    else:
-        gl.warp_specialize(
-            [
-                (_consume, (od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, os, bars,
-                            BN, SLOT, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE)),
-                (_produce, (qd, kd, vd, lists, sizes, qs, ks, vs, bars,
-                            BN, SLOT, KV, ROW_TILES, STAGES, CONSUMERS)),
-            ],
-            [1],
-            [24],
-        )  # fmt: skip
+    scale_ptrs = (q_scale_ptr, k_scale_ptr, v_scale_ptr, shift_ptr, k_blocks, head_dim)
+    gl.warp_specialize(
+        [
+            (_consume, (od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, os, bars,
+                        BN, SLOT, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE, IN_TURN)),
+            (_consume, (od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, os, bars,
+                        BN, SLOT, KV, ROW_TILES, D, STAGES, CONSUMERS, 1, HAS_LSE, IN_TURN)),
+            (_produce, (qd, kd, vd, lists, sizes, qs, ks, vs, bars,
+                        BN, SLOT, KV, ROW_TILES, STAGES, CONSUMERS)),
+        ],
+        [4, 1],
+        [CONSUMER_REGISTERS, 24],
+    )  # fmt: skip
+
+
+def refuses(out: Tensor, plan: BlockPlan) -> str | None:
+    """Why this kernel cannot run a call on a Hopper GPU, or None; needs no device sync."""
+    head_dim = out.shape[-1]
+    reasons = {
+        "it writes fp16 or bf16": out.dtype in (torch.float16, torch.bfloat16),
+        "head_dim is above 128 or no multiple of 16": head_dim <= 128 and head_dim % 16 == 0,
+        "blocks are of unequal size": plan.q_offsets is None and plan.kv_offsets is None,
+        "the query block is no multiple of 128": plan.q_block % 128 == 0,
+        "the key block is no multiple of 64": plan.kv_block % 64 == 0,
+        "memory is not laid out for TMA": suits_tma(out),
+    }
+    return next((reason for reason, holds in reasons.items() if not holds), None)
+
+
+def launch(
+    x: Quantized,
+    plan: BlockPlan,
+    out: Tensor,
+    *,
+    key_length: Tensor | None,
+    return_lse: bool,
+    stages: int = 4,
+    registers: int = 240,
+    in_turn: bool = True,
+) -> Tensor | None:
+    """Attend into ``out`` and return the log-sum-exp.
+
+    Args:
+        x: Interleaved, with ``key_block`` 64 or 128 as ``key_block_of`` says.
+        plan: Without token orders, one that the kernel does not refuse.
+        out: ``(batch, heads, q_len, head_dim)``.
+        key_length: Keys that exist in each batch entry.
+        return_lse: Whether to return the log-sum-exp.
+        stages: Key tiles in flight.
+        registers: Of a consumer's thread.
+        in_turn: Whether consumers start their products one after the other.
+    """
+    batch, heads, q_len, head_dim = out.shape
+    wide = 64 if head_dim <= 64 else 128
+    lse = x.shift.new_empty((batch, heads, q_len)) if return_lse else None
+    count, index, kv_end = _lists(plan, key_length, batch, out.device)
+    per_head = -(-q_len // 128)
+    programs = torch.cuda.get_device_properties(out.device).multi_processor_count
+    forward[(min(programs, per_head * batch * heads),)](
+        descriptor(x.query, (64, wide)),
+        descriptor(x.key, (x.key_block, wide)),
+        descriptor(x.value.mT, (wide, x.key_block)),
+        descriptor(out, (64, wide)),
+        x.shift if lse is None else lse,
+        x.query_scale,
+        x.key_scale,
+        x.value_scale,
+        x.shift,
+        count,
+        index,
+        kv_end,
+        *(0 if count.shape[i] == 1 else count.stride(i) for i in (0, 1)),
+        *(0 if index.shape[i] == 1 else index.stride(i) for i in (0, 1)),
+        index.stride(2),
+        per_head * batch * heads,
+        per_head,
+        heads,
+        q_len,
+        x.key_scale.shape[-1],
+        head_dim,
+        BN=KEYS,
+        SLOT=x.key_block,
+        KV=plan.kv_block,
+        ROW_TILES=plan.q_block // 128,
+        D=wide,
+        STAGES=stages,
+        CONSUMERS=2,
+        HAS_LSE=return_lse,
+        CONSUMER_REGISTERS=registers,
+        IN_TURN=in_turn,
+        num_warps=4,
+        maxnreg=168,
+    )
+    return lse
 
 
 def descriptor(x: Tensor, box: tuple[int, int]) -> TensorDescriptor:
