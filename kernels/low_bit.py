@@ -139,6 +139,7 @@ def _quantize_reference(
     if interleaved:
         value = value.unflatten(2, (-1, 16))[:, :, :, list(INTERLEAVED)].flatten(2, 3)
     value = value.clamp(-448, 448).to(value_dtype)
+    query, key, value = (x.contiguous() for x in (query, key, value))
     return query, query_scale, shift, key, most / 127, value, most_value / 448
 
 
@@ -173,7 +174,7 @@ def attend_quantized(
     scores = scores * (x.query_scale[..., None] * x.key_scale[:, :, block][:, :, None])
     listed, tile = _listed(plan, key_length, scores.shape[:2], keys)
     m = torch.full_like(x.query_scale, float("-inf"))
-    l, out = torch.zeros_like(m), torch.zeros(*x.query.shape, device=m.device)
+    mass, out = torch.zeros_like(m), torch.zeros(*x.query.shape, device=m.device)
     value = x.value[:, :, : plan.kv_len].float()
     for t in range(int(tile.max()), -1, -1):
         s = scores.masked_fill(~(listed & (tile == t)), float("-inf"))
@@ -181,14 +182,14 @@ def attend_quantized(
         safe = m_new.where(m_new.isfinite(), 0)
         p = torch.exp2(s - (safe - LOG2_448)[..., None])
         alpha = torch.exp2(m - safe)
-        l = l * alpha + p.sum(dim=-1)
+        mass = mass * alpha + p.sum(dim=-1)
         rounded = p.clamp(max=448).to(x.value.dtype).float()
         out = out * alpha[..., None] + rounded @ value
         m = m_new
-    share = torch.where(l > 0, 1 / l, 0)
-    lse = (m - LOG2_448 + l.log2()) / LOG2E + x.shift
+    share = torch.where(mass > 0, 1 / mass, 0)
+    lse = (m - LOG2_448 + mass.log2()) / LOG2E + x.shift
     out = out * share[..., None] * x.value_scale[:, :, None]
-    return out.to(dtype), lse.where(l > 0, float("-inf"))
+    return out.to(dtype), lse.where(mass > 0, float("-inf"))
 
 
 def _listed(

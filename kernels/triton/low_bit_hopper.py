@@ -43,7 +43,7 @@ def _produce(
     STAGES: gl.constexpr, CONSUMERS: gl.constexpr,
 ):  # fmt: skip
     """Copy what the consumers will read, a few stages ahead of them."""
-    q_full, q_empty, k_full, k_empty, v_full, v_empty, turn = bars
+    q_full, q_empty, k_full, k_empty, v_full, v_empty, _turn = bars
     tiles, tiles_per_head, heads, _q_len = sizes
     SLOTS: gl.constexpr = BN // SLOT
     SUBS: gl.constexpr = KV // SLOT
@@ -173,7 +173,7 @@ def _consume(
     HAS_LSE: gl.constexpr, IN_TURN: gl.constexpr,
 ):  # fmt: skip
     """Attend for the 64 rows of consumer ``W``; scores are in base 2."""
-    q_full, q_empty, k_full, k_empty, v_full, v_empty, turn = bars
+    q_full, q_empty, k_full, k_empty, _v_full, _v_empty, _turn = bars
     tiles, tiles_per_head, heads, q_len = sizes
     q_scale_ptr, k_scale_ptr, v_scale_ptr, shift_ptr, k_blocks, head_dim = scale_ptrs
     dtype: gl.constexpr = od.dtype
@@ -222,9 +222,7 @@ def _consume(
         step += 1
         for n in range(1, num_tiles):
             scale = scale_next
-            scale_next = _scale_at(
-                scales, listed, num_tiles - 2 - n, last_slot, SLOT, KV, SLOTS
-            )
+            scale_next = _scale_at(scales, listed, num_tiles - 2 - n, last_slot, SLOT, KV, SLOTS)
             by = _exponents(s, row_scale, scale, SLOTS)
             if SLOTS == 1:
                 m_new = gl.maximum(m, gl.max(s, 1).to(gl.float32) * row_scale * scale[0])

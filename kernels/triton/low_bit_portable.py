@@ -123,7 +123,7 @@ def launch(
     key_length: Tensor | None,
     return_lse: bool,
     keys: int = 64,
-    num_warps: int = 4,
+    num_warps: int | None = None,
     num_stages: int = 2,
 ) -> Tensor | None:
     """Attend into ``out`` and return the log-sum-exp.
@@ -135,12 +135,14 @@ def launch(
         key_length: Keys that exist in each batch entry.
         return_lse: Whether to return the log-sum-exp.
         keys: In a tile.
-        num_warps: Of a program.
+        num_warps: Of a program; as many as keep it from spilling when None.
         num_stages: Key tiles in flight.
     """
     batch, heads, q_len, head_dim = x.query.shape
     lse = x.shift.new_empty((batch, heads, q_len)) if return_lse else None
     queries = min(64 if head_dim > 128 else 128, max(16, triton.next_power_of_2(plan.q_block)))
+    if num_warps is None:
+        num_warps = 8 if queries * head_dim > 8192 else 4
     q_tiles = tiles_of_rows(plan, queries)
     length = torch.full((batch,), plan.kv_len, dtype=torch.int32, device=out.device)
     kv_end = length if key_length is None else key_length.to(torch.int32).minimum(length)

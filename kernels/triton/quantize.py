@@ -14,10 +14,12 @@ from torch import Tensor
 
 from vidsparse.kernels.triton.portable import load_rows
 
-QUERIES = 64  # rows in a program
+QUERIES = 128  # rows in a program
 SURVEYED = 512  # tokens in a program of the survey
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
-ROUND: tl.constexpr = tl.constexpr(12582912.0)  # 1.5 * 2**23: adding it rounds to an integer
+ROUND: tl.constexpr = tl.constexpr(
+    12582912.0
+)  # 1.5 * 2**23: adding it leaves no bits for a fraction
 LEAST: tl.constexpr = tl.constexpr(1e-10)  # no block's largest magnitude is taken for less
 
 
@@ -46,9 +48,9 @@ def _survey(
 
 
 @triton.jit
-def _rounded(x):
-    """To the nearest integer, ties to even."""
-    return (x + ROUND) - ROUND
+def _to_int8(x):
+    """The nearest integer, ties to even: the lowest byte of the sum's mantissa."""
+    return (x + ROUND).to(tl.int32, bitcast=True).to(tl.int8)
 
 
 @triton.jit
@@ -66,6 +68,61 @@ def to_values(x, dtype: tl.constexpr, BY_HAND: tl.constexpr):
 
 
 @triton.jit
+def _quantize_queries(
+    q_ptr, mean, q8_ptr, scale_ptr, shift_ptr, block, q_len, q_s, q_d, scale, dims,
+    D: tl.constexpr, BD: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """A scale for each row, and what each row's scores lose with the keys' mean."""
+    row = block * ROWS + tl.arange(0, ROWS)
+    valid = row < q_len
+    q = load_rows(q_ptr, row, valid, q_s, q_d, D, BD).to(tl.float32)
+    most = tl.maximum(tl.max(tl.abs(q), 1), LEAST)
+    q8 = _to_int8(q * tl.div_rn(127.0, most)[:, None])
+    at = row[:, None] * D + dims[None, :]
+    tl.store(q8_ptr + at, q8, mask=valid[:, None] & (dims < D)[None, :])
+    tl.store(scale_ptr + row, most * (scale * LOG2E / 127), mask=valid)
+    tl.store(shift_ptr + row, tl.sum(q * mean[None, :], 1) * scale, mask=valid)
+
+
+@triton.jit
+def _quantize_keys(
+    k_ptr, mean, k8_ptr, scale_ptr, block, kv_end, kv_len, k_s, k_d, dims,
+    D: tl.constexpr, BD: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A scale for the block; keys that do not exist become zero."""
+    token = block * BLOCK + tl.arange(0, BLOCK)
+    valid = token < kv_end
+    k = load_rows(k_ptr, token, valid, k_s, k_d, D, BD).to(tl.float32)
+    k = tl.where(valid[:, None], k - mean[None, :], 0.0)
+    most = tl.maximum(tl.max(tl.max(tl.abs(k), 1), 0), LEAST)
+    k8 = _to_int8(k * tl.div_rn(127.0, most))
+    at = token[:, None] * D + dims[None, :]
+    tl.store(k8_ptr + at, k8, mask=(token < kv_len)[:, None] & (dims < D)[None, :])
+    tl.store(scale_ptr + block, most / 127)
+
+
+@triton.jit
+def _quantize_values(
+    v_ptr, most, v8_ptr, block, kv_end, width, v_s, v_d, v8_s, v8_d, dims,
+    D: tl.constexpr, BD: tl.constexpr, BLOCK: tl.constexpr, INTERLEAVED: tl.constexpr,
+    BY_HAND: tl.constexpr,
+):  # fmt: skip
+    """A scale for each channel, from the survey; zero up to ``width``."""
+    slot = tl.arange(0, BLOCK)
+    token = slot
+    if INTERLEAVED:  # slot 4 t + 2 a + c of 16 holds token 8 a + 2 t + c
+        token = (slot // 16) * 16 + (slot // 2) % 2 * 8 + (slot // 4) % 4 * 2 + slot % 2
+    token += block * BLOCK
+    v = load_rows(v_ptr, token, token < kv_end, v_s, v_d, D, BD).to(tl.float32)
+    v8 = to_values(
+        v * tl.div_rn(448.0, tl.maximum(most, LEAST))[None, :], v8_ptr.dtype.element_ty, BY_HAND
+    )
+    slot += block * BLOCK
+    at = slot[:, None] * v8_s + dims[None, :] * v8_d
+    tl.store(v8_ptr + at, v8, mask=(slot < width)[:, None] & (dims < D)[None, :])
+
+
+@triton.jit
 def _quantize(
     q_ptr, k_ptr, v_ptr, mean_ptr, most_ptr, kv_end_ptr,
     q8_ptr, q_scale_ptr, shift_ptr, k8_ptr, k_scale_ptr, v8_ptr,
@@ -74,49 +131,32 @@ def _quantize(
     D: tl.constexpr, BD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
     INTERLEAVED: tl.constexpr, BY_HAND: tl.constexpr,
 ):  # fmt: skip
-    """One block of queries, or of keys and values."""
+    """One block of queries, of keys, or of values, in turn."""
     bh = tl.program_id(1).to(tl.int64)
     b, h = bh // heads, bh % heads
     dims = tl.arange(0, BD)
-    inside = dims < D
-    mean = tl.load(mean_ptr + bh * D + dims, mask=inside, other=0.0)
-    if tl.program_id(0) < q_blocks:
-        row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-        valid = row < q_len
-        q = load_rows(q_ptr + b * q_b + h * q_h, row, valid, q_s, q_d, D, BD).to(tl.float32)
-        most = tl.maximum(tl.max(tl.abs(q), 1), LEAST)
-        q8 = _rounded(q * tl.div_rn(127.0, most)[:, None])
-        at = (bh * q_len + row)[:, None] * D + dims[None, :]
-        tl.store(q8_ptr + at, q8.to(tl.int8), mask=valid[:, None] & inside[None, :])
-        tl.store(q_scale_ptr + bh * q_len + row, most * (scale * LOG2E / 127), mask=valid)
-        lost = tl.sum(q * mean[None, :], 1) * scale
-        tl.store(shift_ptr + bh * q_len + row, lost, mask=valid)
+    kv_end = tl.load(kv_end_ptr + b)
+    block = tl.program_id(0)
+    if block < q_blocks:
+        mean = tl.load(mean_ptr + bh * D + dims, mask=dims < D, other=0.0)
+        _quantize_queries(
+            q_ptr + b * q_b + h * q_h, mean, q8_ptr + bh * q_len * D, q_scale_ptr + bh * q_len,
+            shift_ptr + bh * q_len, block, q_len, q_s, q_d, scale, dims, D, BD, ROWS,
+        )  # fmt: skip
+    elif block < q_blocks + kv_blocks:
+        mean = tl.load(mean_ptr + bh * D + dims, mask=dims < D, other=0.0)
+        _quantize_keys(
+            k_ptr + b * k_b + h * k_h, mean, k8_ptr + bh * kv_len * D,
+            k_scale_ptr + bh * kv_blocks, block - q_blocks, kv_end, kv_len, k_s, k_d, dims,
+            D, BD, BLOCK,
+        )  # fmt: skip
     else:
-        block = tl.program_id(0) - q_blocks
-        kv_end = tl.load(kv_end_ptr + b)
-        position = block * BLOCK + tl.arange(0, BLOCK)
-        valid = position < kv_end
-        k = load_rows(k_ptr + b * k_b + h * k_h, position, valid, k_s, k_d, D, BD).to(tl.float32)
-        k = tl.where(valid[:, None], k - mean[None, :], 0.0)
-        most = tl.maximum(tl.max(tl.max(tl.abs(k), 1), 0), LEAST)
-        k8 = _rounded(k * tl.div_rn(127.0, most))
-        at = (bh * kv_len + position)[:, None] * D + dims[None, :]
-        stored = (position < kv_len)[:, None] & inside[None, :]
-        tl.store(k8_ptr + at, k8.to(tl.int8), mask=stored)
-        tl.store(k_scale_ptr + bh * kv_blocks + block, most / 127)
-
-        token = position
-        if INTERLEAVED:  # slot 4 t + 2 a + c of 16 holds token 8 a + 2 t + c
-            slot = tl.arange(0, BLOCK)
-            token = (slot // 16) * 16 + (slot // 2) % 2 * 8 + (slot // 4) % 4 * 2 + slot % 2
-            token += block * BLOCK
-        valid = token < kv_end
-        v = load_rows(v_ptr + b * v_b + h * v_h, token, valid, v_s, v_d, D, BD).to(tl.float32)
-        most = tl.load(most_ptr + bh * D + dims, mask=inside, other=1.0)
-        v8 = v * tl.div_rn(448.0, tl.maximum(most, LEAST))[None, :]
-        at = bh * width * D + position.to(tl.int64)[:, None] * v8_s + dims[None, :] * v8_d
-        stored = (position < width)[:, None] & inside[None, :]
-        tl.store(v8_ptr + at, to_values(v8, v8_ptr.dtype.element_ty, BY_HAND), mask=stored)
+        most = tl.load(most_ptr + bh * D + dims, mask=dims < D, other=1.0)
+        _quantize_values(
+            v_ptr + b * v_b + h * v_h, most, v8_ptr + bh * width * D,
+            block - q_blocks - kv_blocks, kv_end, width, v_s, v_d, v8_s, v8_d, dims,
+            D, BD, BLOCK, INTERLEAVED, BY_HAND,
+        )  # fmt: skip
 
 
 def by_hand(dtype: torch.dtype) -> bool:
@@ -158,12 +198,12 @@ def launch(
     transposed = value_dtype.itemsize == 1
     value = empty(*((head_dim, width) if transposed else (width, head_dim)), dtype=value_dtype)
     value = value.mT if transposed else value
-    _quantize[(q_blocks + kv_blocks, batch * heads)](
+    _quantize[(q_blocks + 2 * kv_blocks, batch * heads)](
         q, k, v, mean, most, kv_end, q8, q_scale, shift, k8, k_scale, value,
         *q.stride(), *k.stride(), *v.stride(),
         heads, q_len, kv_len, q_blocks, kv_blocks, width, *value.stride()[2:], scale,
         D=head_dim, BD=wide, ROWS=QUERIES, BLOCK=block, INTERLEAVED=interleaved,
         BY_HAND=by_hand(value_dtype),
-        num_warps=4 if block <= 64 else 8,
+        num_warps=8,
     )  # fmt: skip
     return q8, q_scale, shift, k8, k_scale, value, most.clamp(min=1e-10) / 448
