@@ -95,14 +95,60 @@ def _scale_at(scales, listed, tile, last_slot, SLOT: gl.constexpr, KV: gl.conste
 
 
 @gluon.jit
-def _exponents(s, row_scale, scales, SLOTS: gl.constexpr):
-    """What scores are multiplied by: ``[rows, 1]``, or ``[rows, columns]`` of several blocks."""
-    by = gl.expand_dims(row_scale * scales[0], 1)
-    if SLOTS == 2:
-        column = gl.arange(0, s.shape[1], gl.SliceLayout(0, s.type.layout))
-        second = gl.expand_dims(row_scale * scales[1], 1)
-        by = gl.where(gl.expand_dims(column < s.shape[1] // 2, 0), by, second)
+def _times(row_scale, scales, SLOTS: gl.constexpr):
+    """What the scores of each slot are multiplied by."""
+    by = ()
+    for x in gl.static_range(SLOTS):
+        by = by + (row_scale * scales[x],)  # noqa: RUF005
     return by
+
+
+@gluon.jit
+def _by_column(values, like, SLOTS: gl.constexpr):
+    """A row's value of each slot: ``[rows, 1]``, or ``[rows, columns]`` where it has several."""
+    by = gl.expand_dims(values[0], 1)
+    if SLOTS == 2:
+        column = gl.arange(0, like.shape[1], gl.SliceLayout(0, like.type.layout))
+        first = gl.expand_dims(column < like.shape[1] // 2, 0)
+        by = gl.where(first, by, gl.expand_dims(values[1], 1))
+    return by
+
+
+@gluon.jit
+def _halves(x):
+    return x.reshape([x.shape[0], 2, x.shape[1] // 2]).permute([0, 2, 1]).split()
+
+
+@gluon.jit
+def _peak(s, by, SLOTS: gl.constexpr):
+    """Largest score of each row; integers are compared, and only the largest becomes a float."""
+    if SLOTS == 1:
+        peak = gl.max(s, 1).to(gl.float32) * by[0]
+    else:
+        left, right = _halves(s)
+        first = gl.convert_layout(gl.max(left, 1), by[0].type.layout).to(gl.float32) * by[0]
+        second = gl.convert_layout(gl.max(right, 1), by[0].type.layout).to(gl.float32) * by[1]
+        peak = gl.maximum(first, second)
+    return peak
+
+
+@gluon.jit
+def _weights(s, by, m, SLOTS: gl.constexpr, CONVERT: gl.constexpr):
+    """``448 * 2 ** (s * by - m)``.
+
+    An integer below ``2 ** 22`` added to the bits of ``1.5 * 2 ** 23`` makes the float of that
+    sum: an addition is cheaper than a conversion, and the constant leaves with the maximum.
+    """
+    if CONVERT == 0:
+        x = s.to(gl.float32)
+        base = gl.expand_dims(m - LOG2_448, 1)
+    else:
+        x = (s + 0x4B400000).to(gl.float32, bitcast=True)
+        bases = ()
+        for slot in gl.static_range(SLOTS):
+            bases = bases + (by[slot] * 12582912.0 + (m - LOG2_448),)  # noqa: RUF005
+        base = _by_column(bases, s, SLOTS)
+    return gl.exp2(x * _by_column(by, s, SLOTS) - base)
 
 
 @gluon.jit
@@ -129,7 +175,7 @@ def _to_operands(p, WEIGHTS: gl.constexpr, SLOTS: gl.constexpr):
     if SLOTS == 1:
         operands = (_to_operand(p, WEIGHTS),)
     else:
-        halves = p.reshape([p.shape[0], 2, p.shape[1] // 2]).permute([0, 2, 1]).split()
+        halves = _halves(p)
         operands = (_to_operand(halves[0], WEIGHTS), _to_operand(halves[1], WEIGHTS))
     return operands
 
@@ -170,7 +216,7 @@ def _consume(
     od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, os, bars,
     BN: gl.constexpr, SLOT: gl.constexpr, KV: gl.constexpr, ROW_TILES: gl.constexpr,
     D: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr, W: gl.constexpr,
-    HAS_LSE: gl.constexpr, IN_TURN: gl.constexpr,
+    HAS_LSE: gl.constexpr, IN_TURN: gl.constexpr, CONVERT: gl.constexpr,
 ):  # fmt: skip
     """Attend for the 64 rows of consumer ``W``; scores are in base 2."""
     q_full, q_empty, k_full, k_empty, _v_full, _v_empty, _turn = bars
@@ -207,7 +253,7 @@ def _consume(
         mbarrier.arrive(k_empty.index(step % STAGES), count=1)
 
         column = (num_tiles - 1) * BN + gl.arange(0, BN, gl.SliceLayout(0, SCORES))
-        x = s.to(gl.float32) * _exponents(s, row_scale, scale, SLOTS)
+        x = s.to(gl.float32) * _by_column(_times(row_scale, scale, SLOTS), s, SLOTS)
         x = gl.where(gl.expand_dims(column, 0) < width, x, float("-inf"))
         m = gl.max(x, 1)
         m = gl.where(m == float("-inf"), 0.0, m)
@@ -223,16 +269,10 @@ def _consume(
         for n in range(1, num_tiles):
             scale = scale_next
             scale_next = _scale_at(scales, listed, num_tiles - 2 - n, last_slot, SLOT, KV, SLOTS)
-            by = _exponents(s, row_scale, scale, SLOTS)
-            if SLOTS == 1:
-                m_new = gl.maximum(m, gl.max(s, 1).to(gl.float32) * row_scale * scale[0])
-                x = s.to(gl.float32)
-            else:
-                x = s.to(gl.float32) * by
-                by = 1.0
-                m_new = gl.maximum(m, gl.max(x, 1))
+            by = _times(row_scale, scale, SLOTS)
+            m_new = gl.maximum(m, _peak(s, by, SLOTS))
             alpha = gl.exp2(m - m_new)
-            p = gl.exp2(x * by - gl.expand_dims(m_new - LOG2_448, 1))
+            p = _weights(s, by, m_new, SLOTS, CONVERT)
             l = l * alpha + gl.sum(p, 1)
             m = m_new
             weights = _to_operands(p, WEIGHTS, SLOTS)
@@ -270,7 +310,7 @@ def forward(
     tiles, tiles_per_head, heads, q_len, k_blocks, head_dim,
     BN: gl.constexpr, SLOT: gl.constexpr, KV: gl.constexpr, ROW_TILES: gl.constexpr,
     D: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr, HAS_LSE: gl.constexpr,
-    CONSUMER_REGISTERS: gl.constexpr, IN_TURN: gl.constexpr,
+    CONSUMER_REGISTERS: gl.constexpr, IN_TURN: gl.constexpr, CONVERT: gl.constexpr,
 ):  # fmt: skip
     """Attention under lists of key blocks; every CTA takes each ``num_programs``-th query tile."""
     dtype: gl.constexpr = od.dtype
@@ -303,9 +343,9 @@ def forward(
     gl.warp_specialize(
         [
             (_consume, (od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, os, bars,
-                        BN, SLOT, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE, IN_TURN)),
+                        BN, SLOT, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE, IN_TURN, CONVERT)),
             (_consume, (od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, os, bars,
-                        BN, SLOT, KV, ROW_TILES, D, STAGES, CONSUMERS, 1, HAS_LSE, IN_TURN)),
+                        BN, SLOT, KV, ROW_TILES, D, STAGES, CONSUMERS, 1, HAS_LSE, IN_TURN, CONVERT)),
             (_produce, (qd, kd, vd, lists, sizes, qs, ks, vs, bars,
                         BN, SLOT, KV, ROW_TILES, STAGES, CONSUMERS)),
         ],
@@ -338,6 +378,7 @@ def launch(
     stages: int = 4,
     registers: int = 240,
     in_turn: bool = True,
+    convert: int = 1,
 ) -> Tensor | None:
     """Attend into ``out`` and return the log-sum-exp.
 
@@ -389,6 +430,7 @@ def launch(
         HAS_LSE=return_lse,
         CONSUMER_REGISTERS=registers,
         IN_TURN=in_turn,
+        CONVERT=convert,
         num_warps=4,
         maxnreg=168,
     )

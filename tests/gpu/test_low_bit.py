@@ -1,4 +1,4 @@
-"""Eight-bit attention at sizes that only a GPU can run, against float64 and against its reference."""
+"""Eight-bit attention at sizes that only a GPU can run: against float64 and its reference."""
 
 import math
 
