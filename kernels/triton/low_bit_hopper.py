@@ -37,46 +37,69 @@ LN2 = gl.constexpr(0.6931471805599453)
 
 
 @gluon.jit
+def _copy_tile(
+    desc, listed, b, h, tile, last_slot, bar, to, KEYS_FIRST: gl.constexpr,
+    BN: gl.constexpr, SLOT: gl.constexpr, KV: gl.constexpr,
+):  # fmt: skip
+    """Start the copies of a tile's keys ``[BN, D]``, or of its values ``[slot, D, SLOT]``."""
+    SUBS: gl.constexpr = KV // SLOT
+    for x in gl.static_range(BN // SLOT):
+        slot = gl.minimum(tile * (BN // SLOT) + x, last_slot)
+        key = gl.load(listed + slot // SUBS) * KV + (slot % SUBS) * SLOT
+        if KEYS_FIRST:
+            there = to.slice(x * SLOT, SLOT, dim=2)
+            tma.async_copy_global_to_shared(desc, [b, h, key, 0], bar, there)
+        else:
+            there = to.slice(x, 1, dim=0).reshape(desc.block_type.shape)
+            tma.async_copy_global_to_shared(desc, [b, h, 0, key], bar, there)
+
+
+@gluon.jit
 def _produce(
     qd, kd, vd, lists, sizes, qs, ks, vs, bars,
     BN: gl.constexpr, SLOT: gl.constexpr, KV: gl.constexpr, ROW_TILES: gl.constexpr,
     STAGES: gl.constexpr, CONSUMERS: gl.constexpr,
 ):  # fmt: skip
-    """Copy what the consumers will read, a few stages ahead of them."""
-    q_full, q_empty, k_full, k_empty, v_full, v_empty, _turn = bars
+    """Copy what the consumers will read, a few stages ahead of them.
+
+    A stage is what one step of theirs reads: the values of a tile and the keys of the next. So the
+    first of a query tile has keys alone, and the last values alone.
+    """
+    q_full, q_empty, full, empty = bars
     tiles, tiles_per_head, heads, _q_len = sizes
     SLOTS: gl.constexpr = BN // SLOT
-    SUBS: gl.constexpr = KV // SLOT
     step = 0
     done = 0
     for t in range(gl.program_id(0), tiles, gl.num_programs(0)):
         i, b, h, listed, count, _width, num_tiles = _work(
             t, lists, heads, tiles_per_head, ROW_TILES, KV, BN
         )
+        last_slot = gl.maximum(count * (KV // SLOT) - 1, 0)
         for w in gl.static_range(CONSUMERS):
             mbarrier.wait(q_empty.index(w), (done & 1) ^ 1)
             mbarrier.expect(q_full.index(w), qd.block_type.nbytes)
             row = (i * CONSUMERS + w) * 64
             tma.async_copy_global_to_shared(qd, [b, h, row, 0], q_full.index(w), qs.index(w))
-        last_slot = gl.maximum(count * SUBS - 1, 0)
-        for n in range(num_tiles):
+        for n in range(num_tiles + 1):
             tile = num_tiles - 1 - n
             stage = step % STAGES
-            phase = (step // STAGES) & 1
-            mbarrier.wait(k_empty.index(stage), phase ^ 1)
-            mbarrier.expect(k_full.index(stage), SLOTS * kd.block_type.nbytes)
-            for x in gl.static_range(SLOTS):
-                slot = gl.minimum(tile * SLOTS + x, last_slot)
-                key = gl.load(listed + slot // SUBS) * KV + (slot % SUBS) * SLOT
-                to = ks.index(stage).slice(x * SLOT, SLOT, dim=2)
-                tma.async_copy_global_to_shared(kd, [b, h, key, 0], k_full.index(stage), to)
-            mbarrier.wait(v_empty.index(stage), phase ^ 1)
-            mbarrier.expect(v_full.index(stage), SLOTS * vd.block_type.nbytes)
-            for x in gl.static_range(SLOTS):
-                slot = gl.minimum(tile * SLOTS + x, last_slot)
-                key = gl.load(listed + slot // SUBS) * KV + (slot % SUBS) * SLOT
-                to = vs.index(stage * SLOTS + x)
-                tma.async_copy_global_to_shared(vd, [b, h, 0, key], v_full.index(stage), to)
+            mbarrier.wait(empty.index(stage), ((step // STAGES) & 1) ^ 1)
+            bar = full.index(stage)
+            if n == 0:
+                mbarrier.expect(bar, SLOTS * kd.block_type.nbytes)
+            elif n < num_tiles:
+                mbarrier.expect(bar, SLOTS * (kd.block_type.nbytes + vd.block_type.nbytes))
+            else:
+                mbarrier.expect(bar, SLOTS * vd.block_type.nbytes)
+            if n < num_tiles:
+                _copy_tile(
+                    kd, listed, b, h, tile, last_slot, bar, ks.index(stage), True, BN, SLOT, KV
+                )
+            if n > 0:
+                _copy_tile(
+                    vd, listed, b, h, tile + 1, last_slot, bar, vs.index(stage), False,
+                    BN, SLOT, KV,
+                )  # fmt: skip
             step += 1
         done += 1
 
@@ -120,16 +143,38 @@ def _halves(x):
 
 
 @gluon.jit
+def _row_max(s):
+    """Largest of each row, in several chains: a thread holds two of every eight columns."""
+    s = s.reshape([s.shape[0], s.shape[1] // 8, 8])
+    return gl.max(gl.max(s, 1), 1)
+
+
+@gluon.jit
 def _peak(s, by, SLOTS: gl.constexpr):
     """Largest score of each row; integers are compared, and only the largest becomes a float."""
+    ROWS: gl.constexpr = by[0].type.layout
     if SLOTS == 1:
-        peak = gl.max(s, 1).to(gl.float32) * by[0]
+        peak = gl.convert_layout(_row_max(s), ROWS, assert_trivial=True).to(gl.float32) * by[0]
     else:
         left, right = _halves(s)
-        first = gl.convert_layout(gl.max(left, 1), by[0].type.layout).to(gl.float32) * by[0]
-        second = gl.convert_layout(gl.max(right, 1), by[0].type.layout).to(gl.float32) * by[1]
-        peak = gl.maximum(first, second)
+        first = gl.convert_layout(_row_max(left), ROWS, assert_trivial=True)
+        second = gl.convert_layout(_row_max(right), ROWS, assert_trivial=True)
+        peak = gl.maximum(first.to(gl.float32) * by[0], second.to(gl.float32) * by[1])
     return peak
+
+
+@gluon.jit
+def _thread_sums(p):
+    """Sum of each row over the columns that a thread holds, ``[rows, 4]``."""
+    return gl.sum(gl.sum(p.reshape([p.shape[0], p.shape[1] // 8, 4, 2]), 3), 1)
+
+
+@gluon.jit
+def _over_rows(x, like):
+    """A number for each row, where ``like`` ``[rows, .]`` has its rows."""
+    return gl.expand_dims(
+        gl.convert_layout(x, gl.SliceLayout(1, like.type.layout), assert_trivial=True), 1
+    )
 
 
 @gluon.jit
@@ -182,33 +227,31 @@ def _to_operands(p, WEIGHTS: gl.constexpr, SLOTS: gl.constexpr):
 
 @gluon.jit
 def _multiply(
-    q, weights, ks, vs, bars, blank, blank_out, step, more,
-    BN: gl.constexpr, D: gl.constexpr, SLOT: gl.constexpr, STAGES: gl.constexpr, W: gl.constexpr,
-    IN_TURN: gl.constexpr,
+    q, weights, ks, vs, bars, blank, blank_out, step, more, m, row_scale, scale,
+    BN: gl.constexpr, D: gl.constexpr, SLOT: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """Values of tile ``step`` under its weights, and the scores of the next tile.
+    """Scores of the next tile, then values of this one, and the maxima with the next tile.
 
-    Without ``more`` tiles the scores are of whatever lies there, and nobody reads them.
+    Without ``more`` tiles the scores are of whatever lies there, and nobody may read them.
     """
-    _q_full, _q_empty, k_full, k_empty, v_full, v_empty, turn = bars
-    now = step % STAGES
-    after = (step + 1) % STAGES
-    mbarrier.wait(v_full.index(now), (step // STAGES) & 1)
-    if IN_TURN:
-        mbarrier.wait(turn.index(W), (step & 1) ^ (1 - W))
-    part = blank_out
-    for x in gl.static_range(BN // SLOT):
-        v = vs.index(now * (BN // SLOT) + x).reshape([D, SLOT]).permute((1, 0))
-        part = warpgroup_mma(weights[x], v, part, use_acc=x > 0, is_async=True)
-    mbarrier.wait(k_full.index(after), ((step + 1) // STAGES) & 1, pred=more)
-    k = ks.index(after).reshape([BN, D]).permute((1, 0))
+    _q_full, _q_empty, full, empty = bars
+    SLOTS: gl.constexpr = BN // SLOT
+    stage = step % STAGES
+    k = ks.index(stage).reshape([BN, D]).permute((1, 0))
     s = warpgroup_mma(q, k, blank, use_acc=False, is_async=True)
-    if IN_TURN:
-        mbarrier.arrive(turn.index(1 - W), count=1)
-    part, s = warpgroup_mma_wait(0, deps=(part, s))
-    mbarrier.arrive(v_empty.index(now), count=1)
-    mbarrier.arrive(k_empty.index(after), count=1, pred=more)
-    return s, part
+    part = blank_out
+    for x in gl.static_range(SLOTS):
+        v = vs.index(stage).slice(x, 1, dim=0).reshape([D, SLOT]).permute((1, 0))
+        part = warpgroup_mma(weights[x], v, part, use_acc=x > 0, is_async=True)
+    s = warpgroup_mma_wait(SLOTS, deps=(s,))
+    by = _times(row_scale, scale, SLOTS)
+    m_new = gl.maximum(m, _peak(s, by, SLOTS))
+    # between the two waits, so that the compiler does not wait for values before it compares
+    after = step + 1
+    mbarrier.wait(full.index(after % STAGES), (after // STAGES) & 1, pred=more)
+    part = warpgroup_mma_wait(0, deps=(part,))
+    mbarrier.arrive(empty.index(stage), count=1)
+    return s, part, by, m_new
 
 
 @gluon.jit
@@ -216,10 +259,10 @@ def _consume(
     od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, os, bars,
     BN: gl.constexpr, SLOT: gl.constexpr, KV: gl.constexpr, ROW_TILES: gl.constexpr,
     D: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr, W: gl.constexpr,
-    HAS_LSE: gl.constexpr, IN_TURN: gl.constexpr, CONVERT: gl.constexpr,
+    HAS_LSE: gl.constexpr, CONVERT: gl.constexpr,
 ):  # fmt: skip
     """Attend for the 64 rows of consumer ``W``; scores are in base 2."""
-    q_full, q_empty, k_full, k_empty, _v_full, _v_empty, _turn = bars
+    q_full, q_empty, full, empty = bars
     tiles, tiles_per_head, heads, q_len = sizes
     q_scale_ptr, k_scale_ptr, v_scale_ptr, shift_ptr, k_blocks, head_dim = scale_ptrs
     dtype: gl.constexpr = od.dtype
@@ -246,11 +289,12 @@ def _consume(
         scale = _scale_at(scales, listed, num_tiles - 1, last_slot, SLOT, KV, SLOTS)
         scale_next = _scale_at(scales, listed, num_tiles - 2, last_slot, SLOT, KV, SLOTS)
         mbarrier.wait(q_full.index(W), done & 1)
-        mbarrier.wait(k_full.index(step % STAGES), (step // STAGES) & 1)
+        mbarrier.wait(full.index(step % STAGES), (step // STAGES) & 1)
         k = ks.index(step % STAGES).reshape([BN, D]).permute((1, 0))
         s = warpgroup_mma(q, k, blank, use_acc=False, is_async=True)
         s = warpgroup_mma_wait(0, deps=(s,))
-        mbarrier.arrive(k_empty.index(step % STAGES), count=1)
+        mbarrier.arrive(empty.index(step % STAGES), count=1)
+        step += 1
 
         column = (num_tiles - 1) * BN + gl.arange(0, BN, gl.SliceLayout(0, SCORES))
         x = s.to(gl.float32) * _by_column(_times(row_scale, scale, SLOTS), s, SLOTS)
@@ -258,31 +302,36 @@ def _consume(
         m = gl.max(x, 1)
         m = gl.where(m == float("-inf"), 0.0, m)
         p = gl.exp2(x - gl.expand_dims(m - LOG2_448, 1))
-        l = gl.sum(p, 1)
+        l = _thread_sums(p)
         weights = _to_operands(p, WEIGHTS, SLOTS)
-        more = num_tiles > 1
-        s, acc = _multiply(
-            q, weights, ks, vs, bars, blank, blank_out, step, more,
-            BN, D, SLOT, STAGES, W, IN_TURN,
+        mbarrier.wait(full.index(step % STAGES), (step // STAGES) & 1)
+        s, part, by, m_new = _multiply(
+            q, weights, ks, vs, bars, blank, blank_out, step, num_tiles > 1, m, row_scale,
+            scale_next, BN, D, SLOT, STAGES,
         )  # fmt: skip
         step += 1
+        acc = gl.zeros([64, D], gl.float32, OUT)
+        before = gl.zeros([64], gl.float32, gl.SliceLayout(1, SCORES))
+        scale_next = _scale_at(scales, listed, num_tiles - 3, last_slot, SLOT, KV, SLOTS)
         for n in range(1, num_tiles):
             scale = scale_next
-            scale_next = _scale_at(scales, listed, num_tiles - 2 - n, last_slot, SLOT, KV, SLOTS)
-            by = _times(row_scale, scale, SLOTS)
-            m_new = gl.maximum(m, _peak(s, by, SLOTS))
-            alpha = gl.exp2(m - m_new)
-            p = _weights(s, by, m_new, SLOTS, CONVERT)
-            l = l * alpha + gl.sum(p, 1)
+            scale_next = _scale_at(
+                scales, listed, num_tiles - 3 - n, last_slot, SLOT, KV, SLOTS
+            )
+            acc = acc * gl.expand_dims(gl.convert_layout(before, ROWS), 1) + part
+            before = gl.exp2(m - m_new)
             m = m_new
+            p = _weights(s, by, m, SLOTS, CONVERT)
+            l = l * _over_rows(before, l) + _thread_sums(p)
             weights = _to_operands(p, WEIGHTS, SLOTS)
-            s, part = _multiply(
-                q, weights, ks, vs, bars, blank, blank_out, step, n + 1 < num_tiles,
-                BN, D, SLOT, STAGES, W, IN_TURN,
+            s, part, by, m_new = _multiply(
+                q, weights, ks, vs, bars, blank, blank_out, step, n + 1 < num_tiles, m,
+                row_scale, scale, BN, D, SLOT, STAGES,
             )  # fmt: skip
-            acc = acc * gl.expand_dims(gl.convert_layout(alpha, ROWS), 1) + part
             step += 1
         mbarrier.arrive(q_empty.index(W), count=1)
+        acc = acc * gl.expand_dims(gl.convert_layout(before, ROWS), 1) + part
+        l = gl.convert_layout(gl.sum(l, 1), gl.SliceLayout(1, SCORES), assert_trivial=True)
 
         if HAS_LSE:
             shift = gl.load(shift_ptr + at, mask=rows < q_len, other=0.0)
@@ -310,42 +359,36 @@ def forward(
     tiles, tiles_per_head, heads, q_len, k_blocks, head_dim,
     BN: gl.constexpr, SLOT: gl.constexpr, KV: gl.constexpr, ROW_TILES: gl.constexpr,
     D: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr, HAS_LSE: gl.constexpr,
-    CONSUMER_REGISTERS: gl.constexpr, IN_TURN: gl.constexpr, CONVERT: gl.constexpr,
+    CONSUMER_REGISTERS: gl.constexpr, CONVERT: gl.constexpr,
 ):  # fmt: skip
     """Attention under lists of key blocks; every CTA takes each ``num_programs``-th query tile."""
     dtype: gl.constexpr = od.dtype
     SLOTS: gl.constexpr = BN // SLOT
     qs = gl.allocate_shared_memory(gl.int8, [CONSUMERS, 1, 1, 64, D], qd.layout)
     ks = gl.allocate_shared_memory(gl.int8, [STAGES, 1, 1, BN, D], kd.layout)
-    vs = gl.allocate_shared_memory(gl.float8e4nv, [STAGES * SLOTS, 1, 1, D, SLOT], vd.layout)
+    vs = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, SLOTS, 1, D, SLOT], vd.layout)
     os = gl.allocate_shared_memory(dtype, [CONSUMERS, 1, 1, 64, D], od.layout)
     q_full = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], mbarrier.MBarrierLayout())
     q_empty = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], mbarrier.MBarrierLayout())
-    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    turn = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], mbarrier.MBarrierLayout())
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for w in gl.static_range(CONSUMERS):
-        mbarrier.init(turn.index(w), count=1)
         mbarrier.init(q_full.index(w), count=1)
         mbarrier.init(q_empty.index(w), count=1)
     for s in gl.static_range(STAGES):
-        mbarrier.init(k_full.index(s), count=1)
-        mbarrier.init(k_empty.index(s), count=CONSUMERS)
-        mbarrier.init(v_full.index(s), count=1)
-        mbarrier.init(v_empty.index(s), count=CONSUMERS)
+        mbarrier.init(full.index(s), count=1)
+        mbarrier.init(empty.index(s), count=CONSUMERS)
     fence_async_shared()
-    bars = (q_full, q_empty, k_full, k_empty, v_full, v_empty, turn)
+    bars = (q_full, q_empty, full, empty)
     lists = (count_ptr, index_ptr, kv_end_ptr, count_b, count_h, index_b, index_h, index_m)
     sizes = (tiles, tiles_per_head, heads, q_len)
     scale_ptrs = (q_scale_ptr, k_scale_ptr, v_scale_ptr, shift_ptr, k_blocks, head_dim)
     gl.warp_specialize(
         [
             (_consume, (od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, os, bars,
-                        BN, SLOT, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE, IN_TURN, CONVERT)),
+                        BN, SLOT, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE, CONVERT)),
             (_consume, (od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, os, bars,
-                        BN, SLOT, KV, ROW_TILES, D, STAGES, CONSUMERS, 1, HAS_LSE, IN_TURN, CONVERT)),
+                        BN, SLOT, KV, ROW_TILES, D, STAGES, CONSUMERS, 1, HAS_LSE, CONVERT)),
             (_produce, (qd, kd, vd, lists, sizes, qs, ks, vs, bars,
                         BN, SLOT, KV, ROW_TILES, STAGES, CONSUMERS)),
         ],
@@ -377,7 +420,6 @@ def launch(
     return_lse: bool,
     stages: int = 4,
     registers: int = 240,
-    in_turn: bool = True,
     convert: int = 1,
 ) -> Tensor | None:
     """Attend into ``out`` and return the log-sum-exp.
@@ -390,7 +432,6 @@ def launch(
         return_lse: Whether to return the log-sum-exp.
         stages: Key tiles in flight.
         registers: Of a consumer's thread.
-        in_turn: Whether consumers start their products one after the other.
     """
     batch, heads, q_len, head_dim = out.shape
     wide = 64 if head_dim <= 64 else 128
@@ -429,7 +470,6 @@ def launch(
         CONSUMERS=2,
         HAS_LSE=return_lse,
         CONSUMER_REGISTERS=registers,
-        IN_TURN=in_turn,
         CONVERT=convert,
         num_warps=4,
         maxnreg=168,
