@@ -37,21 +37,31 @@ LN2 = gl.constexpr(0.6931471805599453)
 
 
 @gluon.jit
-def _copy_tile(
-    desc, listed, b, h, tile, last_slot, bar, to, KEYS_FIRST: gl.constexpr,
+def _copy_keys(
+    kd, listed, b, h, tile, last_slot, bar, ks, stage,
     BN: gl.constexpr, SLOT: gl.constexpr, KV: gl.constexpr,
 ):  # fmt: skip
-    """Start the copies of a tile's keys ``[BN, D]``, or of its values ``[slot, D, SLOT]``."""
+    """Start the copies of a tile's keys."""
     SUBS: gl.constexpr = KV // SLOT
     for x in gl.static_range(BN // SLOT):
         slot = gl.minimum(tile * (BN // SLOT) + x, last_slot)
         key = gl.load(listed + slot // SUBS) * KV + (slot % SUBS) * SLOT
-        if KEYS_FIRST:
-            there = to.slice(x * SLOT, SLOT, dim=2)
-            tma.async_copy_global_to_shared(desc, [b, h, key, 0], bar, there)
-        else:
-            there = to.slice(x, 1, dim=0).reshape(desc.block_type.shape)
-            tma.async_copy_global_to_shared(desc, [b, h, 0, key], bar, there)
+        to = ks.index(stage).slice(x * SLOT, SLOT, dim=2)
+        tma.async_copy_global_to_shared(kd, [b, h, key, 0], bar, to)
+
+
+@gluon.jit
+def _copy_values(
+    vd, listed, b, h, tile, last_slot, bar, vs, stage,
+    BN: gl.constexpr, SLOT: gl.constexpr, KV: gl.constexpr,
+):  # fmt: skip
+    """Start the copies of a tile's values."""
+    SUBS: gl.constexpr = KV // SLOT
+    for x in gl.static_range(BN // SLOT):
+        slot = gl.minimum(tile * (BN // SLOT) + x, last_slot)
+        key = gl.load(listed + slot // SUBS) * KV + (slot % SUBS) * SLOT
+        to = vs.index(stage * (BN // SLOT) + x)
+        tma.async_copy_global_to_shared(vd, [b, h, 0, key], bar, to)
 
 
 @gluon.jit
@@ -92,14 +102,9 @@ def _produce(
             else:
                 mbarrier.expect(bar, SLOTS * vd.block_type.nbytes)
             if n < num_tiles:
-                _copy_tile(
-                    kd, listed, b, h, tile, last_slot, bar, ks.index(stage), True, BN, SLOT, KV
-                )
+                _copy_keys(kd, listed, b, h, tile, last_slot, bar, ks, stage, BN, SLOT, KV)
             if n > 0:
-                _copy_tile(
-                    vd, listed, b, h, tile + 1, last_slot, bar, vs.index(stage), False,
-                    BN, SLOT, KV,
-                )  # fmt: skip
+                _copy_values(vd, listed, b, h, tile + 1, last_slot, bar, vs, stage, BN, SLOT, KV)
             step += 1
         done += 1
 
@@ -241,7 +246,7 @@ def _multiply(
     s = warpgroup_mma(q, k, blank, use_acc=False, is_async=True)
     part = blank_out
     for x in gl.static_range(SLOTS):
-        v = vs.index(stage).slice(x, 1, dim=0).reshape([D, SLOT]).permute((1, 0))
+        v = vs.index(stage * SLOTS + x).reshape([D, SLOT]).permute((1, 0))
         part = warpgroup_mma(weights[x], v, part, use_acc=x > 0, is_async=True)
     s = warpgroup_mma_wait(SLOTS, deps=(s,))
     by = _times(row_scale, scale, SLOTS)
@@ -366,7 +371,7 @@ def forward(
     SLOTS: gl.constexpr = BN // SLOT
     qs = gl.allocate_shared_memory(gl.int8, [CONSUMERS, 1, 1, 64, D], qd.layout)
     ks = gl.allocate_shared_memory(gl.int8, [STAGES, 1, 1, BN, D], kd.layout)
-    vs = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, SLOTS, 1, D, SLOT], vd.layout)
+    vs = gl.allocate_shared_memory(gl.float8e4nv, [STAGES * SLOTS, 1, 1, D, SLOT], vd.layout)
     os = gl.allocate_shared_memory(dtype, [CONSUMERS, 1, 1, 64, D], od.layout)
     q_full = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], mbarrier.MBarrierLayout())
     q_empty = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], mbarrier.MBarrierLayout())
