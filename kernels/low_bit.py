@@ -182,8 +182,8 @@ def attend_quantized(
         safe = m_new.where(m_new.isfinite(), 0)
         p = torch.exp2(s - (safe - LOG2_448)[..., None])
         alpha = torch.exp2(m - safe)
-        mass = mass * alpha + p.sum(dim=-1)
         rounded = p.clamp(max=448).to(x.value.dtype).float()
+        mass = mass * alpha + rounded.sum(dim=-1)  # of what is multiplied: roundings cancel
         out = out * alpha[..., None] + rounded @ value
         m = m_new
     share = torch.where(mass > 0, 1 / mass, 0)

@@ -92,7 +92,7 @@ def _produce(
             tma.async_copy_global_to_shared(qd, [b, h, row, 0], q_full.index(w), qs.index(w))
         for n in range(num_tiles + 1):
             tile = num_tiles - 1 - n
-            stage = step % STAGES
+            stage = step & (STAGES - 1)
             mbarrier.wait(empty.index(stage), ((step // STAGES) & 1) ^ 1)
             bar = full.index(stage)
             if n == 0:
@@ -169,20 +169,6 @@ def _peak(s, by, SLOTS: gl.constexpr):
 
 
 @gluon.jit
-def _thread_sums(p):
-    """Sum of each row over the columns that a thread holds, ``[rows, 4]``."""
-    return gl.sum(gl.sum(p.reshape([p.shape[0], p.shape[1] // 8, 4, 2]), 3), 1)
-
-
-@gluon.jit
-def _over_rows(x, like):
-    """A number for each row, where ``like`` ``[rows, .]`` has its rows."""
-    return gl.expand_dims(
-        gl.convert_layout(x, gl.SliceLayout(1, like.type.layout), assert_trivial=True), 1
-    )
-
-
-@gluon.jit
 def _weights(s, by, m, SLOTS: gl.constexpr, CONVERT: gl.constexpr):
     """``448 * 2 ** (s * by - m)``.
 
@@ -232,36 +218,42 @@ def _to_operands(p, WEIGHTS: gl.constexpr, SLOTS: gl.constexpr):
 
 @gluon.jit
 def _multiply(
-    q, weights, ks, vs, bars, blank, blank_out, step, more, m, row_scale, scale,
+    q, weights, ks, vs, ones, bars, blank, blank_out, blank_mass, step, more, m, row_scale, scale,
     BN: gl.constexpr, D: gl.constexpr, SLOT: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """Scores of the next tile, then values of this one, and the maxima with the next tile.
+    """Scores of the next tile, then sums and values of this one, and maxima with the next tile.
 
     Without ``more`` tiles the scores are of whatever lies there, and nobody may read them.
     """
     _q_full, _q_empty, full, empty = bars
     SLOTS: gl.constexpr = BN // SLOT
-    stage = step % STAGES
+    MASS: gl.constexpr = gl.DotOperandLayout(0, blank_mass.type.layout, 4)
+    stage = step & (STAGES - 1)
     k = ks.index(stage).reshape([BN, D]).permute((1, 0))
     s = warpgroup_mma(q, k, blank, use_acc=False, is_async=True)
     part = blank_out
+    mass = blank_mass
     for x in gl.static_range(SLOTS):
         v = vs.index(stage * SLOTS + x).reshape([D, SLOT]).permute((1, 0))
         part = warpgroup_mma(weights[x], v, part, use_acc=x > 0, is_async=True)
-    s = warpgroup_mma_wait(SLOTS, deps=(s,))
+    for x in gl.static_range(SLOTS):
+        again = gl.convert_layout(weights[x], MASS, assert_trivial=True)
+        mass = warpgroup_mma(again, ones.permute((1, 0)), mass, use_acc=x > 0, is_async=True)
+    s = warpgroup_mma_wait(2 * SLOTS, deps=(s,))
     by = _times(row_scale, scale, SLOTS)
     m_new = gl.maximum(m, _peak(s, by, SLOTS))
     # between the two waits, so that the compiler does not wait for values before it compares
     after = step + 1
-    mbarrier.wait(full.index(after % STAGES), (after // STAGES) & 1, pred=more)
-    part = warpgroup_mma_wait(0, deps=(part,))
+    bar = full.index(after & (STAGES - 1))
+    mbarrier.wait(bar, (after // STAGES) & 1, pred=more)
+    part, mass = warpgroup_mma_wait(0, deps=(part, mass))
     mbarrier.arrive(empty.index(stage), count=1)
-    return s, part, by, m_new
+    return s, part, mass, by, m_new
 
 
 @gluon.jit
 def _consume(
-    od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, os, bars,
+    od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, ones, os, bars,
     BN: gl.constexpr, SLOT: gl.constexpr, KV: gl.constexpr, ROW_TILES: gl.constexpr,
     D: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr, W: gl.constexpr,
     HAS_LSE: gl.constexpr, CONVERT: gl.constexpr,
@@ -275,12 +267,15 @@ def _consume(
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 32])
     OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 32])
     WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, OUT, 4)
+    MASS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 8, 32])
     ROWS: gl.constexpr = gl.SliceLayout(1, OUT)
+    MASS_ROWS: gl.constexpr = gl.SliceLayout(1, MASS)
     step = 0
     done = 0
     q = qs.index(W).reshape([64, D])
     blank = gl.zeros([64, BN], gl.int32, SCORES)
     blank_out = gl.zeros([64, D], gl.float32, OUT)
+    blank_mass = gl.zeros([64, 8], gl.float32, MASS)
     for t in range(gl.program_id(0), tiles, gl.num_programs(0)):
         i, b, h, listed, count, width, num_tiles = _work(
             t, lists, heads, tiles_per_head, ROW_TILES, KV, BN
@@ -294,11 +289,11 @@ def _consume(
         scale = _scale_at(scales, listed, num_tiles - 1, last_slot, SLOT, KV, SLOTS)
         scale_next = _scale_at(scales, listed, num_tiles - 2, last_slot, SLOT, KV, SLOTS)
         mbarrier.wait(q_full.index(W), done & 1)
-        mbarrier.wait(full.index(step % STAGES), (step // STAGES) & 1)
-        k = ks.index(step % STAGES).reshape([BN, D]).permute((1, 0))
+        mbarrier.wait(full.index(step & (STAGES - 1)), (step // STAGES) & 1)
+        k = ks.index(step & (STAGES - 1)).reshape([BN, D]).permute((1, 0))
         s = warpgroup_mma(q, k, blank, use_acc=False, is_async=True)
         s = warpgroup_mma_wait(0, deps=(s,))
-        mbarrier.arrive(empty.index(step % STAGES), count=1)
+        mbarrier.arrive(empty.index(step & (STAGES - 1)), count=1)
         step += 1
 
         column = (num_tiles - 1) * BN + gl.arange(0, BN, gl.SliceLayout(0, SCORES))
@@ -307,12 +302,11 @@ def _consume(
         m = gl.max(x, 1)
         m = gl.where(m == float("-inf"), 0.0, m)
         p = gl.exp2(x - gl.expand_dims(m - LOG2_448, 1))
-        l = _thread_sums(p)
         weights = _to_operands(p, WEIGHTS, SLOTS)
-        mbarrier.wait(full.index(step % STAGES), (step // STAGES) & 1)
-        s, part, by, m_new = _multiply(
-            q, weights, ks, vs, bars, blank, blank_out, step, num_tiles > 1, m, row_scale,
-            scale_next, BN, D, SLOT, STAGES,
+        mbarrier.wait(full.index(step & (STAGES - 1)), (step // STAGES) & 1)
+        s, part, l, by, m_new = _multiply(
+            q, weights, ks, vs, ones, bars, blank, blank_out, blank_mass, step, num_tiles > 1,
+            m, row_scale, scale_next, BN, D, SLOT, STAGES,
         )  # fmt: skip
         step += 1
         acc = gl.zeros([64, D], gl.float32, OUT)
@@ -327,16 +321,16 @@ def _consume(
             before = gl.exp2(m - m_new)
             m = m_new
             p = _weights(s, by, m, SLOTS, CONVERT)
-            l = l * _over_rows(before, l) + _thread_sums(p)
             weights = _to_operands(p, WEIGHTS, SLOTS)
-            s, part, by, m_new = _multiply(
-                q, weights, ks, vs, bars, blank, blank_out, step, n + 1 < num_tiles, m,
-                row_scale, scale, BN, D, SLOT, STAGES,
+            s, part, mass, by, m_new = _multiply(
+                q, weights, ks, vs, ones, bars, blank, blank_out, blank_mass, step,
+                n + 1 < num_tiles, m, row_scale, scale, BN, D, SLOT, STAGES,
             )  # fmt: skip
+            l = l * gl.expand_dims(gl.convert_layout(before, MASS_ROWS), 1) + mass
             step += 1
         mbarrier.arrive(q_empty.index(W), count=1)
         acc = acc * gl.expand_dims(gl.convert_layout(before, ROWS), 1) + part
-        l = gl.convert_layout(gl.sum(l, 1), gl.SliceLayout(1, SCORES), assert_trivial=True)
+        l = gl.convert_layout(gl.max(l, 1), gl.SliceLayout(1, SCORES))  # all columns are equal
 
         if HAS_LSE:
             shift = gl.load(shift_ptr + at, mask=rows < q_len, other=0.0)
@@ -373,6 +367,10 @@ def forward(
     ks = gl.allocate_shared_memory(gl.int8, [STAGES, 1, 1, BN, D], kd.layout)
     vs = gl.allocate_shared_memory(gl.float8e4nv, [STAGES * SLOTS, 1, 1, D, SLOT], vd.layout)
     os = gl.allocate_shared_memory(dtype, [CONSUMERS, 1, 1, 64, D], od.layout)
+    flat: gl.constexpr = gl.NVMMASharedLayout(SLOT, element_bitwidth=8, rank=2)
+    spread: gl.constexpr = gl.BlockedLayout([1, 4], [1, 32], [4, 1], [1, 0])
+    one = gl.full([8, SLOT], 1.0, gl.float32, spread).to(gl.float8e4nv)
+    ones = gl.allocate_shared_memory(gl.float8e4nv, [8, SLOT], flat, one)
     q_full = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], mbarrier.MBarrierLayout())
     q_empty = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], mbarrier.MBarrierLayout())
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -390,9 +388,9 @@ def forward(
     scale_ptrs = (q_scale_ptr, k_scale_ptr, v_scale_ptr, shift_ptr, k_blocks, head_dim)
     gl.warp_specialize(
         [
-            (_consume, (od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, os, bars,
+            (_consume, (od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, ones, os, bars,
                         BN, SLOT, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE, CONVERT)),
-            (_consume, (od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, os, bars,
+            (_consume, (od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, ones, os, bars,
                         BN, SLOT, KV, ROW_TILES, D, STAGES, CONSUMERS, 1, HAS_LSE, CONVERT)),
             (_produce, (qd, kd, vd, lists, sizes, qs, ks, vs, bars,
                         BN, SLOT, KV, ROW_TILES, STAGES, CONSUMERS)),

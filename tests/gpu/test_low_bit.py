@@ -34,10 +34,10 @@ def relative(ours, exact):
 
 
 def check(out, lse, q, k, v, plan, length=None):
-    """Near the plain-torch reference, and no farther from float64 than it is."""
+    """As the plain-torch reference of the same integers, and near float64."""
     x = quantize(
         q, k, v, scale=q.shape[-1] ** -0.5, key_block=key_block_of(plan), key_length=length,
-        value_dtype=value_dtype_of(q.device), impl="reference",
+        value_dtype=value_dtype_of(q.device),
     )  # fmt: skip
     keys = 128 if plan.kv_block % 64 == 0 and plan.q_block % 128 == 0 else 64
     same, same_lse = attend_quantized(x, plan, key_length=length, keys=keys, dtype=torch.float32)
@@ -46,11 +46,31 @@ def check(out, lse, q, k, v, plan, length=None):
     )
     assert torch.equal(lse.isinf(), exact_lse.isinf())
     assert (out[lse.isinf()] == 0).all()
-    assert relative(out, same) < 6e-3
+    assert relative(out, same) < 4e-3  # bfloat16 alone: 1.7e-3
     assert relative(out, exact) < 1.02 * relative(same, exact) + 1e-3
     seen = lse.isfinite()
-    assert float((lse - same_lse)[seen].abs().max()) < 2e-3
-    assert float((lse - exact_lse)[seen].abs().max()) < 5e-2
+    assert float((lse - same_lse)[seen].abs().max()) < 1e-3
+    assert float((lse - exact_lse)[seen].abs().max()) < 8e-2
+
+
+@pytest.mark.parametrize("value_dtype", [torch.float16, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_the_quantising_pass(value_dtype, interleaved):
+    if value_dtype != value_dtype_of(torch.device("cuda")) == torch.float16:
+        pytest.skip("this GPU has no FP8")
+    q, k, v = qkv(2, 3, 1000, 1301, 96)
+    length = torch.tensor([1301, 640], dtype=torch.int32, device="cuda")
+    options = {"scale": 0.2, "key_length": length, "value_dtype": value_dtype}
+    ours = quantize(q, k, v, interleaved=interleaved, impl="triton", **options)
+    same = quantize(q, k, v, interleaved=interleaved, impl="reference", **options)
+    for name in ("query_scale", "shift", "key_scale", "value_scale"):
+        mine, theirs = getattr(ours, name), getattr(same, name)
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
+    for name in ("query", "key"):  # the means differ in their last bits
+        differ = (getattr(ours, name).int() - getattr(same, name).int()).abs()
+        assert int(differ.max()) <= 1
+        assert float(differ.float().mean()) < 1e-3
+    assert torch.equal(ours.value.float(), same.value.float())
 
 
 @pytest.mark.parametrize("head_dim", [64, 96, 128])
