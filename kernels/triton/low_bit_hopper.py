@@ -14,6 +14,8 @@ of a list lie end to end, and the ragged one goes first. What differs:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from triton.experimental import gluon
@@ -75,7 +77,7 @@ def _produce(
     A stage is what one step of theirs reads: the values of a tile and the keys of the next. So the
     first of a query tile has keys alone, and the last values alone.
     """
-    q_full, q_empty, full, empty = bars
+    q_full, q_empty, full, empty, _turn = bars
     tiles, tiles_per_head, heads, _q_len = sizes
     SLOTS: gl.constexpr = BN // SLOT
     step = 0
@@ -169,6 +171,20 @@ def _peak(s, by, SLOTS: gl.constexpr):
 
 
 @gluon.jit
+def _thread_sums(p):
+    """Sum of each row over the columns that a thread holds, ``[rows, 4]``."""
+    return gl.sum(gl.sum(p.reshape([p.shape[0], p.shape[1] // 8, 4, 2]), 3), 1)
+
+
+@gluon.jit
+def _over_rows(x, like):
+    """A number for each row, where ``like`` ``[rows, .]`` has its rows."""
+    return gl.expand_dims(
+        gl.convert_layout(x, gl.SliceLayout(1, like.type.layout), assert_trivial=True), 1
+    )
+
+
+@gluon.jit
 def _weights(s, by, m, SLOTS: gl.constexpr, CONVERT: gl.constexpr):
     """``448 * 2 ** (s * by - m)``.
 
@@ -218,48 +234,46 @@ def _to_operands(p, WEIGHTS: gl.constexpr, SLOTS: gl.constexpr):
 
 @gluon.jit
 def _multiply(
-    q, weights, ks, vs, ones, bars, blank, blank_out, blank_mass, step, more, m, row_scale, scale,
-    BN: gl.constexpr, D: gl.constexpr, SLOT: gl.constexpr, STAGES: gl.constexpr,
+    q, weights, ks, vs, bars, blank, blank_out, step, more, m, row_scale, scale,
+    BN: gl.constexpr, D: gl.constexpr, SLOT: gl.constexpr, STAGES: gl.constexpr, W: gl.constexpr,
+    TURN: gl.constexpr,
 ):  # fmt: skip
-    """Scores of the next tile, then sums and values of this one, and maxima with the next tile.
+    """Scores of the next tile, then values of this one, and the maxima with the next tile.
 
     Without ``more`` tiles the scores are of whatever lies there, and nobody may read them.
     """
-    _q_full, _q_empty, full, empty = bars
+    _q_full, _q_empty, full, empty, turn = bars
     SLOTS: gl.constexpr = BN // SLOT
-    MASS: gl.constexpr = gl.DotOperandLayout(0, blank_mass.type.layout, 4)
     stage = step & (STAGES - 1)
     k = ks.index(stage).reshape([BN, D]).permute((1, 0))
     s = warpgroup_mma(q, k, blank, use_acc=False, is_async=True)
     part = blank_out
-    mass = blank_mass
     for x in gl.static_range(SLOTS):
         v = vs.index(stage * SLOTS + x).reshape([D, SLOT]).permute((1, 0))
         part = warpgroup_mma(weights[x], v, part, use_acc=x > 0, is_async=True)
-    for x in gl.static_range(SLOTS):
-        again = gl.convert_layout(weights[x], MASS, assert_trivial=True)
-        mass = warpgroup_mma(again, ones.permute((1, 0)), mass, use_acc=x > 0, is_async=True)
-    s = warpgroup_mma_wait(2 * SLOTS, deps=(s,))
+    if TURN:
+        mbarrier.arrive(turn.index(1 - W), count=1)
+    s = warpgroup_mma_wait(SLOTS, deps=(s,))
     by = _times(row_scale, scale, SLOTS)
     m_new = gl.maximum(m, _peak(s, by, SLOTS))
     # between the two waits, so that the compiler does not wait for values before it compares
     after = step + 1
-    bar = full.index(after & (STAGES - 1))
-    mbarrier.wait(bar, (after // STAGES) & 1, pred=more)
-    part, mass = warpgroup_mma_wait(0, deps=(part, mass))
+    mbarrier.wait(full.index(after & (STAGES - 1)), (after // STAGES) & 1, pred=more)
+    part = warpgroup_mma_wait(0, deps=(part,))
     mbarrier.arrive(empty.index(stage), count=1)
-    return s, part, mass, by, m_new
+    return s, part, by, m_new
 
 
 @gluon.jit
 def _consume(
-    od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, ones, os, bars,
+    od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, os, bars,
     BN: gl.constexpr, SLOT: gl.constexpr, KV: gl.constexpr, ROW_TILES: gl.constexpr,
     D: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr, W: gl.constexpr,
-    HAS_LSE: gl.constexpr, CONVERT: gl.constexpr,
+    HAS_LSE: gl.constexpr, CONVERT: gl.constexpr, TURN: gl.constexpr,
+    HELD: gl.constexpr,
 ):  # fmt: skip
     """Attend for the 64 rows of consumer ``W``; scores are in base 2."""
-    q_full, q_empty, full, empty = bars
+    q_full, q_empty, full, empty, turn = bars
     tiles, tiles_per_head, heads, q_len = sizes
     q_scale_ptr, k_scale_ptr, v_scale_ptr, shift_ptr, k_blocks, head_dim = scale_ptrs
     dtype: gl.constexpr = od.dtype
@@ -267,15 +281,12 @@ def _consume(
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 32])
     OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 32])
     WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, OUT, 4)
-    MASS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 8, 32])
     ROWS: gl.constexpr = gl.SliceLayout(1, OUT)
-    MASS_ROWS: gl.constexpr = gl.SliceLayout(1, MASS)
     step = 0
     done = 0
-    q = qs.index(W).reshape([64, D])
+    turns = 0
     blank = gl.zeros([64, BN], gl.int32, SCORES)
     blank_out = gl.zeros([64, D], gl.float32, OUT)
-    blank_mass = gl.zeros([64, 8], gl.float32, MASS)
     for t in range(gl.program_id(0), tiles, gl.num_programs(0)):
         i, b, h, listed, count, width, num_tiles = _work(
             t, lists, heads, tiles_per_head, ROW_TILES, KV, BN
@@ -290,6 +301,10 @@ def _consume(
         scale_next = _scale_at(scales, listed, num_tiles - 2, last_slot, SLOT, KV, SLOTS)
         mbarrier.wait(q_full.index(W), done & 1)
         mbarrier.wait(full.index(step & (STAGES - 1)), (step // STAGES) & 1)
+        if HELD:
+            q = qs.index(W).reshape([64, D]).load(gl.DotOperandLayout(0, SCORES, 4))
+        else:
+            q = qs.index(W).reshape([64, D])
         k = ks.index(step & (STAGES - 1)).reshape([BN, D]).permute((1, 0))
         s = warpgroup_mma(q, k, blank, use_acc=False, is_async=True)
         s = warpgroup_mma_wait(0, deps=(s,))
@@ -301,12 +316,16 @@ def _consume(
         x = gl.where(gl.expand_dims(column, 0) < width, x, float("-inf"))
         m = gl.max(x, 1)
         m = gl.where(m == float("-inf"), 0.0, m)
+        if TURN:
+            mbarrier.wait(turn.index(W), (turns & 1) ^ (1 - W))
+            turns += 1
         p = gl.exp2(x - gl.expand_dims(m - LOG2_448, 1))
+        l = _thread_sums(p)
         weights = _to_operands(p, WEIGHTS, SLOTS)
         mbarrier.wait(full.index(step & (STAGES - 1)), (step // STAGES) & 1)
-        s, part, l, by, m_new = _multiply(
-            q, weights, ks, vs, ones, bars, blank, blank_out, blank_mass, step, num_tiles > 1,
-            m, row_scale, scale_next, BN, D, SLOT, STAGES,
+        s, part, by, m_new = _multiply(
+            q, weights, ks, vs, bars, blank, blank_out, step, num_tiles > 1, m, row_scale,
+            scale_next, BN, D, SLOT, STAGES, W, TURN,
         )  # fmt: skip
         step += 1
         acc = gl.zeros([64, D], gl.float32, OUT)
@@ -320,17 +339,20 @@ def _consume(
             acc = acc * gl.expand_dims(gl.convert_layout(before, ROWS), 1) + part
             before = gl.exp2(m - m_new)
             m = m_new
+            if TURN:
+                mbarrier.wait(turn.index(W), (turns & 1) ^ (1 - W))
+                turns += 1
             p = _weights(s, by, m, SLOTS, CONVERT)
+            l = l * _over_rows(before, l) + _thread_sums(p)
             weights = _to_operands(p, WEIGHTS, SLOTS)
-            s, part, mass, by, m_new = _multiply(
-                q, weights, ks, vs, ones, bars, blank, blank_out, blank_mass, step,
-                n + 1 < num_tiles, m, row_scale, scale, BN, D, SLOT, STAGES,
+            s, part, by, m_new = _multiply(
+                q, weights, ks, vs, bars, blank, blank_out, step, n + 1 < num_tiles, m,
+                row_scale, scale, BN, D, SLOT, STAGES, W, TURN,
             )  # fmt: skip
-            l = l * gl.expand_dims(gl.convert_layout(before, MASS_ROWS), 1) + mass
             step += 1
         mbarrier.arrive(q_empty.index(W), count=1)
         acc = acc * gl.expand_dims(gl.convert_layout(before, ROWS), 1) + part
-        l = gl.convert_layout(gl.max(l, 1), gl.SliceLayout(1, SCORES))  # all columns are equal
+        l = gl.convert_layout(gl.sum(l, 1), gl.SliceLayout(1, SCORES), assert_trivial=True)
 
         if HAS_LSE:
             shift = gl.load(shift_ptr + at, mask=rows < q_len, other=0.0)
@@ -359,6 +381,7 @@ def forward(
     BN: gl.constexpr, SLOT: gl.constexpr, KV: gl.constexpr, ROW_TILES: gl.constexpr,
     D: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr, HAS_LSE: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr, CONVERT: gl.constexpr,
+    TURN: gl.constexpr, HELD: gl.constexpr,
 ):  # fmt: skip
     """Attention under lists of key blocks; every CTA takes each ``num_programs``-th query tile."""
     dtype: gl.constexpr = od.dtype
@@ -367,31 +390,29 @@ def forward(
     ks = gl.allocate_shared_memory(gl.int8, [STAGES, 1, 1, BN, D], kd.layout)
     vs = gl.allocate_shared_memory(gl.float8e4nv, [STAGES * SLOTS, 1, 1, D, SLOT], vd.layout)
     os = gl.allocate_shared_memory(dtype, [CONSUMERS, 1, 1, 64, D], od.layout)
-    flat: gl.constexpr = gl.NVMMASharedLayout(SLOT, element_bitwidth=8, rank=2)
-    spread: gl.constexpr = gl.BlockedLayout([1, 4], [1, 32], [4, 1], [1, 0])
-    one = gl.full([8, SLOT], 1.0, gl.float32, spread).to(gl.float8e4nv)
-    ones = gl.allocate_shared_memory(gl.float8e4nv, [8, SLOT], flat, one)
     q_full = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], mbarrier.MBarrierLayout())
     q_empty = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], mbarrier.MBarrierLayout())
+    turn = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], mbarrier.MBarrierLayout())
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for w in gl.static_range(CONSUMERS):
+        mbarrier.init(turn.index(w), count=1)
         mbarrier.init(q_full.index(w), count=1)
         mbarrier.init(q_empty.index(w), count=1)
     for s in gl.static_range(STAGES):
         mbarrier.init(full.index(s), count=1)
         mbarrier.init(empty.index(s), count=CONSUMERS)
     fence_async_shared()
-    bars = (q_full, q_empty, full, empty)
+    bars = (q_full, q_empty, full, empty, turn)
     lists = (count_ptr, index_ptr, kv_end_ptr, count_b, count_h, index_b, index_h, index_m)
     sizes = (tiles, tiles_per_head, heads, q_len)
     scale_ptrs = (q_scale_ptr, k_scale_ptr, v_scale_ptr, shift_ptr, k_blocks, head_dim)
     gl.warp_specialize(
         [
-            (_consume, (od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, ones, os, bars,
-                        BN, SLOT, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE, CONVERT)),
-            (_consume, (od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, ones, os, bars,
-                        BN, SLOT, KV, ROW_TILES, D, STAGES, CONSUMERS, 1, HAS_LSE, CONVERT)),
+            (_consume, (od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, os, bars,
+                        BN, SLOT, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE, CONVERT, TURN, HELD)),
+            (_consume, (od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, os, bars,
+                        BN, SLOT, KV, ROW_TILES, D, STAGES, CONSUMERS, 1, HAS_LSE, CONVERT, TURN, HELD)),
             (_produce, (qd, kd, vd, lists, sizes, qs, ks, vs, bars,
                         BN, SLOT, KV, ROW_TILES, STAGES, CONSUMERS)),
         ],
@@ -414,6 +435,26 @@ def refuses(out: Tensor, plan: BlockPlan) -> str | None:
     return next((reason for reason, holds in reasons.items() if not holds), None)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """How the kernel is built.
+
+    Attributes:
+        stages: Tiles in flight, a power of two.
+        convert: 0 converts integer scores to floats, 1 adds them to a float's bits.
+        turn: Whether consumers take turns at the exponentials.
+        held: Whether queries are held in registers.
+    """
+
+    stages: int = 4
+    convert: int = 0
+    turn: bool = False
+    held: bool = False
+
+
+FASTEST = {64: Tuning(), 128: Tuning()}
+
+
 def launch(
     x: Quantized,
     plan: BlockPlan,
@@ -421,9 +462,7 @@ def launch(
     *,
     key_length: Tensor | None,
     return_lse: bool,
-    stages: int = 4,
-    registers: int = 240,
-    convert: int = 1,
+    tuning: Tuning | None = None,
 ) -> Tensor | None:
     """Attend into ``out`` and return the log-sum-exp.
 
@@ -433,11 +472,11 @@ def launch(
         out: ``(batch, heads, q_len, head_dim)``.
         key_length: Keys that exist in each batch entry.
         return_lse: Whether to return the log-sum-exp.
-        stages: Key tiles in flight.
-        registers: Of a consumer's thread.
+        tuning: How, or None for what was fastest on an H200.
     """
     batch, heads, q_len, head_dim = out.shape
     wide = 64 if head_dim <= 64 else 128
+    tuning = FASTEST[wide] if tuning is None else tuning
     lse = x.shift.new_empty((batch, heads, q_len)) if return_lse else None
     count, index, kv_end = _lists(plan, key_length, batch, out.device)
     per_head = -(-q_len // 128)
@@ -469,11 +508,13 @@ def launch(
         KV=plan.kv_block,
         ROW_TILES=plan.q_block // 128,
         D=wide,
-        STAGES=stages,
+        STAGES=tuning.stages,
         CONSUMERS=2,
         HAS_LSE=return_lse,
-        CONSUMER_REGISTERS=registers,
-        CONVERT=convert,
+        CONSUMER_REGISTERS=240,
+        CONVERT=tuning.convert,
+        TURN=tuning.turn,
+        HELD=tuning.held,
         num_warps=4,
         maxnreg=168,
     )
