@@ -233,10 +233,29 @@ def _to_operands(p, WEIGHTS: gl.constexpr, SLOTS: gl.constexpr):
 
 
 @gluon.jit
+def _await(weights, never):
+    """Keep the compiler from starting products before the weights are made.
+
+    It sees a store of them that might happen, and no product passes a store.
+    """
+    gl.inline_asm_elementwise(
+        """{
+        .reg .pred p;
+        .reg .b32 to;
+        setp.lt.s32 p, $2, 0;
+        mov.b32 to, global_smem;
+        @p st.shared.b32 [to], $1;
+        mov.b32 $0, $1;
+        }""",
+        "=r,r,r,r,r,r", [weights, never], dtype=weights.dtype, is_pure=False, pack=4,
+    )  # fmt: skip
+
+
+@gluon.jit
 def _multiply(
-    q, weights, ks, vs, bars, blank, blank_out, step, more, m, row_scale, scale,
+    q, weights, ks, vs, bars, blank, blank_out, step, more, m, row_scale, scale, never,
     BN: gl.constexpr, D: gl.constexpr, SLOT: gl.constexpr, STAGES: gl.constexpr, W: gl.constexpr,
-    TURN: gl.constexpr,
+    TURN: gl.constexpr, LAST: gl.constexpr,
 ):  # fmt: skip
     """Scores of the next tile, then values of this one, and the maxima with the next tile.
 
@@ -245,6 +264,9 @@ def _multiply(
     _q_full, _q_empty, full, empty, turn = bars
     SLOTS: gl.constexpr = BN // SLOT
     stage = step & (STAGES - 1)
+    if LAST:
+        for x in gl.static_range(SLOTS):
+            _await(weights[x], never)
     k = ks.index(stage).reshape([BN, D]).permute((1, 0))
     s = warpgroup_mma(q, k, blank, use_acc=False, is_async=True)
     part = blank_out
@@ -270,7 +292,7 @@ def _consume(
     BN: gl.constexpr, SLOT: gl.constexpr, KV: gl.constexpr, ROW_TILES: gl.constexpr,
     D: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr, W: gl.constexpr,
     HAS_LSE: gl.constexpr, CONVERT: gl.constexpr, TURN: gl.constexpr,
-    HELD: gl.constexpr,
+    HELD: gl.constexpr, LAST: gl.constexpr,
 ):  # fmt: skip
     """Attend for the 64 rows of consumer ``W``; scores are in base 2."""
     q_full, q_empty, full, empty, turn = bars
@@ -325,7 +347,7 @@ def _consume(
         mbarrier.wait(full.index(step & (STAGES - 1)), (step // STAGES) & 1)
         s, part, by, m_new = _multiply(
             q, weights, ks, vs, bars, blank, blank_out, step, num_tiles > 1, m, row_scale,
-            scale_next, BN, D, SLOT, STAGES, W, TURN,
+            scale_next, heads, BN, D, SLOT, STAGES, W, TURN, LAST,
         )  # fmt: skip
         step += 1
         acc = gl.zeros([64, D], gl.float32, OUT)
@@ -333,9 +355,7 @@ def _consume(
         scale_next = _scale_at(scales, listed, num_tiles - 3, last_slot, SLOT, KV, SLOTS)
         for n in range(1, num_tiles):
             scale = scale_next
-            scale_next = _scale_at(
-                scales, listed, num_tiles - 3 - n, last_slot, SLOT, KV, SLOTS
-            )
+            scale_next = _scale_at(scales, listed, num_tiles - 3 - n, last_slot, SLOT, KV, SLOTS)
             acc = acc * gl.expand_dims(gl.convert_layout(before, ROWS), 1) + part
             before = gl.exp2(m - m_new)
             m = m_new
@@ -347,7 +367,7 @@ def _consume(
             weights = _to_operands(p, WEIGHTS, SLOTS)
             s, part, by, m_new = _multiply(
                 q, weights, ks, vs, bars, blank, blank_out, step, n + 1 < num_tiles, m,
-                row_scale, scale, BN, D, SLOT, STAGES, W, TURN,
+                row_scale, scale, heads, BN, D, SLOT, STAGES, W, TURN, LAST,
             )  # fmt: skip
             step += 1
         mbarrier.arrive(q_empty.index(W), count=1)
@@ -381,7 +401,7 @@ def forward(
     BN: gl.constexpr, SLOT: gl.constexpr, KV: gl.constexpr, ROW_TILES: gl.constexpr,
     D: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr, HAS_LSE: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr, CONVERT: gl.constexpr,
-    TURN: gl.constexpr, HELD: gl.constexpr,
+    TURN: gl.constexpr, HELD: gl.constexpr, LAST: gl.constexpr,
 ):  # fmt: skip
     """Attention under lists of key blocks; every CTA takes each ``num_programs``-th query tile."""
     dtype: gl.constexpr = od.dtype
@@ -410,9 +430,11 @@ def forward(
     gl.warp_specialize(
         [
             (_consume, (od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, os, bars,
-                        BN, SLOT, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE, CONVERT, TURN, HELD)),
+                        BN, SLOT, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE, CONVERT, TURN,
+                        HELD, LAST)),
             (_consume, (od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, os, bars,
-                        BN, SLOT, KV, ROW_TILES, D, STAGES, CONSUMERS, 1, HAS_LSE, CONVERT, TURN, HELD)),
+                        BN, SLOT, KV, ROW_TILES, D, STAGES, CONSUMERS, 1, HAS_LSE, CONVERT, TURN,
+                        HELD, LAST)),
             (_produce, (qd, kd, vd, lists, sizes, qs, ks, vs, bars,
                         BN, SLOT, KV, ROW_TILES, STAGES, CONSUMERS)),
         ],
@@ -444,12 +466,14 @@ class Tuning:
         convert: 0 converts integer scores to floats, 1 adds them to a float's bits.
         turn: Whether consumers take turns at the exponentials.
         held: Whether queries are held in registers.
+        last: Whether scores of the next tile start behind the exponentials, not among them.
     """
 
     stages: int = 4
     convert: int = 0
     turn: bool = False
     held: bool = False
+    last: bool = False
 
 
 FASTEST = {64: Tuning(), 128: Tuning()}
@@ -515,6 +539,7 @@ def launch(
         CONVERT=tuning.convert,
         TURN=tuning.turn,
         HELD=tuning.held,
+        LAST=tuning.last,
         num_warps=4,
         maxnreg=168,
     )
