@@ -63,7 +63,6 @@ def main() -> None:
             "triton": triton.__version__,
             "python": platform.python_version(),
         },
-        "fastest": {dim: asdict(how) for dim, how in low_bit_hopper.FASTEST.items()},
         "errors": [row for head_dim in (64, 128) for row in errors(head_dim)],
         "shapes": [],
     }
@@ -154,8 +153,9 @@ def random_plan(shape: Shape, density: float) -> BlockPlan:
         score = torch.rand(1, shape.heads, blocks, blocks, device="cuda")
         kept = score.topk(max(1, round(density * blocks)), dim=-1).indices
         keep = torch.zeros_like(score, dtype=torch.bool).scatter_(-1, kept, True)
-    sizes = {"q_len": shape.tokens, "kv_len": shape.tokens, "q_block": BLOCK, "kv_block": BLOCK}
-    return BlockPlan.from_mask(keep, **sizes)
+    return BlockPlan.from_mask(
+        keep, q_len=shape.tokens, kv_len=shape.tokens, q_block=BLOCK, kv_block=BLOCK
+    )
 
 
 def median(run: Callable[[], object], repeats: int) -> float:

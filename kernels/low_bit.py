@@ -16,6 +16,7 @@ and values; trained tensors give less or more with how peaked their rows are.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -182,8 +183,8 @@ def attend_quantized(
         safe = m_new.where(m_new.isfinite(), 0)
         p = torch.exp2(s - (safe - LOG2_448)[..., None])
         alpha = torch.exp2(m - safe)
+        mass = mass * alpha + p.sum(dim=-1)
         rounded = p.clamp(max=448).to(x.value.dtype).float()
-        mass = mass * alpha + rounded.sum(dim=-1)  # of what is multiplied: roundings cancel
         out = out * alpha[..., None] + rounded @ value
         m = m_new
     share = torch.where(mass > 0, 1 / mass, 0)
@@ -247,6 +248,30 @@ def key_block_of(plan: BlockPlan) -> int:
     return 64 if plan.kv_offsets is not None or plan.kv_block % 128 else 128
 
 
+@overload
+def low_bit_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan | None = None,
+    *,
+    scale: float | None = None,
+    key_length: Tensor | None = None,
+    return_lse: Literal[True],
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def low_bit_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan | None = None,
+    *,
+    scale: float | None = None,
+    key_length: Tensor | None = None,
+    return_lse: bool = False,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor | None]: ...
 def low_bit_attention(
     q: Tensor,
     k: Tensor,

@@ -14,8 +14,6 @@ of a list lie end to end, and the ragged one goes first. What differs:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from triton.experimental import gluon
@@ -34,6 +32,7 @@ from vidsparse.kernels.plan import BlockPlan
 from vidsparse.kernels.triton.hopper import INTEGERS, _lists, _work, suits_tma
 
 KEYS = 128  # in a tile
+STAGES = 4  # tiles in flight, a power of two
 LOG2_448 = gl.constexpr(8.807354922057604)
 LN2 = gl.constexpr(0.6931471805599453)
 
@@ -77,7 +76,7 @@ def _produce(
     A stage is what one step of theirs reads: the values of a tile and the keys of the next. So the
     first of a query tile has keys alone, and the last values alone.
     """
-    q_full, q_empty, full, empty, _turn = bars
+    q_full, q_empty, full, empty = bars
     tiles, tiles_per_head, heads, _q_len = sizes
     SLOTS: gl.constexpr = BN // SLOT
     step = 0
@@ -185,22 +184,9 @@ def _over_rows(x, like):
 
 
 @gluon.jit
-def _weights(s, by, m, SLOTS: gl.constexpr, CONVERT: gl.constexpr):
-    """``448 * 2 ** (s * by - m)``.
-
-    An integer below ``2 ** 22`` added to the bits of ``1.5 * 2 ** 23`` makes the float of that
-    sum: an addition is cheaper than a conversion, and the constant leaves with the maximum.
-    """
-    if CONVERT == 0:
-        x = s.to(gl.float32)
-        base = gl.expand_dims(m - LOG2_448, 1)
-    else:
-        x = (s + 0x4B400000).to(gl.float32, bitcast=True)
-        bases = ()
-        for slot in gl.static_range(SLOTS):
-            bases = bases + (by[slot] * 12582912.0 + (m - LOG2_448),)  # noqa: RUF005
-        base = _by_column(bases, s, SLOTS)
-    return gl.exp2(x * _by_column(by, s, SLOTS) - base)
+def _weights(s, by, m, SLOTS: gl.constexpr):
+    """``448 * 2 ** (s * by - m)``."""
+    return gl.exp2(s.to(gl.float32) * _by_column(by, s, SLOTS) - gl.expand_dims(m - LOG2_448, 1))
 
 
 @gluon.jit
@@ -233,48 +219,23 @@ def _to_operands(p, WEIGHTS: gl.constexpr, SLOTS: gl.constexpr):
 
 
 @gluon.jit
-def _await(weights, never):
-    """Keep the compiler from starting products before the weights are made.
-
-    It sees a store of them that might happen, and no product passes a store.
-    """
-    gl.inline_asm_elementwise(
-        """{
-        .reg .pred p;
-        .reg .b32 to;
-        setp.lt.s32 p, $2, 0;
-        mov.b32 to, global_smem;
-        @p st.shared.b32 [to], $1;
-        mov.b32 $0, $1;
-        }""",
-        "=r,r,r,r,r,r", [weights, never], dtype=weights.dtype, is_pure=False, pack=4,
-    )  # fmt: skip
-
-
-@gluon.jit
 def _multiply(
-    q, weights, ks, vs, bars, blank, blank_out, step, more, m, row_scale, scale, never,
-    BN: gl.constexpr, D: gl.constexpr, SLOT: gl.constexpr, STAGES: gl.constexpr, W: gl.constexpr,
-    TURN: gl.constexpr, LAST: gl.constexpr,
+    q, weights, ks, vs, bars, blank, blank_out, step, more, m, row_scale, scale,
+    BN: gl.constexpr, D: gl.constexpr, SLOT: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """Scores of the next tile, then values of this one, and the maxima with the next tile.
 
     Without ``more`` tiles the scores are of whatever lies there, and nobody may read them.
     """
-    _q_full, _q_empty, full, empty, turn = bars
+    _q_full, _q_empty, full, empty = bars
     SLOTS: gl.constexpr = BN // SLOT
     stage = step & (STAGES - 1)
-    if LAST:
-        for x in gl.static_range(SLOTS):
-            _await(weights[x], never)
     k = ks.index(stage).reshape([BN, D]).permute((1, 0))
     s = warpgroup_mma(q, k, blank, use_acc=False, is_async=True)
     part = blank_out
     for x in gl.static_range(SLOTS):
         v = vs.index(stage * SLOTS + x).reshape([D, SLOT]).permute((1, 0))
         part = warpgroup_mma(weights[x], v, part, use_acc=x > 0, is_async=True)
-    if TURN:
-        mbarrier.arrive(turn.index(1 - W), count=1)
     s = warpgroup_mma_wait(SLOTS, deps=(s,))
     by = _times(row_scale, scale, SLOTS)
     m_new = gl.maximum(m, _peak(s, by, SLOTS))
@@ -291,11 +252,10 @@ def _consume(
     od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, os, bars,
     BN: gl.constexpr, SLOT: gl.constexpr, KV: gl.constexpr, ROW_TILES: gl.constexpr,
     D: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr, W: gl.constexpr,
-    HAS_LSE: gl.constexpr, CONVERT: gl.constexpr, TURN: gl.constexpr,
-    HELD: gl.constexpr, LAST: gl.constexpr,
+    HAS_LSE: gl.constexpr,
 ):  # fmt: skip
     """Attend for the 64 rows of consumer ``W``; scores are in base 2."""
-    q_full, q_empty, full, empty, turn = bars
+    q_full, q_empty, full, empty = bars
     tiles, tiles_per_head, heads, q_len = sizes
     q_scale_ptr, k_scale_ptr, v_scale_ptr, shift_ptr, k_blocks, head_dim = scale_ptrs
     dtype: gl.constexpr = od.dtype
@@ -306,7 +266,7 @@ def _consume(
     ROWS: gl.constexpr = gl.SliceLayout(1, OUT)
     step = 0
     done = 0
-    turns = 0
+    q = qs.index(W).reshape([64, D])
     blank = gl.zeros([64, BN], gl.int32, SCORES)
     blank_out = gl.zeros([64, D], gl.float32, OUT)
     for t in range(gl.program_id(0), tiles, gl.num_programs(0)):
@@ -323,10 +283,6 @@ def _consume(
         scale_next = _scale_at(scales, listed, num_tiles - 2, last_slot, SLOT, KV, SLOTS)
         mbarrier.wait(q_full.index(W), done & 1)
         mbarrier.wait(full.index(step & (STAGES - 1)), (step // STAGES) & 1)
-        if HELD:
-            q = qs.index(W).reshape([64, D]).load(gl.DotOperandLayout(0, SCORES, 4))
-        else:
-            q = qs.index(W).reshape([64, D])
         k = ks.index(step & (STAGES - 1)).reshape([BN, D]).permute((1, 0))
         s = warpgroup_mma(q, k, blank, use_acc=False, is_async=True)
         s = warpgroup_mma_wait(0, deps=(s,))
@@ -338,16 +294,13 @@ def _consume(
         x = gl.where(gl.expand_dims(column, 0) < width, x, float("-inf"))
         m = gl.max(x, 1)
         m = gl.where(m == float("-inf"), 0.0, m)
-        if TURN:
-            mbarrier.wait(turn.index(W), (turns & 1) ^ (1 - W))
-            turns += 1
         p = gl.exp2(x - gl.expand_dims(m - LOG2_448, 1))
         l = _thread_sums(p)
         weights = _to_operands(p, WEIGHTS, SLOTS)
         mbarrier.wait(full.index(step & (STAGES - 1)), (step // STAGES) & 1)
         s, part, by, m_new = _multiply(
             q, weights, ks, vs, bars, blank, blank_out, step, num_tiles > 1, m, row_scale,
-            scale_next, heads, BN, D, SLOT, STAGES, W, TURN, LAST,
+            scale_next, BN, D, SLOT, STAGES,
         )  # fmt: skip
         step += 1
         acc = gl.zeros([64, D], gl.float32, OUT)
@@ -359,15 +312,12 @@ def _consume(
             acc = acc * gl.expand_dims(gl.convert_layout(before, ROWS), 1) + part
             before = gl.exp2(m - m_new)
             m = m_new
-            if TURN:
-                mbarrier.wait(turn.index(W), (turns & 1) ^ (1 - W))
-                turns += 1
-            p = _weights(s, by, m, SLOTS, CONVERT)
+            p = _weights(s, by, m, SLOTS)
             l = l * _over_rows(before, l) + _thread_sums(p)
             weights = _to_operands(p, WEIGHTS, SLOTS)
             s, part, by, m_new = _multiply(
                 q, weights, ks, vs, bars, blank, blank_out, step, n + 1 < num_tiles, m,
-                row_scale, scale, heads, BN, D, SLOT, STAGES, W, TURN, LAST,
+                row_scale, scale, BN, D, SLOT, STAGES,
             )  # fmt: skip
             step += 1
         mbarrier.arrive(q_empty.index(W), count=1)
@@ -400,8 +350,7 @@ def forward(
     tiles, tiles_per_head, heads, q_len, k_blocks, head_dim,
     BN: gl.constexpr, SLOT: gl.constexpr, KV: gl.constexpr, ROW_TILES: gl.constexpr,
     D: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr, HAS_LSE: gl.constexpr,
-    CONSUMER_REGISTERS: gl.constexpr, CONVERT: gl.constexpr,
-    TURN: gl.constexpr, HELD: gl.constexpr, LAST: gl.constexpr,
+    CONSUMER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """Attention under lists of key blocks; every CTA takes each ``num_programs``-th query tile."""
     dtype: gl.constexpr = od.dtype
@@ -412,29 +361,25 @@ def forward(
     os = gl.allocate_shared_memory(dtype, [CONSUMERS, 1, 1, 64, D], od.layout)
     q_full = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], mbarrier.MBarrierLayout())
     q_empty = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], mbarrier.MBarrierLayout())
-    turn = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], mbarrier.MBarrierLayout())
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for w in gl.static_range(CONSUMERS):
-        mbarrier.init(turn.index(w), count=1)
         mbarrier.init(q_full.index(w), count=1)
         mbarrier.init(q_empty.index(w), count=1)
     for s in gl.static_range(STAGES):
         mbarrier.init(full.index(s), count=1)
         mbarrier.init(empty.index(s), count=CONSUMERS)
     fence_async_shared()
-    bars = (q_full, q_empty, full, empty, turn)
+    bars = (q_full, q_empty, full, empty)
     lists = (count_ptr, index_ptr, kv_end_ptr, count_b, count_h, index_b, index_h, index_m)
     sizes = (tiles, tiles_per_head, heads, q_len)
     scale_ptrs = (q_scale_ptr, k_scale_ptr, v_scale_ptr, shift_ptr, k_blocks, head_dim)
     gl.warp_specialize(
         [
             (_consume, (od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, os, bars,
-                        BN, SLOT, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE, CONVERT, TURN,
-                        HELD, LAST)),
+                        BN, SLOT, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE)),
             (_consume, (od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, os, bars,
-                        BN, SLOT, KV, ROW_TILES, D, STAGES, CONSUMERS, 1, HAS_LSE, CONVERT, TURN,
-                        HELD, LAST)),
+                        BN, SLOT, KV, ROW_TILES, D, STAGES, CONSUMERS, 1, HAS_LSE)),
             (_produce, (qd, kd, vd, lists, sizes, qs, ks, vs, bars,
                         BN, SLOT, KV, ROW_TILES, STAGES, CONSUMERS)),
         ],
@@ -457,28 +402,6 @@ def refuses(out: Tensor, plan: BlockPlan) -> str | None:
     return next((reason for reason, holds in reasons.items() if not holds), None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tuning:
-    """How the kernel is built.
-
-    Attributes:
-        stages: Tiles in flight, a power of two.
-        convert: 0 converts integer scores to floats, 1 adds them to a float's bits.
-        turn: Whether consumers take turns at the exponentials.
-        held: Whether queries are held in registers.
-        last: Whether scores of the next tile start behind the exponentials, not among them.
-    """
-
-    stages: int = 4
-    convert: int = 0
-    turn: bool = False
-    held: bool = False
-    last: bool = False
-
-
-FASTEST = {64: Tuning(), 128: Tuning()}
-
-
 def launch(
     x: Quantized,
     plan: BlockPlan,
@@ -486,7 +409,6 @@ def launch(
     *,
     key_length: Tensor | None,
     return_lse: bool,
-    tuning: Tuning | None = None,
 ) -> Tensor | None:
     """Attend into ``out`` and return the log-sum-exp.
 
@@ -496,11 +418,9 @@ def launch(
         out: ``(batch, heads, q_len, head_dim)``.
         key_length: Keys that exist in each batch entry.
         return_lse: Whether to return the log-sum-exp.
-        tuning: How, or None for what was fastest on an H200.
     """
     batch, heads, q_len, head_dim = out.shape
     wide = 64 if head_dim <= 64 else 128
-    tuning = FASTEST[wide] if tuning is None else tuning
     lse = x.shift.new_empty((batch, heads, q_len)) if return_lse else None
     count, index, kv_end = _lists(plan, key_length, batch, out.device)
     per_head = -(-q_len // 128)
@@ -532,14 +452,10 @@ def launch(
         KV=plan.kv_block,
         ROW_TILES=plan.q_block // 128,
         D=wide,
-        STAGES=tuning.stages,
+        STAGES=STAGES,
         CONSUMERS=2,
         HAS_LSE=return_lse,
         CONSUMER_REGISTERS=240,
-        CONVERT=tuning.convert,
-        TURN=tuning.turn,
-        HELD=tuning.held,
-        LAST=tuning.last,
         num_warps=4,
         maxnreg=168,
     )

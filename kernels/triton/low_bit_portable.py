@@ -92,8 +92,8 @@ def forward(
         m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
         p = tl.exp2(s - (m_safe - LOG2_448)[:, None])
         alpha = tl.exp2(m - m_safe)
+        l = l * alpha + tl.sum(p, 1)
         p = to_values(tl.minimum(p, 448.0), v_ptr.dtype.element_ty, BY_HAND)
-        l = l * alpha + tl.sum(p.to(tl.float32), 1)  # of what is multiplied: roundings cancel
         v = load_rows(v_ptr, key, valid, v_s, v_d, D, BD)
         # named, so that the sum of a tile is not made within the accumulator of all tiles
         part = tl.dot(p, v, max_num_imprecise_acc=KEYS)
