@@ -26,12 +26,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from vidsparse.errors import BadInputError
-from vidsparse.kernels.flash import flash_dense
-from vidsparse.kernels.low_bit import low_bit_attention, quantize
+from vidsparse.kernels.engines.flash import flash_dense
+from vidsparse.kernels.engines.low_bit import low_bit_attention, quantize
+from vidsparse.kernels.engines.reference import reference_attention
+from vidsparse.kernels.engines.triton import triton_attention
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.kernels.reference import reference_attention
 from vidsparse.kernels.triton import low_bit_hopper
-from vidsparse.kernels.triton.block_sparse import triton_attention
 
 BLOCK, DENSITIES = 128, (1.0, 0.25, 0.05)
 
@@ -101,7 +101,7 @@ def times(shape: Shape, repeats: int) -> dict[str, Any]:
         kernels: dict[str, Callable[[], object]] = {
             "bf16": lambda plan=plan: triton_attention(q, k, v, plan, scale=scale),
             "int8, quantised before": lambda plan=plan: low_bit_hopper.launch(
-                x, plan, out, key_length=None, return_lse=False
+                x, plan, out, return_lse=False
             ),
             "int8": lambda plan=plan: low_bit_attention(q, k, v, plan),
         }

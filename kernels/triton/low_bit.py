@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from vidsparse.kernels.low_bit import key_block_of, quantize
+from vidsparse.kernels.engines.low_bit import key_block_of, quantize
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.kernels.triton import low_bit_portable
 from vidsparse.kernels.triton.block_sparse import OLDEST_GLUON
@@ -19,22 +19,21 @@ def launch(
     plan: BlockPlan,
     *,
     scale: float,
-    key_length: Tensor | None = None,
     return_lse: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Quantise and attend; see ``low_bit_reference``. The plan has no orders."""
+    """Quantise and attend; see ``low_bit_reference``."""
     out = torch.empty_like(q)
     hopper = _hopper(q, out, plan)
     x = quantize(
-        q, k, v, scale=scale, key_block=key_block_of(plan), key_length=key_length,
+        q, k, v, scale=scale, key_block=key_block_of(plan),
         value_dtype=value_dtype_of(q.device), interleaved=hopper, impl="triton",
     )  # fmt: skip
     if hopper:
         from vidsparse.kernels.triton import low_bit_hopper
 
-        lse = low_bit_hopper.launch(x, plan, out, key_length=key_length, return_lse=return_lse)
+        lse = low_bit_hopper.launch(x, plan, out, return_lse=return_lse)
     else:
-        lse = low_bit_portable.launch(x, plan, out, key_length=key_length, return_lse=return_lse)
+        lse = low_bit_portable.launch(x, plan, out, return_lse=return_lse)
     return out, lse
 
 

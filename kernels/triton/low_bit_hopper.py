@@ -27,9 +27,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from vidsparse.kernels.low_bit import Quantized
+from vidsparse.kernels.engines.low_bit import Quantized
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.kernels.triton.hopper import INTEGERS, _lists, _work, suits_tma
+from vidsparse.kernels.triton.hopper import INTEGERS, _work
+from vidsparse.kernels.triton.primitives import shared_strides
+from vidsparse.kernels.triton.tma import suits_tma
 
 KEYS = 128  # in a tile
 STAGES = 4  # tiles in flight, a power of two
@@ -407,22 +409,24 @@ def launch(
     plan: BlockPlan,
     out: Tensor,
     *,
-    key_length: Tensor | None,
     return_lse: bool,
 ) -> Tensor | None:
     """Attend into ``out`` and return the log-sum-exp.
 
     Args:
         x: Interleaved, with ``key_block`` 64 or 128 as ``key_block_of`` says.
-        plan: Without token orders, one that the kernel does not refuse.
+        plan: One that the kernel does not refuse.
         out: ``(batch, heads, q_len, head_dim)``.
-        key_length: Keys that exist in each batch entry.
         return_lse: Whether to return the log-sum-exp.
     """
     batch, heads, q_len, head_dim = out.shape
     wide = 64 if head_dim <= 64 else 128
     lse = x.shift.new_empty((batch, heads, q_len)) if return_lse else None
-    count, index, kv_end = _lists(plan, key_length, batch, out.device)
+    count, index = (
+        each if each.stride(-1) == 1 else each.contiguous()
+        for each in (plan.kv_count, plan.kv_index)
+    )
+    kv_end = torch.full((batch,), plan.kv_len, dtype=torch.int32, device=out.device)
     per_head = -(-q_len // 128)
     programs = torch.cuda.get_device_properties(out.device).multi_processor_count
     forward[(min(programs, per_head * batch * heads),)](
@@ -438,8 +442,8 @@ def launch(
         count,
         index,
         kv_end,
-        *(0 if count.shape[i] == 1 else count.stride(i) for i in (0, 1)),
-        *(0 if index.shape[i] == 1 else index.stride(i) for i in (0, 1)),
+        *shared_strides(count),
+        *shared_strides(index),
         index.stride(2),
         per_head * batch * heads,
         per_head,

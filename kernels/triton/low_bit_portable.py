@@ -12,12 +12,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vidsparse.kernels.chunks import list_chunks
-from vidsparse.kernels.low_bit import Quantized
+from vidsparse.kernels.engines.low_bit import Quantized
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.kernels.query_tiles import tiles_of_rows
-from vidsparse.kernels.triton.portable import LN2, load_rows, rows_of_tile, shared_strides
+from vidsparse.kernels.triton.chunk_lists import list_chunks
+from vidsparse.kernels.triton.portable import rows_of_tile
+from vidsparse.kernels.triton.primitives import LN2, load_rows, shared_strides
 from vidsparse.kernels.triton.quantize import by_hand, to_values
+from vidsparse.kernels.triton.query_tiles import tiles_of_rows
 
 CHUNK, SLOTS = 16, 8
 LOG2_448: tl.constexpr = tl.constexpr(8.807354922057604)
@@ -120,7 +121,6 @@ def launch(
     plan: BlockPlan,
     out: Tensor,
     *,
-    key_length: Tensor | None,
     return_lse: bool,
     keys: int = 64,
     num_warps: int | None = None,
@@ -130,9 +130,8 @@ def launch(
 
     Args:
         x: Not interleaved.
-        plan: Without token orders.
+        plan: What to compute.
         out: ``(batch, heads, q_len, head_dim)``, any strides.
-        key_length: Keys that exist in each batch entry.
         return_lse: Whether to return the log-sum-exp.
         keys: In a tile.
         num_warps: Of a program; as many as keep it from spilling when None.
@@ -144,11 +143,10 @@ def launch(
     if num_warps is None:
         num_warps = 8 if queries * head_dim > 8192 else 4
     q_tiles = tiles_of_rows(plan, queries)
-    length = torch.full((batch,), plan.kv_len, dtype=torch.int32, device=out.device)
-    kv_end = length if key_length is None else key_length.to(torch.int32).minimum(length)
+    kv_end = torch.full((batch,), plan.kv_len, dtype=torch.int32, device=out.device)
     count, index, table = plan.kv_count.contiguous(), plan.kv_index.contiguous(), None
     if plan.kv_offsets is not None:
-        chunks = list_chunks(plan, CHUNK, SLOTS, kv_end, impl="triton")
+        chunks = list_chunks(plan, CHUNK, SLOTS, impl="triton")
         count, index, table = chunks.count, chunks.index, chunks.table.contiguous()
     forward[(q_tiles.number, batch * heads)](
         x.query, x.key, x.value, out, x.shift if lse is None else lse,

@@ -1,8 +1,8 @@
 """Q, K and V in eight bits: a survey of K and V, then one pass that reads and writes everything.
 
-What the formats mean stands in ``kernels/low_bit.py``. The pass gives each program one block of
-queries, or one of keys and values. Values are written with their tokens contiguous, as FP8 products
-want their second operand.
+What the formats mean stands in ``kernels/engines/low_bit.py``. The pass gives each program one
+block of queries, or one of keys and values. Values are written with their tokens contiguous, as FP8
+products want their second operand.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vidsparse.kernels.triton.portable import load_rows
+from vidsparse.kernels.triton.primitives import load_rows
 
 QUERIES = 128  # rows in a program
 SURVEYED = 512  # tokens in a program of the survey
@@ -171,13 +171,13 @@ def launch(
     *,
     scale: float,
     block: int,
-    kv_end: Tensor,
     value_dtype: torch.dtype,
     interleaved: bool,
 ) -> tuple[Tensor, ...]:
-    """Run both kernels; see ``quantize`` in ``kernels/low_bit.py``."""
+    """Run both kernels; see ``quantize`` in ``kernels/engines/low_bit.py``."""
     batch, heads, q_len, head_dim = q.shape
     kv_len, device = k.shape[2], q.device
+    kv_end = torch.full((batch,), kv_len, dtype=torch.int32, device=device)
     q_blocks, kv_blocks = triton.cdiv(q_len, QUERIES), triton.cdiv(kv_len, block)
     width = kv_blocks * block
 
@@ -191,7 +191,7 @@ def launch(
         k, v, sums, most, kv_end, *k.stride(), *v.stride(), heads,
         D=head_dim, BD=wide, ROWS=64, PARTS=SURVEYED // 64, num_warps=4,
     )  # fmt: skip
-    mean = sums.sum(dim=2) / kv_end.clamp(min=1)[:, None, None]
+    mean = sums.sum(dim=2) / kv_len
     most = most.amax(dim=2)
     q8, k8 = empty(q_len, head_dim, dtype=torch.int8), empty(kv_len, head_dim, dtype=torch.int8)
     q_scale, shift, k_scale = empty(q_len), empty(q_len), empty(kv_blocks)

@@ -5,9 +5,14 @@ import math
 import pytest
 import torch
 
-from vidsparse.kernels.low_bit import attend_quantized, key_block_of, low_bit_attention, quantize
+from vidsparse.kernels.engines.low_bit import (
+    attend_quantized,
+    key_block_of,
+    low_bit_attention,
+    quantize,
+)
+from vidsparse.kernels.engines.reference import reference_attention
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.kernels.reference import reference_attention
 from vidsparse.kernels.triton import low_bit_portable
 from vidsparse.kernels.triton.low_bit import value_dtype_of
 
@@ -33,16 +38,16 @@ def relative(ours, exact):
     return float((ours.double() - exact.double()).norm() / exact.double().norm())
 
 
-def check(out, lse, q, k, v, plan, length=None):
+def check(out, lse, q, k, v, plan):
     """As the plain-torch reference of the same integers, and near float64."""
     x = quantize(
-        q, k, v, scale=q.shape[-1] ** -0.5, key_block=key_block_of(plan), key_length=length,
+        q, k, v, scale=q.shape[-1] ** -0.5, key_block=key_block_of(plan),
         value_dtype=value_dtype_of(q.device),
     )  # fmt: skip
     keys = 128 if plan.kv_block % 64 == 0 and plan.q_block % 128 == 0 else 64
-    same, same_lse = attend_quantized(x, plan, key_length=length, keys=keys, dtype=torch.float32)
+    same, same_lse = attend_quantized(x, plan, keys=keys, dtype=torch.float32)
     q, k, v = (y.double() for y in (q, k, v))
-    exact, exact_lse = reference_attention(q, k, v, plan, key_length=length, return_lse=True)
+    exact, exact_lse = reference_attention(q, k, v, plan, return_lse=True)
     assert torch.equal(lse.isinf(), exact_lse.isinf())
     assert (out[lse.isinf()] == 0).all()
     assert relative(out, same) < 4e-3  # bfloat16 alone: 1.7e-3
@@ -58,8 +63,7 @@ def test_the_quantising_pass(value_dtype, interleaved):
     if value_dtype != value_dtype_of(torch.device("cuda")) == torch.float16:
         pytest.skip("this GPU has no FP8")
     q, k, v = qkv(2, 3, 1000, 1301, 96)
-    length = torch.tensor([1301, 640], dtype=torch.int32, device="cuda")
-    options = {"scale": 0.2, "key_length": length, "value_dtype": value_dtype}
+    options = {"scale": 0.2, "value_dtype": value_dtype}
     ours = quantize(q, k, v, interleaved=interleaved, impl="triton", **options)
     same = quantize(q, k, v, interleaved=interleaved, impl="reference", **options)
     for name in ("query_scale", "shift", "key_scale", "value_scale"):
@@ -76,14 +80,12 @@ def test_the_quantising_pass(value_dtype, interleaved):
 @pytest.mark.parametrize(
     ("q_block", "kv_block"), [(128, 128), (128, 64), (256, 192), (128, 256), (64, 48)]
 )
-@pytest.mark.parametrize("padded", [False, True])
-def test_ragged_plans(head_dim, q_block, kv_block, padded):
+def test_ragged_plans(head_dim, q_block, kv_block):
     q, k, v = qkv(3, 2, 900, 1301, head_dim)
     plan = random_plan(1, 2, 900, 1301, q_block, kv_block)
-    length = torch.tensor([1301, 640, 0], dtype=torch.int32, device="cuda") if padded else None
-    out, lse = low_bit_attention(q, k, v, plan, key_length=length, return_lse=True)
+    out, lse = low_bit_attention(q, k, v, plan, return_lse=True)
     assert out.stride() == torch.empty_like(q).stride()
-    check(out, lse, q, k, v, plan, length)
+    check(out, lse, q, k, v, plan)
 
 
 def test_short_lists_and_few_rows():
@@ -136,11 +138,10 @@ def test_exact_where_eight_bits_are_enough():
 
 def test_what_stands_behind_the_keys_has_no_influence():
     q, k, v = qkv(1, 2, 300, 600, 128)
-    plan = random_plan(1, 2, 300, 600, 128, 128, 0.7)
-    length = torch.tensor([257], dtype=torch.int32, device="cuda")
-    first, first_lse = low_bit_attention(q, k, v, plan, key_length=length, return_lse=True)
+    plan = random_plan(1, 2, 300, 257, 128, 128, 0.7)
+    first, first_lse = low_bit_attention(q, k[:, :, :257], v[:, :, :257], plan, return_lse=True)
     k[:, :, 257:], v[:, :, 257:] = 1e30, float("nan")
-    out, lse = low_bit_attention(q, k, v, plan, key_length=length, return_lse=True)
+    out, lse = low_bit_attention(q, k[:, :, :257], v[:, :, :257], plan, return_lse=True)
     assert torch.equal(out, first)
     assert torch.equal(lse, first_lse)
 
@@ -161,8 +162,8 @@ def test_the_portable_kernel(value_dtype):
     plan = random_plan(1, 2, 900, 1301, 128, 128)
     x = quantize(q, k, v, scale=128**-0.5, value_dtype=value_dtype)
     out = torch.empty_like(q)
-    lse = low_bit_portable.launch(x, plan, out, key_length=None, return_lse=True)
-    same, same_lse = attend_quantized(x, plan, key_length=None, keys=64, dtype=torch.float32)
+    lse = low_bit_portable.launch(x, plan, out, return_lse=True)
+    same, same_lse = attend_quantized(x, plan, keys=64, dtype=torch.float32)
     assert relative(out, same) < 6e-3
     assert lse is not None
     assert float((lse - same_lse).abs().max()) < 2e-3

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
-from vidsparse.kernels.order import attend_in_order
 from vidsparse.kernels.plan import BlockPlan, block_of_token
 
 LOG2E = 1.4426950408889634
@@ -69,7 +68,6 @@ def quantize(
     *,
     scale: float,
     key_block: int = 128,
-    key_length: Tensor | None = None,
     value_dtype: torch.dtype = torch.float8_e4m3fn,
     interleaved: bool = False,
     impl: str = "auto",
@@ -82,21 +80,17 @@ def quantize(
         v: ``(batch, heads, kv_len, head_dim)``.
         scale: Score scale.
         key_block: Keys that share a scale, a power of two from 16 on.
-        key_length: Keys that exist in each batch entry, int32 ``(batch,)``; whatever stands behind
-            them has no influence.
         value_dtype: ``torch.float8_e4m3fn`` or ``torch.float16``.
         interleaved: Put the tokens of ``value`` in the order that the Hopper kernel reads.
         impl: "triton", "reference", or "auto": Triton on CUDA.
     """
     if impl not in ("auto", "triton", "reference"):
         raise BadInputError(f"unknown impl {impl!r}: choose auto, triton or reference")
-    length = torch.full((q.shape[0],), k.shape[2], dtype=torch.int32, device=q.device)
-    kv_end = length if key_length is None else key_length.to(torch.int32).minimum(length)
     run = _quantize_reference
     if impl == "triton" or (impl == "auto" and q.is_cuda):
         from vidsparse.kernels.triton.quantize import launch as run
     query, query_scale, shift, key, key_scale, value, value_scale = run(
-        q, k, v, scale=scale, block=key_block, kv_end=kv_end, value_dtype=value_dtype,
+        q, k, v, scale=scale, block=key_block, value_dtype=value_dtype,
         interleaved=interleaved,
     )  # fmt: skip
     return Quantized(
@@ -112,17 +106,14 @@ def _quantize_reference(
     *,
     scale: float,
     block: int,
-    kv_end: Tensor,
     value_dtype: torch.dtype,
     interleaved: bool,
 ) -> tuple[Tensor, ...]:
     """The same in plain torch."""
-    exists = torch.arange(k.shape[2], device=k.device) < kv_end[:, None]
-    exists = exists[:, None, :, None]
-    query, key, value = q.float(), k.float().where(exists, 0), v.float().where(exists, 0)
-    mean = key.sum(dim=2) / kv_end.clamp(min=1)[:, None, None]
+    query, key, value = q.float(), k.float(), v.float()
+    mean = key.sum(dim=2) / k.shape[2]
     shift = (query * mean[:, :, None]).sum(dim=-1) * scale
-    key = (key - mean[:, :, None]).where(exists, 0)
+    key = key - mean[:, :, None]
 
     most = query.abs().amax(dim=-1).clamp(min=LEAST)
     query = (query * _over(127, most)[..., None]).round().to(torch.int8)
@@ -153,7 +144,6 @@ def attend_quantized(
     x: Quantized,
     plan: BlockPlan,
     *,
-    key_length: Tensor | None,
     keys: int,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
@@ -161,8 +151,7 @@ def attend_quantized(
 
     Args:
         x: Not interleaved.
-        plan: Without token orders; pooled stand-ins take no part.
-        key_length: Keys that exist in each batch entry.
+        plan: What to compute; pooled stand-ins take no part.
         keys: In a tile. A row's listed keys lie end to end, and the last tile goes first: what the
             running maximum is when a weight is rounded depends on it.
         dtype: Of the output.
@@ -173,7 +162,7 @@ def attend_quantized(
     scores = x.query.float() @ x.key.float().mT  # exact: sums stay below 2 ** 24
     block = torch.arange(plan.kv_len, device=scores.device) // x.key_block
     scores = scores * (x.query_scale[..., None] * x.key_scale[:, :, block][:, :, None])
-    listed, tile = _listed(plan, key_length, scores.shape[:2], keys)
+    listed, tile = _listed(plan, scores.shape[:2], keys)
     m = torch.full_like(x.query_scale, float("-inf"))
     mass, out = torch.zeros_like(m), torch.zeros(*x.query.shape, device=m.device)
     value = x.value[:, :, : plan.kv_len].float()
@@ -193,20 +182,15 @@ def attend_quantized(
     return out.to(dtype), lse.where(mass > 0, float("-inf"))
 
 
-def _listed(
-    plan: BlockPlan, key_length: Tensor | None, shape: torch.Size, keys: int
-) -> tuple[Tensor, Tensor]:
+def _listed(plan: BlockPlan, shape: torch.Size, keys: int) -> tuple[Tensor, Tensor]:
     """Which keys each query reads, and in which tile, bool and int64 ``(.., q_len, kv_len)``."""
-    rows = block_of_token(plan.q_len, plan.q_block, plan.q_offsets, None)
-    columns = block_of_token(plan.kv_len, plan.kv_block, plan.kv_offsets, None)
+    rows = block_of_token(plan.q_len, plan.q_block, plan.q_offsets)
+    columns = block_of_token(plan.kv_len, plan.kv_block, plan.kv_offsets)
     mask = plan.to_block_mask().expand(*shape, -1, -1)
     device = mask.device
     rows = rows.to(device).expand(*shape, -1)[..., None].expand(-1, -1, -1, mask.shape[-1])
     columns = columns.to(device).expand(*shape, -1)[:, :, None].expand(-1, -1, plan.q_len, -1)
     listed = mask.gather(2, rows).gather(3, columns)
-    if key_length is not None:
-        exists = torch.arange(plan.kv_len, device=device) < key_length[:, None]
-        listed = listed & exists[:, None, None]
     return listed, (listed.cumsum(dim=-1) - 1).clamp(min=0) // keys
 
 
@@ -217,7 +201,6 @@ def low_bit_reference(
     plan: BlockPlan,
     *,
     scale: float,
-    key_length: Tensor | None = None,
     return_lse: bool = False,
     keys: int = 128,
     value_dtype: torch.dtype = torch.float8_e4m3fn,
@@ -228,18 +211,17 @@ def low_bit_reference(
         q: ``(batch, heads, q_len, head_dim)``.
         k: ``(batch, heads, kv_len, head_dim)``.
         v: ``(batch, heads, kv_len, head_dim)``.
-        plan: What to compute, without token orders; pooled stand-ins take no part.
+        plan: What to compute; pooled stand-ins take no part.
         scale: Score scale.
-        key_length: Keys that exist in each batch entry.
         return_lse: Whether to return the log-sum-exp.
         keys: In a tile: 128 in the Hopper kernel.
         value_dtype: ``torch.float8_e4m3fn`` or ``torch.float16``, of weights and values.
     """
     x = quantize(
-        q, k, v, scale=scale, key_block=key_block_of(plan), key_length=key_length,
+        q, k, v, scale=scale, key_block=key_block_of(plan),
         value_dtype=value_dtype, impl="reference",
     )  # fmt: skip
-    out, lse = attend_quantized(x, plan, key_length=key_length, keys=keys, dtype=q.dtype)
+    out, lse = attend_quantized(x, plan, keys=keys, dtype=q.dtype)
     return out, lse if return_lse else None
 
 
@@ -256,7 +238,6 @@ def low_bit_attention(
     plan: BlockPlan | None = None,
     *,
     scale: float | None = None,
-    key_length: Tensor | None = None,
     return_lse: Literal[True],
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]: ...
@@ -268,7 +249,6 @@ def low_bit_attention(
     plan: BlockPlan | None = None,
     *,
     scale: float | None = None,
-    key_length: Tensor | None = None,
     return_lse: bool = False,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor | None]: ...
@@ -279,7 +259,6 @@ def low_bit_attention(
     plan: BlockPlan | None = None,
     *,
     scale: float | None = None,
-    key_length: Tensor | None = None,
     return_lse: bool = False,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor | None]:
@@ -289,11 +268,9 @@ def low_bit_attention(
         q: ``(batch, heads, q_len, head_dim)``, any strides, float16, bfloat16 or float32.
         k: ``(batch, heads, kv_len, head_dim)``.
         v: ``(batch, heads, kv_len, head_dim)``.
-        plan: What to compute, token orders included; None for everything. Pooled stand-ins take no
+        plan: What to compute, or None for everything. Pooled stand-ins take no
             part: add them by the log-sum-exp.
         scale: Score scale, positive; ``head_dim ** -0.5`` when None.
-        key_length: Keys that exist in each batch entry, int32 ``(batch,)``; with a ``kv_order``,
-            positions of the ordered sequence.
         return_lse: Whether to return the log-sum-exp.
         impl: "triton", "reference", or "auto": Triton on CUDA.
 
@@ -314,9 +291,7 @@ def low_bit_attention(
     run = low_bit_reference
     if impl == "triton" or (impl == "auto" and q.is_cuda):
         from vidsparse.kernels.triton.low_bit import launch as run
-    return attend_in_order(
-        run, q, k, v, plan, scale=scale, key_length=key_length, return_lse=return_lse
-    )
+    return run(q, k, v, plan, scale=scale, return_lse=return_lse)
 
 
 def _everything(q: Tensor, k: Tensor) -> BlockPlan:

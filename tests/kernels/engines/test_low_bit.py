@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vidsparse.errors import BadInputError
-from vidsparse.kernels.low_bit import (
+from vidsparse.kernels.engines.low_bit import (
     INTERLEAVED,
     attend_quantized,
     low_bit_attention,
@@ -38,13 +38,11 @@ def dense_plan(q_len, kv_len, block=64, device=None):
     return BlockPlan.from_mask(keep, q_len=q_len, kv_len=kv_len, q_block=block, kv_block=block)
 
 
-def run_kernel(x, plan, dtype=torch.float32, key_length=None, keys=64):
+def run_kernel(x, plan, dtype=torch.float32, keys=64):
     from vidsparse.kernels.triton import low_bit_portable
 
     out = torch.empty(x.query.shape, dtype=dtype, device=x.query.device)
-    lse = low_bit_portable.launch(
-        x, plan, out, key_length=key_length, return_lse=True, keys=keys, num_warps=4
-    )
+    lse = low_bit_portable.launch(x, plan, out, return_lse=True, keys=keys, num_warps=4)
     assert lse is not None
     return out, lse
 
@@ -59,7 +57,6 @@ def test_the_quantising_pass_equals_the_reference(
     options = {
         "scale": 0.2, "key_block": key_block, "value_dtype": value_dtype,
         "interleaved": interleaved,
-        "key_length": torch.tensor([203, 90], dtype=torch.int32, device=device),
     }  # fmt: skip
     ours = quantize(q, k, v, impl="triton", **options)
     exact = quantize(q, k, v, impl="reference", **options)
@@ -104,16 +101,13 @@ def test_kernel_equals_reference_on_ragged_plans(
 ):
     q, k, v = draw(2, 2, q_len, kv_len, head_dim)
     plan = oracle.plan(2, 1, q_len, kv_len, q_block, kv_block, share=0.6, device=device)
-    length = torch.tensor([kv_len, 60], dtype=torch.int32, device=device)
     x = quantize(
-        q, k, v, scale=0.3, key_block=64, key_length=length, value_dtype=value_dtype,
+        q, k, v, scale=0.3, key_block=64, value_dtype=value_dtype,
         impl="reference",
     )  # fmt: skip
     for keys in (64, 128):
-        out, lse = run_kernel(x, plan, key_length=length, keys=keys)
-        exact, exact_lse = attend_quantized(
-            x, plan, key_length=length, keys=keys, dtype=torch.float32
-        )
+        out, lse = run_kernel(x, plan, keys=keys)
+        exact, exact_lse = attend_quantized(x, plan, keys=keys, dtype=torch.float32)
         assert relative(out, exact) < 1e-3  # a weight between two FP8 numbers may go either way
         torch.testing.assert_close(lse, exact_lse, rtol=1e-5, atol=1e-5)
         assert (out[lse.isinf()] == 0).all()
@@ -124,18 +118,17 @@ def test_kernel_equals_reference_on_clusters(oracle, draw, device):
     plan = oracle.plan(1, 2, 90, 150, 64, 64, share=0.5, q_blocks=4, kv_blocks=7, device=device)
     x = quantize(q, k, v, scale=0.3, key_block=64, impl="reference")
     out, lse = run_kernel(x, plan)
-    exact, exact_lse = attend_quantized(x, plan, key_length=None, keys=64, dtype=torch.float32)
+    exact, exact_lse = attend_quantized(x, plan, keys=64, dtype=torch.float32)
     assert relative(out, exact) < 0.02  # tiles are cut elsewhere, so weights round elsewhere
     torch.testing.assert_close(lse, exact_lse, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("impl", ["reference", "triton"])
-def test_orders_key_lengths_and_error_against_float64(oracle, draw, device, impl):
+def test_error_against_float64(oracle, draw, device, impl):
     q, k, v = draw(2, 2, 100, 150, 64)
-    plan = oracle.plan(2, 2, 100, 150, 64, 64, share=0.6, orders=True, device=device)
-    length = torch.tensor([150, 64], dtype=torch.int32, device=device)
-    out, lse = low_bit_attention(q, k, v, plan, key_length=length, return_lse=True, impl=impl)
-    exact, exact_lse = oracle.attention(q, k, v, plan, key_length=length)
+    plan = oracle.plan(2, 2, 100, 150, 64, 64, share=0.6, device=device)
+    out, lse = low_bit_attention(q, k, v, plan, return_lse=True, impl=impl)
+    exact, exact_lse = oracle.attention(q, k, v, plan)
     assert lse is not None
     assert out.stride() == torch.empty_like(q).stride()
     assert relative(out, exact) < 0.045  # Gaussian data: near .035
@@ -213,12 +206,11 @@ def test_many_small_weights_beside_a_large_one_keep_their_mass(device, impl):
 @pytest.mark.parametrize("impl", ["reference", "triton"])
 def test_what_stands_behind_the_keys_has_no_influence(draw, device, impl):
     q, k, v = draw(1, 1, 64, 192, 32)
-    length = torch.tensor([129], dtype=torch.int32, device=device)
-    plan = dense_plan(64, 192, device=device)
-    out, lse = low_bit_attention(q, k, v, plan, key_length=length, return_lse=True, impl=impl)
+    plan = dense_plan(64, 129, device=device)
+    out, lse = low_bit_attention(q, k[:, :, :129], v[:, :, :129], plan, return_lse=True, impl=impl)
     k[:, :, 129:], v[:, :, 129:] = 1e30, float("nan")
     again, lse_again = low_bit_attention(
-        q, k, v, plan, key_length=length, return_lse=True, impl=impl
+        q, k[:, :, :129], v[:, :, :129], plan, return_lse=True, impl=impl
     )
     assert torch.equal(out, again)
     assert torch.equal(lse, lse_again)
