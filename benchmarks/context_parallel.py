@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 import vidsparse
-from vidsparse.cli import kernel_bench
+from vidsparse.bench import kernel_bench
 from vidsparse.pipelines import parallel
 from vidsparse.pipelines.models import find_model
 

@@ -16,13 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vidsparse.cli import kernel_bench
-from vidsparse.errors import BadInputError
+from vidsparse.bench import kernel_bench
+from vidsparse.comparison.baselines import CUDNN, FLASH_4, dense_calls, runs
 from vidsparse.kernels.attention import attention
-from vidsparse.kernels.engines.flash import flash_dense
 from vidsparse.kernels.planning.antidiagonal import antidiagonal_scores
 from vidsparse.kernels.planning.block_scores import block_mass, block_value_error
 from vidsparse.kernels.planning.kmeans import kmeans
@@ -69,16 +66,8 @@ def captured(function: Callable[[], object]) -> Callable[[], None]:
 
 
 def dense(q, k, v) -> Callable[[], object]:
-    try:
-        flash_dense(q, k, v, scale=SCALE)
-    except BadInputError:
-
-        def cudnn() -> object:
-            with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-                return F.scaled_dot_product_attention(q, k, v)
-
-        return cudnn
-    return lambda: flash_dense(q, k, v, scale=SCALE)
+    calls = dense_calls(q, k, v)
+    return calls[FLASH_4] if runs(calls[FLASH_4]) else calls[CUDNN]
 
 
 def planning(q, k, v) -> dict[str, Callable[[], object]]:

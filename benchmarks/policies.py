@@ -19,7 +19,7 @@ import torch
 from planning import dense
 from torch import Tensor
 
-from vidsparse.cli import kernel_bench
+from vidsparse.bench import kernel_bench
 from vidsparse.dial import full_density
 from vidsparse.footprint import layer_state_bytes
 from vidsparse.grid import TokenGrid

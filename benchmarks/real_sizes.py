@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 import vidsparse
-from vidsparse.cli import kernel_bench
+from vidsparse.bench import kernel_bench
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch._C._autograd import DeviceType
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vidsparse.cli import kernel_bench
+from vidsparse.bench import kernel_bench
 from vidsparse.engine import Call, SparseAttention
 from vidsparse.grid import TokenGrid
 from vidsparse.presets import find_preset

@@ -1,60 +1,68 @@
-"""What the metrics share: how a clip is walked through, and how clips are averaged."""
+"""What the metrics share: how a clip is checked and walked through, and its values averaged."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from vidsparse.errors import BadInputError
-from vidsparse.metrics.psnr import RawFrames, as_tensor, check_raw, finite_mean, split_clips
+
+# A clip as pixels: uint8 RGB, shape (frames, height, width, 3).
+RawFrames = Tensor | np.ndarray
 
 
-class PerClip(Metric):
-    """Keeps a float64 vector of every clip; ``compute()`` is its mean, then the mean over clips.
+def finite_mean(values: Tensor) -> Tensor:
+    """Return the mean of the finite entries of ``(count,)``; ``inf`` when there are none."""
+    finite = values[values.isfinite()]
+    return finite.mean() if finite.numel() else values.new_tensor(torch.inf)
 
-    What is infinite is left out of a mean, unless there is nothing else. A subclass names its
-    direction and calls ``add`` in its ``update``.
 
-    Attributes:
-        values: One vector per clip: of its frames, of its pairs of frames, or one number.
+def frame_pairs(frames: RawFrames, reference: RawFrames) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield two clips frame by frame, each ``(height, width, 3)`` uint8 on one device.
 
-    Args:
-        kwargs: Options of ``torchmetrics.Metric``.
+    Raises:
+        BadInputError: When either is not a raw clip or the shapes differ.
     """
+    check_pair(frames, reference)
+    for ours, theirs in zip(frames, reference, strict=True):
+        pixels = as_tensor(ours)
+        yield pixels, as_tensor(theirs).to(pixels.device)
 
-    is_differentiable = False
-    full_state_update = False
-    values: list[Tensor]
-    lengths: list[Tensor]
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("values", [], dist_reduce_fx="cat")
-        self.add_state("lengths", [], dist_reduce_fx="cat")
+def check_pair(frames: RawFrames, reference: RawFrames) -> None:
+    """Refuse what are not two clips of one shape.
 
-    def add(self, values: Tensor) -> None:
-        """Add the ``(count,)`` values of one clip."""
-        self.values.append(values.to(self.device))
-        self.lengths.append(torch.tensor([len(values)], device=self.device))
+    Raises:
+        BadInputError: When either is not a raw clip or the shapes differ.
+    """
+    for name, clip in {"frames": frames, "reference": reference}.items():
+        check_raw(name, clip)
+    if tuple(frames.shape) != tuple(reference.shape):
+        raise BadInputError(
+            f"frames {tuple(frames.shape)} and reference {tuple(reference.shape)} differ in "
+            "shape: compare clips of one length and one size"
+        )
 
-    def compute(self) -> Tensor:
-        """Return the mean over clips of each clip's mean, a float64 scalar."""
-        clips = split_clips(self.values, self.lengths)
-        return finite_mean(torch.stack([finite_mean(values) for values in clips]))
 
-    def lowest(self) -> Tensor:
-        """Return the smallest value of all clips."""
-        return dim_zero_cat(self.values).min()
-
-    def highest(self) -> Tensor:
-        """Return the largest value of all clips."""
-        return dim_zero_cat(self.values).max()
+def check_raw(name: str, clip: RawFrames) -> None:
+    """Refuse, with a :class:`BadInputError`, what is not a clip of raw frames."""
+    if not isinstance(clip, Tensor | np.ndarray):
+        raise BadInputError(
+            f"{name} must be a uint8 tensor or array, got {type(clip).__name__}: stack its frames"
+        )
+    if clip.dtype not in (torch.uint8, np.uint8):
+        raise BadInputError(
+            f"{name} must be raw uint8 frames, got {clip.dtype}: convert a pipeline's output "
+            "with vidsparse.pipelines.running.video.to_uint8"
+        )
+    if clip.ndim != 4 or clip.shape[-1] != 3 or 0 in clip.shape:
+        raise BadInputError(
+            f"{name} must have shape (frames, height, width, 3) with no empty side, "
+            f"got {tuple(clip.shape)}: put the colours last and drop the batch dimension"
+        )
 
 
 def check_length(frames: RawFrames, least: int, metric: str) -> None:
@@ -77,6 +85,11 @@ def consecutive(frames: RawFrames) -> Iterator[tuple[Tensor, Tensor]]:
         now = as_tensor(frames[index])
         yield then, now
         then = now
+
+
+def as_tensor(frame: RawFrames) -> Tensor:
+    """Return one frame as a tensor that may be written to."""
+    return frame if isinstance(frame, Tensor) else torch.tensor(frame)  # copies: may be read-only
 
 
 def as_array(frame: RawFrames) -> np.ndarray:

@@ -6,7 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vidsparse.metrics.psnr import RawFrames, decibels, finite_mean, squared_error
+from vidsparse.metrics.clips import RawFrames, finite_mean
+from vidsparse.metrics.psnr import decibels, squared_error
 from vidsparse.metrics.ssim import ssim
 
 

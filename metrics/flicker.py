@@ -13,10 +13,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vidsparse.metrics.clips import PerClip, check_length, consecutive
-from vidsparse.metrics.psnr import RawFrames
+from vidsparse.metrics.clips import RawFrames, check_length, consecutive
+from vidsparse.metrics.registry import metric
 
 
+@metric(
+    "vbench/temporal_flickering",
+    label="Temporal flickering",
+    better="closer to dense",
+    alone=True,
+    frames=2,
+    caveat="VBench's formula, which VBench applies to static videos only: motion lowers it, "
+    "blurred and frozen frames raise it.",
+)
 def temporal_flickering(frames: RawFrames) -> Tensor:
     """Return the score of each pair of consecutive frames; a clip's value is their mean.
 
@@ -41,13 +50,3 @@ def temporal_flickering(frames: RawFrames) -> Tensor:
         for then, now in consecutive(frames)
     ]
     return (255 - torch.tensor(changes, dtype=torch.float64)) / 255
-
-
-class TemporalFlickering(PerClip):
-    """Temporal flickering accumulated over clips; ``compute()`` is VBench's mean over clips."""
-
-    higher_is_better = None  # closer to the dense run is better
-
-    def update(self, frames: RawFrames) -> None:
-        """Add one clip, ``(frames, height, width, 3)`` uint8."""
-        self.add(temporal_flickering(frames))

@@ -14,8 +14,7 @@ import cv2
 import numpy as np
 
 from vidsparse.errors import BadInputError
-from vidsparse.metrics.clips import as_array, check_length
-from vidsparse.metrics.psnr import RawFrames
+from vidsparse.metrics.clips import RawFrames, as_array, check_length
 
 SMALLEST = 32
 

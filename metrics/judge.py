@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vidsparse.errors import BadInputError
-from vidsparse.metrics.clips import PerClip
-from vidsparse.metrics.psnr import RawFrames, as_tensor, check_raw
+from vidsparse.metrics.clips import RawFrames, as_tensor, check_raw
+from vidsparse.metrics.registry import metric
 
 FRAMES, SIDE = 9, 64  # what the network sees of a clip
 _WIDTHS = (24, 48, 64, 88)
@@ -173,19 +172,27 @@ class Judge:
         return sum(seen[part] == choice for part, choice in wanted.items()) / len(wanted)
 
 
-class AsAsked(PerClip):
-    """The share of what was asked for that is seen, over clips; ``compute()`` is their mean.
+@metric(
+    "judge/as_asked",
+    label="As asked",
+    better="higher",
+    tier="judge",
+    alone=True,
+    caveat="The share of what the prompt says of shape, colour, motion, background and number of"
+    " sprites that a small classifier recognises. On renders it is right in 98 to 100 % "
+    "of the clips, about a background's scrolling or zooming in 94 %: read it beside the "
+    "dense run's. It knows the subjects and the language of the shipped model, and "
+    "nothing else.",
+)
+def as_asked(frames: RawFrames, asked: Mapping[str, str], judge: Judge) -> Tensor:
+    """Return the share of what was asked for that a judge sees, a float64 scalar.
 
     Args:
+        frames: uint8 ``(frames, height, width, 3)``.
+        asked: Such as ``{"shape": "circle", "motion": "left"}``.
         judge: Which looks.
+
+    Raises:
+        BadInputError: As ``Judge.score``.
     """
-
-    higher_is_better = True
-
-    def __init__(self, judge: Judge, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.judge = judge
-
-    def update(self, frames: RawFrames, asked: Mapping[str, str]) -> None:
-        """Add one clip, ``(frames, height, width, 3)`` uint8, and what it was to show."""
-        self.add(torch.tensor([self.judge.score(frames, asked)], dtype=torch.float64))
+    return torch.tensor(judge.score(frames, asked), dtype=torch.float64)

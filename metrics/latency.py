@@ -12,9 +12,13 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from pydantic import Field, computed_field, model_validator
+
+from vidsparse.metrics.record import Record
 
 ALIKE = 1.1  # how far apart the times of equal work may be, as a ratio
 MATTERS = 0.02  # of a run: a difference of less is not worth a word
@@ -35,8 +39,7 @@ class Timing:
     rounds: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stages:
+class Stages(Record):
     """Seconds of one generation; what is in none of the stages is ``other``.
 
     Attributes:
@@ -53,6 +56,7 @@ class Stages:
     planning: float = 0.0
     vae: float = 0.0
 
+    @computed_field
     @property
     def other(self) -> float:
         """The rest: linear layers, cross-attention, the scheduler."""
@@ -63,19 +67,22 @@ class Stages:
         """All but attention and planning: what a dense and a sparse run do alike."""
         return self.total - self.attention - self.planning
 
-    def to_json(self) -> dict[str, float]:
-        """Return every stage, ``other`` included."""
-        return asdict(self) | {"other": self.other}
+    @model_validator(mode="before")
+    @classmethod
+    def _without_other(cls, values: Any) -> Any:
+        """Read what was written: ``other`` follows from the rest."""
+        if not isinstance(values, dict):
+            return values
+        return {name: value for name, value in values.items() if name != "other"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Amdahl:
+class Amdahl(Record):
     """What sparsity gained, beside what it could gain.
 
     Attributes:
         attention_share: Share of the dense run that is self-attention, in [0, 1].
         ideal: Speed-up if attention took its density's share of the time, and planning none.
-        limit: Speed-up if attention took no time.
+        limit: Speed-up if attention took no time; infinite where nothing else took any.
         achieved: Speed-up as it was.
         kernel_efficiency: Speed-up of attention without planning, times the density: 1 when a
             skipped pair saves all of its time.
@@ -83,7 +90,7 @@ class Amdahl:
 
     attention_share: float
     ideal: float
-    limit: float
+    limit: float = Field(allow_inf_nan=True)
     achieved: float
     kernel_efficiency: float
 

@@ -14,22 +14,32 @@ other dimensions are VBench's own to run: see :mod:`vidsparse.metrics.vbench`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, interpolate, normalize
 
-from vidsparse.metrics.clips import PerClip, check_length
+from vidsparse.metrics import networks
+from vidsparse.metrics.clips import RawFrames, as_tensor, check_length
 from vidsparse.metrics.dino import DINO
 from vidsparse.metrics.networks import CLIPImages
-from vidsparse.metrics.psnr import RawFrames, as_tensor
+from vidsparse.metrics.registry import Need, metric
 
 CHUNK = 8  # frames that a network sees at once
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 
+@metric(
+    "vbench/subject_consistency",
+    label="Subject consistency",
+    better="closer to dense",
+    tier="weights",
+    alone=True,
+    frames=2,
+    needs={"network": Need("dino", lambda path: networks.dino_b16(path))},
+    caveat="VBench's formula with DINO ViT-B/16: frozen frames score 1.",
+)
 def subject_consistency(frames: RawFrames, network: DINO) -> Tensor:
     """Return the consistency of each frame but the first, float64 ``(frames - 1,)``.
 
@@ -48,6 +58,16 @@ def subject_consistency(frames: RawFrames, network: DINO) -> Tensor:
     return _consistency(_features(frames, network, prepare))
 
 
+@metric(
+    "vbench/background_consistency",
+    label="Background consistency",
+    better="closer to dense",
+    tier="weights",
+    alone=True,
+    frames=2,
+    needs={"network": Need("clip_b32", lambda path: networks.clip_b32(path))},
+    caveat="VBench's formula with CLIP ViT-B/32 in float32: frozen frames score 1.",
+)
 def background_consistency(frames: RawFrames, network: CLIPImages) -> Tensor:
     """Return the consistency of each frame but the first, float64 ``(frames - 1,)``.
 
@@ -62,6 +82,18 @@ def background_consistency(frames: RawFrames, network: CLIPImages) -> Tensor:
     return _consistency(_features(frames, network, _for_clip(network)))
 
 
+@metric(
+    "vbench/aesthetic_quality",
+    label="Aesthetic quality",
+    better="higher",
+    tier="weights",
+    alone=True,
+    needs={
+        "network": Need("clip_l14", lambda path: networks.clip_l14(path)),
+        "head": Need("aesthetic_head", lambda path: networks.aesthetic_head(path)),
+    },
+    caveat="VBench's formula with CLIP ViT-L/14 and LAION's linear head: taste, not fidelity.",
+)
 def aesthetic_quality(frames: RawFrames, network: CLIPImages, head: nn.Linear) -> Tensor:
     """Return the aesthetic quality of each frame, about 0 to 1, float64 ``(frames,)``.
 
@@ -77,48 +109,6 @@ def aesthetic_quality(frames: RawFrames, network: CLIPImages, head: nn.Linear) -
     features = normalize(_features(frames, network, _for_clip(network)), dim=-1)
     with torch.inference_mode():
         return head(features)[:, 0].double() / 10
-
-
-class SubjectConsistency(PerClip):
-    """Subject consistency accumulated over clips; ``compute()`` is the mean over clips."""
-
-    higher_is_better = None  # closer to the dense run is better
-
-    def __init__(self, network: DINO, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.network = network
-
-    def update(self, frames: RawFrames) -> None:
-        """Add one clip, ``(frames, height, width, 3)`` uint8."""
-        self.add(subject_consistency(frames, self.network))
-
-
-class BackgroundConsistency(PerClip):
-    """Background consistency accumulated over clips; ``compute()`` is the mean over clips."""
-
-    higher_is_better = None  # closer to the dense run is better
-
-    def __init__(self, network: CLIPImages, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.network = network
-
-    def update(self, frames: RawFrames) -> None:
-        """Add one clip, ``(frames, height, width, 3)`` uint8."""
-        self.add(background_consistency(frames, self.network))
-
-
-class AestheticQuality(PerClip):
-    """Aesthetic quality accumulated over clips; ``compute()`` is the mean over clips."""
-
-    higher_is_better = True
-
-    def __init__(self, network: CLIPImages, head: nn.Linear, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.network, self.head = network, head
-
-    def update(self, frames: RawFrames) -> None:
-        """Add one clip, ``(frames, height, width, 3)`` uint8."""
-        self.add(aesthetic_quality(frames, self.network, self.head))
 
 
 def _consistency(features: Tensor) -> Tensor:

@@ -15,17 +15,18 @@ al., arXiv 1801.03924.
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from vidsparse.errors import BadInputError
-from vidsparse.metrics.clips import PerClip
-from vidsparse.metrics.psnr import RawFrames, frame_pairs
+from vidsparse.metrics.clips import RawFrames, frame_pairs
+from vidsparse.metrics.registry import Need, metric
 from vidsparse.metrics.weights import load_strictly, read_state
 
 Backbone = Literal["alex", "vgg"]
@@ -80,6 +81,24 @@ class LPIPSNetwork(nn.Module):
         return total
 
 
+@metric(
+    "lpips_alex",
+    label="LPIPS (AlexNet)",
+    better="lower",
+    tier="weights",
+    side=SMALLEST,
+    needs={"network": Need("lpips_alex", partial(LPIPSNetwork, "alex"))},
+    caveat="Never comparable with LPIPS of VGG16.",
+)
+@metric(
+    "lpips_vgg",
+    label="LPIPS (VGG16)",
+    better="lower",
+    tier="weights",
+    side=SMALLEST,
+    needs={"network": Need("lpips_vgg", partial(LPIPSNetwork, "vgg"))},
+    caveat="Never comparable with LPIPS of AlexNet.",
+)
 def lpips(frames: RawFrames, reference: RawFrames, network: LPIPSNetwork) -> Tensor:
     """Return the LPIPS of each frame; a frame equal to its reference gives 0.
 
@@ -107,25 +126,6 @@ def lpips(frames: RawFrames, reference: RawFrames, network: LPIPSNetwork) -> Ten
         with torch.inference_mode():
             distances.append(network(*images).item())
     return torch.tensor(distances, dtype=torch.float64)
-
-
-class LPIPS(PerClip):
-    """LPIPS accumulated over clips; ``compute()`` is the mean over frames, then over clips.
-
-    Args:
-        network: The backbone and its heads.
-        kwargs: Options of ``torchmetrics.Metric``.
-    """
-
-    higher_is_better = False
-
-    def __init__(self, network: LPIPSNetwork, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.network = network
-
-    def update(self, frames: RawFrames, reference: RawFrames) -> None:
-        """Add one clip; both ``(frames, height, width, 3)`` uint8."""
-        self.add(lpips(frames, reference, self.network))
 
 
 def _heads(backbone: Backbone) -> list[Tensor]:

@@ -8,19 +8,29 @@ from AMT-S and RAFT, through :mod:`vidsparse.metrics.vbench`.
 
 from __future__ import annotations
 
-from typing import Any
-
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
-from vidsparse.metrics.clips import PerClip, as_array
-from vidsparse.metrics.flow import check_flow, flow_between, grey, warp
-from vidsparse.metrics.psnr import RawFrames
+from vidsparse.metrics.clips import RawFrames, as_array
+from vidsparse.metrics.flow import SMALLEST, check_flow, flow_between, grey, warp
+from vidsparse.metrics.registry import metric
 
 
+@metric(
+    "proxy/motion_smoothness",
+    label="Smoothness (DIS)",
+    better="closer to dense",
+    tier="stand-in",
+    stands_in_for="vbench/motion_smoothness",
+    alone=True,
+    side=SMALLEST,
+    frames=3,
+    caveat="Frames interpolated along DIS flow instead of by AMT-S: blurred and frozen frames "
+    "raise it.",
+)
 def motion_smoothness(frames: RawFrames) -> Tensor:
     """Return how well each odd frame is interpolated from its two neighbours.
 
@@ -45,6 +55,19 @@ def motion_smoothness(frames: RawFrames) -> Tensor:
     return (255 - torch.tensor(errors, dtype=torch.float64)) / 255
 
 
+@metric(
+    "proxy/dynamic_degree",
+    label="Dynamics (DIS)",
+    unit="x threshold",
+    better="closer to dense",
+    tier="stand-in",
+    stands_in_for="vbench/dynamic_degree",
+    alone=True,
+    side=SMALLEST,
+    frames=lambda fps: max(1, round(fps / 8)) + 1,
+    caveat="DIS flow instead of RAFT, and how far above VBench's threshold instead of whether: "
+    "above 1 means dynamic.",
+)
 def dynamic_degree(frames: RawFrames, fps: float = 16.0) -> Tensor:
     """Return how far a clip's motion lies above the least that VBench calls dynamic.
 
@@ -76,35 +99,6 @@ def dynamic_degree(frames: RawFrames, fps: float = 16.0) -> Tensor:
     needed = max(1, round(len(samples) / 4))
     threshold = 6 * min(frames.shape[1:3]) / 256
     return torch.tensor(sorted(speeds)[-needed] / threshold, dtype=torch.float64)
-
-
-class MotionSmoothness(PerClip):
-    """Motion smoothness by DIS, accumulated over clips; ``compute()`` is the mean over clips."""
-
-    higher_is_better = None  # closer to the dense run is better
-
-    def update(self, frames: RawFrames) -> None:
-        """Add one clip, ``(frames, height, width, 3)`` uint8."""
-        self.add(motion_smoothness(frames))
-
-
-class DynamicDegree(PerClip):
-    """Dynamic degree by DIS, accumulated over clips; ``compute()`` is the mean over clips.
-
-    Args:
-        fps: Frames per second of the clips.
-        kwargs: Options of ``torchmetrics.Metric``.
-    """
-
-    higher_is_better = None  # closer to the dense run is better
-
-    def __init__(self, fps: float = 16.0, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.fps = fps
-
-    def update(self, frames: RawFrames) -> None:
-        """Add one clip, ``(frames, height, width, 3)`` uint8."""
-        self.add(dynamic_degree(frames, self.fps)[None])
 
 
 def _between(first: np.ndarray, last: np.ndarray) -> np.ndarray:

@@ -20,15 +20,26 @@ from scipy.special import gammaln
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
-from vidsparse.metrics.clips import PerClip, check_length
+from vidsparse.metrics.clips import RawFrames, check_length, check_raw
 from vidsparse.metrics.flow import grey
-from vidsparse.metrics.psnr import RawFrames, check_raw
+from vidsparse.metrics.registry import metric
 
 SMALLEST = 64
 _SHAPES = np.arange(0.2, 10, 0.001)
 _RATIOS = np.exp(2 * gammaln(2 / _SHAPES) - gammaln(1 / _SHAPES) - gammaln(3 / _SHAPES))
 
 
+@metric(
+    "proxy/nss_distance",
+    label="Texture distance (NSS)",
+    better="lower",
+    tier="stand-in",
+    stands_in_for="vbench/imaging_quality",
+    side=SMALLEST,
+    caveat="NIQE's statistics with the dense clip in the place of pristine photographs: says "
+    "other texture than dense, never worse picture. Comparable at one size and length "
+    "only.",
+)
 def nss_distance(frames: RawFrames, reference: RawFrames) -> Tensor:
     """Return the distance of two clips' texture statistics, a float64 scalar; 0 when equal.
 
@@ -54,16 +65,6 @@ def nss_distance(frames: RawFrames, reference: RawFrames) -> Tensor:
     gap = mean_x - mean_y
     squared = gap @ np.linalg.pinv((spread_x + spread_y) / 2, hermitian=True) @ gap
     return torch.tensor(max(float(squared), 0.0), dtype=torch.float64).sqrt()
-
-
-class NSSDistance(PerClip):
-    """NSS distance accumulated over clips; ``compute()`` is the mean over clips."""
-
-    higher_is_better = False
-
-    def update(self, frames: RawFrames, reference: RawFrames) -> None:
-        """Add one clip; both ``(frames, height, width, 3)`` uint8."""
-        self.add(nss_distance(frames, reference)[None])
 
 
 def _gaussian(frames: RawFrames) -> tuple[np.ndarray, np.ndarray]:

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
-from vidsparse.metrics import learned, lpips, ms_ssim, natural, networks, ssim
-from vidsparse.metrics.catalogue import AS_ASKED, DENSE
-from vidsparse.metrics.flicker import temporal_flickering
-from vidsparse.metrics.flow import SMALLEST as SMALLEST_FLOW
-from vidsparse.metrics.judge import Judge
-from vidsparse.metrics.motion import dynamic_degree, motion_smoothness
-from vidsparse.metrics.psnr import RawFrames, decibels, finite_mean, squared_error
-from vidsparse.metrics.temporal import temporal_psnr
-from vidsparse.metrics.warp import flow_difference, warp_error
+from vidsparse.metrics.catalogue import ALL, AS_ASKED, DENSE
+from vidsparse.metrics.clips import RawFrames, check_pair, finite_mean
+from vidsparse.metrics.judge import Judge, as_asked
+from vidsparse.metrics.registry import Metric
 from vidsparse.metrics.weights import Weights
 
 Curve = list[float | None]
@@ -41,24 +35,6 @@ class ClipScores:
     values: dict[str, float | None]
     curves: dict[str, Curve]
     identical_frames: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Measure:
-    """A function of a clip and its reference, and the least clip it takes."""
-
-    function: Callable[[RawFrames, RawFrames], Tensor]
-    side: int = 1
-    frames: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class _Alone:
-    """A function of one clip, also measured on the reference, and the least clip it takes."""
-
-    function: Callable[[RawFrames], Tensor]
-    side: int = 1
-    frames: int = 1
 
 
 class Scorer:
@@ -82,24 +58,11 @@ class Scorer:
         device: str = "cpu",
         judge: Path | None = None,
     ) -> None:
-        self._judge = Judge(judge) if judge else None
-        self._measures: dict[str, _Measure | _Alone] = {
-            "ssim": _Measure(ssim.ssim, ssim.WINDOW),
-            "ms_ssim": _Measure(ms_ssim.ms_ssim, ms_ssim.SMALLEST),
-            "temporal_psnr": _Measure(temporal_psnr, frames=2),
-            "vbench/temporal_flickering": _Alone(temporal_flickering, frames=2),
-            "proxy/motion_smoothness": _Alone(motion_smoothness, SMALLEST_FLOW, 3),
-            "proxy/dynamic_degree": _Alone(
-                lambda clip: dynamic_degree(clip, fps)[None],
-                SMALLEST_FLOW,
-                max(1, round(fps / 8)) + 1,
-            ),
-            "proxy/flow_difference": _Measure(flow_difference, SMALLEST_FLOW, 2),
-            "proxy/warp_error": _Measure(warp_error, SMALLEST_FLOW, 2),
-            "proxy/nss_distance": _Measure(
-                lambda ours, theirs: natural.nss_distance(ours, theirs)[None], natural.SMALLEST
-            ),
-            **_with_weights(weights or Weights(), device),
+        self._judge, self._fps = Judge(judge) if judge else None, fps
+        self._given = {
+            metric_id: _load(metric, weights or Weights(), device)
+            for metric_id, metric in ALL.items()
+            if metric.info.tier != "judge" and _has_weights(metric, weights)
         }
 
     def score(
@@ -115,46 +78,53 @@ class Scorer:
         Raises:
             BadInputError: When either is not a raw clip, the shapes differ, or nobody can judge.
         """
-        mse = squared_error(frames, reference)
-        psnr = decibels(mse)
-        values = {
-            "psnr": finite_mean(psnr),
-            "psnr_pooled": decibels(mse.mean()),
-            "psnr_worst_frame": psnr.min(),
-        }
-        found = {"psnr": psnr}
-        side, count = min(frames.shape[1:3]), len(frames)
-        for metric, measure in self._measures.items():
-            if side < measure.side or count < measure.frames:
-                continue
-            alone = isinstance(measure, _Alone)
-            result = measure.function(frames) if alone else measure.function(frames, reference)
-            if result.isnan().all():
-                continue
-            found[metric], values[metric] = result, finite_mean(result)
-            if alone:
-                values[metric + DENSE] = finite_mean(measure.function(reference))
-        if "ssim" in found:
-            values["ssim_worst_frame"] = found["ssim"].min()
-        if "proxy/warp_error" in found:
-            values["proxy/warp_error" + DENSE] = finite_mean(warp_error(reference, reference))
+        measured = self._measure(frames, reference)
+        values: dict[str, Tensor] = {}
+        for metric_id, found in measured.items():
+            metric = ALL[metric_id]
+            values[metric_id] = finite_mean(metric.value(found))
+            values |= {name: each.function(found) for name, each in metric.derived.items()}
+            if metric.alone or metric.info.better == "closer to dense":
+                own = (reference,) if metric.alone else (reference, reference)
+                values[metric_id + DENSE] = finite_mean(metric.value(self._call(metric_id, *own)))
         if asked:
             for name, clip in ((AS_ASKED, frames), (AS_ASKED + DENSE, reference)):
-                values[name] = torch.tensor(self._judged(clip, asked), dtype=torch.float64)
-        per_frame = {metric: _curve(each, count) for metric, each in found.items()}
+                values[name] = as_asked(clip, asked, self._able_judge(asked))
+        curves = {
+            name: _curve(ALL[name].value(found), len(frames)) for name, found in measured.items()
+        }
         return ClipScores(
             values={metric: _plain(value.item()) for metric, value in values.items()},
-            curves={metric: curve for metric, curve in per_frame.items() if curve},
-            identical_frames=int((mse == 0).sum()),
+            curves={metric: curve for metric, curve in curves.items() if curve},
+            identical_frames=int((measured["psnr"] == 0).sum()),
         )
 
-    def _judged(self, clip: RawFrames, asked: Mapping[str, str]) -> float:
+    def _measure(self, frames: RawFrames, reference: RawFrames) -> dict[str, Tensor]:
+        """What every metric gives that takes a clip of this size and length, ``(count,)`` each."""
+        check_pair(frames, reference)
+        side, count = min(frames.shape[1:3]), len(frames)
+        found: dict[str, Tensor] = {}
+        for metric_id in self._given:
+            metric = ALL[metric_id]
+            if metric.fits(count, side, self._fps):
+                clips = (frames,) if metric.alone else (frames, reference)
+                result = self._call(metric_id, *clips)
+                if not result.isnan().all():
+                    found[metric_id] = result
+        return found
+
+    def _call(self, metric_id: str, *clips: RawFrames) -> Tensor:
+        metric = ALL[metric_id]
+        fps = {"fps": self._fps} if metric.takes_fps else {}
+        return metric.measure(*clips, **self._given[metric_id], **fps).reshape(-1)
+
+    def _able_judge(self, asked: Mapping[str, str]) -> Judge:
         if self._judge is None:
             raise BadInputError(
                 f"nobody can say whether a clip shows {', '.join(asked.values())}: give the scorer "
                 "a judge"
             )
-        return self._judge.score(clip, asked)
+        return self._judge
 
 
 def score_clip(
@@ -181,35 +151,16 @@ def score_clip(
     return Scorer(weights, fps=fps).score(frames, reference)
 
 
-def _with_weights(weights: Weights, device: str) -> dict[str, _Measure | _Alone]:
-    measures: dict[str, _Measure | _Alone] = {}
-    backbones: dict[lpips.Backbone, Path | None] = {
-        "alex": weights.lpips_alex,
-        "vgg": weights.lpips_vgg,
+def _has_weights(metric: Metric, weights: Weights | None) -> bool:
+    return all(weights and getattr(weights, need.key) for need in metric.needs.values())
+
+
+def _load(metric: Metric, weights: Weights, device: str) -> dict[str, Any]:
+    """The networks of a metric, by the parameter that takes them."""
+    return {
+        name: need.load(getattr(weights, need.key)).to(device)
+        for name, need in metric.needs.items()
     }
-    for backbone, path in backbones.items():
-        if path:
-            network = lpips.LPIPSNetwork(backbone, path).to(device)
-            measure = _Measure(partial(lpips.lpips, network=network), lpips.SMALLEST)
-            measures[f"lpips_{backbone}"] = measure
-    if weights.dino:
-        subject = partial(
-            learned.subject_consistency, network=networks.dino_b16(weights.dino).to(device)
-        )
-        measures["vbench/subject_consistency"] = _Alone(subject, frames=2)
-    if weights.clip_b32:
-        background = partial(
-            learned.background_consistency, network=networks.clip_b32(weights.clip_b32).to(device)
-        )
-        measures["vbench/background_consistency"] = _Alone(background, frames=2)
-    if weights.clip_l14 and weights.aesthetic_head:
-        quality = partial(
-            learned.aesthetic_quality,
-            network=networks.clip_l14(weights.clip_l14).to(device),
-            head=networks.aesthetic_head(weights.aesthetic_head).to(device),
-        )
-        measures["vbench/aesthetic_quality"] = _Alone(quality)
-    return measures
 
 
 def _curve(values: Tensor, frames: int) -> Curve:

@@ -18,6 +18,7 @@ import numpy as np
 from scipy import stats
 
 from vidsparse.errors import BadInputError
+from vidsparse.metrics.record import Record
 
 LEVEL = 0.95
 RESAMPLES = 9999
@@ -30,8 +31,7 @@ FloorVerdict = Literal[
 ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
+class Summary(Record):
     """One metric of one preset, over all its clips.
 
     Attributes:

@@ -11,10 +11,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vidsparse.metrics.clips import PerClip, check_length
-from vidsparse.metrics.psnr import RawFrames, decibels, frame_pairs
+from vidsparse.metrics.clips import RawFrames, check_length, frame_pairs
+from vidsparse.metrics.psnr import decibels
+from vidsparse.metrics.registry import metric
 
 
+@metric(
+    "temporal_psnr",
+    label="Temporal PSNR",
+    unit="dB",
+    better="higher",
+    frames=2,
+    caveat="PSNR of the changes from frame to frame: errors that stay in place do not count, "
+    "those that come and go count twice.",
+)
 def temporal_psnr(frames: RawFrames, reference: RawFrames) -> Tensor:
     """Return the PSNR of each frame-to-frame change in dB; an equal change gives ``inf``.
 
@@ -42,13 +52,3 @@ def temporal_psnr(frames: RawFrames, reference: RawFrames) -> Tensor:
             squares.append((error - before).square().sum().item() / error.numel())
         before = error
     return decibels(torch.tensor(squares, dtype=torch.float64))
-
-
-class TemporalPSNR(PerClip):
-    """Temporal PSNR accumulated over clips; ``compute()`` is the mean over changes, then clips."""
-
-    higher_is_better = True
-
-    def update(self, frames: RawFrames, reference: RawFrames) -> None:
-        """Add one clip; both ``(frames, height, width, 3)`` uint8."""
-        self.add(temporal_psnr(frames, reference))

@@ -20,8 +20,7 @@ import av
 import numpy as np
 
 from vidsparse.errors import BadInputError, VidsparseError
-from vidsparse.metrics.clips import as_array, check_length
-from vidsparse.metrics.psnr import RawFrames
+from vidsparse.metrics.clips import RawFrames, as_array, check_length
 from vidsparse.metrics.vbench_scale import DIMENSIONS, check_dimensions
 
 # What the other Python runs. Its arguments come in a file, so no prompt meets a shell.

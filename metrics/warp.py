@@ -10,11 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidsparse.metrics.clips import PerClip, as_array
-from vidsparse.metrics.flow import check_flow, flow_between, grey, visible, warp
-from vidsparse.metrics.psnr import RawFrames, frame_pairs
+from vidsparse.metrics.clips import RawFrames, as_array, frame_pairs
+from vidsparse.metrics.flow import SMALLEST, check_flow, flow_between, grey, visible, warp
+from vidsparse.metrics.registry import metric
 
 
+@metric(
+    "proxy/flow_difference",
+    label="Flow difference (DIS)",
+    unit="px",
+    better="lower",
+    tier="stand-in",
+    stands_in_for="tOF",
+    side=SMALLEST,
+    frames=2,
+    caveat="Sees lost or added motion, hardly a blur; DIS flow, so not comparable with published"
+    " tOF.",
+)
 def flow_difference(frames: RawFrames, reference: RawFrames) -> Tensor:
     """Return how much the motion of each pair of frames differs from the reference's, in pixels.
 
@@ -43,6 +55,18 @@ def flow_difference(frames: RawFrames, reference: RawFrames) -> Tensor:
     return torch.tensor(differences, dtype=torch.float64)
 
 
+@metric(
+    "proxy/warp_error",
+    label="Warp error (DIS)",
+    unit="10^-3",
+    better="closer to dense",
+    tier="stand-in",
+    stands_in_for="E_warp",
+    side=SMALLEST,
+    frames=2,
+    caveat="Along the dense clip's DIS flow: sees flicker, noise and lost motion; a blur lowers "
+    "it.",
+)
 def warp_error(frames: RawFrames, reference: RawFrames) -> Tensor:
     """Return how badly each frame follows from the one before along the reference's motion.
 
@@ -69,26 +93,6 @@ def warp_error(frames: RawFrames, reference: RawFrames) -> Tensor:
             errors.append(_pair_error(before, now))
         before = now
     return torch.tensor(errors, dtype=torch.float64)
-
-
-class FlowDifference(PerClip):
-    """Flow difference accumulated over clips; ``compute()`` is the mean over pairs, then clips."""
-
-    higher_is_better = False
-
-    def update(self, frames: RawFrames, reference: RawFrames) -> None:
-        """Add one clip; both ``(frames, height, width, 3)`` uint8."""
-        self.add(flow_difference(frames, reference))
-
-
-class WarpError(PerClip):
-    """Warp error accumulated over clips; ``compute()`` is the mean over pairs, then clips."""
-
-    higher_is_better = None  # closer to the dense run is better
-
-    def update(self, frames: RawFrames, reference: RawFrames) -> None:
-        """Add one clip; both ``(frames, height, width, 3)`` uint8."""
-        self.add(warp_error(frames, reference))
 
 
 def _pair_error(before: list[np.ndarray], now: list[np.ndarray]) -> float:

@@ -106,6 +106,11 @@ def within(name: str, *packages: str) -> bool:
     return any(f"{name}.".startswith(f"{package}.") for package in packages)
 
 
+UPPER = ("comparison", "bench", "cli")  # the floors above the rooms
+APPLICATIONS = tuple(f"vidsparse.{name}" for name in UPPER)
+COMMAND_LINE = ("typer", "click", "rich")
+
+
 def may_kernels(found: Import) -> bool:
     if within(found.name, "vidsparse"):
         return within(found.name, "vidsparse.kernels", "vidsparse.errors")
@@ -115,7 +120,7 @@ def may_kernels(found: Import) -> bool:
 def may_core(found: Import) -> bool:
     if found.path == Path("vidsparse/__init__.py") and not found.at_import:
         return True
-    rooms = ["vidsparse.pipelines", "vidsparse.metrics", "vidsparse.cli"]
+    rooms = ["vidsparse.pipelines", "vidsparse.metrics", *APPLICATIONS]
     return not within(found.name, *rooms, "diffusers", "transformers", "triton")
 
 
@@ -123,12 +128,20 @@ def may_metrics(found: Import) -> bool:
     if within(found.name, "vidsparse.metrics"):
         return not within(found.name, "vidsparse.metrics.report")
     libraries = ["torch", "torchmetrics", "numpy", "scipy", "cv2", "av", "safetensors"]
-    libraries += ["transformers", "vidsparse.errors"]
+    libraries += ["transformers", "pydantic", "vidsparse.errors"]
     return found.name.split(".")[0] in sys.stdlib_module_names or within(found.name, *libraries)
 
 
 def may_running(found: Import) -> bool:
-    return not within(found.name, "vidsparse.metrics", "vidsparse.cli")
+    return not within(found.name, "vidsparse.metrics", *APPLICATIONS)
+
+
+def may_comparison(found: Import) -> bool:
+    return not within(found.name, "vidsparse.cli", "vidsparse.bench", *COMMAND_LINE)
+
+
+def may_bench(found: Import) -> bool:
+    return not within(found.name, "vidsparse.cli", *COMMAND_LINE)
 
 
 def may_pipelines(found: Import) -> bool:
@@ -144,10 +157,12 @@ def files_under(folder: str, *without: str, root: Path = ROOT) -> list[Path]:
 
 FLOORS: dict[str, tuple[list[Path], Callable[[Import], bool]]] = {
     "kernels": (files_under("kernels"), may_kernels),
-    "core": (files_under("vidsparse", *ROOMS, "cli", "__main__.py"), may_core),
+    "core": (files_under("vidsparse", *ROOMS, *UPPER, "__main__.py"), may_core),
     "metrics": (files_under("metrics", "report"), may_metrics),
     "running": (files_under("pipelines/running"), may_running),
     "pipelines": (files_under("pipelines", "running"), may_pipelines),
+    "comparison": (files_under("vidsparse/comparison"), may_comparison),
+    "bench": (files_under("vidsparse/bench"), may_bench),
 }
 
 

@@ -16,6 +16,12 @@ from vidsparse.errors import BadInputError, DenseFallbackError, VidsparseError
 from vidsparse.grid import TokenGrid
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from vidsparse.comparison.reporter import Reporter
+    from vidsparse.comparison.run import Comparison
+    from vidsparse.metrics.weights import Weights
     from vidsparse.pipelines.session import Session
     from vidsparse.policies.parts import register_part
     from vidsparse.preset import Preset
@@ -28,6 +34,7 @@ __all__ = [
     "Preset",
     "TokenGrid",
     "VidsparseError",
+    "compare",
     "register",
     "register_part",
     "session_of",
@@ -83,6 +90,96 @@ def sparsify(
 
     found = find_preset(preset) if isinstance(preset, str) else preset
     return Session(target, found.override(parameters), strict=strict, engine=engine)
+
+
+def compare(
+    pipe: Any,
+    presets: str | Preset | Sequence[str | Preset] = "balanced",
+    prompts: str | Sequence[str] = (),
+    *,
+    seeds: int | Sequence[int] = 0,
+    out: str | Path = "compare",
+    frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    fps: float | None = None,
+    repeats: int = 1,
+    noise_floor: bool = False,
+    attention_error: bool = False,
+    weights: Weights | None = None,
+    strict: bool = False,
+    overwrite: bool = False,
+    progress: bool | Reporter = True,
+    **parameters: Any,
+) -> Comparison:
+    """Make dense and sparse videos from the same seeds, and report what sparsity cost and saved.
+
+    What ``vidsparse compare`` does, with a pipeline that is in memory. The pipeline is given back
+    as it was. What the folder ``out`` holds of an earlier call under the same settings, weights
+    and code is used again.
+
+    Args:
+        pipe: A diffusers pipeline that makes videos or images from text, without a session.
+        presets: Names in ``PRESETS``, or presets of your own.
+        prompts: What the videos show.
+        seeds: Of the noise; every prompt is made with each.
+        out: Folder of the report, its frames and videos.
+        frames: Frames of a video; this and what follows is as the model's authors recommend
+            where it is left out.
+        height: In pixels.
+        width: In pixels.
+        steps: Denoising steps.
+        guidance: Guidance scale.
+        fps: Frames per second of the files.
+        repeats: How often each generation is timed, dense and sparse in turns.
+        noise_floor: Also compare dense with dense by another engine.
+        attention_error: Also measure every attention call of the first clip.
+        weights: Local weights of learned metrics.
+        strict: Raise ``DenseFallbackError`` where a call would fall back to dense.
+        overwrite: Write to a folder that holds files of something else.
+        progress: Show a bar over all of the work, on a terminal or in a notebook; or who is told
+            of it instead.
+        **parameters: Parameters of every preset to change, such as ``density=0.3``.
+
+    Returns:
+        The results, as in results.json, and the path of each file that was written.
+
+    Raises:
+        BadInputError: For what cannot be compared; nothing is made then.
+        VidsparseError: When a run fails; what was finished is kept.
+    """
+    from pathlib import Path
+
+    from vidsparse.cli.progress import PythonScreen
+    from vidsparse.comparison import of_pipe
+    from vidsparse.comparison.reporter import Silent
+    from vidsparse.comparison.run import run_comparison
+
+    video: dict[str, Any] = {"frames": frames, "height": height, "width": width}
+    video |= {"steps": steps, "guidance": guidance}
+    spec = of_pipe.spec_of(
+        pipe,
+        presets,
+        prompts,
+        seeds,
+        video=video,
+        fps=fps,
+        strict=strict,
+        parameters=parameters,
+        weights=weights,
+        wants_floor=noise_floor,
+        wants_errors=attention_error,
+        repeats=repeats,
+    )
+    measured = {"fps": fps, "noise_floor": noise_floor, "attention_error": attention_error}
+    command = of_pipe.describe_call(spec, video | measured | {"strict": strict} | parameters)
+    reporter = PythonScreen() if progress is True else progress or Silent()
+    with of_pipe.as_it_was(pipe):
+        return run_comparison(
+            spec, Path(out), command=command, reporter=reporter, overwrite=overwrite
+        )
 
 
 def session_of(target: Any) -> Session | None:

@@ -9,22 +9,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from vidsparse.errors import BadInputError
+from vidsparse.metrics.latency import Amdahl, Stages
+from vidsparse.metrics.record import Record
+from vidsparse.metrics.registry import MetricInfo
 from vidsparse.metrics.report.checks import check_clip, check_results
+from vidsparse.metrics.statistics import Summary
 
 Score = float | None
 Grid = list[list[float | None]]
 
 
-class Part(BaseModel):
-    """A part of the results: no unknown fields, no NaN, no infinity."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class Video(Part):
+class Video(Record):
     """The geometry of all clips.
 
     Attributes:
@@ -44,7 +42,7 @@ class Video(Part):
     tokens: int
 
 
-class NoiseFloor(Part):
+class NoiseFloor(Record):
     """Dense against dense: what cannot be blamed on sparsity.
 
     Attributes:
@@ -58,18 +56,7 @@ class NoiseFloor(Part):
     how: str
 
 
-class Stages(Part):
-    """Seconds of one generation by what they were spent on; ``total`` is the whole."""
-
-    text_encoder: float
-    attention: float
-    planning: float
-    other: float
-    vae: float
-    total: float
-
-
-class Machine(Part):
+class Machine(Record):
     """Where a generation was timed.
 
     Attributes:
@@ -85,7 +72,7 @@ class Machine(Part):
     load: float | None
 
 
-class PresetFacts(Part):
+class PresetFacts(Record):
     """A preset as it ran."""
 
     name: str
@@ -94,20 +81,56 @@ class PresetFacts(Part):
     parameters: dict[str, Any]
 
 
-class Metric(Part):
-    """What a score is; see ``vidsparse.metrics.catalogue``."""
+class Facts(Record):
+    """What is measured of a generation beside its time and its frames.
 
-    id: str
-    label: str
-    unit: str
-    better: Literal["higher", "lower", "closer to dense"]
-    tier: Literal["exact", "weights", "stand-in", "judge"]
-    stands_in_for: str | None
-    caveat: str
+    Attributes:
+        mean_density: Over all self-attention calls, dense steps included; 1 for a dense run.
+        dense_steps_share: Share of the steps in which every call was dense.
+        sigmas: Noise level of each step; empty for a dense run, as all that follows.
+        density: ``[layer][step]``, the mean over branches; None where the layer was not called.
+        head_density: ``[layer][head]``, mean over sparse calls; 1 in a layer that was always
+            dense, empty where all were.
+        engines: Calls of each kernel engine.
+        fallbacks: Calls that fell back to dense, by reason.
+        notes: Sentences the user should read.
+        peak_memory_bytes: On the device; None on a CPU.
+    """
+
+    mean_density: float
+    dense_steps_share: float
+    sigmas: list[float]
+    density: Grid
+    head_density: Grid = Field(default_factory=list)
+    engines: dict[str, int]
+    fallbacks: dict[str, int]
+    notes: list[str]
+    peak_memory_bytes: int | None = None
 
 
-class Clip(Part):
-    """One preset on one prompt and seed.
+class Run(Facts):
+    """One generation, dense or sparse, as it is kept beside its frames.
+
+    Attributes:
+        stages: Seconds of each stage; the total is from prompt to frames.
+        frames_sha256: Of the raw frames.
+        grid: The tokens, as FRAMESxHEIGHTxWIDTH.
+        attention_shape: Of the queries: batch, tokens, heads, head_dim.
+        machine: Where it ran and how busy that was.
+        latent_error: Of each step, the root mean square difference from the latents of the dense
+            run, relative to their root mean square.
+    """
+
+    stages: Stages
+    frames_sha256: str
+    grid: str
+    attention_shape: list[int]
+    machine: Machine
+    latent_error: list[float] = Field(default_factory=list)
+
+
+class Clip(Facts):
+    """One preset on one prompt and seed: its generation beside the dense one, and the scores.
 
     Attributes:
         preset: Its name.
@@ -117,21 +140,12 @@ class Clip(Part):
         dense_seconds: Of the dense one, likewise.
         all_seconds: Of every sparse generation, in order of time; dense and sparse take turns.
         all_dense_seconds: Of every dense one.
-        mean_density: Over all self-attention calls, dense steps included.
-        dense_steps_share: Share of the steps in which every call was dense.
-        sigmas: Noise level of each step.
-        density: ``[layer][step]``; None where the layer was not called.
-        head_density: ``[layer][head]``, mean over sparse steps; may be empty.
         attention_error: ``[layer][step]``, relative L1 against dense attention; may be empty.
         step_latent_error: Relative RMSE of the latents against dense, after each step.
-        engines: Calls of each kernel engine.
-        fallbacks: Calls that fell back to dense, by reason.
-        notes: Sentences the user should read.
         time: Where the seconds went.
         dense_time: The same of the dense run.
         machine: That the sparse generation ran on.
         dense_machine: And the dense one.
-        peak_memory_bytes: On the device, if known.
         identical: Whether every frame equals dense.
         scores: By metric id; ``<id>@dense`` is the dense run's own value.
         curves: By metric id, one value a frame.
@@ -143,23 +157,14 @@ class Clip(Part):
     seed: int
     seconds: float = Field(gt=0)
     dense_seconds: float = Field(gt=0)
-    all_seconds: list[float] = []
-    all_dense_seconds: list[float] = []
-    mean_density: float
-    dense_steps_share: float
-    sigmas: list[float]
-    density: Grid
-    head_density: Grid = []
-    attention_error: Grid = []
-    step_latent_error: list[float | None] = []
-    engines: dict[str, int]
-    fallbacks: dict[str, int]
-    notes: list[str]
+    all_seconds: list[float] = Field(default_factory=list)
+    all_dense_seconds: list[float] = Field(default_factory=list)
+    attention_error: Grid = Field(default_factory=list)
+    step_latent_error: list[float | None] = Field(default_factory=list)
     time: Stages | None = None
     dense_time: Stages | None = None
     machine: Machine | None = None
     dense_machine: Machine | None = None
-    peak_memory_bytes: int | None = None
     identical: bool
     scores: dict[str, Score]
     curves: dict[str, list[Score]]
@@ -171,7 +176,7 @@ class Clip(Part):
         return self
 
 
-class Range(Part):
+class Range(Record):
     """A median between two quartiles, which one run does not have."""
 
     median: float
@@ -180,18 +185,7 @@ class Range(Part):
     runs: int | None = None
 
 
-class ScoreSummary(Part):
-    """One metric over the clips of a preset; see ``vidsparse.metrics.statistics.Summary``."""
-
-    mean: Score
-    low: Score
-    high: Score
-    prompts: int
-    clips: int
-    identical: int
-
-
-class Pair(Part):
+class Pair(Record):
     """A preset against another on the same clips; ``verdict`` names the better one, if any."""
 
     other: str
@@ -202,25 +196,7 @@ class Pair(Part):
     verdict: str
 
 
-class Gain(Part):
-    """What a preset gained beside what it could gain.
-
-    Attributes:
-        attention_share: Of a dense run.
-        ideal: Speed-up if attention cost its density and nothing else did more (Amdahl).
-        limit: Speed-up if attention cost nothing.
-        achieved: Speed-up that was measured.
-        kernel_efficiency: Density times dense attention time over sparse attention time.
-    """
-
-    attention_share: float
-    ideal: float
-    limit: float
-    achieved: float
-    kernel_efficiency: float
-
-
-class PresetSummary(Part):
+class PresetSummary(Record):
     """One preset over all its clips.
 
     Attributes:
@@ -234,14 +210,14 @@ class PresetSummary(Part):
     mean_density: float
     asked_mean_density: float | None = None
     dense_steps_share: float
-    scores: dict[str, ScoreSummary]
-    against_next: list[Pair] = []
-    gain: Gain | None = None
-    timing: list[str] = []
+    scores: dict[str, Summary]
+    against_next: list[Pair] = Field(default_factory=list)
+    gain: Amdahl | None = None
+    timing: list[str] = Field(default_factory=list)
     sentence: str
 
 
-class Results(Part):
+class Results(Record):
     """A whole comparison: presets x prompts x seeds against dense.
 
     Attributes:
@@ -265,10 +241,10 @@ class Results(Part):
     seeds: list[int]
     schedule_note: str
     noise_floor: NoiseFloor | None
-    dense_engines: dict[str, float] = {}
+    dense_engines: dict[str, float] = Field(default_factory=dict)
     presets: list[PresetFacts]
-    metrics: dict[str, Metric]
-    not_measured: dict[str, str] = {}
+    metrics: dict[str, MetricInfo]
+    not_measured: dict[str, str] = Field(default_factory=dict)
     clips: list[Clip] = Field(min_length=1)
     summary: list[PresetSummary] = Field(min_length=1)
 

@@ -1,6 +1,6 @@
 """What a report says: every fidelity beside the density, dense steps, seeds and floor it holds for.
 
-Shared by the page, the Markdown and the table of clips.
+The one place for words: the page, the Markdown, the table of clips and the terminal read them.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ import statistics
 from collections import Counter
 from typing import Any
 
-from vidsparse.metrics.report.results import Clip, PresetSummary, Results, ScoreSummary
+from vidsparse.metrics.report.results import Clip, NoiseFloor, PresetSummary, Range, Results
+from vidsparse.metrics.statistics import FEWEST_FOR_INTERVAL, Summary, compare_to_floor
 
+STOCK = "diffusers"  # the dense engine of a pipeline that nobody changed
 HIDDEN = ("psnr_pooled", "psnr_worst_frame", "ssim_worst_frame")  # after the others
 
 
@@ -35,6 +37,16 @@ def floor(results: Results) -> str:
     return f"noise floor {found.psnr:.1f} dB"
 
 
+def describe_floor(results: Results) -> str:
+    """How far apart two dense engines are, for those who can still ask for it."""
+    found = results.noise_floor
+    if found is None:
+        return "noise floor not measured (--noise-floor)"
+    if found.psnr is None:
+        return f"noise floor: {found.how} gave identical frames"
+    return f"noise floor, {found.how}: {found.psnr:.1f} dB"
+
+
 def conditions(results: Results) -> str:
     """Under what conditions every number holds."""
     video = results.video
@@ -48,7 +60,7 @@ def conditions(results: Results) -> str:
         else "(one frame, so nothing is measured between frames)"
     )
     return (
-        f"{_count(len(results.prompts), 'prompt')} x {_count(len(results.seeds), 'seed')} "
+        f"{count(len(results.prompts), 'prompt')} x {count(len(results.seeds), 'seed')} "
         f"({', '.join(map(str, results.seeds))}), {results.steps} steps, guidance "
         f"{results.guidance:g}, {video.frames} x {video.height} x {video.width} {rate}, "
         f"{video.tokens:,} tokens, {results.gpu or results.device} in {results.dtype}; "
@@ -62,8 +74,8 @@ def warnings(results: Results) -> list[str]:
     for clip in results.clips:
         calls.update({(clip.preset, reason): n for reason, n in clip.fallbacks.items()})
     lines: dict[str, None] = {
-        f"{preset} fell back to dense: {reason} ({_count(count, 'call')} in all)": None
-        for (preset, reason), count in calls.items()
+        f"{preset} fell back to dense: {reason} ({count(number, 'call')} in all)": None
+        for (preset, reason), number in calls.items()
     }
     lines |= dict.fromkeys(timing(results))
     lines |= {f"{clip.preset}: {line}": None for clip in results.clips for line in clip.notes}
@@ -84,7 +96,7 @@ def machine(results: Results) -> str:
     found = [m for clip in results.clips for m in (clip.machine, clip.dense_machine) if m]
     if not found:
         return ""
-    names = dict.fromkeys(f"{m.cpu}, {_count(m.cores, 'core')}, {_count(m.threads, 'thread')}"
+    names = dict.fromkeys(f"{m.cpu}, {count(m.cores, 'core')}, {count(m.threads, 'thread')}"
                           for m in found)  # fmt: skip
     loads = sorted(m.load for m in found if m.load is not None)
     if not loads:
@@ -168,15 +180,104 @@ def _cell(row: PresetSummary, name: str) -> str:
     return text
 
 
-def pairs(results: Results) -> list[str]:
-    """Which preset is closer to dense, where that can be said."""
+def pairs(results: Results, *, numbers: bool = True) -> list[str]:
+    """Which preset is closer to dense, where that can be said, and by how much."""
     return [
         f"{row.preset} and {pair.other} by {pair.metric.upper()}: "
-        + ("" if pair.difference is None else f"{pair.difference:+.3g}, ")
+        + (f"{pair.difference:+.3g}, " if numbers and pair.difference is not None else "")
         + pair.verdict
         for row in results.summary
         for pair in row.against_next
     ]
+
+
+def gains(results: Results) -> list[str]:
+    """What each preset gained beside what it could gain."""
+    return [
+        f"{row.preset}: attention is {row.gain.attention_share:.0%} of a dense run, so at this "
+        f"density {row.gain.ideal:.2f}x is ideal, {row.gain.achieved:.2f}x was reached; kernel "
+        f"efficiency {row.gain.kernel_efficiency:.2f}"
+        for row in results.summary
+        if row.gain
+    ]
+
+
+def best_dense(results: Results) -> list[str]:
+    """The speed-ups against dense with the fastest engine, beside those against stock diffusers."""
+    engines = results.dense_engines
+    best = min(engines, key=lambda name: engines[name])
+    stock = engines[STOCK]
+    if engines[best] > 0.97 * stock:
+        return [f"no dense engine here is faster than that of diffusers ({stock:.3g} ms a call)"]
+    gain = 1 - engines[best] / stock
+    speeds = []
+    for row in results.summary:
+        ratios = [
+            (clip.dense_seconds - gain * clip.dense_time.attention) / clip.seconds
+            for clip in results.clips
+            if clip.preset == row.preset and clip.dense_time is not None
+        ]
+        speeds.append(f"{row.preset} {statistics.median(ratios):.2f}x")
+    return [
+        f"dense attention takes {stock:.3g} ms a call by diffusers and {engines[best]:.3g} ms by "
+        f"{best}; against dense with that, {', '.join(speeds)}"
+    ]
+
+
+def fallbacks(results: Results) -> list[str]:
+    """What fell back to dense, clip by clip, each sentence once."""
+    return list(
+        dict.fromkeys(
+            f"{clip.preset}: fell back to dense: {reason} ({calls} calls)"
+            for clip in results.clips
+            for reason, calls in clip.fallbacks.items()
+        )
+    )
+
+
+def setting(results: Results) -> str:
+    """Prompts, seeds, steps, size and where it ran, in short."""
+    video = results.video
+    number = len(results.prompts) * len(results.seeds)
+    counts = f"{count(len(results.prompts), 'prompt')} x {count(len(results.seeds), 'seed')}, "
+    return (
+        f"{counts if number > 1 else ''}seed {', '.join(map(str, results.seeds))}, "
+        f"{results.steps} steps, {video.frames} x {video.height} x {video.width}, "
+        f"{video.tokens:,} tokens, engine {results.engine} on "
+        f"{results.gpu or results.device} in {results.dtype}"
+    )
+
+
+def sentence(
+    speedup: Range, psnr: Summary, noise_floor: NoiseFloor | None, *, in_doubt: bool
+) -> str:
+    """The verdict on one preset.
+
+    Args:
+        speedup: Over dense.
+        psnr: Of its clips.
+        noise_floor: Dense against dense, if that was measured.
+        in_doubt: Whether something speaks against its times.
+    """
+    speed = f"{speedup.median:.2f}x as fast as dense{' (timing in doubt)' * in_doubt}"
+    if psnr.mean is None:
+        return f"{speed}, every frame identical to dense"
+    quality = f"PSNR {psnr.mean:.1f} dB {ends(psnr)}".rstrip()
+    said = f"{speed} at {quality} over {count(psnr.prompts, 'prompt')}, {count(psnr.clips, 'clip')}"
+    if psnr.identical:
+        said += f", {psnr.identical} of them identical to dense"
+    if noise_floor is None:
+        return said
+    if noise_floor.psnr is None:
+        return f"{said}; two dense engines give identical frames"
+    at = f"{noise_floor.psnr:.1f} dB"
+    where = compare_to_floor(psnr, noise_floor.psnr)
+    if where == "not tested":
+        few = f"{psnr.prompts} of {FEWEST_FOR_INTERVAL} prompts"
+        return f"{said}; noise floor {at}, not tested against it: {few}"
+    if where == "not distinguishable":
+        where = "not distinguishable from the noise floor"
+    return f"{said}; {where}, {at}"
 
 
 def caption(results: Results, clip: Clip) -> str:
@@ -230,14 +331,14 @@ def step_density(clip: Clip) -> list[float | None]:
     ]
 
 
-def ends(score: ScoreSummary, digits: int = 1) -> str:
+def ends(score: Summary, digits: int = 1) -> str:
     """The ends of an interval, if there is one."""
     if score.low is None or score.high is None:
         return ""
     return f"[{score.low:.{digits}f}, {score.high:.{digits}f}]"
 
 
-def interval(score: ScoreSummary, digits: int = 1) -> str:
+def interval(score: Summary, digits: int = 1) -> str:
     """A mean with its interval, if it has one."""
     if score.mean is None:
         return "identical"
@@ -251,7 +352,12 @@ def number(value: float | None, unit: str, identical: bool = True) -> str:
     return f"{value:.1f} {unit}"
 
 
-def _identical(score: ScoreSummary) -> str:
+def count(amount: int, name: str) -> str:
+    """An amount and the name of what there is so much of, one or several."""
+    return f"{amount} {name}{'s' * (amount != 1)}"
+
+
+def _identical(score: Summary) -> str:
     if score.mean is None or not score.identical:
         return ""
     return f"{score.identical} of {score.clips} clips identical to dense, not in the mean"
@@ -265,7 +371,3 @@ def _memory(results: Results, preset: str) -> str:
 
 def _names(rows: list[PresetSummary]) -> str:
     return ", ".join(row.preset for row in rows)
-
-
-def _count(amount: int, name: str) -> str:
-    return f"{amount} {name}{'s' * (amount != 1)}"

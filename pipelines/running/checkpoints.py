@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +171,19 @@ def is_hub_id(text: str) -> bool:
 
 
 def _read_folder(source: str | Path, configs: Path) -> Checkpoint:
-    pipe = skeleton(configs)
+    return replace(checkpoint_of(skeleton(configs), source), configs=configs)
+
+
+def checkpoint_of(pipe: Any, source: str | Path) -> Checkpoint:
+    """What is known of a pipeline, with or without its weights.
+
+    Args:
+        pipe: A diffusers pipeline.
+        source: Folder or hub id that it comes from.
+
+    Raises:
+        BadInputError: When its transformer is not in the model table.
+    """
     transformer = transformer_of(pipe)
     model = find_model(transformer)
     experts = 1 + (getattr(pipe, "transformer_2", None) is not None)
@@ -181,7 +193,6 @@ def _read_folder(source: str | Path, configs: Path) -> Checkpoint:
         layers=len(model.layers(transformer)),
         head_dim=getattr(transformer.config, "attention_head_dim", None) or WIDE,
         release=model.release(transformer, experts),
-        configs=configs,
         pipeline=type(pipe).__name__,
         image=makes_images(pipe),
         takes_guidance=takes_guidance(pipe),

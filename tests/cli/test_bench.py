@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from vidsparse.cli import kernel_bench, run
+from vidsparse.bench import kernel_bench
+from vidsparse.cli import run
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from vidsparse.cli.clips import Case, Clips
-from vidsparse.cli.machine import cpu_model
-from vidsparse.cli.progress import Pace
+from vidsparse.comparison.machine import cpu_model
+from vidsparse.comparison.spec import Case
+from vidsparse.comparison.store import Clips
 from vidsparse.errors import BadInputError, VidsparseError
 from vidsparse.pipelines.running import generate as pipeline
 from vidsparse.pipelines.running.generate import Request
@@ -25,9 +25,10 @@ COMMAND = ["compare", PROMPT, "--seeds", "0,1", "--preset", "draft", *SMALL]
 COMMAND += ["--set", "min_tokens=0"]
 KILL = """
 import os, signal, sys
-from vidsparse.cli import clips, run
+from vidsparse.cli import run
+from vidsparse.comparison import store
 
-save, left = clips.save_array, [int(sys.argv[1])]
+save, left = store.save_array, [int(sys.argv[1])]
 
 def save_or_die(path, array):
     left[0] -= 1
@@ -36,7 +37,7 @@ def save_or_die(path, array):
     path.write_bytes(b"half of an array")
     os.kill(os.getpid(), signal.SIGKILL)
 
-clips.save_array = save_or_die
+store.save_array = save_or_die
 run(sys.argv[2:])
 """
 
@@ -153,7 +154,7 @@ def test_every_run_knows_its_machine_and_the_report_shows_it(cli, finished):
 
 
 def test_on_another_cpu_times_are_taken_again(cli, finished, generations, monkeypatch):
-    monkeypatch.setattr("vidsparse.cli.fingerprint.cpu_model", lambda: "another CPU")
+    monkeypatch.setattr("vidsparse.comparison.fingerprint.cpu_model", lambda: "another CPU")
     code, _, err = cli(*COMMAND, "-o", finished)
     assert code == 0
     assert "made again, since these changed: machine" in err
@@ -239,7 +240,7 @@ def test_a_full_disk_is_said_in_one_sentence_and_leaves_no_half_file(cli, tmp_pa
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("vidsparse.cli.clips.save_array", full)
+    monkeypatch.setattr("vidsparse.comparison.store.save_array", full)
     code, _, err = cli(*COMMAND, "-o", tmp_path)
     assert code == 1
     pattern = (
@@ -302,16 +303,3 @@ def test_an_array_is_never_beside_the_record_of_another(tmp_path, monkeypatch):
     with pytest.raises(VidsparseError, match=r"cannot write .*dense\.json \(no space left\)"):
         clips.save(case, "dense", {"steps": 3}, {"seconds": 2.0}, {"dense": np.ones(3)})
     assert clips.record(case, "dense", {"steps": 2}) is None
-
-
-def test_time_left_is_that_of_each_kind_of_work():
-    pace = Pace(["dense", "draft", "dense", "draft", "scores"])
-    assert pace.left() == 0
-    assert pace.left("dense", 0.5, 10.0) == 4 * 20 + 10
-    pace.finish("dense", 20.0)
-    assert pace.left("draft", 0.5, 5.0) == pytest.approx(20 + 5 + 10 + 15)
-    pace.finish("draft", 10.0)
-    assert pace.left() == 20 + 10 + 15
-    assert pace.left("dense", 0.0, 30.0) == 10 + 15  # slower than thought: never below the rest
-    known = Pace(["draft"], {"draft": [4.0, 6.0]})
-    assert known.left("draft", 0.0, 0.0) == 5

@@ -16,7 +16,8 @@ import torch
 
 from vidsparse.cli.generate import read_prompts
 from vidsparse.cli.generate_work import GenerateWork
-from vidsparse.cli.job import Job, RunOptions
+from vidsparse.cli.run_options import RunOptions
+from vidsparse.comparison.job import Job
 from vidsparse.errors import BadInputError
 from vidsparse.pipelines.running.checkpoints import TINY
 from vidsparse.pipelines.running.skeleton import skeleton

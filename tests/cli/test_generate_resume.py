@@ -19,7 +19,7 @@ PROMPTS = ["a red circle", "a blue square", "a green star"]
 KILL = """
 import os, signal, sys
 from vidsparse.cli import run
-from vidsparse.cli.job import Job
+from vidsparse.comparison.job import Job
 
 when, write, left = sys.argv[1], Job.write, [2]
 
@@ -110,7 +110,7 @@ def test_when_all_is_finished_nothing_is_loaded_and_all_is_told(
 
 
 def test_the_cpu_and_its_threads_do_not_count(cli, command, finished, generations, monkeypatch):
-    monkeypatch.setattr("vidsparse.cli.fingerprint.cpu_model", lambda: "another CPU")
+    monkeypatch.setattr("vidsparse.comparison.fingerprint.cpu_model", lambda: "another CPU")
     assert cli(*command).code == 0
     assert generations == []
 

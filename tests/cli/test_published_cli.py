@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from vidsparse.cli.measured_run import sparsity
+from vidsparse.comparison.measure import sparsity
 from vidsparse.pipelines import models, published
 from vidsparse.pipelines.model import Release
 from vidsparse.stats import CallKey, Stats

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from vidsparse.errors import BadInputError
-from vidsparse.metrics.flicker import TemporalFlickering, temporal_flickering
+from vidsparse.metrics.accumulated import Accumulated
+from vidsparse.metrics.flicker import temporal_flickering
 
 
 def as_vbench_computes_it(clip):
@@ -53,7 +54,7 @@ def test_a_single_frame_is_refused(scene):
 def test_clips_weigh_the_same_whatever_their_length_even_after_a_sync():
     black, blink = np.zeros((5, 4, 4, 3), np.uint8), np.zeros((2, 4, 4, 3), np.uint8)
     blink[1] = 51
-    metric = TemporalFlickering()
+    metric = Accumulated("vbench/temporal_flickering")
     metric.update(black)
     metric.update(blink)
     assert metric.compute().item() == pytest.approx(0.9)  # (1 + 0.8) / 2

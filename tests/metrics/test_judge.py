@@ -8,8 +8,9 @@ from examples.train_tiny.evaluate import _asked
 from examples.train_tiny.render import full_grid, render
 from examples.train_tiny.scenes import draw_scenes, plain_prompt
 from vidsparse.errors import BadInputError
+from vidsparse.metrics.accumulated import Accumulated
 from vidsparse.metrics.catalogue import AS_ASKED, DENSE
-from vidsparse.metrics.judge import AsAsked, Judge
+from vidsparse.metrics.judge import Judge
 from vidsparse.metrics.scores import Scorer
 from vidsparse.pipelines.running.checkpoints import TINY
 from vidsparse.pipelines.running.prompts import read_parts
@@ -34,7 +35,7 @@ def rendered():
 
 
 def test_it_recognises_renders(judge, rendered):
-    metric = AsAsked(judge)
+    metric = Accumulated("judge/as_asked", judge=judge)
     for frames, asked in rendered:
         assert {"sprites", "shape", "colour", "motion", "ground", "pattern"} <= asked.keys()
         metric.update(frames, asked)

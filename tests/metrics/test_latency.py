@@ -42,7 +42,7 @@ def test_a_short_candidate_is_repeated_within_its_turn(pass_time):
 def test_what_is_in_no_stage_is_other_and_stages_add_up():
     stages = Stages(total=10, text_encoder=1, attention=4, planning=0.5, vae=2)
     assert stages.other == 2.5
-    found = stages.to_json()
+    found = stages.model_dump()
     assert found.pop("total") == sum(found.values())
 
 

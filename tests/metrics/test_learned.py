@@ -11,11 +11,9 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, ViTCon
 
 from vidsparse.errors import BadInputError
 from vidsparse.metrics import networks
+from vidsparse.metrics.accumulated import Accumulated
 from vidsparse.metrics.dino import DINO
 from vidsparse.metrics.learned import (
-    AestheticQuality,
-    BackgroundConsistency,
-    SubjectConsistency,
     aesthetic_quality,
     background_consistency,
     subject_consistency,
@@ -136,9 +134,9 @@ def test_the_metrics_average_clips(scene, clip_folder, tmp_path):
     ).save_pretrained(tmp_path / "vit")
     clip_network = networks.CLIPImages(clip_folder, "clip_b32")
     metrics = [
-        SubjectConsistency(DINO(tmp_path / "vit")),
-        BackgroundConsistency(clip_network),
-        AestheticQuality(clip_network, nn.Linear(16, 1)),
+        Accumulated("vbench/subject_consistency", network=DINO(tmp_path / "vit")),
+        Accumulated("vbench/background_consistency", network=clip_network),
+        Accumulated("vbench/aesthetic_quality", network=clip_network, head=nn.Linear(16, 1)),
     ]
     for metric in metrics:
         metric.update(scene.dense[:3])

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from vidsparse.errors import BadInputError
-from vidsparse.metrics.lpips import LPIPS, LPIPSNetwork, lpips
+from vidsparse.metrics.accumulated import Accumulated
+from vidsparse.metrics.lpips import LPIPSNetwork, lpips
 
 
 def torchvision_features(backbone):
@@ -97,7 +98,7 @@ def test_the_smallest_frame_is_measured(network):
 
 
 def test_clips_weigh_the_same_whatever_their_length(network, scene):
-    metric = LPIPS(network)
+    metric = Accumulated("lpips_alex", network=network)
     metric.update(scene.noise(30)[:2], scene.dense[:2])
     metric.update(scene.dense, scene.dense)
     bad = metric.values[0].mean().item()

@@ -5,10 +5,9 @@ import pytest
 import torch
 
 from vidsparse.errors import BadInputError
+from vidsparse.metrics.accumulated import Accumulated
 from vidsparse.metrics.flow import flow_between, grey, visible, warp
 from vidsparse.metrics.motion import (
-    DynamicDegree,
-    MotionSmoothness,
     _fastest,
     dynamic_degree,
     motion_smoothness,
@@ -106,7 +105,10 @@ def test_what_cannot_be_measured_is_refused(scene, call, said):
 
 
 def test_the_metrics_average_clips(scene):
-    smooth, dynamic = MotionSmoothness(), DynamicDegree(fps=8)
+    smooth, dynamic = (
+        Accumulated("proxy/motion_smoothness"),
+        Accumulated("proxy/dynamic_degree", fps=8),
+    )
     for clip in (scene.frozen(), scene.dense):
         smooth.update(clip)
         dynamic.update(clip)

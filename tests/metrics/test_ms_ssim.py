@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from vidsparse.errors import BadInputError
-from vidsparse.metrics.ms_ssim import MSSSIM, ms_ssim
+from vidsparse.metrics.accumulated import Accumulated
+from vidsparse.metrics.ms_ssim import ms_ssim
 from vidsparse.metrics.ssim import ssim
 
 
@@ -36,7 +37,7 @@ def test_a_frame_too_small_for_five_scales_is_refused():
 def test_clips_weigh_the_same_whatever_their_length(make_scene):
     scene = make_scene(frames=2, height=161, width=161)
     bad = scene.noise(40)
-    metric = MSSSIM()
+    metric = Accumulated("ms_ssim")
     metric.update(bad, scene.dense)
     metric.update(scene.dense[:1], scene.dense[:1])
     expected = ms_ssim(bad, scene.dense)

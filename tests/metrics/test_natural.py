@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from vidsparse.errors import BadInputError
-from vidsparse.metrics.natural import NSSDistance, _fit, frame_statistics, nss_distance
+from vidsparse.metrics.accumulated import Accumulated
+from vidsparse.metrics.natural import _fit, frame_statistics, nss_distance
 
 
 def test_the_fit_recovers_gaussian_and_laplacian_samples():
@@ -66,7 +67,7 @@ def test_small_frames_and_other_sizes_are_refused_but_not_other_lengths(scene):
 
 
 def test_the_metric_averages_clips(scene):
-    metric = NSSDistance()
+    metric = Accumulated("proxy/nss_distance")
     metric.update(scene.dense, scene.dense)
     metric.update(scene.blur(), scene.dense)
     assert metric.compute().item() == pytest.approx(

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from vidsparse.errors import BadInputError
-from vidsparse.metrics.psnr import PSNR, psnr, squared_error
+from vidsparse.metrics.accumulated import Accumulated
+from vidsparse.metrics.psnr import psnr, squared_error
 
 
 def noisy_pair(frames=3, height=12, width=9, seed=0):
@@ -68,63 +69,63 @@ def test_the_error_of_a_large_frame_does_not_overflow():
 def test_an_identical_frame_is_infinite_and_counted_and_the_mean_is_over_the_others():
     frames, reference = noisy_pair()
     frames[1] = reference[1]
-    metric = PSNR()
+    metric = Accumulated("psnr")
     metric.update(frames, reference)
     first, second, third = psnr(frames, reference).tolist()
     assert second == math.inf
-    assert metric.identical_frames() == 1
+    assert metric.identical() == 1
     assert metric.compute().item() == pytest.approx((first + third) / 2)
 
 
 def test_a_clip_of_identical_frames_has_an_infinite_mean():
-    metric = PSNR()
+    metric = Accumulated("psnr")
     metric.update(constant(7, frames=2), constant(7, frames=2))
     assert metric.compute().item() == math.inf
-    assert metric.pooled().item() == math.inf
-    assert metric.identical_frames() == 2
+    assert metric.derived("psnr_pooled").item() == math.inf
+    assert metric.identical() == 2
 
 
 def test_clips_weigh_the_same_whatever_their_length():
-    metric = PSNR()
+    metric = Accumulated("psnr")
     metric.update(constant(90, frames=5), constant(100, frames=5))
     metric.update(constant(0), constant(255))
     assert metric.compute().item() == pytest.approx(28.1308036 / 2)
 
 
 def test_pooled_averages_the_error_of_all_frames_before_the_logarithm():
-    metric = PSNR()
+    metric = Accumulated("psnr")
     metric.update(constant(98, frames=3), constant(100, frames=3))
     metric.update(constant(90), constant(100))
-    assert metric.pooled().item() == pytest.approx(
+    assert metric.derived("psnr_pooled").item() == pytest.approx(
         10 * math.log10(255**2 / 28)
     )  # (3 * 4 + 100) / 4
 
 
 def test_the_worst_frame_is_found_in_any_clip():
-    metric = PSNR()
+    metric = Accumulated("psnr")
     metric.update(*noisy_pair(seed=1))
     metric.update(*noisy_pair(seed=2))
-    assert metric.worst_frame().item() == pytest.approx(
+    assert metric.derived("psnr_worst_frame").item() == pytest.approx(
         min(naive_psnr(*noisy_pair(seed=1)) + naive_psnr(*noisy_pair(seed=2)))
     )
 
 
 def test_the_error_of_every_frame_is_kept_until_reset():
-    metric = PSNR()
+    metric = Accumulated("psnr")
     metric.update(*noisy_pair(frames=2))
     metric.update(*noisy_pair(frames=3))
-    assert [len(mse) for mse in metric.mse] == [2, 3]
+    assert [len(mse) for mse in metric.values] == [2, 3]
     metric.reset()
-    assert metric.mse == []
+    assert metric.values == []
 
 
 def test_states_gathered_from_other_processes_still_know_their_clips():
-    metric = PSNR()
+    metric = Accumulated("psnr")
     metric.update(constant(90, frames=5), constant(100, frames=5))
     metric.update(constant(0), constant(255))
     before = metric.compute()
     metric._computed = None
-    metric.mse, metric.clip_frames = torch.cat(metric.mse), torch.cat(metric.clip_frames)  # type: ignore[assignment]
+    metric.values, metric.lengths = torch.cat(metric.values), torch.cat(metric.lengths)  # type: ignore[assignment]
     assert torch.equal(metric.compute(), before)
 
 

@@ -120,9 +120,9 @@ def test_the_learned_dimensions_are_measured_on_dense_too(scene, tmp_path, monke
             return images.mean(dim=(2, 3))
 
     for name in ("dino_b16", "clip_b32", "clip_l14"):
-        monkeypatch.setattr(f"vidsparse.metrics.scores.networks.{name}", Mean)
+        monkeypatch.setattr(f"vidsparse.metrics.networks.{name}", Mean)
     head = nn.Linear(3, 1)
-    monkeypatch.setattr("vidsparse.metrics.scores.networks.aesthetic_head", lambda _: head)
+    monkeypatch.setattr("vidsparse.metrics.networks.aesthetic_head", lambda _: head)
     keys = ("dino", "clip_b32", "clip_l14", "aesthetic_head")
     result = score_clip(
         scene.noise(40), scene.dense, weights=Weights(**dict.fromkeys(keys, tmp_path))

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from vidsparse.errors import BadInputError
+from vidsparse.metrics.accumulated import Accumulated
 from vidsparse.metrics.psnr import psnr
-from vidsparse.metrics.temporal import TemporalPSNR, temporal_psnr
+from vidsparse.metrics.temporal import temporal_psnr
 
 
 def flat(*levels):
@@ -48,7 +49,7 @@ def test_one_frame_or_other_shapes_are_refused():
 
 
 def test_the_mean_leaves_out_what_is_infinite():
-    metric = TemporalPSNR()
+    metric = Accumulated("temporal_psnr")
     metric.update(flat(100, 110, 110), flat(100, 100, 100))
     metric.update(flat(5, 5), flat(5, 5))
     assert metric.compute().item() == pytest.approx(20 * math.log10(255 / 10))

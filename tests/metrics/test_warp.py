@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from vidsparse.errors import BadInputError
-from vidsparse.metrics.warp import FlowDifference, WarpError, flow_difference, warp_error
+from vidsparse.metrics.accumulated import Accumulated
+from vidsparse.metrics.warp import flow_difference, warp_error
 
 
 def test_equal_clips_differ_by_no_flow(scene):
@@ -58,7 +59,7 @@ def test_a_clip_that_is_too_short_or_too_small_is_refused(scene):
 
 
 def test_the_metrics_average_pairs_then_clips(scene):
-    flows, warps = FlowDifference(), WarpError()
+    flows, warps = Accumulated("proxy/flow_difference"), Accumulated("proxy/warp_error")
     for metric in (flows, warps):
         metric.update(scene.frozen(), scene.dense)
         metric.update(scene.dense[:3], scene.dense[:3])

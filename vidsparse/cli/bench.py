@@ -43,7 +43,7 @@ def bench(
     overwrite: Overwrite = False,
 ) -> None:
     """Measure how fast sparse attention is here, against the best dense attention."""
-    from vidsparse.cli import kernel_bench
+    from vidsparse.bench import kernel_bench
     from vidsparse.kernels.engines.table import check_engine
 
     if output is not None:

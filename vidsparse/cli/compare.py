@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vidsparse.cli.clips import DENSE, SHEET, Case, Clips
-from vidsparse.cli.clips import FOLDER as CLIPS
-from vidsparse.cli.job import Job, Prompt, RunOptions, maybe_pool
 from vidsparse.cli.options import Json, PresetChanges, option, ray_option, whole_numbers
+from vidsparse.cli.progress import Screen
+from vidsparse.cli.run_options import Prompt, RunOptions
 from vidsparse.cli.screen import answer, answer_json, note
 from vidsparse.errors import BadInputError
 
@@ -69,42 +67,31 @@ def compare(
     json: Json = False,
 ) -> None:
     """Make dense and sparse videos from the same seeds, and report what it cost and saved."""
-    import vidsparse.metrics.report.write  # noqa: F401 what is missing is missed before the work
-    from vidsparse.cli import fingerprint
-    from vidsparse.cli.comparison import make_results, write_files
     from vidsparse.cli.comparison_table import footer, make_table
-    from vidsparse.cli.finished import Finished
-    from vidsparse.cli.work import CompareWork
+    from vidsparse.comparison.run import run_comparison
+    from vidsparse.comparison.spec import Spec
 
     presets = read_presets(preset, changes)
     numbers = read_seeds(seeds, run.seed)
     job = replace(run, seed=numbers[0]).job(_prompts(prompt, prompts))
-    presets = [job.effective(chosen) for chosen in presets]
-    found = read_weights(weights or [])
-    names = [DENSE, *(chosen.name for chosen in presets)]
-    _check_folder(output, job, names, overwrite=overwrite)
-    clips = Clips(output)
-    with maybe_pool(ray, job) as pool, clips.locked():
-        machine = partial(fingerprint.of_machine, job)
-        finished = Finished(
-            job=job,
-            presets=presets,
-            cases=make_cases(job, numbers),
-            clips=clips,
-            machine=pool.ask(machine) if pool else machine(),
-            weights=found,
-            wants_floor=noise_floor,
-            wants_errors=attention_error,
-            repeats=repeats,
-        )
-        CompareWork(finished).do(pool)
-        results = make_results(finished, shlex.join(["vidsparse", *context.obj]))
-        write_files(output, finished, results)
+    spec = Spec(
+        job=job,
+        presets=[job.effective(chosen) for chosen in presets],
+        seeds=numbers,
+        weights=read_weights(weights or []),
+        wants_floor=noise_floor,
+        wants_errors=attention_error,
+        repeats=repeats,
+    )
+    command = shlex.join(["vidsparse", *context.obj])
+    found = run_comparison(
+        spec, output, command=command, reporter=Screen(), ray=ray, overwrite=overwrite
+    )
     if json:
-        answer_json(results.model_dump(mode="json"))
+        answer_json(found.results.model_dump(mode="json"))
         return
-    answer(make_table(results))
-    for line in footer(results, output, finished.dense_engines(), job.suffix):
+    answer(make_table(found.results))
+    for line in footer(found.results, output, job.suffix):
         answer(line)
 
 
@@ -161,15 +148,6 @@ def read_weights(pairs: list[str]) -> Weights | None:
     return weights
 
 
-def make_cases(job: Job, seeds: list[int]) -> list[Case]:
-    """Every prompt with every seed."""
-    return [
-        Case(prompt_index=index, request=replace(request, seed=seed))
-        for index, request in enumerate(job.requests)
-        for seed in seeds
-    ]
-
-
 def _prompts(prompt: str | None, file: Path | None) -> list[str | None]:
     from vidsparse.cli.generate import read_prompts
 
@@ -182,21 +160,3 @@ def _prompts(prompt: str | None, file: Path | None) -> list[str | None]:
     if len(different) < len(found):
         note(f"{file}: {len(found) - len(different)} prompts stand there twice, and count once")
     return different
-
-
-def _check_folder(folder: Path, job: Job, names: list[str], *, overwrite: bool) -> None:
-    """Make sure that the report can be written, and that it replaces no file of something else."""
-    from vidsparse.metrics.report.write import FILES
-    from vidsparse.pipelines.running.video import check_writable
-
-    if folder.exists() and not folder.is_dir():
-        raise BadInputError(f"{folder} is a file: -o names the folder that compare writes to")
-    videos = [f"{name}{job.suffix}" for name in names]
-    taken = [name for name in (*videos, *FILES, SHEET) if (folder / name).exists()]
-    if taken and not overwrite and not (folder / CLIPS).is_dir():
-        raise BadInputError(
-            f"{folder} holds {taken[0]}, and no comparison: give --overwrite to replace what is in "
-            "the way, or another folder with -o"
-        )
-    for name in videos:
-        check_writable(folder / name, image=job.checkpoint.image)

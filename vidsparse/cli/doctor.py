@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -12,12 +10,10 @@ from rich.markup import escape
 from vidsparse.cli.options import Json
 from vidsparse.cli.screen import answer, answer_json, complain, plain_table
 from vidsparse.errors import BadInputError
+from vidsparse.versions import OPTIONAL, versions
 
 if TYPE_CHECKING:
     from vidsparse.kernels.engines.case import Case
-
-PACKAGES = ("vidsparse", "torch", "diffusers", "transformers", "triton", "imageio", "av")
-OPTIONAL = ("flash-attn-4", "xformers")
 
 
 def doctor(json: Json = False) -> None:
@@ -33,13 +29,6 @@ def doctor(json: Json = False) -> None:
     if found["missing"]:
         complain(f"missing for the main job: {'; '.join(found['missing'])}")
         raise typer.Exit(1)
-
-
-def versions() -> dict[str, str | None]:
-    """Version of Python and of the packages we use; None for what is not installed."""
-    return {"python": platform.python_version()} | {
-        name: _version(name) for name in (*PACKAGES, *OPTIONAL)
-    }
 
 
 def examine() -> dict[str, Any]:
@@ -85,17 +74,6 @@ def _typical_case(device: str) -> Case:
     arch = torch.cuda.get_device_capability(device) if kind == "cuda" else None
     dtype = torch.float32 if kind == "cpu" else torch.bfloat16
     return Case(device_type=kind, arch=arch, dtype=dtype)
-
-
-def _version(package: str) -> str | None:
-    if package == "torch":
-        import torch
-
-        return torch.__version__
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _devices() -> list[str]:

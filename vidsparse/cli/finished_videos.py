@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidsparse.cli import fingerprint
-from vidsparse.cli.records import hash_file, plain, read_record, write_record
+from vidsparse.comparison import fingerprint
+from vidsparse.comparison.records import hash_file, plain, read_record, write_record
 from vidsparse.errors import BadInputError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from vidsparse.cli.job import Job
+    from vidsparse.comparison.job import Job
     from vidsparse.preset import Preset
 
 UNFINISHED = "was not finished"
@@ -94,7 +94,7 @@ class FinishedVideos:
         job = self._job
         run = fingerprint.of_run(self._machine, job.requests[number], self._preset)
         del run["machine"]  # times do not count here
-        return plain(run | {"strict": job.options.strict, "fps": job.fps})
+        return plain(run | {"strict": job.strict, "fps": job.fps})
 
 
 def _beside(path: Path) -> Path:

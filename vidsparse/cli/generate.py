@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vidsparse.cli.generate_work import GenerateWork
-from vidsparse.cli.job import Job, Prompt, RunOptions, maybe_pool
 from vidsparse.cli.options import Json, Overwrite, PresetChanges, check_free, option, ray_option
+from vidsparse.cli.progress import Screen
+from vidsparse.cli.run_options import Prompt, RunOptions
 from vidsparse.cli.screen import answer_json, complain
 from vidsparse.errors import BadInputError
 
 if TYPE_CHECKING:
     from vidsparse.cli.finished_videos import FinishedVideos
-    from vidsparse.cli.on_ray import Pool
+    from vidsparse.comparison.job import Job
+    from vidsparse.comparison.workers import Pool
     from vidsparse.preset import Preset
 
 
@@ -44,6 +46,7 @@ def generate(
     json: Json = False,
 ) -> None:
     """Make a video or an image with sparse attention."""
+    from vidsparse.comparison.workers import maybe_pool
     from vidsparse.pipelines.running.video import check_writable
 
     if prompts is not None and prompt is not None:
@@ -60,7 +63,7 @@ def generate(
         check_writable(path, image=job.checkpoint.image)
     if prompts is None:
         check_free(paths[0], overwrite=overwrite)
-    with maybe_pool(ray, job) as pool:
+    with maybe_pool(ray, job.device, Screen()) as pool:
         finished = None
         if prompts is not None:
             finished = find_finished(job, chosen, paths, pool, overwrite=overwrite)
@@ -84,8 +87,8 @@ def find_finished(
     Raises:
         BadInputError: When other files are in the way, unless they may be overwritten.
     """
-    from vidsparse.cli import fingerprint
     from vidsparse.cli.finished_videos import FinishedVideos
+    from vidsparse.comparison import fingerprint
 
     machine = partial(fingerprint.of_machine, job)
     finished = FinishedVideos(job, preset, paths, pool.ask(machine) if pool else machine())

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vidsparse.cli.job import Job, Result, run_request
-from vidsparse.cli.screen import answer, complain, note
+import vidsparse
+from vidsparse.cli.progress import Screen
+from vidsparse.cli.screen import answer, complain, note, step_bar
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from vidsparse.cli.finished_videos import FinishedVideos
-    from vidsparse.cli.on_ray import Pool
+    from vidsparse.comparison.job import Job
+    from vidsparse.comparison.workers import Pool
+    from vidsparse.pipelines.running.generate import Request
     from vidsparse.preset import Preset
+    from vidsparse.stats import Stats
 
 
 class Made(NamedTuple):
@@ -85,7 +94,7 @@ class GenerateWork:
         path, request = self._paths[number], self._job.requests[number]
         preset, many = self._preset, len(self._paths) > 1
         label = path.stem if many else preset.name if preset else "dense"
-        strict = self._job.options.strict
+        strict = self._job.strict
         result = run_request(self._pipe, request, preset, label, strict=strict)
         facts = self._facts(number, result)
         if self._finished is None:
@@ -112,7 +121,8 @@ class GenerateWork:
 
     def _load(self) -> None:
         if self._pipe is None:
-            self._pipe = self._job.load()
+            with Screen().loading(str(self._job.checkpoint.source)):
+                self._pipe = self._job.load()
 
     def _report(self, number: int, outcome: Any, seconds: float) -> None:
         path = self._paths[number]
@@ -180,3 +190,33 @@ def final_line(path: Path, result: Result) -> str:
         *stats.notes,
     ]
     return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One video or image.
+
+    Attributes:
+        frames: uint8 ``(frames, height, width, 3)``.
+        seconds: From prompt to frames, on the clock of this process.
+        stats: What the session did; None for a dense run.
+    """
+
+    frames: np.ndarray
+    seconds: float
+    stats: Stats | None
+
+
+def run_request(
+    pipe: Any, request: Request, preset: Preset | None, label: str, *, strict: bool = False
+) -> Result:
+    """Generate one video with progress, dense without a preset; leaves the pipeline clean."""
+    from vidsparse.pipelines.running.generate import generate
+
+    attached = vidsparse.sparsify(pipe, preset, strict=strict) if preset else nullcontext()
+    with attached as session:
+        stats = session.stats if session else None
+        with step_bar(label, request.steps, stats) as on_step:
+            started = perf_counter()
+            frames = generate(pipe, request, on_step)
+            return Result(frames, perf_counter() - started, stats)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import vidsparse
-from vidsparse.cli.job import Job, Prompt, RunOptions
 from vidsparse.cli.options import (
     Json,
     Overwrite,
@@ -19,6 +18,8 @@ from vidsparse.cli.options import (
     option,
     whole_numbers,
 )
+from vidsparse.cli.progress import Screen
+from vidsparse.cli.run_options import Prompt, RunOptions
 from vidsparse.cli.screen import answer, answer_json, note, plain_table, step_bar
 from vidsparse.errors import BadInputError
 from vidsparse.files import replace_file
@@ -26,6 +27,7 @@ from vidsparse.progress import Progress
 
 if TYPE_CHECKING:
     from vidsparse.cli.inspected import Inspector
+    from vidsparse.comparison.job import Job
     from vidsparse.preset import Preset
 
 
@@ -65,7 +67,8 @@ def inspect(
     _check_sparse(job, chosen, drawn_steps, drawn_layers or [total])
     check_free(output / "inspect.json", overwrite=overwrite)
     check_writable(output / "inspect.mp4")
-    pipe = job.load()
+    with Screen().loading(str(job.checkpoint.source)):
+        pipe = job.load()
     number, of_heads = _layers_and_heads(pipe)
     drawn_layers = drawn_layers or sorted({0, number // 2, number - 1})
     check_numbers("--layers", drawn_layers, number)
@@ -143,7 +146,7 @@ def _observe(pipe: Any, job: Job, preset: Preset, inspector: Inspector) -> str:
     from vidsparse.pipelines.running.generate import generate
 
     request = job.requests[0]
-    with vidsparse.sparsify(pipe, preset, strict=job.options.strict) as session:
+    with vidsparse.sparsify(pipe, preset, strict=job.strict) as session:
         session.observe(inspector)
         stats = session.stats
         with step_bar(preset.name, request.steps, stats) as on_step:
@@ -156,9 +159,9 @@ def _observe(pipe: Any, job: Job, preset: Preset, inspector: Inspector) -> str:
 def _record(
     pipe: Any, job: Job, preset: Preset, inspector: Inspector, command: str
 ) -> dict[str, Any]:
-    from vidsparse.cli.doctor import versions
-    from vidsparse.cli.seen_calls import ROWS
+    from vidsparse.comparison.attention_error import ROWS
     from vidsparse.pipelines.running.checkpoints import geometry_of
+    from vidsparse.versions import versions
 
     request = job.requests[0]
     grid = geometry_of(pipe).token_grid(request.frames, request.height, request.width)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.cli.plan_picture import HeadMap
-from vidsparse.cli.seen_calls import ErrorMeter, one_head, true_mass
+from vidsparse.comparison.attention_error import ErrorMeter, one_head, true_mass
 from vidsparse.engine import Call
 from vidsparse.metrics.attention import AttentionError, recall
 from vidsparse.policies.work import Work

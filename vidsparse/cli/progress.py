@@ -1,13 +1,11 @@
-"""One bar over many pieces of work, with the time left for all of them."""
+"""What a person sees of long work: one bar over all of its pieces, with the time left."""
 
 from __future__ import annotations
 
 import contextlib
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from statistics import mean
+from collections.abc import Iterator
+from importlib.util import find_spec
 from time import perf_counter
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -21,66 +19,38 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from vidsparse.cli.screen import note, plain_text
+from vidsparse.cli.screen import busy, hear_libraries, note, plain_text, quiet_libraries
+from vidsparse.comparison.pace import Pace
+from vidsparse.comparison.reporter import Piece
 
 
-class Piece(Protocol):
-    """A piece of work.
+class Screen:
+    """Tells of work on stderr."""
 
-    Attributes:
-        kind: Pieces of one kind take about as long as each other.
-        label: For a person.
-    """
+    def note(self, sentence: str) -> None:
+        """Print what the user should know, beside the result."""
+        note(sentence)
 
-    @property
-    def kind(self) -> str: ...
-    @property
-    def label(self) -> str: ...
+    def loading(self, what: str) -> contextlib.AbstractContextManager[object]:
+        """Show that a model is being loaded, and what its libraries warn of."""
+        hear_libraries()
+        return busy(f"loading {what}")
+
+    def on_worker(self) -> contextlib.AbstractContextManager[object]:
+        """Keep what libraries say on a worker off the screen."""
+        return quiet_libraries()
+
+    def board(self, number: int, pace: Pace) -> contextlib.AbstractContextManager[Board]:
+        """One bar over so many pieces."""
+        return overall_bar(number, pace)
 
 
-class Pace:
-    """Guesses the time left: of a kind that was seen, its mean; of another, the mean of all.
+class PythonScreen(Screen):
+    """The same for a script or a notebook, whose warnings are its own, as is its pipeline."""
 
-    Args:
-        kinds: Of all pieces that are still to do.
-        known: Seconds that pieces took before, by kind.
-        workers: How many pieces are done at a time.
-    """
-
-    def __init__(
-        self,
-        kinds: Sequence[str],
-        known: dict[str, list[float]] | None = None,
-        workers: int = 1,
-    ) -> None:
-        self._workers = workers
-        self._to_do = Counter(kinds)
-        self._seen: defaultdict[str, list[float]] = defaultdict(list, known or {})
-
-    def finish(self, kind: str, seconds: float) -> None:
-        """A piece is done."""
-        self._to_do[kind] -= 1
-        self._seen[kind].append(seconds)
-
-    def left(self, kind: str | None = None, share: float = 0.0, seconds: float = 0.0) -> float:
-        """Seconds left, with one piece under way; 0 while nothing is known.
-
-        Args:
-            kind: Of the piece under way.
-            share: How much of it is done, in [0, 1].
-            seconds: Since it began.
-        """
-        seen = {name: mean(values) for name, values in self._seen.items() if values}
-        if kind is not None and kind not in seen and share > 0:
-            seen[kind] = seconds / share
-        if not seen:
-            return 0.0
-        typical = mean(seen.values())
-        total = sum(count * seen.get(name, typical) for name, count in self._to_do.items())
-        if kind is not None:
-            expected = seen.get(kind, typical)
-            total -= min(max(share * expected, seconds), expected)
-        return max(total, 0.0) / self._workers
+    def loading(self, what: str) -> contextlib.AbstractContextManager[object]:
+        """Show nothing: the pipeline is there."""
+        return contextlib.nullcontext()
 
 
 class Board:
@@ -106,7 +76,7 @@ class Board:
         self._pace.finish(piece.kind, seconds)
         self._kind, self._done = None, self._done + 1
         self._progress.update(self._task, completed=self._done, step="")
-        if not self._progress.console.is_terminal:
+        if not _is_live(self._progress.console):
             left = f", about {_clock(self.left())} left" if self._done < self._number else ""
             note(f"{self._done}/{self._number} {piece.label}: {seconds:.1f} s{left}")
 
@@ -144,11 +114,16 @@ def overall_bar(number: int, pace: Pace) -> Iterator[Board]:
         refresh_per_second=4,
     )
     board = left.board = Board(progress, pace, number)
-    if not progress.console.is_terminal:
+    if not _is_live(progress.console):
         yield board
         return
     with progress:
         yield board
+
+
+def _is_live(console: Console) -> bool:
+    """Whether a bar can be drawn again and again: on a terminal, or by widgets in a notebook."""
+    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
 
 
 class _Left(ProgressColumn):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,10 +15,33 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from vidsparse.errors import BadInputError
 from vidsparse.kernels.engines.flash import flash_dense
 from vidsparse.metrics.latency import take_turns
+from vidsparse.metrics.report.words import STOCK
 
-STOCK = "diffusers"
+FLASH_4, CUDNN, PLAIN = "flash-attn-4", "torch cudnn", "torch"
 ROUNDS = 5
 AT_LEAST_MS = 40.0
+DenseCall = Callable[[], object]
+
+
+def dense_calls(q: Tensor, k: Tensor, v: Tensor) -> dict[str, DenseCall]:
+    """Dense attention by every engine that holds no score matrix, by name; not all may run here.
+
+    Args:
+        q: ``(batch, heads, seq, head_dim)``.
+        k: The same shape.
+        v: The same shape.
+
+    Returns:
+        ``torch`` is what PyTorch chooses itself; flash-attn-4 is there on a GPU alone, as are two
+        of PyTorch's.
+    """
+    own = [SDPBackend.FLASH_ATTENTION]
+    if q.is_cuda:
+        own += [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
+    calls: dict[str, DenseCall] = {PLAIN: partial(F.scaled_dot_product_attention, q, k, v)}
+    if q.is_cuda:
+        calls[FLASH_4] = partial(flash_dense, q, k, v, scale=q.shape[-1] ** -0.5)
+    return calls | {_name(backend): partial(_by, backend, q, k, v) for backend in own}
 
 
 def time_dense_engines(shape: Sequence[int], dtype: torch.dtype, device: str) -> dict[str, float]:
@@ -28,10 +52,15 @@ def time_dense_engines(shape: Sequence[int], dtype: torch.dtype, device: str) ->
         dtype: Of q, k and v.
         device: Where they are.
     """
+    from diffusers.models.attention_dispatch import dispatch_attention_fn
+
     draw = torch.Generator(device).manual_seed(0)
     q, k, v = (torch.randn(shape, generator=draw, device=device, dtype=dtype) for _ in range(3))
-    candidates = {name: call for name, call in _candidates(q, k, v) if _runs(call)}
-    times = take_turns(candidates, rounds=ROUNDS, device=device, at_least_ms=AT_LEAST_MS)
+    calls: dict[str, DenseCall] = {STOCK: lambda: dispatch_attention_fn(q, k, v)}
+    calls |= dense_calls(*(x.transpose(1, 2) for x in (q, k, v)))
+    del calls[PLAIN]  # which is what diffusers calls
+    able = {name: call for name, call in calls.items() if runs(call)}
+    times = take_turns(able, rounds=ROUNDS, device=device, at_least_ms=AT_LEAST_MS)
     return {name: timing.median for name, timing in times.items()}
 
 
@@ -47,29 +76,19 @@ def another_engine(device: torch.device) -> tuple[str, AbstractContextManager[An
     return f"{name} attention", sdpa_kernel(engines, set_priority=True)
 
 
-def _candidates(q: Tensor, k: Tensor, v: Tensor) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Engines that hold no score matrix, by name."""
-    from diffusers.models.attention_dispatch import dispatch_attention_fn
-
-    yield STOCK, lambda: dispatch_attention_fn(q, k, v)
-    query, key, value = (x.transpose(1, 2) for x in (q, k, v))
-    backends = [SDPBackend.FLASH_ATTENTION]
-    if q.is_cuda:
-        backends += [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
-        scale = q.shape[-1] ** -0.5
-        yield "flash-attn-4", lambda: flash_dense(query, key, value, scale=scale)
-    for backend in backends:
-
-        def call(backend: SDPBackend = backend) -> Tensor:
-            with sdpa_kernel(backend):
-                return F.scaled_dot_product_attention(query, key, value)
-
-        yield f"torch {backend.name.lower().removesuffix('_attention')}", call
-
-
-def _runs(call: Callable[[], object]) -> bool:
+def runs(call: DenseCall) -> bool:
+    """Whether an engine can do a call."""
     try:
         call()
     except (RuntimeError, BadInputError):
         return False
     return True
+
+
+def _name(backend: SDPBackend) -> str:
+    return f"torch {backend.name.lower().removesuffix('_attention')}"
+
+
+def _by(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    with sdpa_kernel(backend):
+        return F.scaled_dot_product_attention(q, k, v)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,66 +13,25 @@ import torch
 from torch import Tensor
 
 import vidsparse
-from vidsparse.cli.machine import here
-from vidsparse.cli.seen_calls import ErrorMeter, by_layer_and_step
+from vidsparse.comparison.attention_error import ErrorMeter, by_layer_and_step
+from vidsparse.comparison.machine import here
 from vidsparse.metrics.latency import Stages
+from vidsparse.metrics.report.results import Grid, Run
 from vidsparse.preset import Preset
 from vidsparse.stats import Stats
 
 if TYPE_CHECKING:
     from vidsparse.pipelines.running.generate import OnStep, Request
 
-Table = list[list[float | None]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """What is kept of one generation beside its frames, as plain values.
-
-    Attributes:
-        stages: Seconds of each stage; the total is from prompt to frames.
-        frames_sha256: Of the raw frames.
-        grid: The tokens, as FRAMESxHEIGHTxWIDTH.
-        attention_shape: Of the queries: batch, tokens, heads, head_dim.
-        machine: Where it ran and how busy that was, as ``vidsparse.cli.machine.here`` has it.
-        peak_memory_bytes: Of the GPU; None on a CPU.
-        mean_density: Over all self-attention calls; 1 for a dense run.
-        dense_steps_share: Share of the steps in which every call was dense.
-        sigmas: Noise level of each step; empty for a dense run, as all that follows.
-        density: ``[layer][step]``, the mean over branches; None where there was no call.
-        head_density: ``[layer][head]``, the mean over sparse calls; 1 in a layer that was always
-            dense, empty where all were.
-        engines: How many calls each kernel engine ran.
-        fallbacks: How many calls fell back to dense, by reason.
-        notes: Sentences the user should read.
-        latent_error: Of each step, the root mean square difference from the latents of the dense
-            run, relative to their root mean square.
-    """
-
-    stages: Stages
-    frames_sha256: str
-    grid: str
-    attention_shape: list[int]
-    machine: dict[str, Any]
-    peak_memory_bytes: int | None = None
-    mean_density: float = 1.0
-    dense_steps_share: float = 1.0
-    sigmas: list[float] = field(default_factory=list)
-    density: Table = field(default_factory=list)
-    head_density: list[list[float]] = field(default_factory=list)
-    engines: dict[str, int] = field(default_factory=dict)
-    fallbacks: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    latent_error: list[float] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
-    @classmethod
-    def of_json(cls, values: dict[str, Any]) -> Run:
-        """Read what ``to_json`` gave."""
-        return cls(**{**values, "stages": Stages(**values["stages"])})
+DENSE: dict[str, Any] = {  # of a run that no session saw
+    "mean_density": 1.0,
+    "dense_steps_share": 1.0,
+    "sigmas": [],
+    "density": [],
+    "engines": {},
+    "fallbacks": {},
+    "notes": [],
+}
 
 
 class Measured(NamedTuple):
@@ -125,23 +84,23 @@ def measure(
     stages = probe.seconds
     stages["attention"] -= stats.plan_seconds
     latents = torch.stack(probe.latents).cpu().numpy()
+    error = latent_error(latents, reference) if session and reference is not None else []
     run = Run(
         stages=Stages(total=total, planning=stats.plan_seconds, **stages),
         frames_sha256=hashlib.sha256(np.ascontiguousarray(frames).data).hexdigest(),
         grid=str(geometry_of(pipe).token_grid(request.frames, request.height, request.width)),
         attention_shape=list(probe.shape or ()),
         machine=machine,
+        latent_error=error,
         peak_memory_bytes=(
             torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
         ),
+        **(sparsity(stats) if session else DENSE),
     )
-    if session:
-        error = [] if reference is None else latent_error(latents, reference)
-        run = replace(run, **sparsity(stats), latent_error=error)
     return Measured(run, frames, latents)
 
 
-def attention_error(pipe: Any, request: Request, preset: Preset, on_step: OnStep) -> Table:
+def attention_error(pipe: Any, request: Request, preset: Preset, on_step: OnStep) -> Grid:
     """Generate once more, untimed; relative L1 of attention outputs, ``[layer][step]``."""
     from vidsparse.pipelines.running.generate import generate
 
@@ -155,7 +114,7 @@ def attention_error(pipe: Any, request: Request, preset: Preset, on_step: OnStep
 
 def dense_by_another_engine(pipe: Any, request: Request, on_step: OnStep) -> tuple[str, np.ndarray]:
     """Generate once densely with attention summed in another order: say how, give the frames."""
-    from vidsparse.cli.dense_engines import another_engine
+    from vidsparse.comparison.baselines import another_engine
     from vidsparse.pipelines.running.generate import generate
 
     name, engine = another_engine(torch.device(pipe.device))
@@ -184,7 +143,7 @@ def latent_error(latents: np.ndarray, reference: np.ndarray) -> list[float]:
 
 
 def sparsity(stats: Stats) -> dict[str, Any]:
-    """Every field of a run that a session knows."""
+    """Every fact of a run that a session knows."""
     by_call = {key: density.float().cpu() for key, density in stats.calls.items()}
     layers, steps = _extent(stats)
     means = {key: float(density.mean()) for key, density in by_call.items()}

@@ -9,18 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vidsparse.cli import measured_run
-from vidsparse.cli.clips import DENSE, Case
-from vidsparse.cli.finished import ENGINES, FLOOR, Finished
-from vidsparse.cli.progress import Board, Pace, overall_bar
-from vidsparse.cli.screen import OnStep, note
+from vidsparse.comparison import measure
+from vidsparse.comparison.finished import ENGINES, FLOOR, Finished, kept
+from vidsparse.comparison.pace import Pace
+from vidsparse.comparison.reporter import Board, Reporter
+from vidsparse.comparison.spec import DENSE, Case
+from vidsparse.metrics.report.results import NoiseFloor
 from vidsparse.preset import Preset
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from vidsparse.cli.on_ray import Pool
+    from vidsparse.comparison.workers import Pool
     from vidsparse.metrics.scores import Scorer
+
+OnStep = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +52,12 @@ class CompareWork:
 
     Args:
         finished: What was asked for, and what of it is there.
+        reporter: Who is told of it.
     """
 
-    def __init__(self, finished: Finished) -> None:
-        self._done = finished
+    def __init__(self, finished: Finished, reporter: Reporter) -> None:
+        self._done, self._spec = finished, finished.spec
+        self._reporter = reporter
         self._scorer: Scorer | None = None
         self._pipe: Any = None
         self._warm: set[str] = set()
@@ -61,6 +66,7 @@ class CompareWork:
         """Do what is not done yet, here or on a cluster, with one bar over all of it."""
         pieces = self.pieces()
         to_do = [piece for piece in pieces if not piece.finished()]
+        note = self._reporter.note
         if len(to_do) < len(pieces):
             note(f"{len(pieces) - len(to_do)} of {len(pieces)} pieces of work were done before")
         if self._done.clips.changed:
@@ -70,7 +76,7 @@ class CompareWork:
         pace = Pace([p.kind for p in to_do], self._done.seconds(), pool.size if pool else 1)
         if pool is None and any(piece.needs_pipe for piece in to_do):
             self._load()  # before the clock of the first piece runs
-        with overall_bar(len(to_do), pace) as board:
+        with self._reporter.board(len(to_do), pace) as board:
             if pool is not None:
                 pool.do(self, pieces, partial(_report, board, pieces))
                 return
@@ -92,24 +98,25 @@ class CompareWork:
     def _load(self) -> None:
         if self._pipe is None:
             self._scorer = None  # makes room on the device
-            self._pipe = self._done.job.load()
+            with self._reporter.loading(str(self._spec.job.checkpoint.source)):
+                self._pipe = self._spec.job.load()
 
     def pieces(self) -> list[Piece]:
         """All generations, then what is measured on their frames."""
-        first = self._done.cases[0]
+        first = self._spec.cases[0]
         has_dense = partial(self._has_run, first, None)
         found = [
             self._generation(case, preset)
-            for case in self._done.cases
-            for preset in (None, *self._done.presets)
+            for case in self._spec.cases
+            for preset in (None, *self._spec.presets)
         ]
         found += [
             self._again(case, preset, number)
-            for number in range(2, self._done.repeats + 1)
-            for case in self._done.cases
-            for preset in (None, *self._done.presets)
+            for number in range(2, self._spec.repeats + 1)
+            for case in self._spec.cases
+            for preset in (None, *self._spec.presets)
         ]
-        if self._done.wants_floor:
+        if self._spec.wants_floor:
             found.append(
                 Piece(
                     kind=DENSE,
@@ -129,11 +136,11 @@ class CompareWork:
                 needs_pipe=False,
             )
         )
-        if self._done.wants_errors:
-            found += [self._errors(first, preset) for preset in self._done.presets]
+        if self._spec.wants_errors:
+            found += [self._errors(first, preset) for preset in self._spec.presets]
         return [
             *found,
-            *(self._score(case, p) for case in self._done.cases for p in self._done.presets),
+            *(self._score(case, p) for case in self._spec.cases for p in self._spec.presets),
         ]
 
     def _generation(self, case: Case, preset: Preset | None) -> Piece:
@@ -150,7 +157,7 @@ class CompareWork:
         name = preset.name if preset else DENSE
         return Piece(
             kind=name,
-            label=f"{name} again, {number} of {self._done.repeats}, {_label(case)}",
+            label=f"{name} again, {number} of {self._spec.repeats}, {_label(case)}",
             finished=lambda: self._done.again(case, preset, number) is not None,
             do=partial(self._do_again, case, preset, number),
         )
@@ -183,54 +190,50 @@ class CompareWork:
         arrays = {name: made.frames}
         if preset is None:
             arrays[f"{DENSE}.latents"] = made.latents
-        self._done.clips.save(
-            case, name, self._done.settings(case, preset), made.run.to_json(), arrays
-        )
+        self._done.clips.save(case, name, self._done.settings(case, preset), kept(made.run), arrays)
 
     def _do_again(self, case: Case, preset: Preset | None, number: int, on_step: OnStep) -> None:
         made = self._measure(case, preset, on_step, None)
         name = f"{preset.name if preset else DENSE}.again{number}"
         settings = self._done.settings(case, preset)
-        self._done.clips.save(case, name, settings, made.run.to_json(), {})
+        self._done.clips.save(case, name, settings, kept(made.run), {})
 
     def _measure(
         self, case: Case, preset: Preset | None, on_step: OnStep, reference: np.ndarray | None
-    ) -> measured_run.Measured:
+    ) -> measure.Measured:
         """Generate and measure, warmed up."""
         name = preset.name if preset else DENSE
         if name not in self._warm:
-            measured_run.warm_up(self._pipe, case.request, preset)
+            measure.warm_up(self._pipe, case.request, preset)
             self._warm.add(name)
-        strict = self._done.job.options.strict
-        return measured_run.measure(
+        strict = self._spec.job.strict
+        return measure.measure(
             self._pipe, case.request, preset, on_step, strict=strict, reference=reference
         )
 
     def _do_floor(self, case: Case, on_step: OnStep) -> None:
         from vidsparse.metrics.fidelity import fidelity
 
-        how, frames = measured_run.dense_by_another_engine(self._pipe, case.request, on_step)
+        how, frames = measure.dense_by_another_engine(self._pipe, case.request, on_step)
         found = fidelity(frames, self._done.clips.array(case, DENSE))
-        record = {
-            "psnr": found.to_json()["psnr"],
-            "identical": found.identical_frames == len(frames),
-            "how": how,
-        }
-        self._done.clips.save(case, FLOOR, self._done.settings(case, None), record, {FLOOR: frames})
+        identical = found.identical_frames == len(frames)
+        floor = NoiseFloor(psnr=found.to_json()["psnr"], identical=identical, how=how)
+        settings = self._done.settings(case, None)
+        self._done.clips.save(case, FLOOR, settings, floor.model_dump(), {FLOOR: frames})
 
     def _do_dense_engines(self, on_step: OnStep) -> None:
-        from vidsparse.cli.dense_engines import time_dense_engines
+        from vidsparse.comparison.baselines import time_dense_engines
 
-        first, dense = self._done.cases[0], self._done.run(self._done.cases[0], None)
+        first, dense = self._spec.cases[0], self._done.run(self._spec.cases[0], None)
         assert dense is not None
-        dtype = getattr(torch, self._done.job.dtype)
-        times = time_dense_engines(dense.attention_shape, dtype, self._done.job.device)
+        dtype = getattr(torch, self._spec.job.dtype)
+        times = time_dense_engines(dense.attention_shape, dtype, self._spec.job.device)
         self._done.clips.save(
             first, ENGINES, self._done.settings(first, None), {"milliseconds": times}, {}
         )
 
     def _do_errors(self, case: Case, preset: Preset, on_step: OnStep) -> None:
-        table = measured_run.attention_error(self._pipe, case.request, preset, on_step)
+        table = measure.attention_error(self._pipe, case.request, preset, on_step)
         settings = self._done.settings(case, preset)
         self._done.clips.save(
             case, f"{preset.name}.errors", settings, {"attention_error": table}, {}
@@ -240,7 +243,7 @@ class CompareWork:
         if self._done.scores(case, preset) is not None:  # the same frames were made again
             return
         frames, reference = (self._done.clips.array(case, name) for name in (preset.name, DENSE))
-        found = self._make_scorer().score(frames, reference, asked=self._done.asked(case))
+        found = self._make_scorer().score(frames, reference, asked=self._spec.asked(case))
         settings = self._done.score_settings(
             case, self._done.run(case, preset), self._done.run(case, None)
         )
@@ -253,10 +256,10 @@ class CompareWork:
         if self._scorer is None:
             self._pipe = None
             self._scorer = Scorer(
-                self._done.weights,
-                fps=self._done.job.fps,
-                device=self._done.job.device,
-                judge=self._done.judge,
+                self._spec.weights,
+                fps=self._spec.job.fps,
+                device=self._spec.job.device,
+                judge=self._spec.judge,
             )
         return self._scorer
 

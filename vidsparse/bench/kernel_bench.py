@@ -15,16 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from vidsparse.comparison.baselines import CUDNN, FLASH_4, PLAIN, dense_calls, runs
 from vidsparse.errors import BadInputError
 from vidsparse.files import replace_file
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.attention import attention
 from vidsparse.kernels.engines.case import Case
-from vidsparse.kernels.engines.flash import flash_dense
 from vidsparse.kernels.engines.table import ENGINES
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.metrics.latency import Timing, take_turns
@@ -118,7 +116,7 @@ TURNS = "medians of rounds in which all candidates of a shape and density take t
 
 def record(rows: list[dict[str, Any]], command: str, what: str = TURNS) -> dict[str, Any]:
     """The rows with everything that is needed to repeat them, and what their numbers are."""
-    from vidsparse.cli.doctor import versions
+    from vidsparse.versions import versions
 
     name = torch.cuda.get_device_name() if device() == "cuda" else platform.processor()
     return {
@@ -197,7 +195,7 @@ def _measure(
     k: Tensor,
     v: Tensor,
 ) -> Iterator[dict[str, Any]]:
-    candidates = dict(_dense(q, k, v))
+    candidates = _dense(q, k, v)
     baselines = list(candidates)
     errors: dict[str, float] = {}
     extra: dict[str, int | None] = {}
@@ -270,30 +268,18 @@ def _extra_bytes(call: Callable[[], Tensor]) -> int | None:
     return peak_bytes(call) - call().nbytes
 
 
-def _dense(q: Tensor, k: Tensor, v: Tensor) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Dense attention, by every engine that is here."""
-    if not q.is_cuda:
-        yield "torch sdpa", lambda: F.scaled_dot_product_attention(q, k, v)
-        return
-
-    def cudnn() -> Tensor:
-        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-            return F.scaled_dot_product_attention(q, k, v)
-
-    yield "cudnn dense", cudnn
-    scale = q.shape[-1] ** -0.5
-    try:
-        flash_dense(q, k, v, scale=scale)
-    except BadInputError:
-        return
-    yield "flash dense", lambda: flash_dense(q, k, v, scale=scale)
+def _dense(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Callable[[], object]]:
+    """Dense attention by the engines that may be the fastest here, by the name of their row."""
+    shown = {CUDNN: "cudnn dense", FLASH_4: "flash dense"} if q.is_cuda else {PLAIN: "torch sdpa"}
+    calls = dense_calls(q, k, v)
+    return {row: calls[name] for name, row in shown.items() if runs(calls[name])}
 
 
 def _able(settings: Settings, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> list[str]:
     """The engines to run: those asked for, or all that can and are meant for this."""
     if settings.engines:
         return list(settings.engines)
-    case = Case.of(q, k, v, plan, None, False)
+    case = Case.of(q, k, v, plan, False)
     skipped = {"reference", "xformers", "cpu" if q.is_cuda else ""}
     able = [e.name for e in ENGINES.values() if not e.unsupported(case)]
     return [name for name in able if name not in skipped]

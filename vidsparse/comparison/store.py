@@ -12,48 +12,21 @@ and one of itself, so that nothing is used that was changed since.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from vidsparse.cli.records import hash_file, plain, read_record, write_record
+from vidsparse.comparison.records import hash_file, plain, read_record, write_record
+from vidsparse.comparison.spec import Case
 from vidsparse.errors import BadInputError
 from vidsparse.files import replace_file, save_array
 
-if TYPE_CHECKING:
-    from vidsparse.pipelines.running.generate import Request
-
 Settings = Mapping[str, Any]
 FOLDER = "clips"
-DENSE = "dense"
 SHEET = "sheet.png"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """One prompt with one seed.
-
-    Attributes:
-        prompt_index: Which prompt, from 0.
-        request: What to generate.
-    """
-
-    prompt_index: int
-    request: Request
-
-    @property
-    def key(self) -> str:
-        """Name of its folder: the same wherever the prompt stands in a file of prompts."""
-        prompt = self.request.prompt
-        words = re.sub(r"[^a-z0-9]+", "-", prompt.lower())[:40].strip("-")
-        short = hashlib.sha256(prompt.encode()).hexdigest()[:8]
-        return f"{words}-{short}-s{self.request.seed}".lstrip("-")
 
 
 class Clips:
@@ -178,7 +151,7 @@ def _lock(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise BadInputError(
                 f"another vidsparse compare is writing to {folder.parent}: wait for it, or choose "
-                "another folder with -o"
+                "another folder with -o (out=)"
             ) from None
         yield
     finally:

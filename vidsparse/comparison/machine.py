@@ -6,23 +6,24 @@ import os
 import platform
 from functools import cache
 from pathlib import Path
-from typing import Any
+
+import torch
+
+from vidsparse.metrics.report.results import Machine
 
 
-def here() -> dict[str, Any]:
+def here() -> Machine:
     """Model of the CPU, cores that this process may use, threads of torch, and the load now.
 
     ``load`` is the average number of processes that ran or waited in the last minute, our own
     included; None where the system does not say.
     """
-    import torch
-
-    return {
-        "cpu": cpu_model(),
-        "cores": _cores(),
-        "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-    }
+    return Machine(
+        cpu=cpu_model(),
+        cores=_cores(),
+        threads=torch.get_num_threads(),
+        load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+    )
 
 
 @cache

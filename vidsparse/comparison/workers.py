@@ -17,7 +17,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
 
-from vidsparse.cli.screen import note, quiet_libraries
+from vidsparse.comparison.reporter import Reporter
 from vidsparse.errors import BadInputError, VidsparseError
 from vidsparse.own_presets import run_source, sources
 
@@ -59,8 +59,8 @@ class Pool:
         size: How many workers there are.
     """
 
-    def __init__(self, ray: Any, on_gpu: bool) -> None:
-        self._ray = ray
+    def __init__(self, ray: Any, on_gpu: bool, reporter: Reporter) -> None:
+        self._ray, self._reporter = ray, reporter
         self._needs = {"num_cpus": 1, "num_gpus": 1 if on_gpu else 0}
         resources = ray.cluster_resources()
         self.size = int(resources.get("GPU" if on_gpu else "CPU", 0))
@@ -90,7 +90,8 @@ class Pool:
         to_do = [number for number, piece in enumerate(pieces) if not piece.finished()]
         if to_do:
             self._check(doer)
-        with _Workers(self._ray, self._needs, doer, min(self.size, len(to_do))) as workers:
+        number = min(self.size, len(to_do))
+        with _Workers(self._ray, self._needs, doer, number, self._reporter) as workers:
             while to_do or workers.busy:
                 for number in [n for n in to_do if pieces[n].ready()][: len(workers.idle)]:
                     to_do.remove(number)
@@ -98,12 +99,20 @@ class Pool:
                 number, outcome, seconds = workers.wait()
                 if isinstance(outcome, self._ray.exceptions.RayActorError):
                     lost[number] += 1
-                    _check_attempts(pieces[number], lost[number])
+                    self._check_attempts(pieces[number], lost[number])
                     if not pieces[number].finished():
                         to_do.insert(0, number)
                         continue
                     outcome = None
                 report(number, outcome, seconds)
+
+    def _check_attempts(self, piece: Piece, lost: int) -> None:
+        if lost >= ATTEMPTS:
+            raise VidsparseError(
+                f"{lost} workers died at {piece.label}: is there enough memory on each node? What "
+                "was finished is kept"
+            )
+        self._reporter.note(f"a worker died at {piece.label}: another goes on")
 
     def _check(self, doer: Doer) -> None:
         """Make sure that a worker understands what it is sent, such as a preset of one's own."""
@@ -123,13 +132,17 @@ class Pool:
 class _Workers:
     """Actors, idle or busy with a piece."""
 
-    def __init__(self, ray: Any, needs: dict[str, int], doer: Doer, number: int) -> None:
+    def __init__(
+        self, ray: Any, needs: dict[str, int], doer: Doer, number: int, reporter: Reporter
+    ) -> None:
         self._ray = ray
-        self._make = ray.remote(**needs)(_Worker).remote
-        self._doer = ray.put(_Parcel(ray, doer))
-        self._folder = str(Path.cwd())
-        self.idle = [self._make(self._doer, self._folder) for _ in range(number)]
+        self._actor = ray.remote(**needs)(_Worker).remote
+        self._given = ray.put(_Parcel(ray, doer)), str(Path.cwd()), reporter
+        self.idle = [self._make() for _ in range(number)]
         self.busy: dict[Any, tuple[Any, int]] = {}
+
+    def _make(self) -> Any:
+        return self._actor(*self._given)
 
     def start(self, number: int) -> None:
         worker = self.idle.pop()
@@ -142,7 +155,7 @@ class _Workers:
         try:
             outcome, seconds = self._ray.get(ended)
         except self._ray.exceptions.RayActorError as death:
-            outcome, seconds, worker = death, 0.0, self._make(self._doer, self._folder)
+            outcome, seconds, worker = death, 0.0, self._make()
         except Exception as error:  # of the piece: for the caller to judge
             outcome, seconds = getattr(error, "cause", None) or error, 0.0
         self.idle.append(worker)
@@ -159,25 +172,26 @@ class _Workers:
 class _Worker:
     """Lives on a node of the cluster, keeps the model between pieces."""
 
-    def __init__(self, doer: Doer, folder: str) -> None:
+    def __init__(self, doer: Doer, folder: str, reporter: Reporter) -> None:
         with contextlib.suppress(OSError):  # paths as the user wrote them
             os.chdir(folder)
-        self._doer = doer
+        self._doer, self._reporter = doer, reporter
 
     def do(self, number: int) -> tuple[Any, float]:
         started = perf_counter()
-        with quiet_libraries():
+        with self._reporter.on_worker():
             return self._doer.do_piece(number), perf_counter() - started
 
 
 @contextlib.contextmanager
-def ray_pool(address: str, *, on_gpu: bool) -> Iterator[Pool]:
+def ray_pool(address: str, *, on_gpu: bool, reporter: Reporter) -> Iterator[Pool]:
     """Connect to a cluster, or start one on this machine; let go of it at the end.
 
     Args:
         address: "local" for this machine, "auto" for the cluster it belongs to, ``HOST:PORT`` or
             ``ray://HOST:PORT``.
         on_gpu: Whether each worker needs a GPU.
+        reporter: Who is told of the workers.
 
     Raises:
         BadInputError: When Ray is not installed, or nothing answers at the address.
@@ -196,8 +210,8 @@ def ray_pool(address: str, *, on_gpu: bool) -> Iterator[Pool]:
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RpcError) as error:
         raise BadInputError(_nothing_answers(address, error)) from error
     try:
-        pool = Pool(ray, on_gpu)
-        note(f"{pool.size} Ray workers")
+        pool = Pool(ray, on_gpu, reporter)
+        reporter.note(f"{pool.size} Ray workers")
         yield pool
     finally:
         ray.shutdown()
@@ -224,6 +238,26 @@ def _receive(doer: Doer) -> None:
     """Being called is the test."""
 
 
+def maybe_pool(
+    address: str | None, device: str, reporter: Reporter
+) -> contextlib.AbstractContextManager[Pool | None]:
+    """The workers of a cluster; None without an address.
+
+    Args:
+        address: As ``ray_pool`` takes it.
+        device: That each worker is to compute on.
+        reporter: Who is told of the workers.
+
+    Raises:
+        BadInputError: When there is no such cluster, or one device was asked for.
+    """
+    if address is None:
+        return contextlib.nullcontext()
+    if ":" in device:
+        raise BadInputError(f"--ray gives each worker a GPU of its own: --device {device} is one")
+    return ray_pool(address, on_gpu=device == "cuda", reporter=reporter)
+
+
 def _call(question: Callable[[], Any]) -> Any:
     return question()
 
@@ -244,12 +278,3 @@ def _nothing_answers(address: str, error: Exception) -> str:
         f"no Ray cluster answers at {address!r} ({error}): give HOST:PORT of its head node, "
         "ray://HOST:PORT, auto, or local for this machine"
     )
-
-
-def _check_attempts(piece: Piece, lost: int) -> None:
-    if lost >= ATTEMPTS:
-        raise VidsparseError(
-            f"{lost} workers died at {piece.label}: is there enough memory on each node? What was "
-            "finished is kept"
-        )
-    note(f"a worker died at {piece.label}: another goes on")

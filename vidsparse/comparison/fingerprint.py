@@ -10,20 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vidsparse.cli.doctor import versions
-from vidsparse.cli.machine import cpu_model
+from vidsparse.comparison.machine import cpu_model
 from vidsparse.preset import Preset
+from vidsparse.versions import versions
 
 if TYPE_CHECKING:
-    from vidsparse.cli.job import Job
+    from vidsparse.comparison.job import Job
     from vidsparse.metrics.weights import Weights
     from vidsparse.pipelines.running.generate import Request
 
 PACKAGE = Path(__file__).resolve().parent.parent
-KERNELS = ("kernels", "kernels/engines", "kernels/planning", "kernels/triton")
-# Folders of our code.
-MAKES_PIXELS = ("", "policies", *KERNELS, "pipelines", "pipelines/running")
-MAKES_SCORES = ("metrics",)
+NOT_OF_PIXELS = ("cli", "comparison", "bench", "metrics")  # rooms that only call, measure or show
 
 
 def of_machine(job: Job) -> dict[str, Any]:
@@ -31,19 +28,18 @@ def of_machine(job: Job) -> dict[str, Any]:
 
     Times of two machines do not compare, so the device counts, and on a CPU its threads.
     """
-    source = job.checkpoint.source
     if job.device.startswith("cuda"):
         machine = torch.cuda.get_device_name(job.device)
     else:
         machine = f"{cpu_model()}, {torch.get_num_threads()} threads"
     return {
-        "model": str(source),
-        "weights": of_files(source.rglob("*.safetensors")) if isinstance(source, Path) else None,
+        "model": str(job.checkpoint.source),
+        "weights": job.model.weights(),
         "device": job.device,
         "machine": machine,
         "dtype": job.dtype,
         **versions(),
-        "code": code(MAKES_PIXELS),
+        "code": code(pixel_files()),
     }
 
 
@@ -59,7 +55,7 @@ def of_scoring(weights: Weights | None, fps: float, judge: Path | None = None) -
     paths += [judge] if judge else []
     files = [path for each in paths for path in _files_of(Path(each))]
     return {
-        "code": code(MAKES_SCORES),
+        "code": code(score_files()),
         "torch": torch.__version__,
         "fps": fps,
         "weights": of_files(files),
@@ -76,11 +72,30 @@ def of_files(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
     return sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items())
 
 
-def code(folders: tuple[str, ...]) -> str:
-    """Condense our own source files and tables in some folders of the package."""
+def pixel_files() -> list[Path]:
+    """Every file of ours that can change a frame: what lies in no room that only looks on."""
+    rooms = (each for each in PACKAGE.iterdir() if each.is_dir() and each.name not in NOT_OF_PIXELS)
+    return [*_own_files(PACKAGE.iterdir()), *(f for room in rooms for f in _own_files_under(room))]
+
+
+def score_files() -> list[Path]:
+    """Every file of ours that can change a score."""
+    found = _own_files_under(PACKAGE / "metrics")
+    return [path for path in found if "report" not in path.relative_to(PACKAGE).parts]
+
+
+def code(paths: Iterable[Path]) -> str:
+    """Condense source files and tables of the package, wherever it is installed."""
     total = hashlib.sha256()
-    for folder in folders:
-        for path in sorted((PACKAGE / folder).iterdir()):
-            if path.suffix in (".py", ".json"):
-                total.update(f"{folder}/{path.name}\n".encode() + path.read_bytes())
+    for path in sorted(paths):
+        total.update(f"{path.relative_to(PACKAGE).as_posix()}\n".encode() + path.read_bytes())
     return total.hexdigest()[:32]
+
+
+def _own_files_under(room: Path) -> list[Path]:
+    """Those in a room and its folders; a room may be a link, which ``rglob`` begins at."""
+    return _own_files(room.rglob("*"))
+
+
+def _own_files(paths: Iterable[Path]) -> list[Path]:
+    return [path for path in paths if path.suffix in (".py", ".json") and path.is_file()]

@@ -1,0 +1,111 @@
+"""Videos or images to make: which model, where, and every request, known to be possible."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import vidsparse
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from vidsparse.comparison.models import Model
+    from vidsparse.pipelines.running.checkpoints import Checkpoint
+    from vidsparse.pipelines.running.generate import Request
+    from vidsparse.preset import Preset
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Runs that were found possible.
+
+    Attributes:
+        model: Where the pipeline comes from.
+        checkpoint: What is known of it without its weights.
+        device: Where it runs.
+        dtype: Of its weights.
+        fps: Frames per second of the files.
+        requests: One for each video.
+        strict: Whether to fail where a call would fall back to dense.
+    """
+
+    model: Model
+    checkpoint: Checkpoint
+    device: str
+    dtype: str
+    fps: float
+    requests: list[Request]
+    strict: bool = False
+
+    @property
+    def suffix(self) -> str:
+        """Of the files, where nobody asked for another."""
+        return ".png" if self.checkpoint.image else ".mp4"
+
+    def effective(self, preset: Preset) -> Preset:
+        """A preset as it will run on the model, with what is published of it for that."""
+        from vidsparse.pipelines.published import apply
+
+        return apply(preset, self.checkpoint.release)[0]
+
+    def write(
+        self, path: Path, frames: np.ndarray, request: Request, preset: Preset | None
+    ) -> None:
+        """Write what was made, a video or an image, with how it was made in its metadata."""
+        from vidsparse.pipelines.running.video import write_image, write_video
+
+        names = ("prompt", "seed", "steps", "guidance")
+        about = {name: getattr(request, name) for name in names}
+        about |= {"preset": preset and preset.name, "vidsparse": vidsparse.__version__}
+        if self.checkpoint.image:
+            write_image(path, frames, about=about)
+        else:
+            write_video(path, frames, self.fps, about=about)
+
+    def load(self) -> Any:
+        """Load the pipeline.
+
+        Raises:
+            BadInputError: When it cannot be loaded, or cannot make a size that is asked for.
+        """
+        from vidsparse.pipelines.running.checkpoints import geometry_of
+
+        pipe = self.model.load()
+        for request in self.requests:
+            geometry_of(pipe).check_size(request.frames, request.height, request.width)
+        return pipe
+
+
+def make_request(
+    checkpoint: Checkpoint,
+    prompt: str,
+    *,
+    seed: int = 0,
+    frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+) -> Request:
+    """What to generate; what is left out is as the model's authors recommend.
+
+    Raises:
+        BadInputError: For what the model cannot do.
+    """
+    from vidsparse.errors import BadInputError
+    from vidsparse.pipelines.running.generate import Request
+
+    size = checkpoint.size(frames, height, width)
+    if guidance is not None and not checkpoint.takes_guidance:
+        raise BadInputError(
+            f"{checkpoint.pipeline} takes no guidance scale: leave --guidance (guidance=) out"
+        )
+    return Request(
+        prompt=prompt,
+        steps=checkpoint.or_default("steps", steps),
+        guidance=checkpoint.or_default("guidance", guidance),
+        seed=seed,
+        **size,
+    )
