@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import vidsparse
+from vidsparse.versions import versions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +58,7 @@ class Job:
 
         names = ("prompt", "seed", "steps", "guidance")
         about = {name: getattr(request, name) for name in names}
-        about |= {"preset": preset and preset.name, "vidsparse": vidsparse.__version__}
+        about |= {"preset": preset and preset.name, "vidsparse": versions()["vidsparse"]}
         if self.checkpoint.image:
             write_image(path, frames, about=about)
         else:

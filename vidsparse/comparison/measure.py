@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import vidsparse
 from vidsparse.comparison.attention_error import ErrorMeter, by_layer_and_step
 from vidsparse.comparison.machine import here
 from vidsparse.metrics.latency import Stages
@@ -70,12 +69,13 @@ def measure(
     from vidsparse.pipelines.running.checkpoints import geometry_of
     from vidsparse.pipelines.running.generate import generate
     from vidsparse.pipelines.running.stage_timing import Probe
+    from vidsparse.pipelines.session import Session
 
     device = torch.device(pipe.device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     machine = here()
-    attached = vidsparse.sparsify(pipe, preset, strict=strict) if preset else nullcontext()
+    attached = Session(pipe, preset, strict=strict) if preset else nullcontext()
     with attached as session, Probe(pipe) as probe:
         started = perf_counter()
         frames = generate(pipe, request, on_step)
@@ -103,9 +103,10 @@ def measure(
 def attention_error(pipe: Any, request: Request, preset: Preset, on_step: OnStep) -> Grid:
     """Generate once more, untimed; relative L1 of attention outputs, ``[layer][step]``."""
     from vidsparse.pipelines.running.generate import generate
+    from vidsparse.pipelines.session import Session
 
     meter = ErrorMeter()
-    with vidsparse.sparsify(pipe, preset) as session:
+    with Session(pipe, preset) as session:
         session.observe(meter)
         generate(pipe, request, on_step)
         layers, steps = _extent(session.stats)
@@ -127,12 +128,13 @@ def warm_up(pipe: Any, request: Request, preset: Preset | None) -> None:
     """Run a step at full sparsity, or a dense one and the decoder, so that it is not timed."""
     from vidsparse.pipelines.running import generate
     from vidsparse.pipelines.running.defaults import least_steps
+    from vidsparse.pipelines.session import Session
 
     if preset is None:
         generate.generate(pipe, replace(request, steps=least_steps(pipe)))
         return
     at_once = {"warmup": 0.0, "ramp_until": 0.0, "cooldown": 0.0, "dense_layers": 0}
-    with vidsparse.sparsify(pipe, preset.override(at_once)):
+    with Session(pipe, preset.override(at_once)):
         generate.warm_up(pipe, request)
 
 
