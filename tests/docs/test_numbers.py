@@ -8,6 +8,8 @@ from statistics import mean, stdev
 import pytest
 from scipy import stats
 
+from vidsparse.pipelines.models import MODELS
+
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 RUNGS = {
@@ -124,3 +126,7 @@ def test_two_gpus(how):
         *((alone, p) for p in ("balanced", "fast") for alone in (True, False)),
     ]
     assert rows[how] == [found.get(key, "") for key in keys]
+
+
+def test_the_readme_counts_the_models():
+    assert f"{len(MODELS)} transformers" in (ROOT / "README.md").read_text(encoding="utf-8")

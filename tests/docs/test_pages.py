@@ -96,9 +96,6 @@ def test_the_pages_of_commands_name_what_the_help_names(capsys):
         assert shown <= set(re.findall(r"--[a-z][a-z-]+[a-z]", written)), page.name
 
 
-@pytest.mark.skipif(
-    not (ROOT / "vidsparse" / "comparison").exists(), reason="a room of the page is not there yet"
-)
 def test_paths_that_the_design_names_are_there():
     text = without_code((ROOT / "docs" / "design.md").read_text(encoding="utf-8"))
     text = text.partition("## The rooms")[2].partition("## The way of a call")[0]

@@ -7,10 +7,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
-import vidsparse
 from vidsparse.pipelines.running.load import load_pipeline
 from vidsparse.pipelines.running.video import read_video
 
@@ -92,7 +90,6 @@ def test_two_gpus_runs_on_two_processes_of_a_cpu(tmp_path):
     assert "busier device" in out
 
 
-@pytest.mark.skipif(not hasattr(vidsparse, "compare"), reason="this release has no compare")
 def test_compare_in_python_reports_both_presets(tmp_path):
     video = {"frames": 5, "height": 64, "width": 64, "steps": 3, "guidance": 1.0, "min_tokens": 0}
     found = example("compare_in_python")["compare"](load_pipeline(), tmp_path / "out", **video)
