@@ -119,7 +119,7 @@ def errors(head_dim: int, tokens: int = 4096) -> list[dict[str, Any]]:
     for asked in (1.0, 0.25):
         q, k, v = draw(1, 4, tokens, head_dim)
         plan = random_plan(Shape("", 4, tokens, head_dim), asked)
-        exact, _ = reference_attention(*(x.double() for x in (q, k, v)), plan)
+        exact, _ = reference_attention(q.double(), k.double(), v.double(), plan)
         for kernel, out in (
             ("bf16", triton_attention(q, k, v, plan, scale=head_dim**-0.5)[0]),
             ("int8", low_bit_attention(q, k, v, plan)[0]),

@@ -9,8 +9,11 @@
 * Weights, relative to the running maximum, fill e4m3's range (SageAttention2, arXiv 2411.10958).
   GPUs without FP8 take values and weights in float16, with the same scales.
 
-Errors of one call on Gaussian data are near .03, most of it FP8's three mantissa bits of weights
-and values; trained tensors give less or more with how peaked their rows are.
+Relative errors of one call against float64: .038 on Gaussian data (4,096 tokens, results of
+``benchmarks/low_bit.py``). On q, k and v of the shipped pipeline (2,800 tokens, six calls) .016, of
+which FP8 weights and values alone make .014 and INT8 scores alone .008. There, with each key
+block's own mean removed in place of one mean of all, and its score added back, it is .0157; with
+FP8 scores .051.
 """
 
 from __future__ import annotations
