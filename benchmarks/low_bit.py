@@ -27,7 +27,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from vidsparse.errors import BadInputError
 from vidsparse.kernels.engines.flash import flash_dense
-from vidsparse.kernels.engines.low_bit import low_bit_attention, quantize
+from vidsparse.kernels.engines.int8 import low_bit_attention
+from vidsparse.kernels.engines.low_bit import quantize
 from vidsparse.kernels.engines.reference import reference_attention
 from vidsparse.kernels.engines.triton import triton_attention
 from vidsparse.kernels.plan import BlockPlan

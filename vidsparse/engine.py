@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from vidsparse.dial import full_density
-from vidsparse.errors import DenseFallbackError
+from vidsparse.errors import BadInputError, DenseFallbackError
 from vidsparse.grid import TokenGrid
 from vidsparse.heads import HeadShare, all_of
 from vidsparse.kernels.attention import attention
 from vidsparse.kernels.autocast import cast_as_attention, without_autocast
+from vidsparse.kernels.engines.int8 import everything
 from vidsparse.kernels.engines.table import check_engine
 from vidsparse.kernels.planning.permute import unpermute_tokens
 from vidsparse.planner import Planner
@@ -23,7 +24,7 @@ from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.policy import Policy
 from vidsparse.policies.work import Kernel, Work
-from vidsparse.preset import Preset
+from vidsparse.preset import Precision, Preset
 from vidsparse.progress import Progress
 from vidsparse.purse import Purse
 from vidsparse.state import LayerState
@@ -97,6 +98,7 @@ class SparseAttention:
     """
 
     def __init__(self, preset: Preset, *, engine: str = "auto", strict: bool = False) -> None:
+        engine = _engine_of(preset, engine)
         check_engine(engine, observe=preset.policy.estimator.observes)
         self.preset = preset
         self.engine = engine
@@ -172,7 +174,9 @@ class SparseAttention:
         self._open_purse(call)
         way = self._way(call)
         if self._stays_dense(q, k, call, way):
-            return dense(q, k, v)
+            in_model = trains or self.preset.precision is Precision.MODEL
+            own = in_model or self._why_dense(q, k, call) is not None
+            return dense(q, k, v) if own else self._dense_in_eight_bits(q, k, v, call)
         policy, replan = self.preset.policy, self.preset.schedule.replan
         q, k, v = cast_as_attention(q, k, v)
         with without_autocast(q):
@@ -184,6 +188,16 @@ class SparseAttention:
             self.stats.time(total, planning)
             for observe in self.observers:
                 observe(call, work, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), out)
+        return out.transpose(1, 2)
+
+    def _dense_in_eight_bits(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+        """A dense step of a preset whose precision is not the model's."""
+        q, k, v = (x.transpose(1, 2) for x in cast_as_attention(q, k, v))
+        scale = q.shape[-1] ** -0.5 if call.scale is None else call.scale
+        with without_autocast(q):
+            out = attention(
+                q, k, v, everything(q, k), scale=scale, engine=self.engine, ran=self.stats.engines
+            )
         return out.transpose(1, 2)
 
     def _plan(
@@ -388,6 +402,17 @@ class SparseAttention:
         self.stats.memory_bytes = self._planner.nbytes()
         self.stats.host_memory_bytes = self._planner.host_nbytes()
         self.stats.notes |= self._planner.notes
+
+
+def _engine_of(preset: Preset, engine: str) -> str:
+    """The engine that a preset's precision asks for, or the one that is given."""
+    if preset.precision is Precision.MODEL:
+        return engine
+    if engine != "auto":
+        raise BadInputError(
+            f"precision={preset.precision} has an engine of its own: leave engine={engine!r} out"
+        )
+    return str(preset.precision)
 
 
 def _alike_in_branches(grid: TokenGrid, policy: Policy) -> TokenGrid:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from vidsparse.errors import BadInputError
@@ -25,6 +26,18 @@ from vidsparse.policies.policy import Policy
 from vidsparse.schedule import Schedule
 
 
+class Precision(StrEnum):
+    """What attention computes in.
+
+    Attributes:
+        MODEL: The model's own dtype.
+        INT8: Scores in INT8 and values in FP8, dense steps too (``kernels/engines/low_bit.py``).
+    """
+
+    MODEL = "model"
+    INT8 = "int8"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
     """Everything a session needs to know.
@@ -37,6 +50,7 @@ class Preset:
         schedule: When to compute how much.
         min_tokens: Shorter sequences run dense: from about 1,000 tokens on, the ``cpu`` engine
             gains at density 0.25 (benchmarks/results/cpu_engine.json).
+        precision: What attention computes in.
         told: Parameters and parts that ``override`` was given: what is published for a model
             leaves them alone. Presets that do the same are equal whoever told them.
         own_code: Digest of the code of parts that are not of vidsparse, "" if all are: what was
@@ -49,6 +63,7 @@ class Preset:
     policy: Policy
     schedule: Schedule = dataclasses.field(default_factory=Schedule)
     min_tokens: int = 1_000
+    precision: Precision = Precision.MODEL
     told: frozenset[str] = dataclasses.field(default=frozenset(), compare=False, repr=False)
     own_code: str = dataclasses.field(init=False)
 
@@ -107,6 +122,10 @@ class Preset:
             idle["replan"] = "the plan is the same at every step"
         if policy.any_density is None:
             idle["budgets"] = "they stand in for a density, and there is none"
+        if policy.order.clusters_queries or policy.order.clusters_keys:
+            idle["precision"] = "clusters are blocks of unequal size, which are fastest in 16 bits"
+        if policy.estimator.observes:
+            idle["precision"] = "blocks are observed in the model's own dtype"
         if not policy.branches_share:
             idle["share_branches"] = "what branches could share is the same anyway, or of each call"
         return idle
@@ -178,12 +197,8 @@ class Preset:
         schedule = with_values(self.schedule, values)
         if "replan" not in values and not policy.can_reuse_plans:
             schedule = dataclasses.replace(schedule, replan=1)
-        return dataclasses.replace(
-            self,
-            policy=policy,
-            schedule=schedule,
-            min_tokens=values.get("min_tokens", self.min_tokens),
-        )
+        own = {name: values[name] for name in types_of(Preset) if name in values}
+        return dataclasses.replace(self, policy=policy, schedule=schedule, **own)
 
     def _candidate(
         self,

@@ -19,12 +19,11 @@ FP8 scores .051.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
-from vidsparse.errors import BadInputError
+from vidsparse.kernels.dispatch import use_triton
 from vidsparse.kernels.plan import BlockPlan, block_of_token
 
 LOG2E = 1.4426950408889634
@@ -87,10 +86,8 @@ def quantize(
         interleaved: Put the tokens of ``value`` in the order that the Hopper kernel reads.
         impl: "triton", "reference", or "auto": Triton on CUDA.
     """
-    if impl not in ("auto", "triton", "reference"):
-        raise BadInputError(f"unknown impl {impl!r}: choose auto, triton or reference")
     run = _quantize_reference
-    if impl == "triton" or (impl == "auto" and q.is_cuda):
+    if use_triton(impl, q):
         from vidsparse.kernels.triton.quantize import launch as run
     query, query_scale, shift, key, key_scale, value, value_scale = run(
         q, k, v, scale=scale, block=key_block, value_dtype=value_dtype,
@@ -225,87 +222,9 @@ def low_bit_reference(
         value_dtype=value_dtype, impl="reference",
     )  # fmt: skip
     out, lse = attend_quantized(x, plan, keys=keys, dtype=q.dtype)
-    return out, lse if return_lse else None
+    return torch.empty_like(q).copy_(out), lse if return_lse else None
 
 
 def key_block_of(plan: BlockPlan) -> int:
     """Keys that share a scale: as many as never straddle two blocks, from 64 to 128 of them."""
     return 64 if plan.kv_offsets is not None or plan.kv_block % 128 else 128
-
-
-@overload
-def low_bit_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    plan: BlockPlan | None = None,
-    *,
-    scale: float | None = None,
-    return_lse: Literal[True],
-    impl: str = "auto",
-) -> tuple[Tensor, Tensor]: ...
-@overload
-def low_bit_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    plan: BlockPlan | None = None,
-    *,
-    scale: float | None = None,
-    return_lse: bool = False,
-    impl: str = "auto",
-) -> tuple[Tensor, Tensor | None]: ...
-def low_bit_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    plan: BlockPlan | None = None,
-    *,
-    scale: float | None = None,
-    return_lse: bool = False,
-    impl: str = "auto",
-) -> tuple[Tensor, Tensor | None]:
-    """Quantise and attend, under a plan or to all keys.
-
-    Args:
-        q: ``(batch, heads, q_len, head_dim)``, any strides, float16, bfloat16 or float32.
-        k: ``(batch, heads, kv_len, head_dim)``.
-        v: ``(batch, heads, kv_len, head_dim)``.
-        plan: What to compute, or None for everything. Pooled stand-ins take no
-            part: add them by the log-sum-exp.
-        scale: Score scale, positive; ``head_dim ** -0.5`` when None.
-        return_lse: Whether to return the log-sum-exp.
-        impl: "triton", "reference", or "auto": Triton on CUDA.
-
-    Returns:
-        ``(batch, heads, q_len, head_dim)`` in q's dtype, and the natural log-sum-exp of each row,
-        float32 ``(batch, heads, q_len)``, or None. A row without any key is zero, its log-sum-exp
-        ``-inf``.
-
-    Raises:
-        BadInputError: For another ``impl``, or a head_dim above 256.
-    """
-    if impl not in ("auto", "triton", "reference"):
-        raise BadInputError(f"unknown impl {impl!r}: choose auto, triton or reference")
-    if q.shape[-1] > 256:
-        raise BadInputError(f"eight-bit attention takes head_dim up to 256, got {q.shape[-1]}")
-    scale = float(q.shape[-1] ** -0.5 if scale is None else scale)
-    plan = _everything(q, k) if plan is None else plan
-    run = low_bit_reference
-    if impl == "triton" or (impl == "auto" and q.is_cuda):
-        from vidsparse.kernels.triton.low_bit import launch as run
-    return run(q, k, v, plan, scale=scale, return_lse=return_lse)
-
-
-def _everything(q: Tensor, k: Tensor) -> BlockPlan:
-    """The plan of dense attention, in blocks of 128."""
-    rows, columns = -(-q.shape[2] // 128), -(-k.shape[2] // 128)
-    index = torch.arange(columns, dtype=torch.int32, device=q.device)
-    return BlockPlan(
-        kv_count=torch.full((1, 1, rows), columns, dtype=torch.int32, device=q.device),
-        kv_index=index.expand(1, 1, rows, -1).contiguous(),
-        q_len=q.shape[2],
-        kv_len=k.shape[2],
-        q_block=128,
-        kv_block=128,
-    )

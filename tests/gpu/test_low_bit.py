@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
+from vidsparse.kernels.engines.int8 import low_bit_attention
 from vidsparse.kernels.engines.low_bit import (
     attend_quantized,
     key_block_of,
-    low_bit_attention,
     quantize,
 )
 from vidsparse.kernels.engines.reference import reference_attention

@@ -43,6 +43,13 @@ class PresetChanges:
         float | None,
         option("Share of query-key pairs at full sparsity, in (0, 1].", panel="Sparsity"),
     ] = None
+    precision: Annotated[
+        str | None,
+        option(
+            "What attention computes in: model, or int8 on a GPU, dense steps too.",
+            panel="Sparsity",
+        ),
+    ] = None
     set: Annotated[
         list[str] | None,
         option(
@@ -65,8 +72,9 @@ class PresetChanges:
             if not equals:
                 raise BadInputError(f"--set {text!r} must be KEY=VALUE, such as --set density=0.3")
             _once(changes, key.strip(), value)
-        if self.density is not None:
-            _once(changes, "density", self.density)
+        for name in ("density", "precision"):
+            if (value := getattr(self, name)) is not None:
+                _once(changes, name, value)
         return find_preset(name).override(changes)
 
 

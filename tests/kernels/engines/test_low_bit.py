@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from vidsparse.errors import BadInputError
+from vidsparse.kernels.engines.int8 import low_bit_attention
 from vidsparse.kernels.engines.low_bit import (
     INTERLEAVED,
     attend_quantized,
-    low_bit_attention,
     low_bit_reference,
     quantize,
 )

@@ -1,0 +1,107 @@
+"""Attention in eight bits as a preset's precision: what runs, what is refused, what is counted."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import vidsparse
+from vidsparse.engine import Call, SparseAttention
+from vidsparse.grid import TokenGrid
+from vidsparse.kernels.engines.case import Case
+from vidsparse.kernels.engines.int8 import int8_unsupported, low_bit_attention
+from vidsparse.kernels.engines.table import choose_engine
+from vidsparse.presets import PRESETS
+from vidsparse.progress import Progress
+
+GRID = TokenGrid(4, 8, 8)
+HOPPER = Case(device_type="cuda", arch=(9, 0))
+
+
+def no_dense(*qkv):
+    raise AssertionError("the model's own attention ran")
+
+
+def run(engine, q, k, v, *, at, dense=no_dense, progress=None, **facts):
+    progress = progress or list(Progress.first(10).steps())[at]
+    call = Call(grid=GRID, layer=0, step=at, progress=progress, layers=1, **facts)
+    return engine(q, k, v, call, dense)
+
+
+def qkv(heads=2, head_dim=32):
+    torch.manual_seed(0)
+    return [torch.randn(1, GRID.tokens, heads, head_dim) for _ in "qkv"]
+
+
+def eight_bits(**changes):
+    return PRESETS["draft"].override({"precision": "int8", "min_tokens": 0} | changes)
+
+
+def test_dense_and_sparse_steps_run_in_eight_bits_and_are_counted(int8_on_cpu):
+    engine, (q, k, v) = SparseAttention(eight_bits(density=0.5)), qkv()
+    dense = run(engine, q, k, v, at=0)
+    turned = [x.transpose(1, 2) for x in (q, k, v)]
+    expected, _ = low_bit_attention(turned[0], turned[1], turned[2])
+    assert torch.equal(dense, expected.transpose(1, 2))
+    exact = torch.einsum("bqhd,bkhd->bhqk", q, k).mul(32**-0.5).softmax(dim=-1)
+    exact = torch.einsum("bhqk,bkhd->bqhd", exact, v)
+    assert 0.001 < float((dense - exact).norm() / exact.norm()) < 0.08
+    sparse = run(engine, q, k, v, at=9)
+    in_floats = SparseAttention(PRESETS["draft"].override({"density": 0.5, "min_tokens": 0}))
+    same = run(in_floats, q, k, v, at=9)
+    assert 0.001 < float((sparse - same).norm() / same.norm()) < 0.08
+    assert dict(engine.stats.engines) == {"int8": 2}
+
+
+def test_what_cannot_be_sparse_keeps_the_models_own_attention(int8_on_cpu):
+    engine, (q, k, v) = SparseAttention(eight_bits(density=0.5)), qkv()
+    out = run(engine, q, k, v, at=0, dense=lambda *each: each[2], unsupported="a mask")
+    assert torch.equal(out, v)
+    assert not engine.stats.engines
+
+
+def test_a_cpu_is_refused_in_words_at_the_first_call():
+    engine, (q, k, v) = SparseAttention(eight_bits()), qkv()
+    with pytest.raises(vidsparse.BadInputError, match="eight bits gain on a GPU alone"):
+        run(engine, q, k, v, at=0)
+
+
+def test_an_engine_beside_a_precision_is_refused():
+    with pytest.raises(vidsparse.BadInputError, match="leave engine='triton' out"):
+        SparseAttention(eight_bits(), engine="triton")
+
+
+@pytest.mark.parametrize(("name", "said"), [("lite", "observed"), ("semantic", "unequal size")])
+def test_a_preset_that_is_no_faster_in_eight_bits_has_no_such_parameter(name, said):
+    with pytest.raises(vidsparse.BadInputError, match=f"precision does nothing .*{said}"):
+        PRESETS[name].override({"precision": "int8"})
+
+
+def test_another_precision_is_refused():
+    with pytest.raises(vidsparse.BadInputError, match="precision"):
+        PRESETS["draft"].override({"precision": "int4"})
+
+
+def test_auto_never_rounds_to_eight_bits():
+    assert choose_engine(HOPPER).engine != "int8"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"arch": (7, 5)}, "multiplies no INT8"),
+        ({"head_dim": 320}, "head_dim up to 256"),
+        ({"needs_grad": True}, "no gradients"),
+        ({"offsets": True}, "unequal size"),
+        ({"q_block": 64}, "give block=128"),
+        ({"head_dim": 192}, "in sixteens up to 128"),
+    ],
+)
+def test_reasons(changes, said):
+    reasons = int8_unsupported(dataclasses.replace(HOPPER, **changes))
+    assert any(said in reason for reason in reasons)
+
+
+def test_small_blocks_run_where_the_portable_kernel_does():
+    found = int8_unsupported(dataclasses.replace(HOPPER, arch=(8, 9), q_block=64, kv_block=64))
+    assert not any("block" in reason for reason in found)
