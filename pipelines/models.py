@@ -35,7 +35,7 @@ WAN_HUB = Hub(
 WAN_RELEASES = (
     Release(
         name="Wan2.1-T2V-1.3B",
-        config=WAN_T2V | {"num_layers": 30, "num_attention_heads": 12},
+        config=WAN_T2V | {"num_layers": 30, "num_attention_heads": 12, "ffn_dim": 8960},
         hub=WAN_HUB,
     ),
     Release(
@@ -61,7 +61,9 @@ WAN_RELEASES = (
     ),
     Release(
         name="Wan2.2-TI2V-5B",
-        config={"num_layers": 30, "num_attention_heads": 24, "in_channels": 48},
+        config={
+            "num_layers": 30, "num_attention_heads": 24, "in_channels": 48, "ffn_dim": 14336,
+        },
         hub=replace(
             WAN_HUB, short="wan2.2-ti2v-5b", repository="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
             frames=121, height=704, width=1280, fps=24, spatial=16,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vidsparse.errors import BadInputError, DenseFallbackError, VidsparseError
 from vidsparse.grid import TokenGrid
+from vidsparse.versions import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +41,7 @@ __all__ = [
     "session_of",
     "sparsify",
 ]
-__version__ = "0.2.0"
+__version__ = VERSION
 _LATER = {  # these import torch
     "PRESETS": "vidsparse.presets",
     "Preset": "vidsparse.preset",

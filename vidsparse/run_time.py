@@ -12,15 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from vidsparse.errors import BadInputError
+from vidsparse.forecast import Forecast
 from vidsparse.parameters import suggest
 from vidsparse.policies.policy import Policy
+from vidsparse.preset import Precision, Preset
 
 MEASURED = "h200"
 PEAK, BANDWIDTH = 989.0, 4.8  # of an H200: TFLOP/s in bf16, TB/s
 LINEAR, WIDE, NARROW = 790.0, 577.0, 433.0  # TFLOP/s there: linear layers, heads of 128, of 64
 OTHER = {False: 0.11, True: 0.043}  # ns for a number of a token in a layer: eager, compiled
+QUANTIZING, EIGHT_BITS, INT8_DENSE = 0.011, 0.68, 0.642  # shares of a dense call in 16 bits
+WORTH = 1.03  # times as fast: less is next to nothing
 LAUNCHES = 2.0  # ms that planning takes at least: launches, whatever the GPU
 
 
@@ -130,19 +135,29 @@ class CallCost:
         fixed: Milliseconds.
         start: Share of the dense call that passes whatever is kept.
         slope: What all pairs would cost, as a share of the dense call.
+        dense: What a dense call costs within the session, as a share of one outside.
     """
 
     fixed: float
     start: float
     slope: float
+    dense: float = 1.0
 
 
-def call_cost(policy: Policy, block: int) -> CallCost:
+def call_cost(preset: Preset, block: int) -> CallCost:
     """By the kind of plan: clusters, means that stand in, blocks of 128 or of 64, a mask.
 
-    Lines through calls of 75,600 tokens and 40 heads (benchmarks/results/ladder_calls_h200.json).
-    What an estimator alone costs is the same for all that look at data here.
+    Lines through calls of 75,600 tokens and 40 heads (benchmarks/results/ladder_calls_h200.json);
+    in eight bits by benchmarks/results/low_bit_h200.json. What an estimator alone costs is the same
+    for all that look at data here.
     """
+    cost = _cost_in_16_bits(preset.policy, block)
+    if preset.precision is Precision.MODEL:
+        return cost
+    return CallCost(cost.fixed, cost.start + QUANTIZING, EIGHT_BITS * cost.slope, INT8_DENSE)
+
+
+def _cost_in_16_bits(policy: Policy, block: int) -> CallCost:
     if policy.order.clusters_queries or policy.order.clusters_keys:
         return CallCost(LAUNCHES, 0.045, 1.32)
     slope = 0.935 if block >= 128 else 1.16
@@ -164,7 +179,114 @@ def sparse_run(dense: StepTime, shapes: Shapes, cost: CallCost, step_density: li
     calls = shapes.layers * shapes.samples
     total = 0.0
     for density in step_density:
-        share = 1.0 if density >= 1 else cost.start + cost.slope * density
+        share = cost.dense if density >= 1 else cost.start + cost.slope * density
         fixed = 0.0 if density >= 1 else 1e-3 * cost.fixed * calls
         total += dense.rest + fixed + share * dense.attention
     return total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunTimes:
+    """A run dense and sparse, without text encoder and VAE.
+
+    Attributes:
+        gpu: Where.
+        preset: Of the sparse run.
+        compiled: Whether blocks are compiled.
+        steps: Denoising steps.
+        dense: A dense step.
+        sparse: Seconds of the sparse run.
+        eight_bits: Whether that computes attention in eight bits.
+    """
+
+    gpu: Gpu
+    preset: str
+    compiled: bool
+    steps: int
+    dense: StepTime
+    sparse: float
+    eight_bits: bool = False
+
+    @property
+    def gain(self) -> float:
+        """Seconds of the dense run over those of the sparse one."""
+        return self.steps * self.dense.seconds / self.sparse
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; seconds are of the whole run."""
+        return {
+            "gpu": self.gpu.label,
+            "measured": self.gpu is GPUS[MEASURED],
+            "compiled": self.compiled,
+            "dense_seconds": self.steps * self.dense.seconds,
+            "sparse_seconds": self.sparse,
+            "gain": self.gain,
+            "attention_share": self.dense.attention_share,
+        }
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What a table says."""
+        how = f"{self.gpu.label}{', compiled' if self.compiled else ''}"
+        return [
+            (f"dense run on {how}", minutes(self.steps * self.dense.seconds)),
+            ("of that self-attention", f"{self.dense.attention_share:.0%}"),
+            (f"run with {self.preset}", f"{minutes(self.sparse)} ({self.gain:.2f}x)"),
+        ]
+
+    def notes(self) -> list[str]:
+        """Sentences the user should read."""
+        basis = (
+            "predicted, within 10 % of what was measured on this GPU"
+            if self.gpu is GPUS[MEASURED]
+            else f"an estimate from the published peak of the {self.gpu.label}: none was at hand"
+        )
+        found = [f"times are {basis}; text encoder and VAE are left out"]
+        if self.eight_bits:
+            found.append("eight bits are predicted from single calls: no whole run was measured")
+        share = f"self-attention is {self.dense.attention_share:.0%} of a dense step"
+        if self.gain < 1:
+            found.append(f"{self.preset} is slower than dense here: planning outweighs it, {share}")
+        elif self.gain < WORTH:
+            found.append(f"{self.preset} gains next to nothing here: {share}")
+        return found
+
+
+def predict(found: Forecast, shapes: Shapes, gpu: str, *, compiled: bool = False) -> RunTimes:
+    """The time of a run that was planned.
+
+    Args:
+        found: What it computes.
+        shapes: What it works on.
+        gpu: A name in ``GPUS``.
+        compiled: Whether blocks are compiled.
+
+    Raises:
+        BadInputError: For an unknown GPU.
+    """
+    where = find_gpu(gpu)
+    dense = dense_step(shapes, where, compiled=compiled)
+    cost = call_cost(found.preset, found.block)
+    return RunTimes(
+        gpu=where,
+        preset=found.preset.name,
+        compiled=compiled,
+        steps=len(found.step_density),
+        dense=dense,
+        sparse=sparse_run(dense, shapes, cost, found.step_density),
+        eight_bits=found.preset.precision is not Precision.MODEL,
+    )
+
+
+def minutes(seconds: float) -> str:
+    """Seconds as a person says them.
+
+    Example:
+        >>> minutes(83.2), minutes(9.31), minutes(7384)
+        ('1 min 23 s', '9.3 s', '2 h 3 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from importlib import metadata
 
+VERSION = "0.2.0"
 PACKAGES = ("vidsparse", "torch", "diffusers", "transformers", "triton", "imageio", "av")
 OPTIONAL = ("flash-attn-4", "xformers")
 
@@ -12,7 +13,7 @@ OPTIONAL = ("flash-attn-4", "xformers")
 def versions() -> dict[str, str | None]:
     """Version of Python and of the packages we use; None for what is not installed."""
     return {"python": platform.python_version()} | {
-        name: _version(name) for name in (*PACKAGES, *OPTIONAL)
+        name: VERSION if name == "vidsparse" else _version(name) for name in (*PACKAGES, *OPTIONAL)
     }
 
 

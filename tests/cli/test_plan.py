@@ -185,3 +185,38 @@ def test_what_cannot_be_planned_is_refused(cli, arguments, message):
     code, out, err = cli("plan", *arguments.split())
     assert (code, out) == (2, "")
     assert message in err
+
+
+def test_the_time_of_a_run_is_predicted(cli):
+    found = read(cli("plan --model wan2.1-14b --json"))["time"]
+    assert found["gpu"] == "NVIDIA H200"
+    assert found["measured"]
+    assert 0.6 < found["attention_share"] < 0.75
+    assert found["gain"] == pytest.approx(found["dense_seconds"] / found["sparse_seconds"])
+    assert 1.6 < found["gain"] < 1.9
+    compiled = read(cli("plan --model wan2.1-14b --compiled --json"))["time"]
+    assert compiled["dense_seconds"] < found["dense_seconds"]
+    assert compiled["gain"] > found["gain"]
+
+
+def test_other_gpus_are_estimates_and_small_runs_gain_nothing(cli):
+    outcome = cli("plan --model wan2.1-1.3b --gpu rtx4090")
+    assert outcome.code == 0
+    assert "an estimate from the published peak of the NVIDIA RTX 4090" in outcome.err
+    assert "1.3b" not in outcome.err
+    small = cli("plan --model tiny")
+    assert "is slower than dense here: planning outweighs it" in small.err
+
+
+def test_a_grid_has_no_time(cli):
+    assert "time" not in read(cli("plan --grid 21x45x80 --json"))
+    outcome = cli("plan --grid 21x45x80 --gpu h200")
+    assert outcome.code == 2
+    assert "need --model" in outcome.err
+
+
+def test_eight_bits_are_predicted_and_said_to_be(cli):
+    floats = read(cli("plan --model wan2.1-14b --json"))
+    eight = read(cli("plan --model wan2.1-14b --precision int8 --json"))
+    assert eight["time"]["sparse_seconds"] < floats["time"]["sparse_seconds"]
+    assert any("eight bits" in note for note in eight["notes"])

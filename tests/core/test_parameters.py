@@ -1,6 +1,7 @@
 """Parameters: each that is listed acts, and any other is refused."""
 
 from enum import StrEnum
+from typing import Any
 
 import pytest
 import torch
@@ -79,7 +80,7 @@ def acts(preset, name, value, grid, layers, before):
 @pytest.mark.usefixtures("int8_on_cpu")
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_parameter_that_is_listed_acts(name):
-    settings = {
+    settings: dict[str, Any] = {
         "min_tokens": 0,
         "q_clusters": 6,
         "kv_clusters": 11,

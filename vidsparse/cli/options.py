@@ -72,9 +72,9 @@ class PresetChanges:
             if not equals:
                 raise BadInputError(f"--set {text!r} must be KEY=VALUE, such as --set density=0.3")
             _once(changes, key.strip(), value)
-        for name in ("density", "precision"):
-            if (value := getattr(self, name)) is not None:
-                _once(changes, name, value)
+        for key in ("density", "precision"):
+            if (value := getattr(self, key)) is not None:
+                _once(changes, key, value)
         return find_preset(name).override(changes)
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vidsparse.forecast import Forecast
     from vidsparse.pipelines.running.checkpoints import Checkpoint
     from vidsparse.pipelines.running.geometry import Geometry
+    from vidsparse.run_time import RunTimes
 
 GRID_STEPS = 50  # of a run when only a grid is given
 
@@ -34,9 +35,16 @@ def plan(
     steps: Annotated[
         int | None, option("Denoising steps; by default the model's, or 50.", "--steps")
     ] = None,
+    gpu: Annotated[
+        str | None,
+        option("Predict the time of a run there: h200, h100, rtx4090, ...", "--gpu"),
+    ] = None,
+    compiled: Annotated[
+        bool, option("Of a transformer whose blocks are compiled.", "--compiled")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Say how much a preset computes on a grid."""
+    """Say how much a preset computes on a grid, and how long a run takes."""
     from vidsparse.forecast import forecast
     from vidsparse.pipelines.published import apply
     from vidsparse.pipelines.running.checkpoints import find_checkpoint
@@ -44,6 +52,10 @@ def plan(
     chosen = changes.preset(preset)
     if (grid is None) == (model is None):
         raise BadInputError("give --grid, such as 21x45x80, or --model, such as wan2.1-14b")
+    if grid is not None and (gpu is not None or compiled):
+        raise BadInputError(
+            "--gpu and --compiled need --model: a grid does not say how wide the layers are"
+        )
     if grid is not None and (size is not None or frames is not None):
         raise BadInputError("--size and --frames belong to --model: a --grid is a size already")
     checkpoint = find_checkpoint(model) if model else _grid_checkpoint()
@@ -51,16 +63,19 @@ def plan(
     number = checkpoint.or_default("steps", steps)
     chosen, said = apply(chosen, checkpoint.release)
     found = forecast(chosen, tokens, number, checkpoint.layers, checkpoint.head_dim)
+    times = _times(found, checkpoint, gpu, compiled) if model else None
     notes = [
         *([said] if said else []),
         *found.notes,
         *([] if grid else _about_text(checkpoint.geometry)),
+        *([] if times is None else times.notes()),
     ]
     text = {"text_tokens": tokens.prefix + tokens.suffix, "layers": checkpoint.layers}
     if json:
-        answer_json(found.to_json() | text | {"notes": notes})
+        told = {} if times is None else {"time": times.to_json()}
+        answer_json(found.to_json() | text | told | {"notes": notes})
         return
-    answer(_table(found, text))
+    answer(_table(found, text, times))
     for sentence in notes:
         note(sentence)
 
@@ -101,7 +116,14 @@ def read_size(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _table(found: Forecast, more: dict[str, int | None]) -> Any:
+def _times(found: Forecast, checkpoint: Checkpoint, gpu: str | None, compiled: bool) -> Any:
+    from vidsparse.pipelines.running.shapes import shapes_of
+    from vidsparse.run_time import MEASURED, predict
+
+    return predict(found, shapes_of(checkpoint, found.grid), gpu or MEASURED, compiled=compiled)
+
+
+def _table(found: Forecast, more: dict[str, int | None], times: RunTimes | None) -> Any:
     table = plain_table(preset="left", **{found.preset.name: "right"})
     facts = found.to_json()
     table.add_row("grid", facts["grid"])
@@ -116,4 +138,6 @@ def _table(found: Forecast, more: dict[str, int | None]) -> Any:
         table.add_row("mean density asked for", f"{asked:.3f}")
     table.add_row(f"mean density over {facts['steps']} steps", f"{found.mean_density:.3f}")
     table.add_row("steps that are dense", f"{found.dense_steps_share:.0%}")
+    for name, value in () if times is None else times.rows():
+        table.add_row(name, value)
     return table

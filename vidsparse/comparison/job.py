@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidsparse.versions import versions
+from vidsparse.versions import VERSION
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +58,7 @@ class Job:
 
         names = ("prompt", "seed", "steps", "guidance")
         about = {name: getattr(request, name) for name in names}
-        about |= {"preset": preset and preset.name, "vidsparse": versions()["vidsparse"]}
+        about |= {"preset": preset and preset.name, "vidsparse": VERSION}
         if self.checkpoint.image:
             write_image(path, frames, about=about)
         else:

@@ -1,0 +1,65 @@
+"""What a transformer works on, from its config: for the time of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vidsparse.errors import BadInputError
+from vidsparse.grid import TokenGrid
+from vidsparse.pipelines.linear_work import linear_work
+from vidsparse.pipelines.models import IMAGE, VIDEO, find_model
+from vidsparse.pipelines.running.checkpoints import Checkpoint
+from vidsparse.pipelines.running.geometry import transformer_of
+from vidsparse.pipelines.running.skeleton import diffusers_class, skeleton
+from vidsparse.run_time import Shapes
+
+
+def shapes_of(checkpoint: Checkpoint, grid: TokenGrid) -> Shapes:
+    """What the forward calls of a step work on.
+
+    Guidance that a transformer takes as an input costs no second sample.
+
+    Args:
+        checkpoint: With configs, or a release in the model table.
+        grid: Its tokens.
+
+    Raises:
+        BadInputError: When its configs do not say how wide it is.
+    """
+    transformer = _transformer(checkpoint)
+    model, config = find_model(transformer), transformer.config
+    layers = model.layers(transformer)
+    heads = getattr(config, "num_attention_heads", None)
+    head_dim = getattr(config, "attention_head_dim", None)
+    if not isinstance(heads, int) or not isinstance(head_dim, int):
+        raise BadInputError(
+            f"the config of {type(transformer).__name__} does not say how many heads it has, and "
+            "how wide: the time of a run cannot be told"
+        )
+    embedded = bool(getattr(config, "guidance_embeds", False))
+    guided = checkpoint.takes_guidance and not embedded and (checkpoint.guidance or 0) > 1
+    return Shapes(
+        tokens=grid.tokens,
+        layers=len(layers),
+        heads=heads,
+        head_dim=head_dim,
+        linear=linear_work(model, transformer),
+        samples=2 if guided else 1,
+    )
+
+
+def _transformer(checkpoint: Checkpoint) -> Any:
+    """Without weights."""
+    if checkpoint.configs is not None:
+        return transformer_of(skeleton(checkpoint.configs))
+    from accelerate import init_empty_weights
+
+    row, config = next(
+        (row, release.config)
+        for row in VIDEO + IMAGE
+        for release in row.releases
+        if release.name == checkpoint.release
+    )
+    with init_empty_weights():
+        return diffusers_class(row.transformers[0], Path(checkpoint.source))(**config)
