@@ -28,10 +28,10 @@ from methods import GUIDANCE, PROMPTS
 from torch import Tensor
 
 import vidsparse
-from vidsparse.engine import SparseAttention
 from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.running.checkpoints import TINY
 from vidsparse.policies.orders import Tile
+from vidsparse.sparse_attention import SparseAttention
 
 BLOCK, MASS = 64, 0.9
 WINDOW = 0.1552  # share of the tokens in STA's window (arXiv 2502.04507)

@@ -23,7 +23,7 @@ from methods import PROMPTS, Runner
 from torch import Tensor
 
 import vidsparse
-from vidsparse.heads import HeadShare
+from vidsparse.head_sharing import HeadShare
 from vidsparse.pipelines.parallel import better_share
 
 DEVICES = 2  # which share its four heads

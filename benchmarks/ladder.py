@@ -30,11 +30,11 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import vidsparse
-from vidsparse.engine import Call, SparseAttention
 from vidsparse.grid import TokenGrid
 from vidsparse.metrics.fidelity import fidelity
 from vidsparse.pipelines.running.checkpoints import TINY
 from vidsparse.progress import Progress
+from vidsparse.sparse_attention import Call, SparseAttention
 
 GUIDANCE = 4.0
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

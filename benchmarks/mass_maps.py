@@ -22,12 +22,12 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 import vidsparse
-from vidsparse.engine import SparseAttention
 from vidsparse.pipelines.running.checkpoints import TINY
 from vidsparse.planner import Planner
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.estimator import Inputs
 from vidsparse.presets import PRESETS
+from vidsparse.sparse_attention import SparseAttention
 
 SIDE, MARGIN, TEXT = 360, 12, 34
 METHODS: dict[str, dict[str, Any]] = {"draft": {}, "svg2": {"first_iterations": 10}}

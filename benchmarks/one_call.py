@@ -27,7 +27,6 @@ from methods import GUIDANCE, PROMPTS
 from torch import Tensor
 
 import vidsparse
-from vidsparse.engine import Call, SparseAttention
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.attention import attention
 from vidsparse.kernels.planning.permute import unpermute_tokens
@@ -37,6 +36,7 @@ from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.estimator import Inputs
 from vidsparse.preset import Preset
 from vidsparse.presets import PRESETS
+from vidsparse.sparse_attention import Call, SparseAttention
 from vidsparse.state import LayerState
 
 STEPS = 20

@@ -24,7 +24,6 @@ import diffusers as _diffusers
 import torch
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-from vidsparse.engine import Call, SparseAttention
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.caller import Caller
@@ -32,6 +31,7 @@ from vidsparse.pipelines.clock import Clock
 from vidsparse.pipelines.runs import Reading
 from vidsparse.presets import PRESETS
 from vidsparse.progress import Progress
+from vidsparse.sparse_attention import Call, SparseAttention
 from vidsparse.versions import versions
 
 diffusers: Any = _diffusers  # what it exports, its types do not say

@@ -24,10 +24,10 @@ from torch._C._autograd import DeviceType
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vidsparse.bench import kernel_bench
-from vidsparse.engine import Call, SparseAttention
 from vidsparse.grid import TokenGrid
 from vidsparse.presets import find_preset
 from vidsparse.progress import Progress
+from vidsparse.sparse_attention import Call, SparseAttention
 from vidsparse.stats import Stats, Stopwatch
 
 BRANCHES = ("cond", "uncond")

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from vidsparse.heads import HeadShare
+from vidsparse.head_sharing import HeadShare
 from vidsparse.pipelines.recompute import Turn
 
 Dense = Callable[[Tensor, Tensor, Tensor, Any], Tensor]  # q, k, v and a mask or None

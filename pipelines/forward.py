@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from vidsparse.engine import SparseAttention
 from vidsparse.pipelines import parallel, taps
 from vidsparse.pipelines.caller import Caller, find_caller
 from vidsparse.pipelines.clock import Clock, read_noise
@@ -20,6 +19,7 @@ from vidsparse.pipelines.padding import source_of
 from vidsparse.pipelines.recompute import Recording, Recordings, in_backward
 from vidsparse.pipelines.runs import Reading
 from vidsparse.pipelines.stacked import branches_of, copies_in
+from vidsparse.sparse_attention import SparseAttention
 
 UNKNOWN = "the token grid of this call is unknown"
 

@@ -10,13 +10,13 @@ import torch
 from diffusers.hooks.layer_skip import AttentionScoreSkipFunctionMode
 from torch import Tensor, nn
 
-from vidsparse.engine import Call, SparseAttention
 from vidsparse.pipelines import parallel, taps
 from vidsparse.pipelines.call import AttentionRequest, Dense, DenseOf
 from vidsparse.pipelines.compiled import make_handle
 from vidsparse.pipelines.layout import OnlyDense, Part
 from vidsparse.pipelines.parallel import Deal
 from vidsparse.pipelines.recompute import Turn, in_backward
+from vidsparse.sparse_attention import Call, SparseAttention
 from vidsparse.training import Take
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from diffusers.models._modeling_parallel import ContextParallelConfig, ParallelC
 from torch import Tensor, nn
 
 from vidsparse.errors import BadInputError
-from vidsparse.heads import HeadShare, pick, same_work
+from vidsparse.head_sharing import HeadShare, pick, same_work
 from vidsparse.pipelines.call import AttentionRequest, Dense
 from vidsparse.state import PendingValue
 from vidsparse.training import wants_gradients

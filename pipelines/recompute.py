@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from vidsparse.engine import Call
 from vidsparse.errors import BadInputError
 from vidsparse.pipelines.layout import Part
+from vidsparse.sparse_attention import Call
 from vidsparse.training import Take
 
 _RECORDING = "vidsparse"  # in the metadata of an autograd node

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import nn
 
-from vidsparse.engine import Observer, SparseAttention
 from vidsparse.errors import BadInputError
 from vidsparse.pipelines import taps
 from vidsparse.pipelines.caller import is_calling
@@ -19,6 +18,7 @@ from vidsparse.pipelines.padding import keep_padding
 from vidsparse.pipelines.published import apply
 from vidsparse.pipelines.undo import Undo, drop_hooks
 from vidsparse.preset import Preset
+from vidsparse.sparse_attention import Observer, SparseAttention
 from vidsparse.stats import Stats
 
 TRANSFORMERS = ("transformer", "transformer_2")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.grid import TokenGrid
-from vidsparse.heads import HeadShare
+from vidsparse.head_sharing import HeadShare
 
 
 class LayerState:

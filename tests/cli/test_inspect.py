@@ -11,11 +11,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from vidsparse.cli import plan_picture
 from vidsparse.cli.inspected import Inspector
 from vidsparse.cli.plan_picture import EMPTY, KEPT, HeadMap, colour, draw_call
-from vidsparse.engine import Call, SparseAttention
 from vidsparse.grid import TokenGrid
 from vidsparse.metrics.attention import cosine, relative_l1
 from vidsparse.presets import find_preset
 from vidsparse.progress import Progress
+from vidsparse.sparse_attention import Call, SparseAttention
 
 PROMPT = "a red circle moving right"
 FOUR = ["--frames", 9, "--height", 96, "--width", 96, "--steps", 4, "--set", "min_tokens=0"]

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from vidsparse import forecast
-from vidsparse.engine import Call, SparseAttention
 from vidsparse.grid import TokenGrid
 from vidsparse.presets import PRESETS
 from vidsparse.progress import Progress
+from vidsparse.sparse_attention import Call, SparseAttention
 
 KEYS = (
     "tokens token_density block_density mean_density dense_steps_share grid preset parameters "

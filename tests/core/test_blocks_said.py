@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vidsparse.engine import Call, SparseAttention
 from vidsparse.grid import TokenGrid
 from vidsparse.presets import PRESETS
 from vidsparse.progress import Progress
+from vidsparse.sparse_attention import Call, SparseAttention
 
 SMALL, LARGE = TokenGrid(3, 8, 8), TokenGrid(3, 12, 12, 0, 7)
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from vidsparse.budgets import Budgets
-from vidsparse.engine import Call, SparseAttention
 from vidsparse.errors import BadInputError
 from vidsparse.forecast import forecast
 from vidsparse.grid import TokenGrid
 from vidsparse.presets import PRESETS
 from vidsparse.progress import Progress
+from vidsparse.sparse_attention import Call, SparseAttention
 
 GRID = TokenGrid(4, 16, 16)
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from vidsparse.dial import LEAST, full_density, mean_density
-from vidsparse.engine import Call, SparseAttention
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.presets import PRESETS
 from vidsparse.progress import Progress
+from vidsparse.sparse_attention import Call, SparseAttention
 
 GRID = TokenGrid(6, 16, 16)  # 96 blocks of 16
 COMPENSATIONS = {

@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vidsparse.engine import Call, SparseAttention
 from vidsparse.errors import BadInputError
 from vidsparse.footprint import layer_state_bytes
 from vidsparse.grid import TokenGrid
@@ -17,6 +16,7 @@ from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.pooled import subblock_mass
 from vidsparse.presets import PRESETS
 from vidsparse.progress import Progress
+from vidsparse.sparse_attention import Call, SparseAttention
 
 MEANS = {"estimator": "routing", "compensation": "centroid"}
 CASES = [

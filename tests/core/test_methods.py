@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vidsparse.engine import Call, SparseAttention
 from vidsparse.footprint import layer_state_bytes
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.plan import BlockPlan
@@ -16,6 +15,7 @@ from vidsparse.kernels.validate import validated
 from vidsparse.policies.observed import Observed
 from vidsparse.presets import ALIASES, PRESETS, find_preset
 from vidsparse.progress import Progress
+from vidsparse.sparse_attention import Call, SparseAttention
 
 SIGMAS = (0.97, 0.8, 0.6, 0.4, 0.2)
 GRIDS = ["3+5x7x11+2", "1x13x13", "2x2x2", "1x1x1", "7x5x3+4"]

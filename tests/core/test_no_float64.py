@@ -9,7 +9,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vidsparse.engine import Call, SparseAttention
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.planning.select import ROUNDING, affordable_pairs
 from vidsparse.metrics.attention import sample_rows
@@ -17,6 +16,7 @@ from vidsparse.pipelines.grid_readers import cosmos_noise
 from vidsparse.policies.selectors import best_of_map
 from vidsparse.presets import PRESETS
 from vidsparse.progress import Progress
+from vidsparse.sparse_attention import Call, SparseAttention
 
 GRID = TokenGrid(4, 8, 16, prefix=2, suffix=5)
 op = importlib.import_module("vidsparse.kernels.op")

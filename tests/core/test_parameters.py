@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vidsparse.engine import Call, SparseAttention
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.policies.compensation import Levels, NoCompensation, Residual
@@ -18,6 +17,7 @@ from vidsparse.policies.selectors import Budget, MassOf, TopK, TopP
 from vidsparse.policies.tolerance import Tolerance
 from vidsparse.presets import PRESETS
 from vidsparse.progress import Progress
+from vidsparse.sparse_attention import Call, SparseAttention
 
 GRID, LARGE = TokenGrid(6, 8, 8, 0, 3), TokenGrid(8, 12, 12)
 DONE = (0.03, 0.1, 0.3, 0.4, 0.5)

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 import vidsparse
-from vidsparse.engine import Call, SparseAttention
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.engines.case import Case
 from vidsparse.kernels.engines.int8 import int8_unsupported, low_bit_attention
 from vidsparse.kernels.engines.table import choose_engine
 from vidsparse.presets import PRESETS
 from vidsparse.progress import Progress
+from vidsparse.sparse_attention import Call, SparseAttention
 
 GRID = TokenGrid(4, 8, 8)
 HOPPER = Case(device_type="cuda", arch=(9, 0))

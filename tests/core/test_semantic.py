@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vidsparse.engine import Call, SparseAttention
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.policies.policy import Anchor, Policy
@@ -15,6 +14,7 @@ from vidsparse.policies.pooled import Pooled
 from vidsparse.policies.semantic import Semantic, Start, mean_of, members_of
 from vidsparse.presets import PRESETS
 from vidsparse.progress import Progress
+from vidsparse.sparse_attention import Call, SparseAttention
 
 GRID = TokenGrid(2, 7, 9, prefix=5, suffix=3)
 

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 
-from vidsparse.engine import Call, SparseAttention
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.engines.reference import reference_attention
@@ -28,6 +27,7 @@ from vidsparse.policies.tolerance import Tolerance
 from vidsparse.policies.value_aware import Mass, ValueAware
 from vidsparse.presets import PRESETS
 from vidsparse.progress import Progress
+from vidsparse.sparse_attention import Call, SparseAttention
 
 GRID = TokenGrid(5, 7, 9, 4, 3)
 

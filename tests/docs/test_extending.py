@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import vidsparse
-from vidsparse.engine import Call, SparseAttention
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.attention import ENGINES
 from vidsparse.policies.compensation import Compensation
@@ -24,6 +23,7 @@ from vidsparse.policies.selectors import Selection, Selector, TopK
 from vidsparse.policies.work import Kernel, Work
 from vidsparse.progress import Progress
 from vidsparse.schedule import Schedule
+from vidsparse.sparse_attention import Call, SparseAttention
 
 ROOT = Path(__file__).parents[2]
 GRID = TokenGrid(4, 8, 8)

@@ -12,11 +12,11 @@ from diffusers.hooks.layer_skip import AttentionScoreSkipFunctionMode
 from diffusers.models import transformers
 
 import vidsparse
-from vidsparse.engine import SparseAttention
 from vidsparse.pipelines import taps
 from vidsparse.pipelines.layout import OnlyDense
 from vidsparse.pipelines.models import MODELS as ROWS
 from vidsparse.pipelines.models import UNSUPPORTED, find_model
+from vidsparse.sparse_attention import SparseAttention
 
 MODELS = runpy.run_path(str(Path(__file__).with_name("tiny_models.py")))["MODELS"]
 SPARSE: dict[str, Any] = {

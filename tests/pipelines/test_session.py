@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import vidsparse
-from vidsparse.engine import SparseAttention
 from vidsparse.pipelines import taps
+from vidsparse.sparse_attention import SparseAttention
 
 KINDS = [
     "one_expert",

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from vidsparse.cli.plan_picture import HeadMap
 from vidsparse.comparison.attention_error import ErrorMeter, one_head, true_mass
-from vidsparse.engine import Call
 from vidsparse.metrics.attention import AttentionError, recall
 from vidsparse.policies.work import Work
+from vidsparse.sparse_attention import Call
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

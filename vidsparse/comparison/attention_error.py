@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vidsparse.engine import Call
 from vidsparse.kernels.plan import block_of_token
 from vidsparse.metrics.attention import (
     AttentionError,
@@ -20,6 +19,7 @@ from vidsparse.metrics.attention import (
     sample_rows,
 )
 from vidsparse.policies.work import Work
+from vidsparse.sparse_attention import Call
 from vidsparse.stats import CallKey
 
 ROWS = 64  # queries that a call is measured on

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor
 
 from vidsparse.grid import TokenGrid
-from vidsparse.heads import HeadShare
+from vidsparse.head_sharing import HeadShare
 from vidsparse.kernels.engines.observe import Observed
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.kernels.planning.pooling import pool_blocks, pool_ragged

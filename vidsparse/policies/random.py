@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from vidsparse.heads import own_of
+from vidsparse.head_sharing import own_of
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
 
 

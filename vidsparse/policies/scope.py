@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from torch import Tensor
 
-from vidsparse.heads import all_of, own_of
+from vidsparse.head_sharing import all_of, own_of
 from vidsparse.kernels.planning.select import Lists, select_budget
 from vidsparse.policies.estimator import Inputs
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
-from vidsparse.heads import all_of, own_of
+from vidsparse.head_sharing import all_of, own_of
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.kernels.planning.select import Lists, Ranking
 from vidsparse.policies.choice import (

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vidsparse.heads import HeadShare, same_work
+from vidsparse.head_sharing import HeadShare, same_work
 from vidsparse.state import LayerState
 
 

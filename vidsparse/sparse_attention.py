@@ -13,7 +13,7 @@ from torch import Tensor
 from vidsparse.dial import full_density
 from vidsparse.errors import BadInputError, DenseFallbackError
 from vidsparse.grid import TokenGrid
-from vidsparse.heads import HeadShare, all_of
+from vidsparse.head_sharing import HeadShare, all_of
 from vidsparse.kernels.attention import attention
 from vidsparse.kernels.autocast import cast_as_attention, without_autocast
 from vidsparse.kernels.engines.int8 import everything

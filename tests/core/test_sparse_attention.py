@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 
 from vidsparse import sparsify
-from vidsparse.engine import Call, SparseAttention
 from vidsparse.errors import BadInputError, DenseFallbackError
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.engines.table import ENGINES
 from vidsparse.kernels.planning.pooling import pool_blocks
 from vidsparse.presets import PRESETS
 from vidsparse.progress import Progress
+from vidsparse.sparse_attention import Call, SparseAttention
 
 GRID = TokenGrid(4, 5, 6)  # 120 tokens: eight blocks of 16, the last one short
 CALL = Call(grid=GRID, layer=0, step=3, progress=Progress.alone(0.5))
