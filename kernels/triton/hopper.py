@@ -74,10 +74,12 @@ def _produce(
             t, lists, heads, tiles_per_head, ROW_TILES, KV, BN
         )
         for w in gl.static_range(CONSUMERS):
+            # a barrier starts in phase 0: waiting for the other phase passes at once the first time
             mbarrier.wait(q_empty.index(w), (done & 1) ^ 1)
             mbarrier.expect(q_full.index(w), qd.block_type.nbytes)
             row = (i * CONSUMERS + w) * 64
             tma.async_copy_global_to_shared(qd, [b, h, row, 0], q_full.index(w), qs.index(w))
+        # slots behind the list copy its last block again: masked, but memory that is there
         last_slot = gl.maximum(count * SUBS - 1, 0)
         for n in range(num_tiles):
             tile = num_tiles - 1 - n
@@ -133,7 +135,7 @@ def _consume(
         column = (num_tiles - 1) * BN + gl.arange(0, BN, gl.SliceLayout(0, SCORES))
         s = gl.where(gl.expand_dims(column, 0) < width, s, float("-inf"))
         m = gl.max(s, 1) * scale_log2
-        m = gl.where(m == float("-inf"), 0.0, m)
+        m = gl.where(m == float("-inf"), 0.0, m)  # a row without keys: -inf - -inf is no number
         p = gl.exp2(s * scale_log2 - gl.expand_dims(m, 1))
         l = gl.sum(p, 1)
         weights = gl.convert_layout(p.to(dtype), WEIGHTS)
@@ -147,7 +149,7 @@ def _consume(
             mbarrier.wait(v_full.index(now), (step // STAGES) & 1)
             v = vs.index(now).reshape([BN, D])
             acc = warpgroup_mma(weights, v, acc, is_async=True)
-            s = warpgroup_mma_wait(1, deps=(s,))
+            s = warpgroup_mma_wait(1, deps=(s,))  # scores are there, the output is still under way
             mbarrier.arrive(k_empty.index(after), count=1)
 
             m_new = gl.maximum(m, gl.max(s, 1) * scale_log2)
@@ -156,6 +158,7 @@ def _consume(
             l = l * alpha + gl.sum(p, 1)
             m = m_new
 
+            # weights are overwritten and acc is scaled only once the tensor cores have read them
             acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))
             mbarrier.arrive(v_empty.index(now), count=1)
             weights = gl.convert_layout(p.to(dtype), WEIGHTS)
@@ -178,7 +181,7 @@ def _consume(
         l = gl.convert_layout(l, ROWS)
         share = gl.where(l > 0, 1.0 / l, 0.0)
         acc = gl.where(gl.expand_dims(l, 1) > 0, acc * gl.expand_dims(share, 1), 0.0)
-        tma.store_wait(0)
+        tma.store_wait(0)  # the output of the tile before has left this memory
         os.index(W).reshape([64, D]).store(acc.to(dtype))
         fence_async_shared()
         tma.async_copy_shared_to_global(od, [b, h, row, 0], os.index(W))

@@ -44,6 +44,7 @@ def _work(turn, tiles_ptr, lists, SLOTS: gl.constexpr):
     Tiles of keys from ``masked`` on have short chunks; the last is always taken for one.
     """
     index_ptr, table_ptr, lengths_ptr, capacity, numbers, most = lists
+    # forwards, then backwards: who had the longest list of a turn has the shortest of the next
     way = gl.program_id(0) + (turn & 1) * (gl.num_programs(0) - 1 - 2 * gl.program_id(0))
     tile = tiles_ptr + (turn * gl.num_programs(0) + way) * 8
     row = gl.load(tile + 1).to(gl.int64)
@@ -169,7 +170,7 @@ def _attend(
     weights = gl.convert_layout(p.to(dtype), WEIGHTS)
     acc = gl.zeros([64, D], gl.float32, OUT)
     lengths = gl.load(lengths_ptr + gl.maximum(number - 2 - masked, 0))
-    mine = gl.where(start < end, number, 1)
+    mine = gl.where(start < end, number, 1)  # the barriers count on both consumers, rows or none
     for n in range(1, mine):
         tile = number - 1 - n
         now = step % STAGES
