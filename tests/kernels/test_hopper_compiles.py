@@ -1,0 +1,47 @@
+"""The Hopper kernels compile where there is no GPU, as their launches call them, without spills."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("compile_for_hopper.py")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def compiled(what, *numbers):
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    env["PYTHONPATH"] = str(ROOT)
+    command = [sys.executable, str(SCRIPT), what, *map(str, numbers)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    seen = json.loads(done.stdout)
+    assert seen["stack"] <= 16
+    assert seen["shared"] <= 227 * 1024
+    return seen["wgmma"]
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("kv_block", [64, 128])
+def test_eight_bits(head_dim, kv_block):
+    found = compiled("low_bit", head_dim, 128, kv_block)
+    consumers, sites = 2, 3  # the first scores, the first product, the loop
+    assert found[".s32.s8.s8"] == consumers * sites * head_dim // 32
+    assert found[".f32.e4m3.e4m3"] == consumers * 2 * 128 // 32
+
+
+@pytest.mark.parametrize(
+    ("what", "head_dim", "q_block", "kv_block"),
+    [
+        ("hopper", 128, 128, 128),
+        ("hopper", 64, 64, 64),
+        ("packed", 128, 128, 64),
+        ("packed", 64, 64, 64),
+    ],
+)
+def test_sixteen_bits(what, head_dim, q_block, kv_block):
+    found = compiled(what, head_dim, q_block, kv_block)
+    assert found[".f32.bf16.bf16"] > 0
