@@ -12,6 +12,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import triton
@@ -72,7 +73,7 @@ def plan_of(q_block, kv_block, unequal):
 
 def compiled(what, head_dim, q_block, kv_block):
     """The kernel that a launch of this module compiles."""
-    module = {"hopper": hopper, "packed": packed, "low_bit": low_bit_hopper}[what]
+    module: Any = {"hopper": hopper, "packed": packed, "low_bit": low_bit_hopper}[what]
     kernel = Compiled(module.forward)
     module.forward = kernel
     q = torch.zeros(1, HEADS, TOKENS, head_dim, dtype=torch.bfloat16)
