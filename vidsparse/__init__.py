@@ -74,9 +74,10 @@ def sparsify(
             ``session.preset`` is what runs.
         strict: Raise ``DenseFallbackError`` where a call would fall back to dense.
         engine: Kernel engine: "auto", or "triton", "flash", "flex", "xformers", "cpu" or
-            "reference"; ``vidsparse doctor`` says which of them run here.
-        **parameters: Parameters of the preset to change, such as ``density=0.3``; the command
-            ``vidsparse presets NAME`` lists them.
+            "reference"; ``vidsparse doctor`` says which of them run here. "int8" is what
+            ``precision="int8"`` runs on, dense steps included.
+        **parameters: Parameters of the preset to change, such as ``density=0.3`` or
+            ``precision="int8"``; the command ``vidsparse presets NAME`` lists them.
 
     Returns:
         The session, already active. ``session.remove()`` restores the pipeline, as does leaving

@@ -127,6 +127,7 @@ def low_bit_attention(
     Raises:
         BadInputError: For another ``impl``, or a head_dim above 256.
     """
+    by_triton = use_triton(impl, q)
     if q.shape[-1] > MOST_HEAD_DIM:
         raise BadInputError(
             f"eight-bit attention takes head_dim up to {MOST_HEAD_DIM}, got {q.shape[-1]}"
@@ -134,7 +135,7 @@ def low_bit_attention(
     scale = float(q.shape[-1] ** -0.5 if scale is None else scale)
     plan = everything(q, k) if plan is None else plan
     run = low_bit_reference
-    if use_triton(impl, q):
+    if by_triton:
         from vidsparse.kernels.triton.low_bit import launch as run
     return run(q, k, v, plan, scale=scale, return_lse=return_lse)
 

@@ -153,7 +153,13 @@ REAL = {  # as their configs on the hub say, where they differ from diffusers' d
     "Wan2.2-I2V-A14B": ("WanTransformer3DModel", {"in_channels": 36}, 2),
     "Wan2.2-TI2V-5B": (
         "WanTransformer3DModel",
-        {"num_layers": 30, "num_attention_heads": 24, "in_channels": 48, "out_channels": 48},
+        {
+            "num_layers": 30,
+            "num_attention_heads": 24,
+            "in_channels": 48,
+            "out_channels": 48,
+            "ffn_dim": 14336,
+        },
         1,
     ),
     "HunyuanVideo": ("HunyuanVideoTransformer3DModel", {}, 1),

@@ -183,7 +183,7 @@ def test_every_engine_takes_a_scale(oracle, device, engine):
 
 def test_an_unknown_engine_is_refused_with_the_names_there_are(oracle):
     q, k, v = oracle.qkv(1, 1, 16, 16, 8)
-    names = "cpu, flash, flex, reference, triton, xformers"
+    names = "cpu, flash, flex, int8, reference, triton, xformers"
     with pytest.raises(BadInputError, match=f"unknown engine 'warp': choose auto, {names}"):
         attention(q, k, v, oracle.plan(1, 1, 16, 16, 16, 16), engine="warp")
 
