@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from vidsparse import forecast
+from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.presets import PRESETS
 from vidsparse.progress import Progress
@@ -220,3 +221,14 @@ def test_eight_bits_are_predicted_and_said_to_be(cli):
     eight = read(cli("plan --model wan2.1-14b --precision int8 --json"))
     assert eight["time"]["sparse_seconds"] < floats["time"]["sparse_seconds"]
     assert any("eight bits" in note for note in eight["notes"])
+
+
+def test_a_model_of_unknown_width_is_planned_without_a_time(cli, monkeypatch):
+    def unknown(checkpoint, grid):
+        raise BadInputError("nobody says how wide it is")
+
+    monkeypatch.setattr("vidsparse.pipelines.running.shapes.shapes_of", unknown)
+    found = read(cli("plan --model tiny --json"))
+    assert "time" not in found
+    assert found["notes"][-1] == "nobody says how wide it is"
+    assert "nobody says" in cli("plan --model tiny --gpu h200").err

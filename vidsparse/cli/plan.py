@@ -63,12 +63,12 @@ def plan(
     number = checkpoint.or_default("steps", steps)
     chosen, said = apply(chosen, checkpoint.release)
     found = forecast(chosen, tokens, number, checkpoint.layers, checkpoint.head_dim)
-    times = _times(found, checkpoint, gpu, compiled) if model else None
+    times, why_none = _times(found, checkpoint, gpu, compiled) if model else (None, [])
     notes = [
         *([said] if said else []),
         *found.notes,
         *([] if grid else _about_text(checkpoint.geometry)),
-        *([] if times is None else times.notes()),
+        *(why_none if times is None else times.notes()),
     ]
     text = {"text_tokens": tokens.prefix + tokens.suffix, "layers": checkpoint.layers}
     if json:
@@ -116,11 +116,24 @@ def read_size(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _times(found: Forecast, checkpoint: Checkpoint, gpu: str | None, compiled: bool) -> Any:
-    from vidsparse.pipelines.running.shapes import shapes_of
+def _times(
+    found: Forecast, checkpoint: Checkpoint, gpu: str | None, compiled: bool
+) -> tuple[RunTimes | None, list[str]]:
+    """The time of a run, or a sentence why there is none, which is an error where it was asked for.
+
+    Raises:
+        BadInputError: For an unknown GPU, or a model of which too little is known for ``--gpu``.
+    """
+    from vidsparse.pipelines.running import shapes
     from vidsparse.run_time import MEASURED, predict
 
-    return predict(found, shapes_of(checkpoint, found.grid), gpu or MEASURED, compiled=compiled)
+    try:
+        known = shapes.shapes_of(checkpoint, found.grid)
+    except BadInputError as error:
+        if gpu is not None or compiled:
+            raise
+        return None, [str(error)]
+    return predict(found, known, gpu or MEASURED, compiled=compiled), []
 
 
 def _table(found: Forecast, more: dict[str, int | None], times: RunTimes | None) -> Any:
