@@ -62,19 +62,6 @@ def _unfit_for_hopper(case: Case) -> list[str]:
     return []
 
 
-def int8_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    plan: BlockPlan,
-    *,
-    scale: float,
-    return_lse: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """Attend as ``plan`` says; arguments and result as in ``reference_attention``."""
-    return low_bit_attention(q, k, v, plan, scale=scale, return_lse=return_lse)
-
-
 @overload
 def low_bit_attention(
     q: Tensor,

@@ -18,7 +18,7 @@ from vidsparse.kernels.engines.cpu import cpu_attention
 from vidsparse.kernels.engines.cpu_observe import observe_gathered
 from vidsparse.kernels.engines.flash import flash_attention, flash_unsupported
 from vidsparse.kernels.engines.flex import flex_attention, flex_unsupported
-from vidsparse.kernels.engines.int8 import int8_attention, int8_unsupported
+from vidsparse.kernels.engines.int8 import int8_unsupported, low_bit_attention
 from vidsparse.kernels.engines.observe import Observed, observe_reference
 from vidsparse.kernels.engines.reference import reference_attention
 from vidsparse.kernels.engines.triton import observe_triton, triton_attention, triton_unsupported
@@ -76,7 +76,7 @@ ENGINES: dict[str, Engine] = {
         ),
         Engine(
             name="int8",
-            run=int8_attention,
+            run=low_bit_attention,
             unsupported=int8_unsupported,
             automatic=False,  # it rounds: that is asked for, by a preset's precision
         ),

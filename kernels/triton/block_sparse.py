@@ -37,11 +37,16 @@ def launch(
     return portable.launch(q, k, v, plan, scale, return_lse)[:2]
 
 
-def _hopper_kernels(q: Tensor) -> tuple[Any, ...]:
-    """The modules of Hopper kernels; none on other devices and with a Triton too old for them."""
+def runs_gluon_on_hopper(q: Tensor) -> bool:
+    """Whether Hopper kernels run: not on other devices, nor with a Triton too old for them."""
     if not q.is_cuda or torch.cuda.get_device_capability(q.device)[0] != 9:
-        return ()
-    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST_GLUON:
+        return False
+    return tuple(int(part) for part in triton.__version__.split(".")[:2]) >= OLDEST_GLUON
+
+
+def _hopper_kernels(q: Tensor) -> tuple[Any, ...]:
+    """The modules of Hopper kernels; none where they do not run."""
+    if not runs_gluon_on_hopper(q):
         return ()
     from vidsparse.kernels.triton import hopper, packed
 

@@ -282,10 +282,7 @@ def launch(
     slot = math.gcd(plan.kv_block, keys)
     out = torch.empty_like(q)
     lse = q.new_empty((batch, heads, q_len), dtype=torch.float32) if return_lse else None
-    count, index = (
-        x if x.stride(-1) == 1 else x.contiguous() for x in (plan.kv_count, plan.kv_index)
-    )
-    kv_end = torch.full((batch,), plan.kv_len, dtype=torch.int32, device=q.device)
+    count, index, kv_end = lists_of(plan, batch, q.device)
     per_head = -(-q_len // (64 * consumers))
     programs = torch.cuda.get_device_properties(q.device).multi_processor_count * (3 - consumers)
     forward[(min(programs, per_head * batch * heads),)](
@@ -318,3 +315,11 @@ def launch(
         maxnreg=168 if consumers == 2 else 128,
     )
     return out, lse
+
+
+def lists_of(plan: BlockPlan, batch: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Counts and lists whose last dimension is dense, and where the keys of each entry end."""
+    count, index = (
+        x if x.stride(-1) == 1 else x.contiguous() for x in (plan.kv_count, plan.kv_index)
+    )
+    return count, index, torch.full((batch,), plan.kv_len, dtype=torch.int32, device=device)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 
 from vidsparse.kernels.engines.low_bit import key_block_of, quantize
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.kernels.triton import low_bit_portable
-from vidsparse.kernels.triton.block_sparse import OLDEST_GLUON
+from vidsparse.kernels.triton.block_sparse import runs_gluon_on_hopper
 
 
 def launch(
@@ -46,9 +45,7 @@ def value_dtype_of(device: torch.device) -> torch.dtype:
 
 def _hopper(q: Tensor, out: Tensor, plan: BlockPlan) -> bool:
     """Whether the Hopper kernel can run a call."""
-    if not q.is_cuda or torch.cuda.get_device_capability(q.device)[0] != 9:
-        return False
-    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST_GLUON:
+    if not runs_gluon_on_hopper(q):
         return False
     from vidsparse.kernels.triton import low_bit_hopper
 

@@ -38,7 +38,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from vidsparse.kernels.engines.low_bit import Quantized
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.kernels.triton.hopper import INTEGERS, _work
+from vidsparse.kernels.triton.hopper import INTEGERS, _work, lists_of
 from vidsparse.kernels.triton.primitives import shared_strides
 from vidsparse.kernels.triton.tma import suits_tma
 
@@ -435,11 +435,7 @@ def launch(
     batch, heads, q_len, head_dim = out.shape
     wide = 64 if head_dim <= 64 else 128
     lse = x.shift.new_empty((batch, heads, q_len)) if return_lse else None
-    count, index = (
-        each if each.stride(-1) == 1 else each.contiguous()
-        for each in (plan.kv_count, plan.kv_index)
-    )
-    kv_end = torch.full((batch,), plan.kv_len, dtype=torch.int32, device=out.device)
+    count, index, kv_end = lists_of(plan, batch, out.device)
     per_head = -(-q_len // 128)
     programs = torch.cuda.get_device_properties(out.device).multi_processor_count
     forward[(min(programs, per_head * batch * heads),)](
