@@ -152,7 +152,7 @@ class Tiles:
 CANDIDATES = tuple(
     Tiles(keys=keys, num_warps=warps, num_stages=stages)
     for keys, warps, stages in (
-        (128, 8, 2), (64, 8, 3), (64, 4, 3), (64, 4, 2), (32, 4, 2), (16, 4, 2),
+        (128, 8, 2), (64, 8, 3), (64, 4, 3), (64, 4, 2), (64, 4, 1), (32, 4, 2), (16, 4, 2),
     )
 )  # fmt: skip
 
