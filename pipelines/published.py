@@ -168,6 +168,18 @@ PUBLISHED: tuple[Published, ...] = (
         source="shawnricecake/draft-attention",
     ),
     Published(
+        preset="draft-attention",
+        releases=(T2V_14B,),
+        settings={"density": 0.25, **_ONE_LAYER, **_dense(15, 50)},
+        source="shawnricecake/draft-attention",
+    ),
+    Published(
+        preset="draft-attention",
+        releases=(HUNYUAN,),
+        settings={"density": 0.1, "dense_layers": 0, **_dense(0, 50)},
+        source="shawnricecake/draft-attention",
+    ),
+    Published(
         preset="rectified",
         releases=(T2V_14B,),
         settings={"p": 0.3, "floor": 0.25, "dense_layers": 2, **_dense(5, 50)},

@@ -8,6 +8,7 @@ from vidsparse.policies.exact import Antidiagonal, Exact
 from vidsparse.policies.geometric import Axis, Band, Disc, Neighbourhood, Slab
 from vidsparse.policies.observed import Observed
 from vidsparse.policies.orders import AXES, Axes, Cycle, Hilbert, Raster, Tile
+from vidsparse.policies.percentile import Percentile
 from vidsparse.policies.policy import Policy
 from vidsparse.policies.pooled import Pooled
 from vidsparse.policies.radial import Radial
@@ -26,6 +27,11 @@ def _boxes(mean_density: float) -> Policy:
     return Policy(
         order=Tile(), estimator=ValueAware(), selector=Budget(), mean_density=mean_density
     )
+
+
+def _dense_until(share: float, layers: int = 0, replan: int = 1) -> Schedule:
+    """A switch, as papers have it: dense until then and in the first layers, then all sparse."""
+    return Schedule(warmup=share, ramp_until=share, dense_layers=layers, replan=replan)
 
 
 def _clusters(mean_density: float) -> Policy:
@@ -90,8 +96,21 @@ METHODS: tuple[Preset, ...] = (
     Preset(
         name="draft",
         summary="Attention between block means picks the same number of key blocks in every row",
-        source="DraftAttention, arXiv 2505.14708",
+        source="ours, after DraftAttention, arXiv 2505.14708",
         policy=Policy(estimator=Pooled(), density=0.18),
+    ),
+    Preset(
+        name="draft-attention",
+        summary="Attention between windows of 8 x 16; the best share of each head's whole map",
+        source="DraftAttention, arXiv 2505.14708, as published",
+        policy=Policy(
+            order=Tile(tile_frames=1, tile_height=8, tile_width=16),
+            estimator=Pooled(),
+            selector=Percentile(),
+            density=0.25,
+            block=128,
+        ),
+        schedule=_dense_until(0.3, layers=1),
     ),
     Preset(
         name="radial",

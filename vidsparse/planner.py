@@ -182,7 +182,7 @@ class Planner:
         if packed.shape[-2:] == (rows, -(-columns // 8)):
             if inputs.common.grid == inputs.blocks.grid:
                 return lists_of_bits(packed, columns)
-            return lists_of_mask(unpack_bits(packed, columns) | inputs.blocks.always_kept)
+            return lists_of_mask(unpack_bits(packed, columns) | self.policy.own_kept(inputs.blocks))
         keep = unpack_bits(packed, 8 * packed.shape[-1])
         keep = F.pad(keep, (0, columns - keep.shape[-1], 0, rows - keep.shape[-2]))
         return lists_of_mask(keep | self.policy.always(inputs))

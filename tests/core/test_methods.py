@@ -23,6 +23,7 @@ GRIDS = ["3+5x7x11+2", "1x13x13", "2x2x2", "1x1x1", "7x5x3+4"]
 
 def preset(name, **changes):
     settings: dict[str, Any] = {"min_tokens": 0, "warmup": 0.1, "ramp_until": 0.5}
+    settings["dense_layers"] = 0
     if PRESETS[name].policy.mean_density is not None:  # out of reach with so long a ramp
         settings["density"] = 0.25
     if "block" in PRESETS[name].parameters():

@@ -97,7 +97,8 @@ def test_every_parameter_that_is_listed_acts(name):
     if name == "turbo":
         settings["mean_density"] = 0.5  # a row of this grid would keep but one block
     preset = preset.override({key: value for key, value in settings.items() if key in known})
-    layers = 3 if name in ("vmoba", "svg") else 1  # orders by layer, heads that choose alike
+    # orders by layer, heads that choose alike, first layers that are dense
+    layers = 3 if name in ("vmoba", "svg") or preset.schedule.dense_layers else 1
     before = results(preset, grid, layers)
     still = [
         key

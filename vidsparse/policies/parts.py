@@ -21,6 +21,7 @@ from vidsparse.policies.geometric import Band, Disc, Neighbourhood, Places, Slab
 from vidsparse.policies.observed import Observed
 from vidsparse.policies.orders import Axes, Cycle, Hilbert, Order, Raster, Tile
 from vidsparse.policies.part import Part
+from vidsparse.policies.percentile import Percentile
 from vidsparse.policies.pooled import Pooled, SubBlock
 from vidsparse.policies.radial import Radial
 from vidsparse.policies.random import Random
@@ -63,6 +64,7 @@ SELECTORS: dict[str, type[Selector]] = {
     "threshold": Threshold,
     "budget": Budget,
     "tolerance": Tolerance,
+    "percentile": Percentile,
 }
 
 COMPENSATIONS: dict[str, type[Compensation]] = {

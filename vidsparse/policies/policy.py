@@ -12,6 +12,7 @@ from torch import Tensor
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.policies.block_size import usual_block
+from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.choice import Alternative, Alternatives
 from vidsparse.policies.compensation import Compensation, NoCompensation
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
@@ -139,10 +140,15 @@ class Policy:
         """Whether a plan serves another call: levels and observations are of their own."""
         return self.compensation.reuses_plans and not self.estimator.observes
 
+    def own_kept(self, blocks: Blocks) -> Tensor:
+        """Text, and the diagonal where the selector keeps it, boolean ``(M, N)``."""
+        return blocks.always_kept if self.selector.keeps_diagonal else blocks.text_kept
+
     def always(self, inputs: Inputs) -> Tensor:
         """What is kept whatever it scores, boolean ``(M, N)`` or ``(B|1, H|1, M, N)``."""
         blocks = inputs.blocks
-        always, only = blocks.always_kept, blocks.only
+        only = blocks.only
+        always = self.own_kept(blocks)
         if self.anchor in (Anchor.KEYS, Anchor.BOTH):
             always = always | blocks.first_frame(blocks.kv_block)[..., None, :]
         if self.anchor in (Anchor.QUERIES, Anchor.BOTH):

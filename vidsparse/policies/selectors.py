@@ -78,6 +78,8 @@ class Selector(Part, ABC):
     """Whether blocks may be of unequal size."""
     equal_rows: ClassVar[bool] = False
     """Whether every row keeps equally many blocks, and more of them under a higher density."""
+    keeps_diagonal: ClassVar[bool] = True
+    """Whether an equal block of queries always sees its own keys."""
     judges_batches: ClassVar[bool] = False
     """Whether it decides at once, for all entries of a batch, that a plan serves another step."""
 
