@@ -37,4 +37,16 @@ AS_PUBLISHED: tuple[AsPublished, ...] = (
         "video shifts them",
         differs="a row that the percentile leaves empty keeps its best block",
     ),
+    AsPublished(
+        preset="lite-attention",
+        rule="a block whose every score lags the running maximum of its row by more than `margin` "
+        "(-10, log2) is not visited again in the run; the first block visited always stays; "
+        "visits change direction at each step; `must_keep` ranges are never dropped; the first "
+        "step is dense; `margins` reads thresholds by layer and part of the run, which "
+        "`vidsparse.calibration.margin_for` finds for a relative L1 error of .05",
+        rounded="blocks of 128 x 128; theirs are 128 x 176 at a head of 128",
+        differs="the diagonal and text always stay; the direction follows the step's number, so a "
+        "cache that skips steps may keep it; `lite`, ours, starts at the diagonal, at -6, and "
+        "opens 1% of the blocks again at every step",
+    ),
 )

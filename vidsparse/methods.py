@@ -6,7 +6,7 @@ from vidsparse.policies.choice import Alternative, Alternatives
 from vidsparse.policies.compensation import Centroid, Levels, Rescale, Residual
 from vidsparse.policies.exact import Antidiagonal, Exact
 from vidsparse.policies.geometric import Axis, Band, Disc, Neighbourhood, Slab
-from vidsparse.policies.observed import Observed
+from vidsparse.policies.observed import Observed, Sweep
 from vidsparse.policies.orders import AXES, Axes, Cycle, Hilbert, Raster, Tile
 from vidsparse.policies.percentile import Percentile
 from vidsparse.policies.policy import Policy
@@ -185,8 +185,19 @@ METHODS: tuple[Preset, ...] = (
     Preset(
         name="lite",
         summary="Skips the blocks that the kernel saw to matter little, and looks again in turn",
-        source="LiteAttention, arXiv 2511.11062, with re-opening",
+        source="ours, after LiteAttention, arXiv 2511.11062, with re-opening",
         policy=Policy(estimator=Observed(), selector=Threshold(), rotate=0.01, block=128),
+    ),
+    Preset(
+        name="lite-attention",
+        summary="Drops blocks the kernel saw to matter little, for the rest of the run",
+        source="LiteAttention, arXiv 2511.11062, as published",
+        policy=Policy(
+            estimator=Observed(margin=-10.0, sweep=Sweep.ALTERNATE),
+            selector=Threshold(),
+            block=128,
+        ),
+        schedule=_dense_until(0.0),
     ),
     Preset(
         name="paro",

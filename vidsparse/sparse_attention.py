@@ -330,6 +330,7 @@ class SparseAttention:
             layer=call.layer,
             expert=call.expert,
             step=call.step,
+            done=0.0 if call.progress is None else call.progress.before,
             density=self._full_density(call, q),
             purse=self._purse,
             state=state,

@@ -1,15 +1,29 @@
 """Each method does its paper's rule: small cases worked by hand."""
 
+import dataclasses
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 from vidsparse.as_published import AS_PUBLISHED
+from vidsparse.calibrated import write_calibrated
+from vidsparse.calibration import margin_for
+from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.policies.estimator import Estimate, Measure
+from vidsparse.policies.observed import Observed, Sweep
 from vidsparse.policies.orders import Tile
 from vidsparse.policies.percentile import Percentile
 from vidsparse.policies.selectors import Selection
 from vidsparse.presets import PRESETS
+from vidsparse.progress import Progress
+from vidsparse.sparse_attention import Call, SparseAttention
+
+
+def dense(q, k, v):
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
 def select(selector, scores, inputs, *, density=None, always=None, measure=Measure.LOG_MASS):
@@ -86,3 +100,70 @@ def test_draft_attention_computes_the_share_that_its_rule_says(make_inputs, text
     kept = (entries - int((1 - density) * entries) + 1) / entries  # the percentile itself stays
     of_rule = (kept * video**2 + whole**2 - video**2) / whole**2
     assert made == pytest.approx(of_rule, rel=0.01)
+
+
+# LiteAttention
+
+
+def observed(q, k, rule, *, steps=1, block=16):
+    """The blocks that are visited at each step, boolean ``(M, N)``, and an engine that goes on."""
+    policy = dataclasses.replace(PRESETS["lite-attention"].policy, estimator=rule, block=block)
+    preset = dataclasses.replace(PRESETS["lite-attention"], policy=policy, min_tokens=0)
+    engine, found = SparseAttention(preset, strict=True), []
+    engine.observers.append(lambda call, work, *rest: found.append(work.plan.to_block_mask()[0, 0]))
+    grid = TokenGrid(1, 1, q.shape[1])
+    for step in range(steps):
+        progress = Progress(tuple(i / steps for i in range(steps + 1)), step)
+        engine(q, k, k, Call(grid=grid, layer=3, step=step, progress=progress), dense)
+    return found
+
+
+def peaked(scores, block=16):
+    """q and k whose scores of every row are these, one for each block of keys."""
+    k = torch.tensor(scores).repeat_interleave(block)[None, :, None, None]
+    return torch.ones_like(k), k
+
+
+def test_lite_attention_drops_what_never_came_near_the_maximum_so_far():
+    # visited from block 3 to 0 at even steps: block 3 is the first, block 2 leads, 1 and 0 lag by
+    # 3 and 14 natural units, 4.3 and 20 in log2; the next step goes up and starts at block 1
+    q, k = peaked([-6.0, 5.0, 8.0, 0.0])
+    rule = Observed(margin=-10.0, sweep=Sweep.ALTERNATE)
+    visits = observed(q, k, rule, steps=4)
+    assert visits[0].all()
+    # of blocks 1, 2, 3 going up, 3 lags by 8 units, 11.5 in log2; a query block sees itself always
+    for step, row in ((1, [0, 1, 1, 1]), (2, [0, 1, 1, 0]), (3, [0, 1, 1, 0])):
+        off = ~torch.eye(4, dtype=torch.bool)
+        assert torch.equal(visits[step] & off, torch.tensor([row] * 4).bool() & off)
+
+
+def test_lite_attention_never_drops_what_must_stay_and_takes_margins_by_layer_and_step(tmp_path):
+    q, k = peaked([-6.0, 5.0, 8.0, 0.0])
+    kept = Observed(margin=-1.0, sweep=Sweep.ALTERNATE, must_keep="5-6,63-63")
+    last = observed(q, k, kept, steps=3)[-1]
+    assert last[:, [0, 3]].all()
+    assert not last[2, 1]
+    path = write_calibrated(
+        tmp_path / "margins.toml", "lite-attention", [(0.5, {"3": [-30.0]}), (1.0, {"3": [-5.0]})]
+    )
+    preset = PRESETS["lite-attention"].override({"margins": str(path)})
+    visits = observed(q, k, preset.policy.estimator, steps=4)
+    assert [int(each[2].sum()) for each in visits] == [
+        4,
+        4,
+        4,
+        3,
+    ]  # the -30 of the first half drops none
+
+
+def test_a_margin_is_the_largest_whose_error_is_within_the_target():
+    q, k = (x.transpose(1, 2) for x in peaked([-6.0, 5.0, 8.0, 0.0]))
+    v = torch.randn(1, 1, 64, 1)
+    rule = Observed(sweep=Sweep.ALTERNATE)
+    chosen = [margin_for(q, k, v, error=e, block=16, rule=rule) for e in (1e-7, 1e-3, 0.5)]
+    # block 3 comes first, 2 leads it; block 1 lags by 4.3 and holds e^-3 of the mass, 0 by 20.2
+    assert chosen == [-20.0, -5.0, 0.0]
+    with pytest.raises(BadInputError, match="must_keep takes ranges of positions"):
+        Observed(must_keep="5-")
+    with pytest.raises(BadInputError, match="cannot read the calibration file"):
+        PRESETS["lite-attention"].override({"margins": "none.toml"})

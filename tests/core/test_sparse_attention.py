@@ -23,7 +23,7 @@ CALL = Call(grid=GRID, layer=0, step=3, progress=Progress.alone(0.5))
 def preset(name="draft", **changes):
     settings = {"block": 16, "min_tokens": 0, "warmup": 0.1, "ramp_until": 0.1}
     settings["dense_layers"] = 0
-    if name in ("lite", "auto"):
+    if name in ("lite", "lite-attention", "auto"):
         changes.pop("density", None)  # they decide for themselves
     if name == "psa" or "block" not in PRESETS[name].parameters():
         del settings["block"]  # 128 for means of eight tokens, and clusters have none

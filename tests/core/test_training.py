@@ -17,7 +17,8 @@ from vidsparse.training import Take
 GRID = TokenGrid(4, 8, 16, prefix=2, suffix=5)
 CALL = Call(grid=GRID, layer=0, step=1, progress=Progress.alone(0.7))
 EARLIER = dataclasses.replace(CALL, step=0, progress=Progress.alone(0.5))
-REFUSED = {"lite": "the blocks that mattered", "re-ttention": "a residual"}
+LITE = ("lite", "lite-attention")
+REFUSED = dict.fromkeys(LITE, "the blocks that mattered") | {"re-ttention": "a residual"}
 TRAINABLE = [name for name in PRESETS if name not in REFUSED]
 
 

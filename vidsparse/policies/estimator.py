@@ -57,6 +57,7 @@ class Inputs:
         layer: Index of the layer, from 0.
         expert: Which transformer of the pipeline.
         step: Denoising step, from 0.
+        done: Share of the run that is done before the step, in [0, 1].
         density: Share of the pairs to keep at full sparsity, in (0, 1]; None leaves it to the
             selector or to the estimator's own mask.
         purse: What the run may spend, where a tolerance is moved by that; else None.
@@ -76,6 +77,7 @@ class Inputs:
     layer: int = 0
     expert: str = "transformer"
     step: int = 0
+    done: float = 0.0
     density: float | None = None
     purse: Purse | None = None
     state: LayerState = field(default_factory=LayerState)
@@ -190,8 +192,8 @@ class Estimator(Part, ABC):
         """Bytes a head remembers on the device, of so many blocks in a row."""
         return 0
 
-    def visits(self, plan: BlockPlan) -> BlockPlan:
-        """The plan with its lists in the order in which blocks are to be seen."""
+    def visits(self, plan: BlockPlan, step: int = 0) -> BlockPlan:
+        """The plan with its lists in the order in which blocks are to be seen at a step."""
         return plan
 
     def observe(self, inputs: Inputs, plan: BlockPlan, seen: Observed, way: float) -> None:
@@ -209,7 +211,7 @@ class Estimator(Part, ABC):
         self, work: Work, kernel: Kernel, *, way: float, replan: int
     ) -> tuple[Tensor, float]:
         """Run a plan and remember what was seen, in the place of ``Compensation.attend``."""
-        visits = self.visits(work.plan)
+        visits = self.visits(work.plan, work.inputs.step)
         seen = kernel(*work.inputs.qkv, visits, observe=True)
         self.observe(work.inputs, visits, seen, way)
         return seen.out, 0.0
