@@ -86,13 +86,13 @@ PUBLISHED: tuple[Published, ...] = (
     Published(
         preset="svg",
         releases=(T2V_14B,),
-        settings={"density": 0.3, **_ONE_LAYER, **_dense(10, 50)},
+        settings={"density": 0.3, "sink": True, **_ONE_LAYER, **_dense(10, 50)},
         source=f"{_SVG}, 720p",
     ),
     Published(
         preset="svg",
         releases=(I2V_14B,),
-        settings={"density": 0.3, **_ONE_LAYER, **_dense(14, 40)},
+        settings={"density": 0.3, "sink": True, **_ONE_LAYER, **_dense(14, 40)},
         source=f"{_SVG}, 720p",
     ),
     Published(

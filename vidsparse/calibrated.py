@@ -146,11 +146,12 @@ def write_calibrated(
     return path
 
 
+KEYS = ("until", "layers")
+
+
 def _part(path: str, part: Any) -> Part:
-    until = part.get("until") if isinstance(part, Mapping) else None
-    layers = part.get("layers") if isinstance(part, Mapping) else None
-    is_share = isinstance(until, int | float) and 0 < until <= 1
-    if not is_share or not isinstance(layers, Mapping):
+    until, layers = (part.get(name) if isinstance(part, Mapping) else None for name in KEYS)
+    if not isinstance(until, int | float) or not 0 < until <= 1 or not isinstance(layers, Mapping):
         raise BadInputError(
             f"a part of the calibration file {path} must have until, the share of the run where "
             f"it ends in (0, 1], and layers; got until = {until!r}"

@@ -151,6 +151,7 @@ METHODS: tuple[Preset, ...] = (
                 choose_every=0,  # the paper's choice at every step is worse here, and costs more
             ),
         ),
+        schedule=_dense_until(0.1, layers=1),
     ),
     Preset(
         name="svg2",

@@ -352,7 +352,9 @@ class SparseAttention:
         key = run.bounds, call.layers, grid, q.device.type, q.shape[-1]
         if key not in self._densities:
             means = policy.key_means(q.device.type, grid, q.shape[-1])
-            self._densities[key] = full_density(self.preset, run, layers=call.layers, means=means)
+            self._densities[key] = full_density(
+                self.preset, run, layers=call.layers, means=means, besides=policy.besides(grid)
+            )
         return self._densities[key]
 
     def _kernel(self, work: Work) -> Kernel:

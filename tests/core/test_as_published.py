@@ -9,11 +9,14 @@ import torch.nn.functional as F
 from vidsparse.as_published import AS_PUBLISHED
 from vidsparse.calibrated import write_calibrated
 from vidsparse.calibration import margin_for
+from vidsparse.dial import full_density
 from vidsparse.errors import BadInputError
+from vidsparse.forecast import forecast
 from vidsparse.grid import TokenGrid
 from vidsparse.policies.estimator import Estimate, Measure
+from vidsparse.policies.geometric import Band
 from vidsparse.policies.observed import Observed, Sweep
-from vidsparse.policies.orders import Tile
+from vidsparse.policies.orders import Axes, Tile
 from vidsparse.policies.percentile import Percentile
 from vidsparse.policies.selectors import Selection
 from vidsparse.presets import PRESETS
@@ -167,3 +170,38 @@ def test_a_margin_is_the_largest_whose_error_is_within_the_target():
         Observed(must_keep="5-")
     with pytest.raises(BadInputError, match="cannot read the calibration file"):
         PRESETS["lite-attention"].override({"margins": "none.toml"})
+
+
+# SVG
+
+
+def plan_of(policy, inputs, estimator, order):
+    policy = dataclasses.replace(policy, estimator=estimator, order=order, alternatives=None)
+    arranged = order.arrange(inputs).inputs
+    return policy.plan(estimator.estimate(arranged), arranged)
+
+
+@pytest.mark.parametrize("axes", ["fhw", "hwf"])
+def test_the_sink_of_svg_is_the_first_positions_of_either_order_beside_the_density(
+    make_inputs, axes
+):
+    grid = TokenGrid(8, 4, 8)  # two blocks a frame
+    inputs, policy = make_inputs(grid, 16), PRESETS["svg"].policy
+    policy = dataclasses.replace(policy, density=0.34)
+    without, sink = (
+        plan_of(policy, inputs, Band(sink=each), Axes(axes=axes)) for each in (False, True)
+    )
+    at = torch.arange(16)
+    band = (at[:, None] - at).abs() <= 2  # 74 of 256 blocks; one wider is 100, more than .34
+    assert torch.equal(without.to_block_mask()[0, 0], band)
+    assert torch.equal(sink.to_block_mask()[0, 0], band | (at < 2))
+    assert Band(sink=True).besides(grid) == 1 / 8
+
+
+def test_what_is_kept_beside_a_density_is_paid_for_by_a_mean_density():
+    preset = PRESETS["svg"].override({"mean_density": 0.5, "sink": True, "min_tokens": 0})
+    run, grid = Progress.first(10), TokenGrid(10, 8, 8)
+    full = full_density(preset, run, besides=preset.policy.besides(grid))
+    # one step of ten is dense, a tenth of what the others do not keep is the sink's
+    assert 0.1 + 0.9 * (full + (1 - full) * 0.1) == pytest.approx(0.5, abs=1e-3)
+    assert forecast(preset, grid, 10, None).mean_density == pytest.approx(0.5, abs=0.03)

@@ -154,11 +154,14 @@ class Estimate:
         threshold: The estimator's own cut-off: blocks that score at least this belong to its
             mask. None when it only ranks blocks, and a density must say how many are kept.
         log_mass: From which ``top_p`` counts how many blocks each row keeps, if not the scores.
+        besides: What is kept beside all that the selector keeps, and beside its density, boolean,
+            broadcastable to the scores.
     """
 
     scores: Tensor
     threshold: float | None = None
     log_mass: Tensor | None = None
+    besides: Tensor | None = None
 
 
 class Estimator(Part, ABC):
@@ -187,6 +190,10 @@ class Estimator(Part, ABC):
     def token_density(self, grid: TokenGrid, block: int) -> float | None:
         """Pairs of its own mask over all pairs, before tokens are rounded to blocks, if known."""
         return None
+
+    def besides(self, grid: TokenGrid) -> float:
+        """Share of all pairs that its estimate keeps beside the density."""
+        return 0.0
 
     def state_bytes(self, blocks: int) -> int:
         """Bytes a head remembers on the device, of so many blocks in a row."""

@@ -32,7 +32,13 @@ class Band(Estimator):
 
     In raster order that is near in time; with all frames of a place side by side (``hwf``), near in
     space. At density s the band reaches ``1 - sqrt(1 - s)`` of the sequence to each side.
+
+    Attributes:
+        sink: Every query sees, beside the density, as many of the first positions as a frame has
+            tokens: in raster order the first frame.
     """
+
+    sink: bool = False
 
     needs_data: ClassVar[bool] = False
     per_layer: ClassVar[bool] = False
@@ -41,8 +47,17 @@ class Band(Estimator):
 
     def estimate(self, inputs: Inputs) -> Estimate:
         """Score blocks by their distance, ``(1, 1, N, N)``."""
-        at = torch.arange(inputs.blocks.number, device=inputs.blocks.device)
-        return Estimate(scores=-(at[:, None] - at).abs().float()[None, None])
+        blocks, grid = inputs.blocks, inputs.blocks.grid
+        at = torch.arange(blocks.number, device=blocks.device)
+        scores = -(at[:, None] - at).abs().float()[None, None]
+        if not self.sink:
+            return Estimate(scores=scores)
+        first, end = grid.prefix // blocks.block, grid.prefix + grid.frame_tokens
+        return Estimate(scores=scores, besides=(at >= first) & (at * blocks.block < end))
+
+    def besides(self, grid: TokenGrid) -> float:
+        """A frame's worth of keys."""
+        return grid.frame_tokens / grid.tokens if self.sink else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from vidsparse.policies.choice import Alternative, Alternatives
 from vidsparse.policies.compensation import Compensation, NoCompensation
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
 from vidsparse.policies.fit import check_fit, check_numbers
-from vidsparse.policies.lists import plan_of_lists
+from vidsparse.policies.lists import lists_of_mask, plan_of_lists
 from vidsparse.policies.orders import Order, Raster
 from vidsparse.policies.part import Part
 from vidsparse.policies.scope import Scope, spend
@@ -100,6 +100,10 @@ class Policy:
         """Blocks of keys over keys, on a type of device."""
         block = self.block_on(device, grid.tokens, head_dim)
         return self.order.block_counts(grid, block, self.key_block)[1] / grid.tokens
+
+    def besides(self, grid: TokenGrid) -> float:
+        """Share of all pairs that is kept beside the density; of the candidate with the most."""
+        return max(each.estimator.besides(grid) for each in self.candidates)
 
     @property
     def spreading_order(self) -> Order | None:
@@ -196,7 +200,11 @@ class Policy:
                     least=least, density=density, way=way,
                 )
             )  # fmt: skip
-        return plan_of_lists(lists, inputs.blocks)
+        plan = plan_of_lists(lists, inputs.blocks)
+        if estimate.besides is None:
+            return plan
+        keep = plan.to_block_mask() | estimate.besides
+        return plan_of_lists(lists_of_mask(keep), inputs.blocks)
 
     @property
     def attend(self) -> Callable[..., tuple[Tensor, float]]:
