@@ -60,4 +60,14 @@ AS_PUBLISHED: tuple[AsPublished, ...] = (
         "density that runs, where theirs compares bands of fixed width; rows are drawn from the "
         "whole sequence",
     ),
+    AsPublished(
+        preset="svg2",
+        rule="k-means of queries (100) and, apart, of keys (500): 50 iterations at the first dense "
+        "step, then 2 at every step from the centroids of the one before; q clusters keep the "
+        "likeliest key clusters, by centroids and sizes, to .9 of the mass and a tenth of the "
+        "clusters at least; dense for 30% of the steps and in the first layer",
+        differs="a fixed number of iterations instead of a test for convergence; text is one "
+        "cluster at each end; guidance branches share the clusters and the plan of the first; "
+        "centroids wait in host memory (0.5 GB at Wan 14B)",
+    ),
 )

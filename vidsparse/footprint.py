@@ -39,7 +39,8 @@ def layer_state_bytes(
 
     On the device: observed blocks, a bit each; a few members of each cluster; a choice, a byte a
     head. On the host, where it waits for the next call: a plan, a bit a block; the labels of
-    clustered tokens; the residual of every token. Static plans, which layers share, are not in it.
+    clustered tokens; centroids, where they are kept; the residual of every token. Static
+    plans, which layers share, are not in it.
 
     Args:
         preset: What runs.
@@ -67,6 +68,7 @@ def layer_state_bytes(
             rows, columns = order.block_counts(grid, block, policy.key_block)
             mask = rows * -(-columns // 8)
         common += order.label_bytes(grid) if remembers else 0
+        common += order.parked_bytes(grid, head_dim)
     else:
         own += policy.estimator.state_bytes(number)
         common += order.state_bytes(grid)

@@ -15,7 +15,7 @@ from vidsparse.policies.radial import Radial
 from vidsparse.policies.random import Random
 from vidsparse.policies.scope import Scope
 from vidsparse.policies.selectors import Budget, MassOf, Threshold, TopP
-from vidsparse.policies.semantic import Semantic, Start
+from vidsparse.policies.semantic import Remembered, Semantic, Start
 from vidsparse.policies.stripes import Stripes
 from vidsparse.policies.tolerance import Tolerance
 from vidsparse.policies.value_aware import Routing, ValueAware
@@ -157,7 +157,13 @@ METHODS: tuple[Preset, ...] = (
         name="svg2",
         summary="Clusters of queries and of keys; each query cluster keeps the likeliest mass",
         source="Sparse VideoGen 2, arXiv 2505.18875",
-        policy=Policy(order=Semantic(), estimator=Pooled(), selector=TopP(p=0.9), floor=0.1),
+        policy=Policy(
+            order=Semantic(remembered=Remembered.CENTROIDS, while_dense=True),
+            estimator=Pooled(),
+            selector=TopP(p=0.9),
+            floor=0.1,
+        ),
+        schedule=_dense_until(0.3, layers=1),
     ),
     Preset(
         name="svg2-ear",

@@ -174,6 +174,8 @@ class SparseAttention:
         self._open_purse(call)
         way = self._way(call)
         if self._stays_dense(q, k, call, way):
+            if way <= 0.0 and not trains:
+                self._learn(q, k, v, call)
             in_model = trains or self.preset.precision is Precision.MODEL
             own = in_model or self._why_dense(q, k, call) is not None
             return dense(q, k, v) if own else self._dense_in_eight_bits(q, k, v, call)
@@ -189,6 +191,17 @@ class SparseAttention:
             for observe in self.observers:
                 observe(call, work, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), out)
         return out.transpose(1, 2)
+
+    def _learn(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> None:
+        """Show a dense step to an order that learns, in layers that will be sparse."""
+        order, schedule = self.preset.policy.order, self.preset.schedule
+        if not order.learns_while_dense or not call.known or call.layer < schedule.dense_layers:
+            return
+        if self._why_dense(q, k, call) is not None:
+            return
+        q, k, v = cast_as_attention(q, k, v)
+        with without_autocast(q), torch.no_grad():
+            order.learn(replace(self._inputs(q, k, v, call), remember=False))
 
     def _dense_in_eight_bits(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         """A dense step of a preset whose precision is not the model's."""

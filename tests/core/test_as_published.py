@@ -13,6 +13,7 @@ from vidsparse.dial import full_density
 from vidsparse.errors import BadInputError
 from vidsparse.forecast import forecast
 from vidsparse.grid import TokenGrid
+from vidsparse.policies import semantic
 from vidsparse.policies.estimator import Estimate, Measure
 from vidsparse.policies.geometric import Band
 from vidsparse.policies.observed import Observed, Sweep
@@ -205,3 +206,32 @@ def test_what_is_kept_beside_a_density_is_paid_for_by_a_mean_density():
     # one step of ten is dense, a tenth of what the others do not keep is the sink's
     assert 0.1 + 0.9 * (full + (1 - full) * 0.1) == pytest.approx(0.5, abs=1e-3)
     assert forecast(preset, grid, 10, None).mean_density == pytest.approx(0.5, abs=0.03)
+
+
+# SVG2
+
+
+def test_svg2_clusters_while_dense_and_goes_on_from_its_centroids(monkeypatch):
+    calls = []
+    kmeans = semantic.kmeans
+
+    def spy(x, number, *, iterations, centroids=None, **rest):
+        made = kmeans(x, number, iterations=iterations, centroids=centroids, **rest)
+        calls.append((iterations, centroids, made.centroids))
+        return made
+
+    monkeypatch.setattr(semantic, "kmeans", spy)
+    preset = PRESETS["svg2"].override({"min_tokens": 0, "q_clusters": 4, "kv_clusters": 6})
+    engine, grid = SparseAttention(preset, strict=True), TokenGrid(2, 8, 8)
+    for step in range(4):
+        for layer in (0, 1):  # the first layer is always dense, and never clustered
+            for branch in ("cond", "uncond"):
+                q, k, v = torch.randn(3, 1, 128, 2, 8)
+                progress = Progress((0.0, 0.1, 0.2, 0.3, 0.4), step)
+                call = Call(grid=grid, layer=layer, step=step, progress=progress, branch=branch)
+                engine(q, k, v, call, dense)
+    # queries and keys of one branch at each of 4 steps, of which the first 3 are dense
+    assert [each[0] for each in calls] == [50, 50, 2, 2, 2, 2, 2, 2]
+    for before, now in zip(calls, calls[2:], strict=False):
+        assert torch.equal(now[1], before[2])
+    assert engine.stats.dense_steps_share == 0.75

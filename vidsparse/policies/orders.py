@@ -65,6 +65,15 @@ class Order(Part, ABC):
         """Whether blocks of keys are."""
         return False
 
+    @property
+    def learns_while_dense(self) -> bool:
+        """Whether ``learn`` is to be called at dense steps."""
+        return False
+
+    def learn(self, inputs: Inputs) -> None:
+        """Look at a call that stays dense, for the first that does not."""
+        raise NotImplementedError
+
     @abstractmethod
     def arrange(self, inputs: Inputs) -> Arranged: ...
 
@@ -80,6 +89,10 @@ class Order(Part, ABC):
 
     def state_bytes(self, grid: TokenGrid) -> int:
         """Bytes a head remembers on the device."""
+        return 0
+
+    def parked_bytes(self, grid: TokenGrid, head_dim: int) -> int:
+        """Bytes a head always remembers in host memory."""
         return 0
 
     def label_bytes(self, grid: TokenGrid) -> int:
