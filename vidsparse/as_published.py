@@ -70,4 +70,23 @@ AS_PUBLISHED: tuple[AsPublished, ...] = (
         "cluster at each end; guidance branches share the clusters and the plan of the first; "
         "centroids wait in host memory (0.5 GB at Wan 14B)",
     ),
+    AsPublished(
+        preset="adaspa",
+        rule="block sums of exact attention in blocks of 64; the same number of blocks in every "
+        "row of a head, at a mean density of .2; text exact besides, no diagonal; heads in three "
+        "classes by recall (over .8: half the density, as many of the lowest: one and a half "
+        "times); searched at steps 10 and 30 of 50, the second time under the log-sum-exps of "
+        "the first; dense for 10 steps",
+        differs="at most half of the heads give, where more than half keep over .8 and the paper "
+        "has no rule; a run of another length is searched every 20 steps: give `replan=8` for one "
+        "of 20; both passes of a search are plain torch; the log-sum-exps wait in host memory "
+        "(0.5 GB at Wan 14B)",
+    ),
+    AsPublished(
+        preset="sparsed",
+        rule="mean exact attention of blocks of 128; of each row the best int(.3 n) + 1 blocks; "
+        "searched once, at the first step that is not dense, and kept; dense for 20% of the steps",
+        differs="a method for language: here text is exact, where its prompt's columns are "
+        "selected too, apart from the others",
+    ),
 )

@@ -68,7 +68,7 @@ def layer_state_bytes(
             rows, columns = order.block_counts(grid, block, policy.key_block)
             mask = rows * -(-columns // 8)
         common += order.label_bytes(grid) if remembers else 0
-        common += order.parked_bytes(grid, head_dim)
+        common += order.parked_bytes(grid, head_dim) + policy.estimator.parked_bytes(grid)
     else:
         own += policy.estimator.state_bytes(number)
         common += order.state_bytes(grid)

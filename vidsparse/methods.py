@@ -13,6 +13,7 @@ from vidsparse.policies.policy import Policy
 from vidsparse.policies.pooled import Pooled
 from vidsparse.policies.radial import Radial
 from vidsparse.policies.random import Random
+from vidsparse.policies.rows import Rounding, Rows
 from vidsparse.policies.scope import Scope
 from vidsparse.policies.selectors import Budget, MassOf, Threshold, TopP
 from vidsparse.policies.semantic import Remembered, Semantic, Start
@@ -44,6 +45,9 @@ def _clusters(mean_density: float) -> Policy:
         compensation=Centroid(),
         mean_density=mean_density,
     )
+
+
+NEVER = 10_000  # steps until a plan is made anew: no run is as long
 
 
 METHODS: tuple[Preset, ...] = (
@@ -184,10 +188,21 @@ METHODS: tuple[Preset, ...] = (
     ),
     Preset(
         name="adaspa",
-        summary="Exact block mass, searched anew only every few steps, one budget a layer",
-        source="AdaSpa, arXiv 2502.21079",
-        policy=Policy(estimator=Exact(), selector=Budget(), density=0.2, block=128),
-        schedule=Schedule(replan=5),
+        summary="Exact block mass, searched twice a run; heads in three classes by what they keep",
+        source="AdaSpa, arXiv 2502.21079, as published",
+        policy=Policy(
+            estimator=Exact(cached_lse=True), selector=Rows(classes=True), density=0.2, block=64
+        ),
+        schedule=_dense_until(0.2, replan=20),  # at steps 10 and 30 of 50
+    ),
+    Preset(
+        name="sparsed",
+        summary="Exact block mass, searched once, at the first step that is not dense",
+        source="SparseD, arXiv 2509.24014, as published",
+        policy=Policy(
+            estimator=Exact(), selector=Rows(rounding=Rounding.BEYOND), density=0.3, block=128
+        ),
+        schedule=_dense_until(0.2, replan=NEVER),
     ),
     Preset(
         name="lite",

@@ -1,6 +1,7 @@
 """Each method does its paper's rule: small cases worked by hand."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -15,10 +16,12 @@ from vidsparse.forecast import forecast
 from vidsparse.grid import TokenGrid
 from vidsparse.policies import semantic
 from vidsparse.policies.estimator import Estimate, Measure
+from vidsparse.policies.exact import Exact
 from vidsparse.policies.geometric import Band
 from vidsparse.policies.observed import Observed, Sweep
 from vidsparse.policies.orders import Axes, Tile
 from vidsparse.policies.percentile import Percentile
+from vidsparse.policies.rows import Rounding, Rows
 from vidsparse.policies.selectors import Selection
 from vidsparse.presets import PRESETS
 from vidsparse.progress import Progress
@@ -235,3 +238,63 @@ def test_svg2_clusters_while_dense_and_goes_on_from_its_centroids(monkeypatch):
     for before, now in zip(calls, calls[2:], strict=False):
         assert torch.equal(now[1], before[2])
     assert engine.stats.dense_steps_share == 0.75
+
+
+# AdaSpa and SparseD
+
+
+@pytest.mark.parametrize(
+    ("density", "by_hand"), [(0.2, (0.1, 0.1, 0.3, 0.3)), (0.8, (0.6, 0.6, 1.0, 1.0))]
+)
+def test_adaspa_has_three_classes_of_heads_by_what_they_keep(make_inputs, density, by_hand):
+    recalls = torch.tensor([[0.95, 0.9, 0.7, 0.6]])  # two are above .8
+    inputs = make_inputs(TokenGrid(1, 8, 8), 16)
+    assert Rows._density(recalls, density, inputs)[0].tolist() == pytest.approx(by_hand)
+    all_good = torch.full((1, 5), 0.99)  # of five heads two may give, and two then take
+    found = Rows._density(all_good, 0.2, inputs)[0].tolist()
+    assert sorted(found) == pytest.approx([0.1, 0.1, 0.2, 0.3, 0.3])
+
+
+def test_adaspa_keeps_equally_many_blocks_in_every_row_of_a_head(make_inputs):
+    # head 0 has nearly all its mass in one block of each row, head 1 spreads it over ten
+    scores = torch.zeros(2, 10, 10)
+    scores[0] += 20 * torch.eye(10).roll(1, 1)
+    scores[1] += 0.01 * torch.arange(10)
+    inputs = make_inputs(TokenGrid(1, 10, 16), 16)
+    keep = select(Rows(classes=True), scores, inputs, density=0.2)
+    assert torch.equal(keep[0], torch.eye(10).roll(1, 1).bool())  # .1, and no diagonal
+    assert torch.equal(keep[1], (torch.arange(10) >= 7).expand(10, 10))  # .3
+    assert keep.float().mean() == pytest.approx(0.2)
+
+
+def test_adaspa_searches_at_two_steps_and_divides_by_the_sums_of_the_first(make_inputs):
+    preset = PRESETS["adaspa"].override({"min_tokens": 0, "block": 16})
+    engine, searched = SparseAttention(preset), []
+    engine.observers.append(lambda call, work, *rest: searched.append((call.step, work.plan)))
+    for step in range(50):
+        q, k, v = torch.randn(3, 1, 64, 2, 8)
+        progress = dataclasses.replace(Progress.first(50), at=step)
+        engine(q, k, v, Call(grid=TokenGrid(1, 8, 8), layer=0, step=step, progress=progress), dense)
+    masks = {step: plan.to_block_mask() for step, plan in searched}
+    new = [s for s in range(11, 50) if not torch.equal(masks[s], masks[s - 1])]
+    assert (min(masks), new) == (10, [30])
+    q = torch.ones(1, 1, 32, 1)
+    first = make_inputs(TokenGrid(1, 4, 8), 16, q=q, k=torch.zeros(1, 1, 32, 1), v=q)
+    later = dataclasses.replace(first, k=first.k + 1, step=20)
+    rule = Exact(cached_lse=True)
+    assert rule.estimate(first).scores.exp().flatten().tolist() == pytest.approx([0.5] * 4)
+    assert rule.estimate(later).scores.exp().flatten().tolist() == pytest.approx([0.5 * math.e] * 4)
+
+
+def test_sparsed_keeps_one_block_beyond_its_share_and_searches_once(make_inputs):
+    scores = torch.arange(10.0).expand(1, 10, 10)
+    inputs = make_inputs(TokenGrid(1, 10, 16), 16)
+    keep = select(Rows(rounding=Rounding.BEYOND), scores, inputs, density=0.3)
+    assert torch.equal(keep[0], (torch.arange(10) >= 6).expand(10, 10))  # int(3.0) + 1 of 10
+    text = make_inputs(TokenGrid(1, 10, 16, 0, 16), 16)  # one more, of text
+    keep = select(
+        Rows(rounding=Rounding.BEYOND), torch.arange(11.0).expand(1, 11, 11), text, density=0.3
+    )
+    assert keep[0].sum(dim=-1).tolist() == [5] * 10 + [11]
+    schedule = PRESETS["sparsed"].schedule
+    assert (schedule.warmup, schedule.ramp_until, schedule.replan > 1000) == (0.2, 0.2, True)

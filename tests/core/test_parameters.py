@@ -99,6 +99,8 @@ def test_every_parameter_that_is_listed_acts(name):
         settings, grid = {"min_tokens": 0, "tile_width": 4}, LARGE
     if name == "lite-attention":  # of so few steps, some that drop blocks, and some before them
         settings |= {"margin": -1.0, "ramp_until": 0.4}
+    if name in ("adaspa", "sparsed"):  # heads that keep more than .8, and a second search
+        settings |= {"density": 0.6, "replan": 1}
     if name == "turbo":
         settings["mean_density"] = 0.5  # a row of this grid would keep but one block
     preset = preset.override({key: value for key, value in settings.items() if key in known})

@@ -199,6 +199,10 @@ class Estimator(Part, ABC):
         """Bytes a head remembers on the device, of so many blocks in a row."""
         return 0
 
+    def parked_bytes(self, grid: TokenGrid) -> int:
+        """Bytes a head remembers in host memory, for all guidance branches."""
+        return 0
+
     def visits(self, plan: BlockPlan, step: int = 0) -> BlockPlan:
         """The plan with its lists in the order in which blocks are to be seen at a step."""
         return plan

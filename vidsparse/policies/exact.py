@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,10 +10,12 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
+from vidsparse.grid import TokenGrid
 from vidsparse.kernels.planning.antidiagonal import antidiagonal_scores
 from vidsparse.kernels.planning.pooling import only_finite
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
 
+LSE = "log-sum-exp of the first search"
 AT_ONCE = 1 << 26  # scores held at a time: 256 MiB
 
 
@@ -23,9 +26,12 @@ class Exact(Estimator):
     Attributes:
         rows: Query rows drawn at random in each block, anew in every layer and step; 0 takes all,
             which costs as much as dense attention.
+        cached_lse: Later searches of a run divide by each row's sum of the first, as AdaSpa does:
+            it saves a pass, and rows whose sums have grown weigh more in their block.
     """
 
     rows: int = 0
+    cached_lse: bool = False
 
     needs_data: ClassVar[bool] = True
     per_layer: ClassVar[bool] = False
@@ -36,9 +42,23 @@ class Exact(Estimator):
         if self.rows < 0:
             raise BadInputError(f"rows must be at least 0, got {self.rows}")
 
+    def idle(self, density: float | None) -> Mapping[str, str]:
+        """Rows that are drawn anew have no sums of an earlier step."""
+        if not self.rows:
+            return {}
+        return {"cached_lse": "rows are drawn anew at every step (rows=0 takes all)"}
+
+    def parked_bytes(self, grid: TokenGrid) -> int:
+        """A float32 for every row."""
+        return 4 * grid.tokens if self.cached_lse and not self.rows else 0
+
     def estimate(self, inputs: Inputs) -> Estimate:
         """Score each block by the log of its mass, ``(batch, heads, M, N)``."""
-        return Estimate(scores=sampled_mass(inputs, self.rows).log())
+        caches = self.cached_lse and not self.rows
+        lse = inputs.common.get(LSE) if caches else None
+        if caches and lse is None:
+            inputs.common.park(LSE, row_lse(inputs), inputs.step)
+        return Estimate(scores=sampled_mass(inputs, self.rows, lse).log())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,15 +89,17 @@ class Antidiagonal(Estimator):
         return Estimate(scores=mass.log())
 
 
-def sampled_mass(inputs: Inputs, rows: int) -> Tensor:
+def sampled_mass(inputs: Inputs, rows: int, lse: Tensor | None = None) -> Tensor:
     """Mean attention of query blocks to key blocks, from exact scores.
 
     Args:
         inputs: Of equal blocks.
         rows: Query rows drawn in each block, with repetition where a block is short; 0 for all.
+        lse: Log-sum-exp of every row's scores, ``(batch, heads, seq)``, of another step; None
+            takes that of now.
 
     Returns:
-        Float32 ``(batch, heads, M, N)``; rows sum to one.
+        Float32 ``(batch, heads, M, N)``; rows sum to one under their own log-sum-exp.
     """
     blocks = inputs.blocks
     at, weight = _sampled_rows(inputs, rows)  # (M, rows)
@@ -88,10 +110,23 @@ def sampled_mass(inputs: Inputs, rows: int) -> Tensor:
     made = []
     for part, share in zip(*_chunks(at, weight, inputs), strict=True):
         scores = only_finite(q[:, :, part.flatten()]).float() @ key * inputs.scale
-        mass = torch.nn.functional.pad(scores.softmax(dim=-1), (0, missing))
+        if lse is None:
+            shares = scores.softmax(dim=-1)
+        else:
+            shares = (scores - lse[:, :, part.flatten(), None]).exp()
+        mass = torch.nn.functional.pad(shares, (0, missing))
         mass = mass.unflatten(-1, (-1, blocks.kv_block)).sum(dim=-1).unflatten(2, part.shape)
         made.append((mass * share[..., None]).sum(dim=3))
     return torch.cat(made, dim=2)
+
+
+def row_lse(inputs: Inputs) -> Tensor:
+    """Log-sum-exp of every row's scores, float32 ``(batch, heads, seq)``."""
+    q, k, _ = inputs.qkv
+    key = k.float().mT
+    step = max(1, AT_ONCE // (q.shape[0] * q.shape[1] * q.shape[2]))
+    parts = (only_finite(part).float() @ key * inputs.scale for part in q.split(step, dim=2))
+    return torch.cat([part.logsumexp(dim=-1) for part in parts], dim=2)
 
 
 def _sampled_rows(inputs: Inputs, rows: int) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ from vidsparse.policies.percentile import Percentile
 from vidsparse.policies.pooled import Pooled, SubBlock
 from vidsparse.policies.radial import Radial
 from vidsparse.policies.random import Random
+from vidsparse.policies.rows import Rows
 from vidsparse.policies.selectors import Budget, Selector, Threshold, TopK, TopP
 from vidsparse.policies.semantic import Semantic
 from vidsparse.policies.stripes import Stripes
@@ -65,6 +66,7 @@ SELECTORS: dict[str, type[Selector]] = {
     "budget": Budget,
     "tolerance": Tolerance,
     "percentile": Percentile,
+    "rows": Rows,
 }
 
 COMPENSATIONS: dict[str, type[Compensation]] = {
