@@ -89,4 +89,16 @@ AS_PUBLISHED: tuple[AsPublished, ...] = (
         differs="a method for language: here text is exact, where its prompt's columns are "
         "selected too, apart from the others",
     ),
+    AsPublished(
+        preset="psa",
+        rule="the largest probability between a quarter of the tokens of two blocks, drawn at "
+        "random; a row's best 10% of blocks exactly, the next 5% through means of 2 keys, the next "
+        "20% of 8, the rest not at all, ln of the tokens added to a mean's score; blocks of 128 "
+        "along a curve; dense for 15 of 50 steps; `cap=True` limits means by the likeness of keys "
+        "(.7, .65, .6), as their older kernel does",
+        differs="a launch for each level, merged by log-sum-exp: the numbers of their one pass; "
+        "a Hilbert curve in the smallest cube instead of Gilbert's; the diagonal and the last "
+        "block are exact; draws are seeded by layer and step; shares by rank alone, where they "
+        "have shares of importance for Wan 14B",
+    ),
 )

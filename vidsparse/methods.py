@@ -8,6 +8,7 @@ from vidsparse.policies.exact import Antidiagonal, Exact
 from vidsparse.policies.geometric import Axis, Band, Disc, Neighbourhood, Slab
 from vidsparse.policies.observed import Observed, Sweep
 from vidsparse.policies.orders import AXES, Axes, Cycle, Hilbert, Raster, Tile
+from vidsparse.policies.peak import Peak
 from vidsparse.policies.percentile import Percentile
 from vidsparse.policies.policy import Policy
 from vidsparse.policies.pooled import Pooled
@@ -317,14 +318,15 @@ METHODS: tuple[Preset, ...] = (
     Preset(
         name="psa",
         summary="The best blocks exactly, the next ones through means of 2 and of 8 tokens",
-        source="Pyramid Sparse Attention",
+        source="Pyramid Sparse Attention, arXiv 2512.04025, as published",
         policy=Policy(
-            order=Tile(tile_frames=1, tile_height=8, tile_width=16),
-            estimator=Pooled(),
+            order=Hilbert(),
+            estimator=Peak(),
             density=0.1,
             compensation=Levels(level2=0.05, level8=0.2),
             block=128,
         ),
+        schedule=_dense_until(0.3),
     ),
     Preset(
         name="random",

@@ -15,11 +15,13 @@ from vidsparse.errors import BadInputError
 from vidsparse.forecast import forecast
 from vidsparse.grid import TokenGrid
 from vidsparse.policies import semantic
+from vidsparse.policies.compensation import Levels, capped, most_alike
 from vidsparse.policies.estimator import Estimate, Measure
 from vidsparse.policies.exact import Exact
 from vidsparse.policies.geometric import Band
 from vidsparse.policies.observed import Observed, Sweep
 from vidsparse.policies.orders import Axes, Tile
+from vidsparse.policies.peak import Peak
 from vidsparse.policies.percentile import Percentile
 from vidsparse.policies.rows import Rounding, Rows
 from vidsparse.policies.selectors import Selection
@@ -298,3 +300,60 @@ def test_sparsed_keeps_one_block_beyond_its_share_and_searches_once(make_inputs)
     assert keep[0].sum(dim=-1).tolist() == [5] * 10 + [11]
     schedule = PRESETS["sparsed"].schedule
     assert (schedule.warmup, schedule.ramp_until, schedule.replan > 1000) == (0.2, 0.2, True)
+
+
+# PSA
+
+
+def test_psa_ranks_blocks_by_the_highest_probability_of_the_sampled_tokens(make_inputs):
+    grid = TokenGrid(1, 1, 40)  # blocks of 16, the last of 8 tokens
+    q, k = torch.randn(2, 1, 2, 40, 4)
+    inputs = make_inputs(grid, 16, q=q, k=k, v=k, scale=0.5, heads=2, layer=3, step=5)
+    places = Peak().places(inputs)
+    assert places.shape == (2, 4)  # a quarter of 16, other ones in each head
+    assert not torch.equal(places[0], places[1])
+    found = Peak().estimate(inputs).scores.exp()
+    for head in range(2):
+        at = (torch.arange(3)[:, None] * 16 + places[head]).clamp(max=39).flatten()
+        share = (q[0, head, at] @ k[0, head, at].T * 0.5).softmax(dim=-1)
+        for i in range(3):
+            for j in range(3):
+                by_hand = share[4 * i : 4 * i + 4, 4 * j : 4 * j + 4].max()
+                assert found[0, head, i, j] == pytest.approx(float(by_hand), rel=1e-5)
+
+
+def test_psa_reads_through_no_larger_means_than_keys_allow(make_inputs):
+    x, y = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    blocks = [
+        torch.stack([x, y] * 8),  # 2: ends apart; so are those of 4 and of 8
+        torch.stack([x, x, y, y] * 4),  # 2 alike, 4 and 8 apart
+        torch.stack([x, y, x, y, y, x, y, x] * 2),  # 2 and 4 apart, 8 alike
+        x.expand(16, 2),
+    ]
+    k = torch.cat(blocks)[None, None]
+    inputs = make_inputs(TokenGrid(1, 8, 8), 16, q=k, k=k, v=k)
+    most = most_alike(inputs)
+    assert most.tolist() == [[[1, 2, 8, 8]]]
+    none = torch.zeros(1, 1, 1, 4, dtype=torch.bool)
+    found = {1: none, 2: none.clone(), 8: ~none}
+    found[2][..., 3] = True
+    found[8][..., 3] = False
+    made = {tokens: keep[0, 0, 0].int().tolist() for tokens, keep in capped(found, most).items()}
+    assert made == {1: [1, 0, 0, 0], 2: [0, 1, 0, 1], 4: [0, 0, 0, 0], 8: [0, 0, 1, 0]}
+
+
+def test_psa_has_the_shares_of_its_authors():
+    policy = PRESETS["psa"].policy
+    levels = policy.compensation
+    assert isinstance(levels, Levels)
+    assert (policy.density, levels.shares) == (0.1, {2: 0.05, 8: 0.2})
+    grid = TokenGrid(40, 8, 16)
+    q, k, v = torch.randn(3, 1, grid.tokens, 1, 8)
+    engine, works = SparseAttention(PRESETS["psa"], strict=True), []
+    engine.observers.append(lambda call, work, *rest: works.append(work))
+    engine(q, k, v, Call(grid=grid, layer=0, step=0, progress=Progress.alone(0.9)), dense)
+    counts = [
+        plan.to_block_mask()[0, 0].sum(-1)
+        for plan in (works[0].plan, *(level.plan for level in works[0].levels))
+    ]
+    assert [int(each[:-1].max()) for each in counts] == [4, 2, 8]  # of 40 blocks

@@ -18,6 +18,7 @@ from vidsparse.kernels.plan import BlockPlan, Pooled, dense_plan
 from vidsparse.kernels.planning.pooling import only_finite, pool_blocks
 from vidsparse.kernels.planning.rescale import rescale
 from vidsparse.policies.estimator import Inputs
+from vidsparse.policies.lists import lists_of_mask, plan_of_lists
 from vidsparse.policies.part import Part
 from vidsparse.policies.pooled import pooled_mass
 from vidsparse.policies.work import Kernel, Level, Work
@@ -171,11 +172,15 @@ class Levels(Compensation):
         level2: Share of the key blocks that are read as means of 2 tokens, in [0, 1].
         level4: The same, of 4 tokens.
         level8: The same, of 8 tokens.
+        cap: Read a block through means of so many tokens only where the first and the last key of
+            each are alike: of a mean cosine above .7, .65 and .6 for 2, 4 and 8 tokens. Others are
+            read through smaller ones that are allowed, or exactly.
     """
 
     level2: float = 0.0
     level4: float = 0.0
     level8: float = 0.0
+    cap: bool = False
 
     reuses_plans: ClassVar[bool] = False
     fixed: ClassVar[frozenset[str]] = frozenset({"block"})
@@ -210,13 +215,21 @@ class Levels(Compensation):
 
     def extend(self, work: Work, way: float, deeper: Deeper) -> Work:
         """Add the blocks that come after those of the plan, by the tokens of their means."""
-        exact = work.plan.to_block_mask()
-        levels = []
+        plan, found = work.plan, {1: work.plan.to_block_mask()}
+        seen = found[1]
         masks = deeper([way * share for share in self.shares.values()])
         for tokens, upto in zip(self.shares, masks, strict=True):
-            levels.append(Level(tokens, coarse_plan(upto & ~exact, work.plan, tokens)))
-            exact = exact | upto
-        return dataclasses.replace(work, levels=tuple(levels))
+            found[tokens] = upto & ~seen
+            seen = seen | upto
+        if self.cap:
+            found = capped(found, most_alike(work.inputs))
+            plan = plan_of_lists(lists_of_mask(found[1]), work.inputs.blocks)
+        levels = tuple(
+            Level(tokens, coarse_plan(keep, plan, tokens))
+            for tokens, keep in found.items()
+            if tokens > 1
+        )
+        return dataclasses.replace(work, plan=plan, levels=levels)
 
     def attend(
         self, work: Work, kernel: Kernel, *, way: float, replan: int
@@ -335,6 +348,40 @@ def coarse_plan(keep: Tensor, plan: BlockPlan, tokens: int) -> BlockPlan:
         q_block=plan.q_block,
         kv_block=plan.kv_block // tokens,
     )
+
+
+ALIKE = {2: 0.7, 4: 0.65, 8: 0.6}  # mean cosine of keys that may be read as one, by PSA's code
+
+
+def most_alike(inputs: Inputs) -> Tensor:
+    """How many tokens a mean of each key block may hold, 1, 2, 4 or 8, int64 ``(B, H, N)``.
+
+    Each number is judged by itself, by the first and the last key of every run of so many.
+    """
+    key = torch.nn.functional.normalize(inputs.qkv[1].float(), dim=-1)
+    block, number = inputs.blocks.block, inputs.blocks.columns
+    allowed = torch.ones(*key.shape[:2], number, dtype=torch.int64, device=key.device)
+    for tokens, least in ALIKE.items():
+        first, last = key[:, :, ::tokens], key[:, :, tokens - 1 :: tokens]
+        cosine = (first[:, :, : last.shape[2]] * last).sum(dim=-1, keepdim=True)
+        mean = pool_blocks(cosine, block // tokens, impl="reference")[..., 0]
+        allowed[..., : mean.shape[2]].masked_fill_(mean > least, tokens)
+    return allowed
+
+
+def capped(found: dict[int, Tensor], most: Tensor) -> dict[int, Tensor]:
+    """Blocks by the tokens of their means, none with more than its keys allow.
+
+    Args:
+        found: Boolean ``(B|1, H|1, M, N)`` by the tokens of a mean.
+        most: Of ``most_alike``.
+    """
+    made = {tokens: torch.zeros_like(found[1]) for tokens in (1, *ALIKE)}
+    for tokens, keep in found.items():
+        for fewer in made:
+            own = (most >= tokens) if fewer == tokens else (most == fewer) & (most < tokens)
+            made[fewer] = made[fewer] | (keep & own.unsqueeze(-2))
+    return made
 
 
 def with_levels(

@@ -21,6 +21,7 @@ from vidsparse.policies.geometric import Band, Disc, Neighbourhood, Places, Slab
 from vidsparse.policies.observed import Observed
 from vidsparse.policies.orders import Axes, Cycle, Hilbert, Order, Raster, Tile
 from vidsparse.policies.part import Part
+from vidsparse.policies.peak import Peak
 from vidsparse.policies.percentile import Percentile
 from vidsparse.policies.pooled import Pooled, SubBlock
 from vidsparse.policies.radial import Radial
@@ -47,6 +48,7 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "subblock": SubBlock,
     "antidiagonal": Antidiagonal,
     "exact": Exact,
+    "peak": Peak,
     "routing": Routing,
     "observed": Observed,
     "radial": Radial,
