@@ -101,4 +101,38 @@ AS_PUBLISHED: tuple[AsPublished, ...] = (
         "block are exact; draws are seeded by layer and step; shares by rank alone, where they "
         "have shares of importance for Wan 14B",
     ),
+    AsPublished(
+        preset="rainfusion",
+        rule="on rows of the first frame a head is temporal if a band with all frames of a place "
+        "side by side holds `recall` of the mass; else on evenly spaced rows spatial if a band in "
+        "raster order does; else textural: all queries see every other key, by frame + row + "
+        "column; half of the pairs in each; dense for 10% of the steps",
+        rounded="the bands; the checkerboard is exact, but for the block where its half ends",
+        differs="assumed, as the paper does not say it: recall .9, 64 rows, one choice a "
+        "generation, no key frames; the diagonal stays",
+    ),
+    AsPublished(
+        preset="sparse-vdit",
+        rule="a head takes, of a diagonal, many diagonals, vertical stripes, nothing at all (its "
+        "output is zero) and everything, what has the least error + .5 x density; everything "
+        "where all others lose more than 1; `choices` reads what "
+        "`vidsparse.calibration.choices_for` found offline, by layer, head and part of the run",
+        rounded="the patterns, to blocks",
+        differs="the error is relative to the mean square output of the layer's heads, since the "
+        "paper's has a scale of its model; patterns keep the density of the preset, where theirs "
+        "have fixed widths that are not given; without a file heads choose once in a generation, "
+        "on 64 rows; a skipped head computes its diagonal, and text rows stay exact",
+    ),
+    AsPublished(
+        preset="paro",
+        rule="of the six nestings of frame, row and column a head takes that of the least "
+        "alpha (1 - empty) + (1 - alpha) uneven, each over its sum; empty: share of blocks of 64 "
+        "of which 90% of the entries are below .001; uneven: mean of largest over mean entry; no "
+        "dense steps; `choices` reads what `vidsparse.calibration.choices_for` found offline; "
+        "`precision=int8` beside it",
+        differs="alpha, which is not published, is .5; the sign of emptiness is its words', not "
+        "its formula's; 16 blocks of queries stand for all; masks are made at every step from "
+        "block means, where theirs are stored for each step, layer and head (1 GB) from exact "
+        "maps of one prompt",
+    ),
 )

@@ -7,13 +7,73 @@ they find.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from vidsparse.errors import BadInputError
+from vidsparse.grid import TokenGrid
 from vidsparse.kernels.attention import attention
 from vidsparse.kernels.plan import BlockPlan
+from vidsparse.policies.blocks import Blocks
+from vidsparse.policies.choice import COMPARED_AT, losses
+from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.observed import Observed
+from vidsparse.preset import Preset
+
+Recording = tuple[Tensor, Tensor, Tensor]
+"""q, k and v of one layer at one step, ``(batch, heads, seq, head_dim)``."""
+
+
+def choices_for(
+    preset: Preset,
+    recordings: Sequence[Recording],
+    grid: TokenGrid,
+    *,
+    layer: int = 0,
+    step: int = 0,
+    scale: float | None = None,
+) -> list[str]:
+    """What each head takes among a preset's alternatives, by its own rule.
+
+    PAROAttention (arXiv 2506.16054) and Sparse-vDiT (2506.03065) choose so, offline, on a few
+    prompts. What is lost is averaged over the recordings.
+
+    Args:
+        preset: With alternatives and a density.
+        recordings: Of one layer at one step, raster order.
+        grid: Of their tokens.
+        layer: Number of the layer, of which sampled rows are drawn.
+        step: Number of the step, likewise.
+        scale: Score scale; ``head_dim ** -0.5`` when None.
+
+    Returns:
+        Names for a calibration file, one for each head.
+
+    Raises:
+        BadInputError: When the preset has no alternatives or nothing was recorded.
+    """
+    policy, lost = preset.policy, []
+    if policy.alternatives is None or not recordings:
+        raise BadInputError(
+            f"preset {preset.name!r} {'has no alternatives' if recordings else 'saw nothing'}: "
+            "give recordings of q, k and v to one whose heads choose, such as paro"
+        )
+    for q, k, v in recordings:
+        block = policy.block_on(q.device.type, grid.tokens, q.shape[-1])
+        inputs = Inputs(
+            blocks=Blocks(grid, block, q.device), q=q, k=k, v=v, heads=q.shape[1], layer=layer,
+            step=step, scale=q.shape[-1] ** -0.5 if scale is None else scale,
+        )  # fmt: skip
+        density = policy.density or COMPARED_AT
+        found = losses(
+            policy, inputs, density, lambda candidate, at: candidate.estimator.estimate(at)
+        )
+        lost.append(found.mean(dim=1))
+    best = torch.stack(lost).mean(dim=0).argmin(dim=0)
+    return [policy.alternatives.labels[at] for at in best.tolist()]
+
 
 MARGINS = tuple(float(margin) for margin in range(-20, 1))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from vidsparse.grid import TokenGrid
+from vidsparse.policies.choice import alike
 from vidsparse.policies.policy import Policy
 from vidsparse.preset import Preset
 
@@ -80,5 +81,4 @@ def layer_state_bytes(
 
 def _one_mask_for_all(policy: Policy) -> bool:
     """Whether heads differ in nothing but their order."""
-    alike = len({each.estimator for each in policy.candidates}) == 1
-    return alike and not policy.estimator.needs_data and not policy.rotate
+    return alike(policy.candidates) and not policy.estimator.needs_data and not policy.rotate

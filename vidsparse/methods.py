@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from vidsparse.policies.choice import Alternative, Alternatives
+from vidsparse.policies.choosing import ChooseBy
 from vidsparse.policies.compensation import Centroid, Levels, Rescale, Residual
 from vidsparse.policies.exact import Antidiagonal, Exact
-from vidsparse.policies.geometric import Axis, Band, Disc, Neighbourhood, Slab
+from vidsparse.policies.geometric import Axis, Band, Disc, First, Neighbourhood, Slab
 from vidsparse.policies.observed import Observed, Sweep
-from vidsparse.policies.orders import AXES, Axes, Cycle, Hilbert, Raster, Tile
+from vidsparse.policies.orders import AXES, Axes, Checkerboard, Cycle, Hilbert, Raster, Tile
 from vidsparse.policies.peak import Peak
 from vidsparse.policies.percentile import Percentile
 from vidsparse.policies.policy import Policy
@@ -48,6 +49,7 @@ def _clusters(mean_density: float) -> Policy:
     )
 
 
+NOTHING = 1e-9  # a density that leaves what is always kept
 NEVER = 10_000  # steps until a plan is made anew: no run is as long
 
 
@@ -229,14 +231,18 @@ METHODS: tuple[Preset, ...] = (
         policy=Policy(
             estimator=Pooled(),
             selector=Budget(scope=Scope.HEAD),
-            density=0.25,
+            density=0.5,
             alternatives=Alternatives(
                 candidates=tuple(
                     Alternative(order=Axes(axes=axes), estimator=Pooled()) for axes in AXES[1:]
                 ),
+                names=AXES,
+                choose_by=ChooseBy.BLOCKINESS,
                 choose_every=0,
             ),
+            block=64,
         ),
+        schedule=_dense_until(0.0),
     ),
     Preset(
         name="rectified",
@@ -274,8 +280,8 @@ METHODS: tuple[Preset, ...] = (
     ),
     Preset(
         name="sparse-vdit",
-        summary="Each head takes a diagonal, many diagonals or stripes, once a generation",
-        source="Sparse-vDiT, arXiv 2506.03065",
+        summary="Each head takes a diagonal, many, stripes, all or nothing, by error and cost",
+        source="Sparse-vDiT, arXiv 2506.03065, as published",
         policy=Policy(
             estimator=Band(),
             selector=Threshold(),
@@ -286,27 +292,36 @@ METHODS: tuple[Preset, ...] = (
                     # place side by side, where they fill blocks better
                     Alternative(order=Axes(axes="hwf"), estimator=Band()),
                     Alternative(order=Raster(), estimator=Stripes()),
+                    Alternative(order=Raster(), estimator=Band(), density=1.0),
+                    Alternative(order=Raster(), estimator=Band(), density=NOTHING, silent=True),
                 ),
+                names=("diagonal", "multi-diagonal", "stripe", "full", "skip"),
+                choose_by=ChooseBy.LOSS,
                 choose_every=0,
             ),
         ),
+        schedule=_dense_until(0.0),
     ),
     Preset(
         name="rainfusion",
-        summary="Each head is found to be near in time, near in space or textural: then by a draft",
-        source="RainFusion, arXiv 2505.21036",
+        summary="Each head is found to be near in time, else near in space, else textural",
+        source="RainFusion, arXiv 2505.21036, as published",
         policy=Policy(
+            order=Axes(axes="hwf"),
             estimator=Band(),
             selector=Threshold(),
-            density=0.25,
+            density=0.5,
             alternatives=Alternatives(
                 candidates=(
-                    Alternative(order=Axes(axes="hwf"), estimator=Band()),
-                    Alternative(order=Raster(), estimator=Pooled()),
+                    Alternative(order=Raster(), estimator=Band()),
+                    Alternative(order=Checkerboard(), estimator=First()),
                 ),
+                names=("temporal", "spatial", "textural"),
+                choose_by=ChooseBy.RECALL,
                 choose_every=0,
             ),
         ),
+        schedule=_dense_until(0.1),
     ),
     Preset(
         name="re-ttention",

@@ -18,7 +18,7 @@ from vidsparse.policies.parts import KINDS, PARTS
 def types_of(part: type) -> dict[str, Any]:
     """The parameters of a part, with their types: its fields, less those that hold parts."""
     held = ("alternatives", "candidates", "policy", "schedule")
-    held += ("name", "summary", "source", "told", "own_code")
+    held += ("names", "name", "summary", "source", "told", "own_code")
     hints = get_type_hints(part)
     names = [field.name for field in dataclasses.fields(part)]
     return {name: hints[name] for name in names if name not in (*PARTS, *held)}

@@ -391,7 +391,8 @@ class SparseAttention:
         self._record(call, head_density)
         if call.share is not None:
             self.stats.loads[call.key] = call.share.imbalance(head_density)
-        return out if work.q_order is None else unpermute_tokens(out, work.q_order)
+        out = out if work.q_order is None else unpermute_tokens(out, work.q_order)
+        return work.silenced(out)
 
     def _open_purse(self, call: Call) -> None:
         """Where a tolerance is to meet a mean density; in a run of which all steps are known."""

@@ -9,18 +9,21 @@ import torch.nn.functional as F
 
 from vidsparse.as_published import AS_PUBLISHED
 from vidsparse.calibrated import write_calibrated
-from vidsparse.calibration import margin_for
+from vidsparse.calibration import choices_for, margin_for
 from vidsparse.dial import full_density
 from vidsparse.errors import BadInputError
 from vidsparse.forecast import forecast
 from vidsparse.grid import TokenGrid
+from vidsparse.planner import Planner
 from vidsparse.policies import semantic
+from vidsparse.policies.choice import CHOICE
+from vidsparse.policies.choosing import _empty_and_uneven, by_loss, by_recall
 from vidsparse.policies.compensation import Levels, capped, most_alike
 from vidsparse.policies.estimator import Estimate, Measure
 from vidsparse.policies.exact import Exact
 from vidsparse.policies.geometric import Band
 from vidsparse.policies.observed import Observed, Sweep
-from vidsparse.policies.orders import Axes, Tile
+from vidsparse.policies.orders import Arranged, Axes, Checkerboard, Tile, coordinates
 from vidsparse.policies.peak import Peak
 from vidsparse.policies.percentile import Percentile
 from vidsparse.policies.rows import Rounding, Rows
@@ -357,3 +360,118 @@ def test_psa_has_the_shares_of_its_authors():
         for plan in (works[0].plan, *(level.plan for level in works[0].levels))
     ]
     assert [int(each[:-1].max()) for each in counts] == [4, 2, 8]  # of 40 blocks
+
+
+# RainFusion, Sparse-vDiT and PAROAttention: what heads choose
+
+
+def alike_along(grid, axes):
+    """q and k, a head for each axis or two, whose tokens look alike where they agree along it."""
+    place = coordinates(grid)
+    strides = torch.tensor([grid.height * grid.width, grid.width, 1])
+    sizes = grid.frames * grid.height * grid.width
+    heads = [torch.eye(sizes)[(place[:, of] * strides[of]).sum(dim=-1)] for of in axes]
+    return 12 * torch.stack(heads)[None]
+
+
+def test_half_of_a_checkerboard_is_every_other_token():
+    grid = TokenGrid(2, 4, 8)
+    positions = Checkerboard().positions(grid)
+    assert positions is not None
+    sums = coordinates(grid)[positions.long()].sum(dim=-1)
+    assert (sums[:32] % 2 == 0).all()
+    assert (sums[:16] % 4 == 0).all()
+    assert (sums[:8] % 8 == 0).all()
+
+
+def test_rainfusion_asks_for_time_first_then_for_space_and_else_thins_keys(make_inputs):
+    grid = TokenGrid(4, 8, 8)
+    # heads that see their own place in all frames, their own frame, what is alike anywhere
+    x = alike_along(grid, [[1, 2], [0]])
+    far = torch.randn(1, 1, 256, x.shape[-1])
+    q = torch.cat([x, torch.zeros(1, 1, 256, x.shape[-1])], dim=1)
+    k = torch.cat([x, far], dim=1)
+    inputs = make_inputs(grid, 16, q=q, k=k, v=q, heads=3, density=0.5)
+    policy = dataclasses.replace(PRESETS["rainfusion"].policy, block=16)
+    work = Planner(policy).work(inputs, 1.0)
+    chosen = inputs.state.get(CHOICE)
+    assert chosen is not None
+    assert chosen.tolist() == [[0, 1, 2]]
+    keep = work.plan.to_block_mask()[0, 2]
+    off = ~torch.eye(16, dtype=torch.bool)
+    by_hand = (torch.arange(16) < 7).expand(16, 16)  # and the diagonal, of one half in all
+    assert torch.equal(keep & off, by_hand & off)
+    # both bands hold all of head 0's mass on a map of one frame: then time is asked first
+    assert policy.alternatives is not None
+    losses = by_recall(
+        inputs,
+        policy.alternatives,
+        3,
+        lambda at: torch.ones(1, 1, 16, 16, dtype=torch.bool),
+        lambda at, rows: rows.under(Arranged(inputs), centroids=False),
+    )
+    assert losses.argmin(dim=0).tolist() == [[0, 0, 0]]
+
+
+def test_sparse_vdit_weighs_error_against_cost():
+    rule = PRESETS["sparse-vdit"].policy.alternatives
+    assert rule is not None
+    # the paper's modes but for nothing: skip, diagonal, many, stripes, full; two heads
+    errors = torch.tensor([[0.9, 1.5], [0.1, 1.5], [0.3, 1.5], [0.4, 1.5], [0.0, 0.0]])[:, None]
+    lost = by_loss(errors, torch.ones(1, 1), [0.0, 0.3, 0.3, 0.2, 1.0], rule)
+    assert lost[:, 0, 0].tolist() == pytest.approx([0.9, 0.25, 0.45, 0.5, 1.0])
+    assert lost.argmin(dim=0).tolist() == [[1, 4]]
+
+
+def test_a_head_that_sparse_vdit_skips_is_zero_but_for_text_and_a_full_one_is_dense(tmp_path):
+    names = ["skip", "full", "diagonal"]
+    path = write_calibrated(tmp_path / "modes.toml", "sparse-vdit", [(1.0, {"0": names})])
+    preset = PRESETS["sparse-vdit"].override({"choices": path, "min_tokens": 0, "block": 16})
+    grid = TokenGrid(4, 8, 8, 3, 5)
+    q, k, v = torch.randn(3, 1, grid.tokens, 3, 8)
+    engine = SparseAttention(preset, strict=True)
+    call = Call(grid=grid, layer=0, step=0, progress=Progress.alone(0.0))
+    out, exact = engine(q, k, v, call, dense), dense(q, k, v)
+    assert out[:, 3:-5, 0].eq(0).all()
+    torch.testing.assert_close(out[:, :3, 0], exact[:, :3, 0])
+    torch.testing.assert_close(out[:, :, 1], exact[:, :, 1])
+    assert not torch.allclose(out[:, :, 2], exact[:, :, 2], atol=1e-2)
+    with pytest.raises(BadInputError, match="'hwf', and choices takes one of diagonal, multi"):
+        PRESETS["sparse-vdit"].override(
+            {"choices": write_calibrated(path, "paro", [(1.0, {"0": ["hwf"]})])}
+        )
+
+
+def test_paro_takes_the_nesting_that_makes_maps_blocky_and_keeps_it_in_a_file(tmp_path):
+    grid = TokenGrid(8, 4, 8)
+    # heads that look along one place's frames, along one frame, along one column
+    x = alike_along(grid, [[1, 2], [0], [2]])
+    small = PRESETS["paro"].override({"block": 16})
+    chosen = choices_for(small, [(x, x, x)] * 2, grid, scale=1.0)
+    assert chosen[0][-1] == "f"  # frames side by side
+    assert chosen[1][0] == "f"  # one frame after another
+    assert chosen[2][0] == "w"
+    path = write_calibrated(tmp_path / "orders.toml", "paro", [(1.0, {"0": chosen})])
+    preset = small.override({"choices": path, "min_tokens": 0})
+    engine, works = SparseAttention(preset), []
+    engine.observers.append(lambda call, work, *rest: works.append(work))
+    q, k, v = torch.randn(3, 1, grid.tokens, 3, 8)
+    engine(q, k, v, Call(grid=grid, layer=0, step=0, progress=Progress.alone(0.5)), dense)
+    for head, axes in enumerate(chosen):
+        positions = Axes(axes=axes).positions(grid)
+        raster = torch.arange(256) if positions is None else positions
+        assert torch.equal(works[0].q_order[0, head].long(), raster.long())
+
+
+def test_blockiness_is_the_metric_of_the_paper(make_inputs):
+    # scores so that every query puts all its mass on the first half: of 4 key blocks 2 are empty
+    k = torch.cat([torch.zeros(32), torch.full((32,), -50.0)])[None, None, :, None]
+    inputs = make_inputs(TokenGrid(1, 8, 8), 16, q=torch.ones_like(k), k=k, v=k)
+    empty, uneven = _empty_and_uneven(inputs)
+    assert empty.tolist() == [[0.5]]
+    assert uneven[0, 0] == pytest.approx(1.0)  # every block is even, empty ones too
+    one = torch.full((64,), -50.0).index_fill(0, torch.tensor([5]), 0.0)[None, None, :, None]
+    spiked = make_inputs(TokenGrid(1, 8, 8), 16, q=torch.ones_like(k), k=one, v=k)
+    empty, uneven = _empty_and_uneven(spiked)
+    assert empty.tolist() == [[1.0]]  # one of 16 columns: 94 % of the entries are small
+    assert uneven[0, 0] == pytest.approx((16 + 3) / 4)

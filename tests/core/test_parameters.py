@@ -20,7 +20,7 @@ from vidsparse.progress import Progress
 from vidsparse.sparse_attention import Call, SparseAttention
 
 GRID, LARGE = TokenGrid(6, 8, 8, 0, 3), TokenGrid(8, 12, 12)
-FILES = ("budgets", "margins")  # they have tests of their own
+FILES = ("budgets", "margins", "choices")  # they have tests of their own
 DONE = (0.03, 0.1, 0.3, 0.4, 0.5)
 
 
@@ -97,15 +97,21 @@ def test_every_parameter_that_is_listed_acts(name):
     known = preset.parameters()
     if name == "psa":
         settings, grid = {"min_tokens": 0, "tile_width": 4}, LARGE
-    if name == "lite-attention":  # of so few steps, some that drop blocks, and some before them
-        settings |= {"margin": -1.0, "ramp_until": 0.4}
+    if not preset.schedule.ramp_until:
+        settings["ramp_until"] = 0.4  # a warm-up needs room
+    if name == "lite-attention":  # drops blocks in so few steps
+        settings["margin"] = -1.0
     if name in ("adaspa", "sparsed"):  # heads that keep more than .8, and a second search
         settings |= {"density": 0.6, "replan": 1}
+    if name == "sparse-vdit":  # heads that neither skip everything nor nothing
+        settings["density"] = 0.6
+    if name == "rainfusion":  # bands that hold about enough
+        settings |= {"density": 0.6, "recall": 0.6}
     if name == "turbo":
         settings["mean_density"] = 0.5  # a row of this grid would keep but one block
     preset = preset.override({key: value for key, value in settings.items() if key in known})
     # orders by layer, heads that choose alike, first layers that are dense
-    layers = 3 if name in ("vmoba", "svg") or preset.schedule.dense_layers else 1
+    layers = 3 if name in ("vmoba", "svg", "rainfusion") or preset.schedule.dense_layers else 1
     before = results(preset, grid, layers)
     still = [
         key

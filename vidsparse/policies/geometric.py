@@ -61,6 +61,22 @@ class Band(Estimator):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class First(Estimator):
+    """The first keys of the sequence, for all queries: with a checkerboard order, thinned keys."""
+
+    needs_data: ClassVar[bool] = False
+    per_layer: ClassVar[bool] = False
+    has_mask: ClassVar[bool] = False
+    measure: ClassVar[Measure] = Measure.RANK
+
+    def estimate(self, inputs: Inputs) -> Estimate:
+        """Score blocks by where they stand, ``(1, 1, N, N)``."""
+        number = inputs.blocks.number
+        at = torch.arange(number, device=inputs.blocks.device)
+        return Estimate(scores=-at.float().expand(1, 1, number, number))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Places(Estimator):
     """Tokens that are near in their frames, whatever the frames: the multi-diagonal pattern.
 

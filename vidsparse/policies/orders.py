@@ -277,6 +277,26 @@ class Cycle(StaticOrder):
         return self.in_layer(inputs.layer, inputs.blocks.grid).arrange(inputs)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkerboard(StaticOrder):
+    """Every other token, by the sum of frame, row and column, before those in between.
+
+    And of each half every other one first, three times over: the first half, quarter or eighth of
+    the sequence is a checkerboard of a stride of 2, 4 or 8.
+    """
+
+    @property
+    def spreads_frames(self) -> bool:
+        """Whether the tokens of one frame stand in nearly every block."""
+        return True
+
+    def positions(self, grid: TokenGrid) -> Tensor | None:
+        """Sort by the sum modulo 8, its bits turned round, stably."""
+        left = coordinates(grid).sum(dim=-1) % 8
+        turned = (left & 1) * 4 + (left & 2) + (left >> 2)
+        return _with_text(turned.argsort(stable=True), grid)
+
+
 def coordinates(grid: TokenGrid) -> Tensor:
     """Frame, row and column of each video token in raster order, int64 ``(video_tokens, 3)``."""
     axes = [torch.arange(n) for n in (grid.frames, grid.height, grid.width)]

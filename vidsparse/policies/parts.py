@@ -17,9 +17,9 @@ from vidsparse.policies.compensation import (
 )
 from vidsparse.policies.estimator import Estimator
 from vidsparse.policies.exact import Antidiagonal, Exact
-from vidsparse.policies.geometric import Band, Disc, Neighbourhood, Places, Slab
+from vidsparse.policies.geometric import Band, Disc, First, Neighbourhood, Places, Slab
 from vidsparse.policies.observed import Observed
-from vidsparse.policies.orders import Axes, Cycle, Hilbert, Order, Raster, Tile
+from vidsparse.policies.orders import Axes, Checkerboard, Cycle, Hilbert, Order, Raster, Tile
 from vidsparse.policies.part import Part
 from vidsparse.policies.peak import Peak
 from vidsparse.policies.percentile import Percentile
@@ -39,6 +39,7 @@ ORDERS: dict[str, type[Order]] = {
     "hilbert": Hilbert,
     "axes": Axes,
     "cycle": Cycle,
+    "checkerboard": Checkerboard,
     "semantic": Semantic,
 }
 
@@ -53,6 +54,7 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "observed": Observed,
     "radial": Radial,
     "band": Band,
+    "first": First,
     "places": Places,
     "stripes": Stripes,
     "neighbourhood": Neighbourhood,

@@ -137,7 +137,8 @@ class Policy:
         """Whether a layer's plan is the same at every step of full sparsity."""
         if self.rotate or any(each.estimator.needs_data for each in self.candidates):
             return False
-        return self.alternatives is None or not self.alternatives.choose_every
+        others = self.alternatives
+        return others is None or (not others.choose_every and others.choices is None)
 
     @property
     def can_reuse_plans(self) -> bool:
