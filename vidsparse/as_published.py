@@ -135,4 +135,17 @@ AS_PUBLISHED: tuple[AsPublished, ...] = (
         "block means, where theirs are stored for each step, layer and head (1 GB) from exact "
         "maps of one prompt",
     ),
+    AsPublished(
+        preset="re-ttention",
+        rule="places of a frame within int(.03125 n) // 2 of one another in raster order, in all "
+        "frames; at a dense step each row's share of the mass and the residual, dense less "
+        "sparse x share; at others sparse x share, which rises by .04 a step, plus the residual; "
+        "dense for 15 of 50 steps and every fifth one after",
+        rounded="the band, to blocks of which half the pairs lie in it, with all frames of a place "
+        "side by side: 3.25% of the pairs at CogVideoX's 13 x 30 x 45, where the rule has 3.16%",
+        differs="the share stops at one; the residual stands before the output projection, which "
+        "is linear, so the same; it waits in host memory in the model's dtype, 31 GB for each "
+        "guidance branch at Wan 14B in 16 bits: refused with the number above "
+        "`most_gigabytes=24`; means of blocks in its place were worse than no residual",
+    ),
 )

@@ -6,7 +6,7 @@ from vidsparse.policies.choice import Alternative, Alternatives
 from vidsparse.policies.choosing import ChooseBy
 from vidsparse.policies.compensation import Centroid, Levels, Rescale, Residual
 from vidsparse.policies.exact import Antidiagonal, Exact
-from vidsparse.policies.geometric import Axis, Band, Disc, First, Neighbourhood, Slab
+from vidsparse.policies.geometric import Axis, Band, Disc, First, FrameBand, Neighbourhood, Slab
 from vidsparse.policies.observed import Observed, Sweep
 from vidsparse.policies.orders import AXES, Axes, Checkerboard, Cycle, Hilbert, Raster, Tile
 from vidsparse.policies.peak import Peak
@@ -325,10 +325,16 @@ METHODS: tuple[Preset, ...] = (
     ),
     Preset(
         name="re-ttention",
-        summary="Draft, plus what it lacked against dense attention when it was planned",
-        source="Re-ttention, arXiv 2505.22918",
-        policy=Policy(estimator=Pooled(), density=0.15, compensation=Residual()),
-        schedule=Schedule(replan=5),
+        summary="3% of each frame around the same place, plus what that lacked against dense",
+        source="Re-ttention, arXiv 2505.22918, as published",
+        policy=Policy(
+            order=Axes(axes="hwf"),
+            estimator=FrameBand(),
+            selector=Threshold(),
+            compensation=Residual(fades=False),
+            block=64,
+        ),
+        schedule=_dense_until(0.3, replan=5),
     ),
     Preset(
         name="psa",

@@ -171,6 +171,7 @@ class SparseAttention:
             require_trainable(self.preset)
         if take is not None:
             take.decided = True
+        self._check_memory(q, call)
         self._open_purse(call)
         way = self._way(call)
         if self._stays_dense(q, k, call, way):
@@ -393,6 +394,15 @@ class SparseAttention:
             self.stats.loads[call.key] = call.share.imbalance(head_density)
         out = out if work.q_order is None else unpermute_tokens(out, work.q_order)
         return work.silenced(out)
+
+    def _check_memory(self, q: Tensor, call: Call) -> None:
+        """Raise at the first call, not on the way, for what would not fit into memory."""
+        compensation, grid = self.preset.policy.compensation, call.grid
+        if grid is None or grid.tokens < self.preset.min_tokens:
+            return
+        of_head = compensation.state_bytes(grid, q.shape[-1], q.dtype.itemsize)
+        heads = q.shape[0] * q.shape[2]  # of all entries of the batch
+        compensation.check_memory(of_head * heads * (call.layers or 1))
 
     def _open_purse(self, call: Call) -> None:
         """Where a tolerance is to meet a mean density; in a run of which all steps are known."""

@@ -21,7 +21,7 @@ from vidsparse.policies.choosing import _empty_and_uneven, by_loss, by_recall
 from vidsparse.policies.compensation import Levels, capped, most_alike
 from vidsparse.policies.estimator import Estimate, Measure
 from vidsparse.policies.exact import Exact
-from vidsparse.policies.geometric import Band
+from vidsparse.policies.geometric import Band, FrameBand
 from vidsparse.policies.observed import Observed, Sweep
 from vidsparse.policies.orders import Arranged, Axes, Checkerboard, Tile, coordinates
 from vidsparse.policies.peak import Peak
@@ -475,3 +475,65 @@ def test_blockiness_is_the_metric_of_the_paper(make_inputs):
     empty, uneven = _empty_and_uneven(spiked)
     assert empty.tolist() == [[1.0]]  # one of 16 columns: 94 % of the entries are small
     assert uneven[0, 0] == pytest.approx((16 + 3) / 4)
+
+
+# Re-ttention
+
+
+def test_the_band_of_re_ttention_is_43_of_1350_places_in_every_frame():
+    grid, rule = TokenGrid(13, 30, 45), FrameBand()
+    assert rule.reach(grid) == 21
+    place = torch.arange(1350)
+    near = (place[:, None] - place).abs() <= 21
+    assert rule.token_density(grid, 64) == pytest.approx(float(near.float().mean()))
+    found = forecast(PRESETS["re-ttention"], grid, 50, None)
+    assert found.token_density == pytest.approx(0.0316, abs=5e-4)
+    assert found.block_density == pytest.approx(0.0325, abs=1e-4)  # of whole blocks of 64
+
+
+def test_re_ttention_gives_the_exact_probabilities_of_what_it_keeps_and_keeps_its_residual():
+    # e^s = 3, 1, 1, 1 of four places, two of them kept: ratio 4/6, kept probabilities .5 and .167
+    grid = TokenGrid(1, 1, 64)
+    k = torch.zeros(1, 64, 1, 1)
+    k[:, :16] = math.log(3)
+    q, v = torch.ones_like(k), torch.eye(4).repeat_interleave(16, dim=0)[None, :, None]
+    preset = PRESETS["re-ttention"].override(
+        {"min_tokens": 0, "block": 16, "order": "raster", "estimator": Pair(), "warmup": 0.0,
+         "ramp_until": 0.0}
+    )  # fmt: skip
+    q, k = (torch.cat([x, torch.zeros(1, 64, 1, 3)], dim=-1) for x in (q, k))
+    engine, call = (
+        SparseAttention(preset),
+        Call(grid=grid, layer=0, step=0, progress=Progress.alone(0.5), scale=1.0),
+    )
+    exact = torch.tensor([3.0, 1.0, 1.0, 1.0]) / 6
+    torch.testing.assert_close(engine(q, k, v, call, dense)[0, 0, 0], exact)
+    state = next(iter(engine._planner._states._values.values()))
+    torch.testing.assert_close(state.get("ratio of denominators")[0, 0, 0], torch.tensor([4 / 6]))
+    residual = torch.tensor([0.0, 0.0, 1.0, 1.0]) / 6
+    torch.testing.assert_close(state.get("residual")[0, 0, 0], residual)
+    kept = torch.tensor([0.75, 0.25, 0.0, 0.0])
+    for step, ratio in ((2, 4 / 6 + 0.08), (4, 4 / 6 + 0.16)):
+        out = engine(q, k, v, dataclasses.replace(call, step=step), dense)[0, 0, 0]
+        torch.testing.assert_close(out, ratio * kept + residual)
+    measured = engine(q, k, v, dataclasses.replace(call, step=5), dense)[0, 0, 0]
+    torch.testing.assert_close(measured, exact)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Pair(FrameBand):
+    """The first two of four blocks, for the query of the first."""
+
+    def estimate(self, inputs):
+        at = torch.arange(4)
+        return Estimate(scores=-(at > 1).float().expand(1, 1, 4, 4), threshold=-0.5)
+
+
+def test_a_residual_that_would_not_fit_is_refused_with_its_size():
+    engine = SparseAttention(PRESETS["re-ttention"])
+    q = torch.zeros(1, 1, 1, 128).bfloat16().expand(1, 75_600, 40, 128)
+    call = Call(grid=TokenGrid(21, 45, 80), layer=0, layers=40, step=0, progress=Progress.first(50))
+    with pytest.raises(BadInputError, match=r"keep 31\.2 GB .* most_gigabytes is 24: .*=32 where"):
+        engine(q, q, q, call, lambda *x: x[0])
+    allowed = PRESETS["re-ttention"].override({"most_gigabytes": 32})
+    assert SparseAttention(allowed)(q, q, q, call, lambda *x: x[0]) is q

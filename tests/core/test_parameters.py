@@ -20,7 +20,7 @@ from vidsparse.progress import Progress
 from vidsparse.sparse_attention import Call, SparseAttention
 
 GRID, LARGE = TokenGrid(6, 8, 8, 0, 3), TokenGrid(8, 12, 12)
-FILES = ("budgets", "margins", "choices")  # they have tests of their own
+FILES = ("budgets", "margins", "choices", "most_gigabytes")  # they have tests of their own
 DONE = (0.03, 0.1, 0.3, 0.4, 0.5)
 
 

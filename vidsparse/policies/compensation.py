@@ -106,6 +106,9 @@ class Compensation(Part):
         """
         return [0.0] * len(ways)
 
+    def check_memory(self, needed: int) -> None:
+        """Raise BadInputError where a guidance branch would keep too many bytes in host memory."""
+
     def state_bytes(self, grid: TokenGrid, head_dim: int, itemsize: int) -> int:
         """Bytes a head remembers in host memory.
 
@@ -254,11 +257,19 @@ class Residual(Compensation):
     kept blocks have, exp(LSE of the plan - LSE of all), and the residual, the dense output less the
     sparse one scaled by that share. Later steps add the residual to the sparse output scaled by the
     share, which the paper raises by 0.04 a step and never lowers the residual for: the weights then
-    sum to more than one. Here the residual falls as the share rises, so that they sum to one; a
-    share of one leaves none of it.
+    sum to more than one. Unless ``fades`` says otherwise the residual falls here as the share
+    rises, so that they sum to one; a share of one leaves none of it.
 
     From full sparsity on: a plan that changes from step to step lacks something else every time.
+
+    Attributes:
+        fades: Whether the residual falls as the share rises.
+        most_gigabytes: Of host memory that the residuals of a guidance branch may take; where they
+            would take more the run is refused.
     """
+
+    fades: bool = True
+    most_gigabytes: float = 24.0
 
     keeps_plans: ClassVar[bool] = True
     keeps_over_steps: ClassVar[str | None] = "a residual"
@@ -276,7 +287,7 @@ class Residual(Compensation):
         age, oldest = inputs.state.age(RESIDUE, step), inputs.plan_age
         oldest = replan - 1 if oldest is None else oldest  # a static plan has no age
         if age is not None and 0 <= age <= oldest:
-            return with_residual(kernel(*inputs.qkv, plan), inputs), 0.0
+            return with_residual(kernel(*inputs.qkv, plan), inputs, fades=self.fades), 0.0
         sparse, dense = (
             kernel(*inputs.qkv, each, return_lse=True) for each in (plan, dense_plan(plan))
         )
@@ -289,6 +300,20 @@ class Residual(Compensation):
         """A dense step for each new plan."""
         full = [step for step, way in enumerate(ways) if way >= 1]
         return [float(step in full[::replan]) for step in range(len(ways))]
+
+    def check_memory(self, needed: int) -> None:
+        """Refuse what does not fit.
+
+        Raises:
+            BadInputError: With the number of gigabytes.
+        """
+        if needed > self.most_gigabytes * 1e9:
+            raise BadInputError(
+                f"compensation=residual would keep {needed / 1e9:.1f} GB in host memory for each "
+                f"guidance branch, and most_gigabytes is {self.most_gigabytes:g}: make a smaller "
+                f"video, or allow it with most_gigabytes={math.ceil(needed / 1e9)} where the "
+                "machine has them"
+            )
 
     def state_bytes(self, grid: TokenGrid, head_dim: int, itemsize: int) -> int:
         """A residual and a share of every token."""
@@ -427,10 +452,11 @@ def refresh_residual(
     inputs.state.park(RESIDUE, residue, inputs.step)
 
 
-def with_residual(out: Tensor, inputs: Inputs) -> Tensor:
+def with_residual(out: Tensor, inputs: Inputs, *, fades: bool = True) -> Tensor:
     """The output scaled by the remembered ratio, which rises to one, plus what is left of the rest.
 
-    The residual is of one less the ratio that was measured, and falls with one less that of now.
+    The residual is of one less the ratio that was measured, and falls with one less that of now,
+    or, as published, stays.
     """
     ratio, residue = inputs.state.get(RATIO), inputs.state.get(RESIDUE)
     assert ratio is not None
@@ -438,5 +464,5 @@ def with_residual(out: Tensor, inputs: Inputs) -> Tensor:
     age = inputs.state.age(RATIO, inputs.step) or 0
     skipped = 1.0 - ratio.float()
     now = (skipped - RISE * age).clamp(min=0.0)
-    left = torch.where(skipped > 0, now / skipped, 0.0).to(out.dtype)
+    left = torch.where(skipped > 0, now / skipped, 0.0).to(out.dtype) if fades else 1.0
     return torch.addcmul(residue * left, out, (1.0 - now).to(out.dtype))

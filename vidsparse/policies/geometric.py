@@ -61,6 +61,57 @@ class Band(Estimator):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FrameBand(Estimator):
+    """A band around the query's place in its frame, the same in every frame: Re-ttention.
+
+    arXiv 2505.22918: places x and y of a frame of n tokens, in raster order, see one another in all
+    frames where ``|x - y| <= int(width * n) // 2``: about a row of the image.
+
+    Attributes:
+        width: Of the band, a share of a frame, in (0, 1].
+        overlap: Share of a block's pairs inside the band for the block to be.
+    """
+
+    width: float = 0.03125
+    overlap: float = 0.5
+
+    needs_data: ClassVar[bool] = False
+    per_layer: ClassVar[bool] = False
+    has_mask: ClassVar[bool] = True
+    measure: ClassVar[Measure] = Measure.RANK
+
+    def __post_init__(self) -> None:
+        if not 0 < self.width <= 1:
+            raise BadInputError(f"width must be in (0, 1], got {self.width:g}")
+        _check_overlap(self.overlap)
+
+    def idle(self, density: float | None) -> Mapping[str, str]:
+        """A density sets the width of the mask."""
+        return {} if density is None else {"width": DENSITY_DECIDES}
+
+    def reach(self, grid: TokenGrid) -> int:
+        """Places to either side of a query's own."""
+        return int(self.width * grid.frame_tokens) // 2
+
+    def estimate(self, inputs: Inputs) -> Estimate:
+        """Score blocks by the distance of places in raster order, ``(1, 1, N, N)``."""
+        grid = inputs.blocks.grid
+
+        def distance(q: Tensor, k: Tensor) -> Tensor:
+            return ((q[..., 1] - k[..., 1]) * grid.width + q[..., 2] - k[..., 2]).abs().float()
+
+        score = -block_distance(inputs.blocks, distance, self.overlap)
+        return Estimate(scores=score, threshold=-float(self.reach(grid)))
+
+    def token_density(self, grid: TokenGrid, block: int) -> float | None:
+        """Pairs of places within reach over all pairs, text besides."""
+        n, reach = grid.frame_tokens, self.reach(grid)
+        near = n * (2 * reach + 1) - reach * (reach + 1)
+        text = grid.tokens**2 - grid.video_tokens**2
+        return (near * grid.frames**2 + text) / grid.tokens**2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class First(Estimator):
     """The first keys of the sequence, for all queries: with a checkerboard order, thinned keys."""
 

@@ -17,7 +17,7 @@ from vidsparse.policies.compensation import (
 )
 from vidsparse.policies.estimator import Estimator
 from vidsparse.policies.exact import Antidiagonal, Exact
-from vidsparse.policies.geometric import Band, Disc, First, Neighbourhood, Places, Slab
+from vidsparse.policies.geometric import Band, Disc, First, FrameBand, Neighbourhood, Places, Slab
 from vidsparse.policies.observed import Observed
 from vidsparse.policies.orders import Axes, Checkerboard, Cycle, Hilbert, Order, Raster, Tile
 from vidsparse.policies.part import Part
@@ -55,6 +55,7 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "radial": Radial,
     "band": Band,
     "first": First,
+    "frame_band": FrameBand,
     "places": Places,
     "stripes": Stripes,
     "neighbourhood": Neighbourhood,
