@@ -204,6 +204,19 @@ PUBLISHED: tuple[Published, ...] = (
         source="Sliding Tile Attention, arXiv 2502.04507, without training",
     ),
     Published(
+        preset="gna",
+        releases=(HUNYUAN,),
+        settings={
+            "window_frames": 18,
+            "window_height": 24,
+            "window_width": 24,
+            "stride_frames": 16,
+            "stride_height": 8,
+            "stride_width": 8,
+        },
+        source="GNA, arXiv 2504.16922, 30 x 48 x 80 tokens",
+    ),
+    Published(
         preset="adaspa",
         releases=(HUNYUAN, COG_15),
         settings={"density": 0.2, **_dense(10, 50)},

@@ -148,4 +148,22 @@ AS_PUBLISHED: tuple[AsPublished, ...] = (
         "guidance branch at Wan 14B in 16 bits: refused with the number above "
         "`most_gigabytes=24`; means of blocks in its place were worse than no residual",
     ),
+    AsPublished(
+        preset="gna",
+        rule="NATTEN's rule along each axis: window, stride and dilation; tokens in boxes of "
+        "2 x 8 x 8, those of each dilation's residue together; HunyuanVideo's window of 18 x 24 x "
+        "24 at a stride of 16 x 8 x 8, 9% of 30 x 48 x 80; FLUX at 4096 x 4096: `window_height=80 "
+        "window_width=80 stride_height=16 stride_width=16 tile_frames=1 tile_height=16 "
+        "tile_width=8` (9.8%)",
+        rounded="nothing where tiles divide strides, windows and what is left beside them, as in "
+        "these two; elsewhere a block is computed whole if half of its pairs lie in a window",
+        differs="one window for all layers: the tables by layer of Cosmos-Predict2, for weights "
+        "trained so, are not here; dense for 24% of the steps, assumed from STA",
+    ),
+    AsPublished(
+        preset="clear",
+        rule="keys with dx^2 + dy^2 < radius^2 and all text, in every layer",
+        rounded="the circle, to blocks of 8 x 8 tokens of which a third of the pairs lie in it",
+        differs="its weights are trained for the mask; on others it is no more than a window",
+    ),
 )

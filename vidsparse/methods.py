@@ -7,8 +7,18 @@ from vidsparse.policies.choosing import ChooseBy
 from vidsparse.policies.compensation import Centroid, Levels, Rescale, Residual
 from vidsparse.policies.exact import Antidiagonal, Exact
 from vidsparse.policies.geometric import Axis, Band, Disc, First, FrameBand, Neighbourhood, Slab
+from vidsparse.policies.natten import Natten
 from vidsparse.policies.observed import Observed, Sweep
-from vidsparse.policies.orders import AXES, Axes, Checkerboard, Cycle, Hilbert, Raster, Tile
+from vidsparse.policies.orders import (
+    AXES,
+    Axes,
+    Checkerboard,
+    Cycle,
+    Hilbert,
+    Raster,
+    Residues,
+    Tile,
+)
 from vidsparse.policies.peak import Peak
 from vidsparse.policies.percentile import Percentile
 from vidsparse.policies.policy import Policy
@@ -267,6 +277,13 @@ METHODS: tuple[Preset, ...] = (
             estimator=Pooled(),
             selector=TopP(p=0.25, mass_of=MassOf.HEAD, scope=Scope.HEAD),
         ),
+    ),
+    Preset(
+        name="gna",
+        summary="A window of tokens around each query, shared by a stride of them",
+        source="GNA of NATTEN, arXiv 2504.16922, as published",
+        policy=Policy(order=Residues(), estimator=Natten(), selector=Threshold(), block=128),
+        schedule=_dense_until(0.24),  # of STA at the same window; GNA's own is not known
     ),
     Preset(
         name="clear",

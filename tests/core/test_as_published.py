@@ -21,9 +21,18 @@ from vidsparse.policies.choosing import _empty_and_uneven, by_loss, by_recall
 from vidsparse.policies.compensation import Levels, capped, most_alike
 from vidsparse.policies.estimator import Estimate, Measure
 from vidsparse.policies.exact import Exact
-from vidsparse.policies.geometric import Band, FrameBand
+from vidsparse.policies.geometric import Band, Disc, FrameBand
+from vidsparse.policies.natten import Natten
 from vidsparse.policies.observed import Observed, Sweep
-from vidsparse.policies.orders import Arranged, Axes, Checkerboard, Tile, coordinates
+from vidsparse.policies.orders import (
+    Arranged,
+    Axes,
+    Checkerboard,
+    Raster,
+    Residues,
+    Tile,
+    coordinates,
+)
 from vidsparse.policies.peak import Peak
 from vidsparse.policies.percentile import Percentile
 from vidsparse.policies.rows import Rounding, Rows
@@ -537,3 +546,58 @@ def test_a_residual_that_would_not_fit_is_refused_with_its_size():
         engine(q, q, q, call, lambda *x: x[0])
     allowed = PRESETS["re-ttention"].override({"most_gigabytes": 32})
     assert SparseAttention(allowed)(q, q, q, call, lambda *x: x[0]) is q
+
+
+# GNA and CLEAR
+
+
+def starts(length, window, stride):
+    """Where the window of each position starts, along one axis."""
+    rule = Natten(window_width=window, stride_width=stride)
+    place = coordinates(TokenGrid(1, 1, length))
+    inside = rule.distance(TokenGrid(1, 1, length), place[:, None], place[None]) <= 1
+    assert (inside.sum(dim=-1) == window).all()
+    return inside.int().argmax(dim=-1).tolist()
+
+
+def test_windows_of_gna_start_where_the_paper_puts_them():
+    assert starts(8, 4, 2) == [0, 0, 1, 1, 3, 3, 4, 4]
+    rows = starts(48, 24, 8)
+    assert [rows[8 * i] for i in range(6)] == [0, 0, 8, 16, 24, 24]
+    assert starts(30, 18, 16) == [0] * 16 + [12] * 14
+
+
+def test_a_dilated_window_holds_every_so_many_th_token():
+    grid = TokenGrid(1, 1, 11)
+    rule = Natten(window_width=2, stride_width=1, dilation_width=3)
+    place = coordinates(grid)
+    inside = rule.distance(grid, place[:, None], place[None]) <= 1
+    # residues 0: 0 3 6 9, 1: 1 4 7 10, 2: 2 5 8; leader j, start j - 1
+    by_hand = {0: [0, 3], 3: [0, 3], 6: [3, 6], 9: [6, 9], 4: [1, 4], 10: [7, 10], 8: [5, 8]}
+    for query, keys in by_hand.items():
+        assert inside[query].nonzero().flatten().tolist() == keys
+    assert rule.token_density(grid, 16) == pytest.approx(float(inside.float().mean()))
+    order = Residues(tile_width=2, dilation_width=3).positions(grid)
+    assert order is not None
+    assert order.tolist() == [0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8]
+
+
+def test_gna_computes_no_more_than_its_window_on_hunyuan_video():
+    found = forecast(PRESETS["gna"], TokenGrid(30, 48, 80), 50, None)
+    assert found.token_density == pytest.approx(0.09)
+    assert found.block_density == pytest.approx(0.09, rel=0.01)
+    flux = Natten(window_height=80, window_width=80, stride_height=16, stride_width=16)
+    assert flux.token_density(TokenGrid(1, 256, 256), 128) == pytest.approx(0.0977, abs=1e-4)
+    with pytest.raises(BadInputError, match="stride_width=30 is more than window_width=24"):
+        Natten(stride_width=30)
+
+
+@pytest.mark.parametrize(("radius", "is_seen"), [(2.0, False), (2.01, True)])
+def test_the_circle_of_clear_leaves_out_what_lies_on_it(make_inputs, radius, is_seen):
+    # of neighbouring blocks of a line the nearest of the tokens looked at are two apart
+    rule = Disc(radius=radius, overlap=1 / 64)
+    inputs = make_inputs(TokenGrid(1, 1, 48), 16)
+    policy = dataclasses.replace(PRESETS["clear"].policy, order=Raster(), estimator=rule)
+    keep = policy.plan(rule.estimate(inputs), inputs).to_block_mask()[0, 0]
+    at = torch.arange(3)
+    assert torch.equal(keep, (at[:, None] - at).abs() <= int(is_seen))

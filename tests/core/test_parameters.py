@@ -95,6 +95,8 @@ def test_every_parameter_that_is_listed_acts(name):
     settings |= {"window_frames": 4, "window_height": 4, "window_width": 4}
     preset, grid = PRESETS[name], GRID
     known = preset.parameters()
+    if name == "gna":
+        settings |= {f"stride_{axis}": 2 for axis in ("frames", "height", "width")}
     if name == "psa":
         settings, grid = {"min_tokens": 0, "tile_width": 4}, LARGE
     if not preset.schedule.ramp_until:

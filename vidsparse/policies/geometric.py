@@ -230,6 +230,7 @@ class Neighbourhood(Estimator):
         return farthest - TIE * (1 - apart(grid, q, k, units))
 
 
+OUTSIDE_ON_IT = -1.0 + 2.0**-24  # in float32 the next number after -1
 FAR = 1e6  # what no window reaches
 TIE = 1e-3  # less than any two windows differ by
 
@@ -326,7 +327,7 @@ class Disc(Estimator):
             return (q[..., 1:] - k[..., 1:]).float().norm(dim=-1) / self.radius
 
         score = -block_distance(inputs.blocks, distance, self.overlap)
-        return Estimate(scores=score, threshold=math.nextafter(-1.0, 0.0))
+        return Estimate(scores=score, threshold=OUTSIDE_ON_IT)
 
 
 def _check_sizes(rule: object, names: tuple[str, ...]) -> None:

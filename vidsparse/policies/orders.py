@@ -192,6 +192,47 @@ class Tile(StaticOrder):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Residues(StaticOrder):
+    """Every so-many-th token of each axis together, box by box in each such part.
+
+    The keys of a dilated window (NATTEN, arXiv 2504.16922) then fill blocks; without dilation it is
+    the order of ``Tile``.
+
+    Attributes:
+        tile_frames: Latent frames of a box, counted in its part.
+        tile_height: Rows of a box.
+        tile_width: Columns of a box.
+        dilation_frames: So many parts along the frames.
+        dilation_height: So many parts along the rows.
+        dilation_width: So many parts along the columns.
+    """
+
+    tile_frames: int = 2
+    tile_height: int = 8
+    tile_width: int = 8
+    dilation_frames: int = 1
+    dilation_height: int = 1
+    dilation_width: int = 1
+
+    def __post_init__(self) -> None:
+        for axis in ("frames", "height", "width"):
+            for name in (f"tile_{axis}", f"dilation_{axis}"):
+                if getattr(self, name) < 1:
+                    raise BadInputError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def positions(self, grid: TokenGrid) -> Tensor | None:
+        """Sort by part and box, stably."""
+        place = coordinates(grid)
+        dilation = torch.tensor([self.dilation_frames, self.dilation_height, self.dilation_width])
+        tile = torch.tensor([self.tile_frames, self.tile_height, self.tile_width])
+        keys = torch.cat([place % dilation, place // dilation // tile], dim=-1)
+        index = torch.zeros(len(place), dtype=torch.int64)
+        for column in keys.unbind(-1):
+            index = index * (int(column.max()) + 1) + column
+        return _with_text(index.argsort(stable=True), grid)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Hilbert(StaticOrder):
     """Along a 3-D Hilbert curve: tokens near on the curve are near in frame, row and column.
 

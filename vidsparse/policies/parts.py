@@ -18,8 +18,18 @@ from vidsparse.policies.compensation import (
 from vidsparse.policies.estimator import Estimator
 from vidsparse.policies.exact import Antidiagonal, Exact
 from vidsparse.policies.geometric import Band, Disc, First, FrameBand, Neighbourhood, Places, Slab
+from vidsparse.policies.natten import Natten
 from vidsparse.policies.observed import Observed
-from vidsparse.policies.orders import Axes, Checkerboard, Cycle, Hilbert, Order, Raster, Tile
+from vidsparse.policies.orders import (
+    Axes,
+    Checkerboard,
+    Cycle,
+    Hilbert,
+    Order,
+    Raster,
+    Residues,
+    Tile,
+)
 from vidsparse.policies.part import Part
 from vidsparse.policies.peak import Peak
 from vidsparse.policies.percentile import Percentile
@@ -40,6 +50,7 @@ ORDERS: dict[str, type[Order]] = {
     "axes": Axes,
     "cycle": Cycle,
     "checkerboard": Checkerboard,
+    "residues": Residues,
     "semantic": Semantic,
 }
 
@@ -61,6 +72,7 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "neighbourhood": Neighbourhood,
     "slab": Slab,
     "disc": Disc,
+    "natten": Natten,
     "random": Random,
 }
 
