@@ -161,6 +161,15 @@ AS_PUBLISHED: tuple[AsPublished, ...] = (
         "trained so, are not here; dense for 24% of the steps, assumed from STA",
     ),
     AsPublished(
+        preset="twilight",
+        rule="candidates by any estimator (`--set estimator=...`); scores of exact queries and "
+        "keys of 4 bits between each token's smallest and largest number; of each row's "
+        "candidates the fewest that hold .85 of their mass; the first two layers dense",
+        rounded="a query's choice, to blocks of queries: the mean of their probabilities",
+        differs="a method for decoding language, where one query chooses among pages of 16 and a "
+        "budget of 8,192: here half of the blocks are candidates; scores are made in plain torch",
+    ),
+    AsPublished(
         preset="clear",
         rule="keys with dx^2 + dy^2 < radius^2 and all text, in every layer",
         rounded="the circle, to blocks of 8 x 8 tokens of which a third of the pairs lie in it",

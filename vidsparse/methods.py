@@ -25,6 +25,7 @@ from vidsparse.policies.policy import Policy
 from vidsparse.policies.pooled import Pooled
 from vidsparse.policies.radial import Radial
 from vidsparse.policies.random import Random
+from vidsparse.policies.refined import Refined
 from vidsparse.policies.rows import Rounding, Rows
 from vidsparse.policies.scope import Scope
 from vidsparse.policies.selectors import Budget, MassOf, Threshold, TopP
@@ -277,6 +278,13 @@ METHODS: tuple[Preset, ...] = (
             estimator=Pooled(),
             selector=TopP(p=0.25, mass_of=MassOf.HEAD, scope=Scope.HEAD),
         ),
+    ),
+    Preset(
+        name="twilight",
+        summary="Half of the blocks by a draft, of these the likeliest by scores of 4-bit keys",
+        source="Twilight, arXiv 2502.02770",
+        policy=Policy(estimator=Pooled(), selector=Refined(p=0.85)),
+        schedule=_dense_until(0.0, layers=2),
     ),
     Preset(
         name="gna",

@@ -35,6 +35,7 @@ from vidsparse.policies.orders import (
 )
 from vidsparse.policies.peak import Peak
 from vidsparse.policies.percentile import Percentile
+from vidsparse.policies.refined import Refined, candidate_mass, in_bits
 from vidsparse.policies.rows import Rounding, Rows
 from vidsparse.policies.selectors import Selection
 from vidsparse.presets import PRESETS
@@ -601,3 +602,50 @@ def test_the_circle_of_clear_leaves_out_what_lies_on_it(make_inputs, radius, is_
     keep = policy.plan(rule.estimate(inputs), inputs).to_block_mask()[0, 0]
     at = torch.arange(3)
     assert torch.equal(keep, (at[:, None] - at).abs() <= int(is_seen))
+
+
+# Twilight
+
+
+def test_twilight_keeps_the_fewest_candidates_that_hold_its_share(make_inputs):
+    # one query, keys in five blocks of 16: of .5 .3 .1 .1 the first three hold .85, and the fifth
+    # block, the likeliest of all, is none of the candidates
+    k = torch.tensor([0.5, 0.3, 0.1, 0.1, 5.0]).log().repeat_interleave(16)
+    k = torch.stack([k, torch.zeros(80)], dim=-1)[None, None]
+    q = torch.tensor([1.0, 0.0]).expand(1, 1, 80, 2)
+    inputs = make_inputs(TokenGrid(1, 8, 10), 16, q=q, k=k, v=k)
+    draft = torch.tensor([4.0, 3.0, 2.0, 1.0, 0.0]).expand(1, 5, 5)
+    none = torch.zeros(5, 5, dtype=torch.bool)
+    rule = Refined(p=0.85, shortlist=0.8)
+    keep = select(rule, draft, inputs, always=none)
+    assert torch.equal(keep[0], torch.tensor([1, 1, 1, 0, 0]).bool().expand(5, 5))
+    more = select(dataclasses.replace(rule, p=0.95), draft, inputs, always=none)
+    assert torch.equal(more[0], torch.tensor([1, 1, 1, 1, 0]).bool().expand(5, 5))
+
+
+def test_keys_of_four_bits_have_sixteen_steps_from_their_smallest_to_their_largest():
+    x = torch.tensor([[-1.0, -0.96, 0.0, 2.0], [5.0, 5.0, 5.0, 5.0]])
+    steps = torch.tensor([0.0, 0.0, 5.0, 15.0]) * 0.2 - 1.0  # .04 of a step of .2 is none
+    torch.testing.assert_close(in_bits(x, 4), torch.stack([steps, x[1]]))
+
+
+def test_the_mass_of_candidates_is_their_attention_with_a_ragged_end(make_inputs):
+    grid = TokenGrid(1, 1, 40)
+    q, k = torch.randn(2, 1, 2, 40, 4)
+    inputs = make_inputs(grid, 16, q=q, k=k, v=k, scale=0.7)
+    index = torch.tensor([[0, 2, 1], [1, 0, 0], [0, 1, 2]]).expand(1, 2, 3, 3)
+    count = torch.tensor([2, 1, 3]).expand(1, 2, 3)
+    keep = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 1, 1]]).bool()
+    scores = q @ in_bits(k, 4).mT * 0.7
+    token = torch.arange(40) // 16
+    share = scores.masked_fill(~keep[token][:, token], -math.inf).softmax(dim=-1)
+    by_hand = torch.stack(
+        [
+            torch.stack(
+                [share[:, :, token == i][..., token == j].sum(-1).mean(-1) for j in range(3)], -1
+            )
+            for i in range(3)
+        ],
+        2,
+    )
+    torch.testing.assert_close(candidate_mass(inputs, index, count, 4), by_hand)

@@ -89,7 +89,7 @@ def test_every_grid_gives_finite_attention_and_exact_text_rows(name, grid):
 
 LITE = ("lite", "lite-attention")
 # a density of exactly one is the model's own attention
-FULL = {name: {"margin": -1e6} for name in LITE}
+FULL = {name: {"margin": -1e6} for name in LITE} | {"twilight": {"p": 1.0, "shortlist": 1.0}}
 P = ("svg2", "svg2-ear", "xattention", "rectified", "vmoba")
 
 

@@ -36,6 +36,7 @@ from vidsparse.policies.percentile import Percentile
 from vidsparse.policies.pooled import Pooled, SubBlock
 from vidsparse.policies.radial import Radial
 from vidsparse.policies.random import Random
+from vidsparse.policies.refined import Refined
 from vidsparse.policies.rows import Rows
 from vidsparse.policies.selectors import Budget, Selector, Threshold, TopK, TopP
 from vidsparse.policies.semantic import Semantic
@@ -84,6 +85,7 @@ SELECTORS: dict[str, type[Selector]] = {
     "tolerance": Tolerance,
     "percentile": Percentile,
     "rows": Rows,
+    "refined": Refined,
 }
 
 COMPENSATIONS: dict[str, type[Compensation]] = {
