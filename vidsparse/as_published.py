@@ -161,6 +161,17 @@ AS_PUBLISHED: tuple[AsPublished, ...] = (
         "trained so, are not here; dense for 24% of the steps, assumed from STA",
     ),
     AsPublished(
+        preset="vmoba",
+        rule="blocks are boxes of 2 frames, of 3 x 4 places in all frames, of 4 x 6 x 4, by layer; "
+        "each token goes by q . mean(k) as it is, moved to [0, 1] by its smallest and largest; its "
+        "own box is in, others follow until .25 of the sum is, one at least; its attention is to "
+        "exactly those; a `density` is the number of boxes instead, as its top-k; dense for 12 of "
+        "50 steps",
+        differs="boxes at the end of an axis are smaller, where its sizes have to divide; text is "
+        "seen by all and sees all; its other scopes of the threshold, a box, a head or all, are "
+        "not here; queries are copied for each box that they picked",
+    ),
+    AsPublished(
         preset="twilight",
         rule="candidates by any estimator (`--set estimator=...`); scores of exact queries and "
         "keys of 4 bits between each token's smallest and largest number; of each row's "

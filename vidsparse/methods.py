@@ -13,7 +13,7 @@ from vidsparse.policies.orders import (
     AXES,
     Axes,
     Checkerboard,
-    Cycle,
+    Chunks,
     Hilbert,
     Raster,
     Residues,
@@ -28,9 +28,10 @@ from vidsparse.policies.random import Random
 from vidsparse.policies.refined import Refined
 from vidsparse.policies.rows import Rounding, Rows
 from vidsparse.policies.scope import Scope
-from vidsparse.policies.selectors import Budget, MassOf, Threshold, TopP
+from vidsparse.policies.selectors import Budget, Threshold, TopP
 from vidsparse.policies.semantic import Remembered, Semantic, Start
 from vidsparse.policies.stripes import Stripes
+from vidsparse.policies.tokens import Tokens
 from vidsparse.policies.tolerance import Tolerance
 from vidsparse.policies.value_aware import Routing, ValueAware
 from vidsparse.preset import Preset
@@ -271,13 +272,10 @@ METHODS: tuple[Preset, ...] = (
     ),
     Preset(
         name="vmoba",
-        summary="Boxes in time, in the plane and in both, by layer; one threshold a head",
-        source="VMoBA, arXiv 2506.23858",
-        policy=Policy(
-            order=Cycle(),
-            estimator=Pooled(),
-            selector=TopP(p=0.25, mass_of=MassOf.HEAD, scope=Scope.HEAD),
-        ),
+        summary="Boxes in time, in the plane and in both, by layer; each token picks its own",
+        source="VMoBA, arXiv 2506.23858, as published",
+        policy=Policy(order=Chunks(), estimator=Pooled(), selector=Tokens()),
+        schedule=_dense_until(0.24),
     ),
     Preset(
         name="twilight",

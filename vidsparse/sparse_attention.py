@@ -377,17 +377,17 @@ class SparseAttention:
             attention, scale=work.inputs.scale, engine=self.engine, ran=self.stats.engines
         )
 
-    def _finished(self, out: Tensor, besides: float, work: Work, call: Call) -> Tensor:
+    def _finished(self, out: Tensor, besides: float | Tensor, work: Work, call: Call) -> Tensor:
         """What a plan gave, back in raster order; its density is counted.
 
         Args:
             out: ``(batch, heads, seq, head_dim)`` in the plan's order.
-            besides: Density of what was computed beside the plan.
+            besides: Density of what was computed beside the plan; of each head, as a tensor.
             work: The plan.
             call: Where in the generation this is.
         """
         head_density = work.head_density()
-        head_density = head_density + besides if besides else head_density
+        head_density = head_density + besides
         head_density = all_of(call.share, head_density).mean(dim=0)
         self._record(call, head_density)
         if call.share is not None:

@@ -38,6 +38,7 @@ from vidsparse.policies.percentile import Percentile
 from vidsparse.policies.refined import Refined, candidate_mass, in_bits
 from vidsparse.policies.rows import Rounding, Rows
 from vidsparse.policies.selectors import Selection
+from vidsparse.policies.tokens import Tokens
 from vidsparse.presets import PRESETS
 from vidsparse.progress import Progress
 from vidsparse.sparse_attention import Call, SparseAttention
@@ -649,3 +650,55 @@ def test_the_mass_of_candidates_is_their_attention_with_a_ragged_end(make_inputs
         2,
     )
     torch.testing.assert_close(candidate_mass(inputs, index, count, 4), by_hand)
+
+
+# VMoBA
+
+
+@pytest.mark.parametrize(
+    ("similarity", "picked"),
+    [  # of the first block, as they are moved to [0, 1]
+        ([0.2, 1.0, 0.6, 0.0], [1, 1, 0, 0]),  # own .111 of 1.8; .139 more is in block 1
+        ([1.0, 0.5, 0.25, 0.0], [1, 1, 0, 0]),  # own .571 is enough, and one follows all the same
+        ([0.0, 0.3, 1.0, 0.9], [1, 0, 1, 0]),  # own 0 of 2.2, block 2 has .4545
+        ([0.0, 1.0, 0.99, 0.98, 0.97, 0.96], [1, 1, 1, 0, 0, 0]),  # .204 of 4.9, then .406
+    ],
+)
+def test_a_token_of_vmoba_picks_its_own_box_and_the_most_similar_up_to_a_quarter(
+    similarity, picked
+):
+    scores = (torch.tensor(similarity) * 7 - 3)[None, None, None]  # moved back to [0, 1]
+    own = torch.arange(len(similarity)) == 0
+    found = Tokens(p=0.25)._picked(scores, own, None, 1.0)
+    assert found[0, 0, 0].int().tolist() == picked
+    two = Tokens(p=0.25)._picked(scores, own, 2 / len(similarity), 1.0)
+    assert int(two.sum()) == 2
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_vmoba_attends_from_each_token_to_exactly_the_boxes_that_it_picked(layer):
+    grid = TokenGrid(5, 7, 9, 3, 4)  # no box divides an axis
+    preset = PRESETS["vmoba"].override({"min_tokens": 0})
+    engine, works = SparseAttention(preset, strict=True), []
+    engine.observers.append(lambda call, work, *rest: works.append(work))
+    q, k, v = torch.randn(3, 1, grid.tokens, 2, 8)
+    call = Call(grid=grid, layer=layer, step=0, progress=Progress.alone(0.5))
+    out = engine(2 * q, k, v, call, dense)
+    place = coordinates(grid)
+    sizes = [(2, 7, 9), (5, 3, 4), (4, 6, 4)][layer]
+    boxes = place // torch.tensor(sizes)
+    number = boxes.amax(dim=0) + 1
+    box = (boxes[:, 0] * number[1] + boxes[:, 1]) * number[2] + boxes[:, 2]
+    of_token = torch.cat([torch.full((3,), -1), box, torch.full((4,), -1)])
+    pairs = 0
+    for head in range(2):
+        query, key = 2 * q[0, :, head], k[0, :, head]
+        means = torch.stack([key[of_token == i].mean(dim=0) for i in range(int(number.prod()))])
+        own = of_token[:, None] == torch.arange(len(means))
+        chosen = Tokens()._picked((query @ means.T)[None, None], own, None, 1.0)[0, 0]
+        seen = chosen[:, of_token] | (of_token < 0) | (of_token < 0)[:, None]
+        scores = (query @ key.T / math.sqrt(8)).masked_fill(~seen, -math.inf)
+        torch.testing.assert_close(out[0, :, head], scores.softmax(-1) @ v[0, :, head])
+        pairs += int(seen.sum())
+    assert engine.stats.mean_density == pytest.approx(pairs / (2 * grid.tokens**2))
+    assert works[0].plan.density >= engine.stats.mean_density

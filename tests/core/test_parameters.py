@@ -232,7 +232,7 @@ def test_what_is_given_takes_the_place_of_what_decided_before():
         ("draft", {"selector": TopK}, "selector takes top_k or .* or such a part, got"),
         ("draft", {"compensation": TopK()}, "compensation takes none or .*, or such a part, got"),
         ("draft", {"order": 3}, "order takes raster or .*, or such a part, got 3"),
-        ("vmoba", {"chunk_frames": 0}, "chunk_frames must be at least 1, got 0"),
+        ("vmoba", {"order": "cycle", "chunk_frames": 0}, "chunk_frames must be at least 1, got 0"),
     ],
 )
 def test_what_a_part_needs_is_said_in_a_sentence(name, changes, message):

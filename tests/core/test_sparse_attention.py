@@ -220,7 +220,8 @@ def test_a_hundred_calls_with_as_many_densities_do_not_grow_the_memory(dense, na
         engine(q, k, v, call, dense)
         sizes.append(engine.stats.memory_bytes + engine.stats.host_memory_bytes)
     assert max(sizes[40:]) <= max(sizes[:40])
-    assert (max(sizes) > 0) == (name != "psa")  # its levels are planned at every call
+    # levels and tokens are planned at every call
+    assert (max(sizes) > 0) == (name not in ("psa", "vmoba"))
 
 
 def test_the_ramp_is_followed_by_the_realised_density(dense):

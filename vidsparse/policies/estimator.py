@@ -14,7 +14,7 @@ from vidsparse.grid import TokenGrid
 from vidsparse.head_sharing import HeadShare
 from vidsparse.kernels.engines.observe import Observed
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.kernels.planning.pooling import pool_blocks, pool_ragged
+from vidsparse.kernels.planning.pooling import only_finite, pool_blocks, pool_ragged
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.part import Part
 from vidsparse.purse import Purse
@@ -123,6 +123,14 @@ class Inputs:
         """
         return _means(_there(self.q), self.blocks.block, self.blocks.q_offsets, finite=True)
 
+    def tokens(self, at: slice) -> Tensor:
+        """Similarity of queries to the mean key of each block, ``(batch, heads, tokens, N)``.
+
+        Args:
+            at: Which tokens.
+        """
+        return only_finite(_there(self.q)[:, :, at]).float() @ self.k_means.mT
+
     @cached_property
     def k_means(self) -> Tensor:
         """Mean key of each block, float32 ``(batch, heads, N, head_dim)``."""
@@ -177,6 +185,8 @@ class Estimator(Part, ABC):
     """Whether its estimate has a threshold, so that it needs no density."""
     takes_clusters: ClassVar[bool] = False
     """Whether it scores blocks of unequal size."""
+    scores_tokens: ClassVar[bool] = False
+    """Whether ``Inputs.tokens``, each query against mean keys, is what it goes by."""
     observes: ClassVar[bool] = False
     """Whether it learns from what the kernel saw: it then runs plans, and has an ``observe``."""
     keeps_over_steps: ClassVar[str | None] = None

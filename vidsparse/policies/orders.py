@@ -51,6 +51,11 @@ class Order(Part, ABC):
     """Whether tokens leave the places they come in."""
 
     @property
+    def learned(self) -> bool:
+        """Whether it is made of the tokens themselves, and so is worth sharing."""
+        return not self.static
+
+    @property
     def spreads_frames(self) -> bool:
         """Whether the tokens of one frame stand in nearly every block."""
         return False
@@ -336,6 +341,108 @@ class Checkerboard(StaticOrder):
         left = coordinates(grid).sum(dim=-1) % 8
         turned = (left & 1) * 4 + (left & 2) + (left >> 2)
         return _with_text(turned.argsort(stable=True), grid)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunks(Order):
+    """Boxes of time, of the plane and of both, by layer, each a block: VMoBA, arXiv 2506.23858.
+
+    A block is a whole box, whatever its size; boxes at the end of an axis are smaller where they
+    must be. Text is a block of its own at either end.
+
+    Attributes:
+        time_frames: Latent frames of the boxes of the first kind, which are whole frames.
+        plane_height: Rows of the boxes of the second kind, which reach through all frames.
+        plane_width: Their columns.
+        box_frames: Latent frames of the boxes of the third kind.
+        box_height: Their rows.
+        box_width: Their columns.
+    """
+
+    time_frames: int = 2
+    plane_height: int = 3
+    plane_width: int = 4
+    box_frames: int = 4
+    box_height: int = 6
+    box_width: int = 4
+
+    static: ClassVar[bool] = False
+    per_layer: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 1:
+                raise BadInputError(
+                    f"{field.name} must be at least 1, got {getattr(self, field.name)}"
+                )
+
+    @property
+    def learned(self) -> bool:
+        """Boxes are of the grid alone."""
+        return False
+
+    @property
+    def clusters_queries(self) -> bool:
+        """Blocks are boxes."""
+        return True
+
+    @property
+    def clusters_keys(self) -> bool:
+        """Blocks are boxes."""
+        return True
+
+    def in_layer(self, layer: int, grid: TokenGrid) -> Tile:
+        """The boxes of a layer."""
+        sizes = [
+            (self.time_frames, grid.height, grid.width),
+            (grid.frames, self.plane_height, self.plane_width),
+            (self.box_frames, self.box_height, self.box_width),
+        ]
+        frames, height, width = sizes[layer % 3]
+        return Tile(tile_frames=frames, tile_height=height, tile_width=width)
+
+    def arrange(self, inputs: Inputs) -> Arranged:
+        """Permute as this layer does, and say where boxes start."""
+        blocks, tile = inputs.blocks, self.in_layer(inputs.layer, inputs.blocks.grid)
+        order = cached_positions(tile, blocks.grid, blocks.device)
+        arranged = Arranged(inputs) if order is None else in_order(inputs, order)
+        starts = cached_starts(tile, blocks.grid, blocks.device)
+        found = dataclasses.replace(
+            arranged.inputs.blocks, order=None, q_offsets=starts, kv_offsets=starts
+        )
+        return arranged._replace(inputs=dataclasses.replace(arranged.inputs, blocks=found))
+
+    def again(self, inputs: Inputs) -> Arranged:
+        """Permute as this layer does: the order does not change."""
+        return self.arrange(inputs)
+
+    def block_counts(
+        self, grid: TokenGrid, block: int, key_block: int | None = None
+    ) -> tuple[int, int]:
+        """How many boxes there are, text among them, in the layers with the most."""
+        numbers = [
+            cached_starts(self.in_layer(layer, grid), grid, torch.device("cpu")).shape[-1] - 1
+            for layer in range(3)
+        ]
+        return max(numbers), max(numbers)
+
+
+@functools.lru_cache(maxsize=32)
+def cached_starts(tile: Tile, grid: TokenGrid, device: torch.device) -> Tensor:
+    """Where the boxes of a tile order start, and the last ends, int32 ``(1, 1, boxes + 1)``."""
+    edges = [
+        torch.tensor([min(size, length - at) for at in range(0, length, size)])
+        for length, size in (
+            (grid.frames, tile.tile_frames),
+            (grid.height, tile.tile_height),
+            (grid.width, tile.tile_width or grid.width),
+        )
+    ]
+    sizes = (edges[0][:, None, None] * edges[1][:, None] * edges[2]).flatten().tolist()
+    sizes = [size for size in (grid.prefix, *sizes, grid.suffix) if size]
+    with torch.inference_mode(False):
+        starts = torch.tensor([0, *sizes]).cumsum(dim=0).to(torch.int32)
+        return starts[None, None].to(device)
 
 
 def coordinates(grid: TokenGrid) -> Tensor:

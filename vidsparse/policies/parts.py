@@ -23,6 +23,7 @@ from vidsparse.policies.observed import Observed
 from vidsparse.policies.orders import (
     Axes,
     Checkerboard,
+    Chunks,
     Cycle,
     Hilbert,
     Order,
@@ -41,6 +42,7 @@ from vidsparse.policies.rows import Rows
 from vidsparse.policies.selectors import Budget, Selector, Threshold, TopK, TopP
 from vidsparse.policies.semantic import Semantic
 from vidsparse.policies.stripes import Stripes
+from vidsparse.policies.tokens import Tokens
 from vidsparse.policies.tolerance import Tolerance
 from vidsparse.policies.value_aware import Routing, ValueAware
 
@@ -50,6 +52,7 @@ ORDERS: dict[str, type[Order]] = {
     "hilbert": Hilbert,
     "axes": Axes,
     "cycle": Cycle,
+    "chunks": Chunks,
     "checkerboard": Checkerboard,
     "residues": Residues,
     "semantic": Semantic,
@@ -86,6 +89,7 @@ SELECTORS: dict[str, type[Selector]] = {
     "percentile": Percentile,
     "rows": Rows,
     "refined": Refined,
+    "tokens": Tokens,
 }
 
 COMPENSATIONS: dict[str, type[Compensation]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -22,6 +21,7 @@ from vidsparse.policies.orders import Order, Raster
 from vidsparse.policies.part import Part
 from vidsparse.policies.scope import Scope, spend
 from vidsparse.policies.selectors import Selection, Selector, TopK, comparable
+from vidsparse.policies.work import Kernel, Work
 
 
 class Anchor(StrEnum):
@@ -113,7 +113,7 @@ class Policy:
     @property
     def branches_share(self) -> bool:
         """Whether guidance branches can share an order, a choice or a plan of their step."""
-        chosen = self.alternatives is not None or not self.order.static
+        chosen = self.alternatives is not None or self.order.learned
         return chosen or (self.can_reuse_plans and not self.static)
 
     @property
@@ -143,7 +143,8 @@ class Policy:
     @property
     def can_reuse_plans(self) -> bool:
         """Whether a plan serves another call: levels and observations are of their own."""
-        return self.compensation.reuses_plans and not self.estimator.observes
+        is_whole = self.compensation.reuses_plans and self.selector.reuses_plans
+        return is_whole and not self.estimator.observes
 
     def own_kept(self, blocks: Blocks) -> Tensor:
         """Text, and the diagonal where the selector keeps it, boolean ``(M, N)``."""
@@ -207,7 +208,14 @@ class Policy:
         keep = plan.to_block_mask() | estimate.besides
         return plan_of_lists(lists_of_mask(keep), inputs.blocks)
 
-    @property
-    def attend(self) -> Callable[..., tuple[Tensor, float]]:
-        """Runs a plan: ``Compensation.attend``, or that of an estimator which observes."""
-        return self.estimator.attend if self.estimator.observes else self.compensation.attend
+    def attend(
+        self, work: Work, kernel: Kernel, *, way: float, replan: int
+    ) -> tuple[Tensor, float | Tensor]:
+        """Run a plan, as ``Compensation.attend``.
+
+        Or as an estimator that observes does, or a selector of tokens.
+        """
+        if self.selector.per_token:
+            return self.selector.attend(work, kernel, way=way)
+        part = self.estimator if self.estimator.observes else self.compensation
+        return part.attend(work, kernel, way=way, replan=replan)
