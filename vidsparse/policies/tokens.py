@@ -93,8 +93,11 @@ class Tokens(Selector):
             chosen = torch.cat([each for _, each in self._choices(inputs, way)], dim=2)
         most = int(chosen.sum(dim=(2, 3)).max())
         some = max(1, GATHERED // (q.shape[0] * most * q.shape[3]))
-        parts = zip(*(x.split(some, dim=1) for x in (q, k, v, chosen)), strict=True)
-        out = torch.cat([attend_each(*part, inputs, kernel) for part in parts], dim=1)
+        split = (x.split(some, dim=1) for x in (q, k, v, chosen))
+        out = torch.cat(
+            [attend_each(q, k, v, c, inputs, kernel) for q, k, v, c in zip(*split, strict=True)],
+            dim=1,
+        )
         pairs = (chosen * inputs.blocks.kv_sizes).sum(dim=(2, 3)) / q.shape[2] ** 2
         return out, pairs - work.plan.head_density()
 
