@@ -79,8 +79,7 @@ AS_PUBLISHED: tuple[AsPublished, ...] = (
         "the first; dense for 10 steps",
         differs="at most half of the heads give, where more than half keep over .8 and the paper "
         "has no rule; a run of another length is searched every 20 steps: give `replan=8` for one "
-        "of 20; both passes of a search are plain torch; the log-sum-exps wait in host memory "
-        "(0.5 GB at Wan 14B)",
+        "of 20; the log-sum-exps wait in host memory (0.5 GB at Wan 14B)",
     ),
     AsPublished(
         preset="sparsed",

@@ -12,11 +12,11 @@ from torch import Tensor
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.planning.antidiagonal import antidiagonal_scores
+from vidsparse.kernels.planning.exact_mass import exact_mass
 from vidsparse.kernels.planning.pooling import only_finite
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
 
 LSE = "log-sum-exp of the first search"
-AT_ONCE = 1 << 26  # scores held at a time: 256 MiB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,9 +25,9 @@ class Exact(Estimator):
 
     Attributes:
         rows: Query rows drawn at random in each block, anew in every layer and step; 0 takes all,
-            which costs as much as dense attention.
+            which costs about half of dense attention on a GPU.
         cached_lse: Later searches of a run divide by each row's sum of the first, as AdaSpa does:
-            it saves a pass, and rows whose sums have grown weigh more in their block.
+            rows whose sums have grown since weigh more in their block.
     """
 
     rows: int = 0
@@ -54,11 +54,16 @@ class Exact(Estimator):
 
     def estimate(self, inputs: Inputs) -> Estimate:
         """Score each block by the log of its mass, ``(batch, heads, M, N)``."""
-        caches = self.cached_lse and not self.rows
-        lse = inputs.common.get(LSE) if caches else None
-        if caches and lse is None:
-            inputs.common.park(LSE, row_lse(inputs), inputs.step)
-        return Estimate(scores=sampled_mass(inputs, self.rows, lse).log())
+        if self.rows or not self.cached_lse:
+            return Estimate(scores=sampled_mass(inputs, self.rows).log())
+        blocks, (q, k, _), first = inputs.blocks, inputs.qkv, inputs.common.get(LSE)
+        mass, lse = exact_mass(
+            only_finite(q), k, q_block=blocks.block, kv_block=blocks.kv_block, scale=inputs.scale,
+            lse=first,
+        )  # fmt: skip
+        if first is None:
+            inputs.common.park(LSE, lse, inputs.step)
+        return Estimate(scores=mass.log())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,64 +94,31 @@ class Antidiagonal(Estimator):
         return Estimate(scores=mass.log())
 
 
-def sampled_mass(inputs: Inputs, rows: int, lse: Tensor | None = None) -> Tensor:
+def sampled_mass(inputs: Inputs, rows: int) -> Tensor:
     """Mean attention of query blocks to key blocks, from exact scores.
 
     Args:
         inputs: Of equal blocks.
         rows: Query rows drawn in each block, with repetition where a block is short; 0 for all.
-        lse: Log-sum-exp of every row's scores, ``(batch, heads, seq)``, of another step; None
-            takes that of now.
 
     Returns:
-        Float32 ``(batch, heads, M, N)``; rows sum to one under their own log-sum-exp.
+        Float32 ``(batch, heads, M, N)``; rows sum to one.
     """
-    blocks = inputs.blocks
-    at, weight = _sampled_rows(inputs, rows)  # (M, rows)
-    tokens = blocks.grid.tokens
-    missing = -tokens % blocks.kv_block
-    q, k, _ = inputs.qkv
-    key = k.float().mT
-    made = []
-    for part, share in zip(*_chunks(at, weight, inputs), strict=True):
-        scores = only_finite(q[:, :, part.flatten()]).float() @ key * inputs.scale
-        if lse is None:
-            shares = scores.softmax(dim=-1)
-        else:
-            shares = (scores - lse[:, :, part.flatten(), None]).exp()
-        mass = torch.nn.functional.pad(shares, (0, missing))
-        mass = mass.unflatten(-1, (-1, blocks.kv_block)).sum(dim=-1).unflatten(2, part.shape)
-        made.append((mass * share[..., None]).sum(dim=3))
-    return torch.cat(made, dim=2)
+    blocks, (q, k, _) = inputs.blocks, inputs.qkv
+    if rows:
+        q = q[:, :, _sampled_rows(inputs, rows).flatten()]
+    mass, _ = exact_mass(
+        only_finite(q), k, q_block=rows or blocks.block, kv_block=blocks.kv_block,
+        scale=inputs.scale,
+    )  # fmt: skip
+    return mass
 
 
-def row_lse(inputs: Inputs) -> Tensor:
-    """Log-sum-exp of every row's scores, float32 ``(batch, heads, seq)``."""
-    q, k, _ = inputs.qkv
-    key = k.float().mT
-    step = max(1, AT_ONCE // (q.shape[0] * q.shape[1] * q.shape[2]))
-    parts = (only_finite(part).float() @ key * inputs.scale for part in q.split(step, dim=2))
-    return torch.cat([part.logsumexp(dim=-1) for part in parts], dim=2)
-
-
-def _sampled_rows(inputs: Inputs, rows: int) -> tuple[Tensor, Tensor]:
-    """Which query rows stand for each block, and their weights, ``(M, rows)``."""
+def _sampled_rows(inputs: Inputs, rows: int) -> Tensor:
+    """Which query rows stand for each block, ``(M, rows)``."""
     blocks = inputs.blocks
     start = torch.arange(blocks.number) * blocks.block
     sizes = (blocks.grid.tokens - start).clamp(max=blocks.block)
-    if rows == 0:
-        at = start[:, None] + torch.arange(blocks.block)
-        inside = at < blocks.grid.tokens
-        at, weight = at.clamp(max=blocks.grid.tokens - 1), inside / sizes[:, None]
-    else:
-        generator = torch.Generator().manual_seed(inputs.layer * 100_003 + inputs.step)
-        drawn = torch.rand(blocks.number, rows, generator=generator)
-        at = start[:, None] + (drawn * sizes[:, None]).long()
-        weight = torch.full((blocks.number, rows), 1 / rows)
-    return at.to(blocks.device), weight.float().to(blocks.device)
-
-
-def _chunks(at: Tensor, weight: Tensor, inputs: Inputs) -> tuple[tuple[Tensor, ...], ...]:
-    batch, heads, tokens, _ = inputs.qkv[0].shape
-    step = max(1, AT_ONCE // (batch * heads * tokens * at.shape[1]))
-    return at.split(step), weight.split(step)
+    generator = torch.Generator().manual_seed(inputs.layer * 100_003 + inputs.step)
+    drawn = torch.rand(blocks.number, rows, generator=generator)
+    return (start[:, None] + (drawn * sizes[:, None]).long()).to(blocks.device)
