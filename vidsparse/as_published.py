@@ -27,6 +27,44 @@ class AsPublished:
 
 AS_PUBLISHED: tuple[AsPublished, ...] = (
     AsPublished(
+        preset="radial",
+        rule="the mask of its authors' code: near frames and the first one whole, bands that "
+        "halve with each doubling of the distance in time, distant frames thinned out",
+        rounded="a block is computed if a third of its pairs lie in the mask, counted on true "
+        "spans of tokens, where theirs drops blocks at the edges of frames",
+        differs="dense steps as published on its models alone; elsewhere the usual ramp",
+    ),
+    AsPublished(
+        preset="sta",
+        rule="a window of whole tiles around the tile of a query, moved inside at the borders",
+        differs="tiles of 4 x 4 x 4, where theirs are 6 x 8 x 8 (`tile_*`, `unit_*`); a head takes "
+        "the window or a slab by sampled error once a generation, where theirs are searched over "
+        "prompts for each step, layer and head",
+    ),
+    AsPublished(
+        preset="xattention",
+        rule="sums along antidiagonals at a stride of 8 in blocks of 128, softmax over a row, the "
+        "fewest blocks that hold .9",
+        differs="one threshold for all heads, where theirs are found for each; the diagonal stays",
+    ),
+    AsPublished(
+        preset="svg2-ear",
+        rule="the clusters of `svg2`; those that are skipped attend through their means, ln of "
+        "their size added; the clusters whose mean errs most are exact, as many keys as top-p .85 "
+        "pays for",
+        differs="clusters start at a few of their members of the step before, not at centroids; "
+        "keys are shared by need in a whole head; dense steps as published on its models alone",
+    ),
+    AsPublished(
+        preset="rectified",
+        rule="means of blocks of 128 along a curve; of each row the fewest that hold .3 and a "
+        "fifth at least; the output shrunk to its share of the mass, and mean values added of "
+        "blocks whose gain exceeds their error",
+        differs="a Hilbert curve in the smallest cube; means weighted by the size of blocks; no "
+        "blocks of the first frame and of neighbours, which a curve spreads; dense steps as "
+        "published on its models alone",
+    ),
+    AsPublished(
         preset="draft-attention",
         rule="means of windows of 8 x 16 of a frame; tokens reordered so that a window is a block "
         "of 128; of all entries of a head's map, rows summing to one, the share `density` from the "
