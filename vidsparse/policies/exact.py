@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,10 +10,13 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
+from vidsparse.grid import TokenGrid
 from vidsparse.kernels.planning.antidiagonal import antidiagonal_scores
 from vidsparse.kernels.planning.exact_mass import exact_mass
 from vidsparse.kernels.planning.pooling import only_finite
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
+
+LSE = "log-sum-exp of the first search"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,9 +26,12 @@ class Exact(Estimator):
     Attributes:
         rows: Query rows drawn at random in each block, anew in every layer and step; 0 takes all,
             which costs about half of dense attention on a GPU.
+        cached_lse: Later searches of a run divide by each row's sum of the first, as AdaSpa does:
+            rows whose sums have grown since weigh more in their block.
     """
 
     rows: int = 0
+    cached_lse: bool = False
 
     needs_data: ClassVar[bool] = True
     per_layer: ClassVar[bool] = False
@@ -35,9 +42,28 @@ class Exact(Estimator):
         if self.rows < 0:
             raise BadInputError(f"rows must be at least 0, got {self.rows}")
 
+    def idle(self, density: float | None) -> Mapping[str, str]:
+        """Rows that are drawn anew have no sums of an earlier step."""
+        if not self.rows:
+            return {}
+        return {"cached_lse": "rows are drawn anew at every step (rows=0 takes all)"}
+
+    def parked_bytes(self, grid: TokenGrid) -> int:
+        """A float32 for every row."""
+        return 4 * grid.tokens if self.cached_lse and not self.rows else 0
+
     def estimate(self, inputs: Inputs) -> Estimate:
         """Score each block by the log of its mass, ``(batch, heads, M, N)``."""
-        return Estimate(scores=sampled_mass(inputs, self.rows).log())
+        if self.rows or not self.cached_lse:
+            return Estimate(scores=sampled_mass(inputs, self.rows).log())
+        blocks, (q, k, _), first = inputs.blocks, inputs.qkv, inputs.common.get(LSE)
+        mass, lse = exact_mass(
+            only_finite(q), k, q_block=blocks.block, kv_block=blocks.kv_block, scale=inputs.scale,
+            lse=first,
+        )  # fmt: skip
+        if first is None:
+            inputs.common.park(LSE, lse, inputs.step)
+        return Estimate(scores=mass.log())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
