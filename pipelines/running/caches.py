@@ -21,29 +21,34 @@ Read = Callable[[str], Any]
 def _share(text: str) -> float:
     number = float(text)
     if not 0 <= number < math.inf:
-        raise ValueError
+        raise ValueError("it must be at least 0")
     return number
 
 
 def _count(text: str) -> int:
     number = int(text)
     if number < 0:
-        raise ValueError
+        raise ValueError("it must be at least 0")
     return number
 
 
 def _at_least_one(text: str) -> int:
-    if not _count(text):
-        raise ValueError
-    return _count(text)
+    number = _count(text)
+    if number < 1:
+        raise ValueError("it must be at least 1")
+    return number
 
 
 def _whether(text: str) -> bool:
-    return {"true": True, "false": False}[text.lower()]
+    if text.lower() not in ("true", "false"):
+        raise ValueError("it must be true or false")
+    return text.lower() == "true"
 
 
 def _ratios(text: str) -> tuple[float, ...]:
     found = json.loads(Path(text).expanduser().read_text(encoding="utf-8"))
+    if not isinstance(found, list) or not found:
+        raise ValueError("the file must hold a JSON list of numbers")
     return tuple(_share(str(number)) for number in found)
 
 
@@ -195,8 +200,8 @@ def read_cache(text: str) -> Cache:
             raise BadInputError(f"--cache {name} has {key} twice: give it once")
         try:
             settings[key] = kind.parameters[key](value)
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise BadInputError(f"--cache {name} cannot take {key}={value} ({error})") from error
+        except (ValueError, TypeError, OSError) as error:
+            raise BadInputError(f"--cache {name} cannot take {key}={value}: {error}") from error
     return Cache(name=name, settings=tuple(settings.items()))
 
 

@@ -132,8 +132,12 @@ def _run(
             f"the GPU ran out of memory at {request.frames} x {request.height} x {request.width}: "
             "take fewer frames or a smaller size"
         ) from error
-    except (AttributeError, AssertionError, IndexError, TypeError, ValueError) as error:
-        raise _explained(pipe, request, error) from error
+    except VidsparseError:
+        raise
+    except Exception as error:  # a library that is given anything raises anything
+        if not inputs_of(pipe).slots:
+            raise
+        raise VidsparseError(_reason(pipe, request, error)) from error
     if on_step is not None and not told:
         on_step(request.steps, request.steps)
     return made
@@ -175,13 +179,11 @@ def _accepted(pipe: Any, request: Request, wanted: dict[str, Any]) -> dict[str, 
     return {key: value for key, value in wanted.items() if key in known}
 
 
-def _explained(pipe: Any, request: Request, error: Exception) -> Exception:
-    """Why a pipeline failed, where the reason may be a file that it has not or cannot take."""
+def _reason(pipe: Any, request: Request, error: Exception) -> str:
+    """Why a pipeline failed, which may be for a file that it has not, or cannot take."""
     inputs, given = inputs_of(pipe), {file.role for file in request.inputs}
     missing = [f"--{slot.role}" for slot in inputs.slots if slot.role not in given]
-    if isinstance(error, VidsparseError) or not inputs.slots:
-        return error
     with_files = f"with --{', --'.join(sorted(given))}" if given else "from text alone"
     without = f"; it also takes {', '.join(missing)}" if missing else ""
     reason = " ".join(str(error).split()) or type(error).__name__
-    return VidsparseError(f"{type(pipe).__name__} failed {with_files}: {reason}{without}")
+    return f"{type(pipe).__name__} failed {with_files}: {reason}{without}"

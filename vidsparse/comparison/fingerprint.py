@@ -38,7 +38,7 @@ def of_machine(job: Job) -> dict[str, Any]:
         "device": job.device,
         "machine": machine,
         "dtype": job.dtype,
-        "stack": job.model.stack.describe(),
+        "stack": repr(job.model.stack),
         **versions(),
         "code": code(pixel_files()),
     }
