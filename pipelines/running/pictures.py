@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vidsparse.errors import BadInputError
-from vidsparse.pipelines.running.inputs import CONTROL, MASK, VIDEO
+from vidsparse.pipelines.running.inputs import CONTROL, MASK, PARAMETERS, VIDEO
 from vidsparse.pipelines.running.video import read_video
 
 
@@ -67,6 +67,23 @@ def look_at(role: str, path: str | Path) -> InputFile:
         role=role, path=path, sha256=digest, frames=frames, height=height, width=width,
         is_image=size is not None, fps=fps,
     )  # fmt: skip
+
+
+def look_at_all(
+    inputs: Mapping[str, str | Path | Sequence[str | Path]],
+) -> list[InputFile]:
+    """Look at the files of each role: one, or several.
+
+    Raises:
+        BadInputError: For an unknown role, or a file that is not what it should be.
+    """
+    found = []
+    for role, given in inputs.items():
+        if role not in PARAMETERS:
+            raise BadInputError(f"unknown input {role!r}: choose {', '.join(PARAMETERS)}")
+        paths = [given] if isinstance(given, str | Path) else given
+        found += [look_at(role, path) for path in paths]
+    return found
 
 
 def picture(file: InputFile) -> Image.Image:

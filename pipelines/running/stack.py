@@ -182,6 +182,15 @@ class Stack:
             )
 
 
+def is_compiled(pipe: Any) -> bool:
+    """Whether a transformer of a pipeline is compiled, or a part of one."""
+    return any(
+        getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
+        for transformer in _transformers(pipe)
+        for module in transformer.modules()
+    )
+
+
 def lora_files(path: Path) -> list[Path]:
     """The files of a LoRA."""
     return sorted(path.glob("*.safetensors")) if path.is_dir() else [path]

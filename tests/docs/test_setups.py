@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import LTXConditionPipeline
 from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsamplerModel
+from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXConditionPipeline
 from peft import LoraConfig, get_peft_model_state_dict
 
 import vidsparse

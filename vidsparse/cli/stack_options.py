@@ -102,13 +102,13 @@ class InputOptions:
             BadInputError: For one that is not there, or is not what it should be.
         """
         from vidsparse.pipelines.running import inputs
-        from vidsparse.pipelines.running.pictures import look_at
+        from vidsparse.pipelines.running.pictures import look_at_all
 
         given = {
-            inputs.IMAGE: self.image or [],
-            inputs.LAST_IMAGE: [self.last_image],
-            inputs.VIDEO: [self.video],
-            inputs.MASK: [self.mask],
-            inputs.CONTROL: [self.control],
+            inputs.IMAGE: self.image,
+            inputs.LAST_IMAGE: self.last_image,
+            inputs.VIDEO: self.video,
+            inputs.MASK: self.mask,
+            inputs.CONTROL: self.control,
         }
-        return [look_at(role, path) for role, paths in given.items() for path in paths if path]
+        return look_at_all({role: files for role, files in given.items() if files is not None})

@@ -20,7 +20,7 @@ from vidsparse.pipelines.running.checkpoints import (
     checkpoint_of,
     find_source,
 )
-from vidsparse.pipelines.running.stack import Stack, lora_files
+from vidsparse.pipelines.running.stack import Stack, is_compiled, lora_files
 
 SAMPLES = 64  # numbers of each tensor that tell one set of weights from another
 
@@ -89,11 +89,14 @@ class LoadedModel:
 
     Attributes:
         pipe: It.
-        stack: Nothing: what was done to it was done by others.
     """
 
     pipe: Any
-    stack: Stack = field(default_factory=Stack)
+
+    @property
+    def stack(self) -> Stack:
+        """Whether it is compiled, which its times depend on; all else was done by others."""
+        return Stack(compile=is_compiled(self.pipe))
 
     def load(self) -> Any:
         """It, as it is."""
