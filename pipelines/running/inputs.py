@@ -13,7 +13,7 @@ from vidsparse.errors import BadInputError
 
 IMAGE, LAST_IMAGE, VIDEO, MASK, CONTROL = "image", "last-image", "video", "mask", "control"
 PARAMETERS: Mapping[str, tuple[str, ...]] = {  # of a call, the first that it has
-    IMAGE: ("image", "images", "input_images", "reference_images", "ref_image"),
+    IMAGE: ("image", "images", "input_images", "cond_image", "reference_images", "ref_image"),
     LAST_IMAGE: ("last_image",),
     VIDEO: ("video",),
     MASK: ("mask_image", "mask_video", "mask", "control_mask"),

@@ -67,6 +67,8 @@ CASES = {
     ),
     "image to image": ("FluxImg2ImgPipeline", "--image small.png", (1, 24, 32)),
     "filling in": ("FluxFillPipeline", "--image small.png --mask mask.png", (1, 24, 32)),
+    "edges to follow": ("FluxControlPipeline", "--control small.png", (1, 24, 32)),
+    "a video to follow": ("CogVideoXFunControlPipeline", "--control video.mp4", (9, 48, 64)),
     "an instruction": ("FluxKontextPipeline", "--image small.png", (1, 24, 32)),
 }  # fmt: skip
 

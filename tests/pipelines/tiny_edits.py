@@ -23,9 +23,13 @@ FROM = {  # each class, and the pipeline from text that it is made of
     "FluxImg2ImgPipeline": "flux",
     "FluxKontextPipeline": "flux",
     "FluxFillPipeline": "flux",
+    "FluxControlPipeline": "flux",
+    "CogVideoXFunControlPipeline": "cogvideox",
 }
 WIDER: dict[str, tuple[str, dict[str, Any]]] = {  # class and changes of its transformer's config
     "FluxFillPipeline": ("FluxTransformer2DModel", {"in_channels": 12, "out_channels": 4}),
+    "FluxControlPipeline": ("FluxTransformer2DModel", {"in_channels": 8, "out_channels": 4}),
+    "CogVideoXFunControlPipeline": ("CogVideoXTransformer3DModel", {"in_channels": 8}),
     "CogVideoXImageToVideoPipeline": ("CogVideoXTransformer3DModel", {"in_channels": 8}),
     "WanImageToVideoPipeline": ("WanTransformer3DModel", {"in_channels": 36}),
     "WanVACEPipeline": (

@@ -95,6 +95,9 @@ class RunOptions:
         files = given.files()
         requests = [self._request(checkpoint, prompt, files, given.strength) for prompt in prompts]
         rate = rate_from(checkpoint, files)
+        if files and None in (self.height, self.width):
+            first = requests[0]
+            note(f"made at {first.frames} x {first.height} x {first.width}, for what is given")
         stack = options.stack(device, dtype, requests[0].steps, given.strength)
         if checkpoint.configs is not None:
             stack.check_folder(checkpoint.configs)
