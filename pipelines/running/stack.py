@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -48,7 +48,7 @@ class Stack:
     offload: Offload | None = None
     lora: Path | None = None
     vae_tiling: bool = False
-    steps: int | None = None
+    steps: int | None = field(default=None, repr=False)  # of a request, which says it itself
 
     def check(self, device: str, dtype: str) -> None:
         """Make sure that these go together, and that what they need is here.
