@@ -79,8 +79,9 @@ def build(model: Model, layers: int, offload: Any) -> Any:
     scheduler = UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=model.shift
     )
-    parts: Any = {"transformer": transformer, "vae": vae, "scheduler": scheduler}
-    pipe: Any = WanPipeline(**parts, tokenizer=None, text_encoder=None)
+    left_out: Any = dict.fromkeys(("tokenizer", "text_encoder"))
+    parts: Any = {"transformer": transformer, "vae": vae, "scheduler": scheduler} | left_out
+    pipe: Any = WanPipeline(**parts)
     pipe.set_progress_bar_config(disable=True)
     Stack(offload=offload, vae_tiling=True).set_up(pipe, DEVICE)
     return pipe
