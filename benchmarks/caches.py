@@ -71,8 +71,8 @@ def row(studio: Studio, preset: str, cache: str, whole: Counter[str], dense: Any
     }  # fmt: skip
     print(
         f"{facts['preset']:9s} {cache:18s} blocks {shares['ffn']:.2f} attention "
-        f"{shares['to_q']:.2f} density {density:.3f} gain {facts['gain']:.2f}x psnr {facts['psnr']:.2f} +- "
-        f"{half(facts):.2f} ssim {facts['ssim']:.3f}",
+        f"{shares['to_q']:.2f} density {density:.3f} gain {facts['gain']:.2f}x "
+        f"psnr {facts['psnr']:.2f} +- {half(facts):.2f} ssim {facts['ssim']:.3f}",
         flush=True,
     )
     return facts
