@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.linear_work import linear_work
-from vidsparse.pipelines.models import IMAGE, VIDEO, find_model
-from vidsparse.pipelines.running.checkpoints import Checkpoint
+from vidsparse.pipelines.models import find_model
+from vidsparse.pipelines.running.checkpoints import CHECKPOINTS, Checkpoint
 from vidsparse.pipelines.running.geometry import transformer_of
-from vidsparse.pipelines.running.skeleton import diffusers_class, skeleton
+from vidsparse.pipelines.running.named import named_skeleton
+from vidsparse.pipelines.running.skeleton import skeleton
 from vidsparse.run_time import Shapes
 
 
@@ -27,7 +27,7 @@ def shapes_of(checkpoint: Checkpoint, grid: TokenGrid) -> Shapes:
     Raises:
         BadInputError: When its configs do not say how wide it is.
     """
-    transformer = _transformer(checkpoint)
+    transformer = transformer_of(empty_pipeline(checkpoint))
     model, config = find_model(transformer), transformer.config
     layers = model.layers(transformer)
     heads = getattr(config, "num_attention_heads", None)
@@ -49,17 +49,13 @@ def shapes_of(checkpoint: Checkpoint, grid: TokenGrid) -> Shapes:
     )
 
 
-def _transformer(checkpoint: Checkpoint) -> Any:
-    """Without weights."""
-    if checkpoint.configs is not None:
-        return transformer_of(skeleton(checkpoint.configs))
-    from accelerate import init_empty_weights
+def empty_pipeline(checkpoint: Checkpoint) -> Any:
+    """The pipeline of a checkpoint without weights and text encoders; nobody may change it.
 
-    row, config = next(
-        (row, release.config)
-        for row in VIDEO + IMAGE
-        for release in row.releases
-        if release.name == checkpoint.release
-    )
-    with init_empty_weights():
-        return diffusers_class(row.transformers[0], Path(checkpoint.source))(**config)
+    Raises:
+        BadInputError: For a hub id whose configs nobody has fetched, or what ``skeleton`` refuses.
+    """
+    if checkpoint.configs is not None:
+        return skeleton(checkpoint.configs)
+    short = next(name for name, known in CHECKPOINTS.sources.items() if known == checkpoint.source)
+    return named_skeleton(short)
