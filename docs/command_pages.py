@@ -33,7 +33,11 @@ EXAMPLES = {
         "vidsparse plan --model wan2.1-14b --size 1280x720 --frames 81 --preset radial",
         "vidsparse plan --grid 21x45x80 --preset balanced --set mean_density=0.25 --json",
     ),
-    "bench": ("vidsparse bench kernels --density 0.25 --rounds 3",),
+    "bench": (
+        "vidsparse bench kernels --density 0.25 --rounds 3",
+        "vidsparse bench pipeline --model wan2.1-14b --layers 8 --compile -o wan.json",
+        "vidsparse bench pipeline --model flux.1-dev --size 2048x2048 --quantize fp8 --compile",
+    ),
     "presets": ("vidsparse presets", "vidsparse presets balanced --set selector=top_p --set p=0.3"),
     "doctor": ("vidsparse doctor",),
 }

@@ -226,6 +226,6 @@ def _warm_and_run(settings: Settings, real: RealSize, warm: int) -> dict[str, An
 def _facts(made: Timed) -> dict[str, Any]:
     return {
         "peak_bytes": made.peak_bytes,
-        "finite": made.finite,
+        "finite": bool(made.latents.isfinite().all()),
         "graphs_compiled": made.graphs,
     }
