@@ -8,7 +8,7 @@
     mean_density = 0.31
     ramp_until = 0.2
 
-    [budgets]                # optional: density at full sparsity of a layer, or of each of its heads
+    [budgets]    # if any: density at full sparsity of a layer, or of each of its heads
     0 = 0.6
     3 = [0.1, 0.4, 0.25, 0.25]
 

@@ -40,7 +40,7 @@ def named_skeleton(short: str) -> Any:
             diffusers_class(row.transformers[0], table)(**release.config)
             for _ in range(release.experts)
         ]
-        parts = dict(zip(("transformer", "transformer_2"), made, strict=False))
+        parts: dict[str, Any] = dict(zip(("transformer", "transformer_2"), made, strict=False))
         for name, (part, config) in (("scheduler", hub.scheduler), ("vae", hub.vae)):
             parts[name] = diffusers_class(part, table)(**config)
     given = parts | dict(hub.settings)

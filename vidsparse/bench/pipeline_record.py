@@ -81,8 +81,9 @@ class Record:
             whole = known[row["name"]]
             more: dict[str, Any] = {"whole_seconds": whole}
             for name, key in ((STOCK, "over_stock"), (BEST_DENSE, "over_best_dense")):
-                if known.get(name) and whole and row["name"] != REST:
-                    more[key] = known[name] / whole
+                base = known.get(name)
+                if base and whole and row["name"] != REST:
+                    more[key] = base / whole
             predicted = self._predicted(row)
             found.append(row | more | ({"predicted_seconds": predicted} if predicted else {}))
         return found

@@ -68,10 +68,11 @@ def quantize_blocks(transformer: Any, lists: Iterable[str], kind: Quantize) -> i
 
         def takes(module: nn.Module, path: str) -> bool:
             nonlocal count
-            is_linear = isinstance(module, nn.Linear) and not kept & set(path.split("."))
-            fits = is_linear and module.in_features % TILE == module.out_features % TILE == 0
-            count += bool(fits)
-            return bool(fits)
+            if not isinstance(module, nn.Linear) or kept & set(path.split(".")):
+                return False
+            fits = not module.in_features % TILE and not module.out_features % TILE
+            count += fits
+            return fits
 
         for name in lists:
             quantize_(transformer.get_submodule(name), chosen, filter_fn=takes)

@@ -57,9 +57,7 @@ def tune(
         raise BadInputError("give a prompt or --prompts FILE, not both")
     chosen = read_presets(preset, changes)
     numbers = read_seeds(seeds, run.seed)
-    texts: list[str | None] = (
-        [prompt] if prompts is None else [*dict.fromkeys(read_prompts(prompts))]
-    )
+    texts = [prompt] if prompts is None else list(dict.fromkeys(read_prompts(prompts)))
     job = replace(run, seed=numbers[0]).job(texts)
     spec = Spec(
         job=job,

@@ -81,7 +81,8 @@ class Target:
             return other is None or self.met(trial)
         if self.is_time == self.met(trial):  # both in time, or both not good enough
             return (trial.error, trial.seconds) < (other.error, other.seconds)
-        if abs(trial.seconds - other.seconds) <= NOISE * other.seconds:
+        near = abs(trial.seconds - other.seconds) <= NOISE * other.seconds
+        if near or trial.preset.name == other.preset.name:  # which computes less is then faster
             return (trial.density, trial.error) < (other.density, other.error)
         return trial.seconds < other.seconds
 
@@ -206,7 +207,8 @@ def save(
     for _ in range(SAVINGS):
         if target.is_time or not target.met(best):
             break
-        preset = make(best.preset, round(best.density - STEP, 6))
+        density = best.preset.policy.mean_density or best.density
+        preset = make(best.preset, round(density - STEP, 6))
         trial = None if preset is None else attempt(preset)
         if trial is None or not target.better(trial, best):
             break

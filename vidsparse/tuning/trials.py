@@ -1,4 +1,4 @@
-"""Trials: presets run on the prompts, measured against dense, and kept so that none is run twice."""
+"""Trials: presets run on the prompts, held against dense, and kept so that none is run twice."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from vidsparse.errors import BadInputError, DenseFallbackError
 from vidsparse.metrics.clips import finite_mean
 from vidsparse.metrics.psnr import decibels, squared_error
 from vidsparse.metrics.scores import Scorer
+from vidsparse.pipelines.running.generate import generate
+from vidsparse.pipelines.session import Session
 from vidsparse.preset import Preset
 from vidsparse.progress import Progress
 from vidsparse.tuning.search import Measure, Trial
@@ -111,15 +113,12 @@ class Trials:
                 self.finished.clips.save(case, DENSE, settings, kept(made.run), arrays)
 
     def layer_errors(self, preset: Preset) -> list[float]:
-        """Mean relative error of the attention of each layer at full sparsity, on the first case."""
+        """Mean relative error of each layer's attention at full sparsity, on the first case."""
         case, meter = self.cases[0], ErrorMeter()
-        from vidsparse.pipelines.running.generate import generate
-        from vidsparse.pipelines.session import Session
-
-        with self._piece(preset, f"errors of layers, {_short(case)}"):
-            with Session(self.pipe, preset) as session:
-                session.observe(meter)
-                generate(self.pipe, case.request, self.board.on_step)
+        piece = self._piece(preset, f"errors of layers, {_short(case)}")
+        with piece, Session(self.pipe, preset) as session:
+            session.observe(meter)
+            generate(self.pipe, case.request, self.board.on_step)
         ways = preset.schedule.ways(Progress.first(case.request.steps))
         layers = 1 + max(key.layer for key in meter.errors)
         table = meter.relative_l1(layers, case.request.steps)
