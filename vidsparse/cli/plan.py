@@ -30,7 +30,7 @@ def plan(
     size: Annotated[str | None, option("WIDTHxHEIGHT in pixels.", "--size")] = None,
     frames: Annotated[int | None, option("Frames of the video; 1 for images.", "--frames")] = None,
     preset: Annotated[
-        str, option("A name that `vidsparse presets` lists, or FILE.py:NAME.")
+        str, option("A name of `vidsparse presets`, FILE.py:NAME, or FILE.toml.")
     ] = "balanced",
     steps: Annotated[
         int | None, option("Denoising steps; by default the model's, or 50.", "--steps")

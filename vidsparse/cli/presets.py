@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 def presets(
     changes: PresetChanges,
     name: Annotated[
-        str | None, typer.Argument(help="Show this one's parameters; may be FILE.py:NAME.")
+        str | None,
+        typer.Argument(help="Show this one's; FILE.py:NAME, or FILE.toml."),
     ] = None,
     json: Json = False,
 ) -> None:

@@ -152,8 +152,8 @@ def _halve(base: Base, target: Target, attempt: Try, best: Trial | None) -> Iter
             low = middle + 1
             continue
         yield trial
-        if target.met(trial) == target.is_time:
-            low = middle + 1  # in time: there is room for more; or not good enough
+        if target.met(trial) == target.is_time:  # in time, so there is room for more; or too poor
+            low = middle + 1
         else:
             high = middle
         if best is not None and _is_hopeless(trial, best, target):
