@@ -1,4 +1,4 @@
-"""What a transformer works on, from its config: for the time of a run."""
+"""What a transformer works on, from its config: for the time and the memory of a run."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from typing import Any
 
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
-from vidsparse.pipelines.linear_work import linear_work
+from vidsparse.pipelines.linear_work import linear_work, widest
 from vidsparse.pipelines.models import find_model
 from vidsparse.pipelines.running.checkpoints import CHECKPOINTS, Checkpoint
 from vidsparse.pipelines.running.geometry import transformer_of
 from vidsparse.pipelines.running.named import named_skeleton
 from vidsparse.pipelines.running.skeleton import skeleton
+from vidsparse.preset import Preset
+from vidsparse.run_memory import Memory, estimate
 from vidsparse.run_time import Shapes
 
 
@@ -46,6 +48,31 @@ def shapes_of(checkpoint: Checkpoint, grid: TokenGrid) -> Shapes:
         head_dim=head_dim,
         linear=linear_work(model, transformer),
         samples=2 if guided else 1,
+    )
+
+
+def memory_of(checkpoint: Checkpoint, preset: Preset, grid: TokenGrid) -> Memory:
+    """The memory of a run in 16 bits, estimated.
+
+    Args:
+        checkpoint: As ``shapes_of`` takes it.
+        preset: What runs.
+        grid: Its tokens.
+
+    Raises:
+        BadInputError: As ``shapes_of`` does.
+    """
+    pipe = empty_pipeline(checkpoint)
+    shapes, transformer = shapes_of(checkpoint, grid), transformer_of(pipe)
+    model = find_model(transformer)
+    experts = [pipe.components.get(name) for name in ("transformer", "transformer_2")]
+    return estimate(
+        preset,
+        grid,
+        shapes,
+        weights=sum(each.num_parameters() for each in experts if each is not None),
+        inner=widest(model, transformer),
+        batch=1 if model.guidance == "calls" else shapes.samples,
     )
 
 

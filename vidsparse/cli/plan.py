@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from vidsparse.cli.options import Json, PresetChanges, option
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from vidsparse.run_time import RunTimes
 
 GRID_STEPS = 50  # of a run when only a grid is given
+ABOUT_MEMORY = (
+    "memory is that of the transformer in 16 bits: its weights, activations as in the one run whose "
+    "peak was measured (Wan 2.1 14B on an H200), and what the preset keeps from call to call"
+)
 
 
 def plan(
@@ -42,14 +47,18 @@ def plan(
     compiled: Annotated[
         bool, option("Of a transformer whose blocks are compiled.", "--compiled")
     ] = False,
+    all: Annotated[
+        bool, option("Every preset beside the others, to choose from.", "--all")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Say how much a preset computes on a grid, and how long a run takes."""
+    from vidsparse.cli.plan_all import Run, plan_all
     from vidsparse.forecast import forecast
     from vidsparse.pipelines.published import apply
     from vidsparse.pipelines.running.checkpoints import find_checkpoint
+    from vidsparse.pipelines.running.shapes import memory_of
 
-    chosen = changes.preset(preset)
     if (grid is None) == (model is None):
         raise BadInputError("give --grid, such as 21x45x80, or --model, such as wan2.1-14b")
     if grid is not None and (gpu is not None or compiled):
@@ -61,21 +70,28 @@ def plan(
     checkpoint = find_checkpoint(model) if model else _grid_checkpoint()
     tokens = TokenGrid.parse(grid) if grid else _model_grid(checkpoint, size, frames)
     number = checkpoint.or_default("steps", steps)
-    chosen, said = apply(chosen, checkpoint.release)
+    if all:
+        plan_all(Run(checkpoint, tokens, number, gpu, compiled), changes, preset, json=json)
+        return
+    chosen, said = apply(changes.preset(preset), checkpoint.release)
     found = forecast(chosen, tokens, number, checkpoint.layers, checkpoint.head_dim)
-    times, why_none = _times(found, checkpoint, gpu, compiled) if model else (None, [])
+    times, why_none = read_times(found, checkpoint, gpu, compiled=compiled) if model else (None, [])
+    memory = None if times is None else memory_of(checkpoint, chosen, tokens)
     notes = [
         *([said] if said else []),
         *found.notes,
         *([] if grid else _about_text(checkpoint.geometry)),
         *(why_none if times is None else times.notes()),
+        *([ABOUT_MEMORY] if memory else []),
     ]
     text = {"text_tokens": tokens.prefix + tokens.suffix, "layers": checkpoint.layers}
     if json:
         told = {} if times is None else {"time": times.to_json()}
+        told |= {} if memory is None else {"memory": memory.to_json()}
         answer_json(found.to_json() | text | told | {"notes": notes})
         return
-    answer(_table(found, text, times))
+    rows = [*(times.rows() if times else ()), *([memory.row()] if memory else ())]
+    answer(_table(found, text, rows))
     for sentence in notes:
         note(sentence)
 
@@ -116,8 +132,8 @@ def read_size(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _times(
-    found: Forecast, checkpoint: Checkpoint, gpu: str | None, compiled: bool
+def read_times(
+    found: Forecast, checkpoint: Checkpoint, gpu: str | None, *, compiled: bool
 ) -> tuple[RunTimes | None, list[str]]:
     """The time of a run, or a sentence why there is none, which is an error where it was asked for.
 
@@ -136,7 +152,7 @@ def _times(
     return predict(found, known, gpu or MEASURED, compiled=compiled), []
 
 
-def _table(found: Forecast, more: dict[str, int | None], times: RunTimes | None) -> Any:
+def _table(found: Forecast, more: dict[str, int | None], of_run: Sequence[tuple[str, str]]) -> Any:
     table = plain_table(preset="left", **{found.preset.name: "right"})
     facts = found.to_json()
     table.add_row("grid", facts["grid"])
@@ -151,6 +167,6 @@ def _table(found: Forecast, more: dict[str, int | None], times: RunTimes | None)
         table.add_row("mean density asked for", f"{asked:.3f}")
     table.add_row(f"mean density over {facts['steps']} steps", f"{found.mean_density:.3f}")
     table.add_row("steps that are dense", f"{found.dense_steps_share:.0%}")
-    for name, value in () if times is None else times.rows():
+    for name, value in of_run:
         table.add_row(name, value)
     return table
