@@ -1,12 +1,13 @@
 """How long a run takes: predicted from a model's shapes, a GPU's rates and what a preset computes.
 
 A layer is its linear layers (at the GPU's rate), all else that reads and writes tokens (at its
-memory's, and never less than launches take), and self-attention: dense at the rate of the fastest engine that diffusers takes by
-itself, or sparse by the line through timed calls. The rates of the H200 are fitted to measured
-forward calls of five models (benchmarks/results/real_sizes_h200.json and
-real_sizes_compiled_h200.json, ladder_calls_h200.json, ladder_shapes_h200.json), the floor to a run
-of the shipped model there, its text encoder and VAE among it (compare_49x256x256_h200.txt); those of
-other GPUs are its shares of the published peak and bandwidth, which makes them estimates.
+memory's), both never less than launches take, and self-attention: dense at the rate of the fastest
+engine that diffusers takes by itself, or sparse by the line through timed calls. The rates of the
+H200 are fitted to measured forward calls of five models (benchmarks/results/real_sizes_h200.json
+and real_sizes_compiled_h200.json, ladder_calls_h200.json, ladder_shapes_h200.json), the floor of
+launches to a run of the shipped model, its text encoder and VAE among it
+(compare_49x256x256_h200.txt); those of other GPUs are its shares of the published peak and
+bandwidth, which makes them estimates.
 """
 
 from __future__ import annotations
@@ -261,12 +262,16 @@ class RunTimes:
             found.append(f"{self.preset} is slower than dense here: planning outweighs it, {share}")
         elif self.gain < WORTH:
             found.append(f"{self.preset} gains next to nothing here: {share}")
-        if self.gain < WORTH and self.gains_from and self.gains_from > self.tokens:
-            found.append(
-                f"at {self.tokens:,} tokens there is nothing to gain with it: of the same model it "
-                f"gains from about {self.gains_from:,} tokens on"
-            )
-        return found
+        return found + self.nothing_to_gain()
+
+    def nothing_to_gain(self) -> list[str]:
+        """A sentence where a longer sequence of the same model would gain, and this does not."""
+        if self.gain >= WORTH or not self.gains_from or self.gains_from <= self.tokens:
+            return []
+        return [
+            f"at {self.tokens:,} tokens this model gains nothing with {self.preset}: it does from "
+            f"about {self.gains_from:,} tokens on"
+        ]
 
 
 def predict(found: Forecast, shapes: Shapes, gpu: str, *, compiled: bool = False) -> RunTimes:

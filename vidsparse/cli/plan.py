@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from vidsparse.forecast import Forecast
     from vidsparse.pipelines.running.checkpoints import Checkpoint
     from vidsparse.pipelines.running.geometry import Geometry
-    from vidsparse.run_time import RunTimes
+    from vidsparse.run_time import Shapes
 
 GRID_STEPS = 50  # of a run when only a grid is given
 ABOUT_MEMORY = (
-    "memory is that of the transformer in 16 bits: its weights, activations as in the one run whose "
-    "peak was measured (Wan 2.1 14B on an H200), and what the preset keeps from call to call"
+    "memory is that of the transformer in 16 bits: its weights, activations as in the one run "
+    "whose peak was measured (Wan 2.1 14B on an H200), and what the preset keeps between calls"
 )
 
 
@@ -58,6 +58,7 @@ def plan(
     from vidsparse.pipelines.published import apply
     from vidsparse.pipelines.running.checkpoints import find_checkpoint
     from vidsparse.pipelines.running.shapes import memory_of
+    from vidsparse.run_time import MEASURED, predict
 
     if (grid is None) == (model is None):
         raise BadInputError("give --grid, such as 21x45x80, or --model, such as wan2.1-14b")
@@ -75,7 +76,8 @@ def plan(
         return
     chosen, said = apply(changes.preset(preset), checkpoint.release)
     found = forecast(chosen, tokens, number, checkpoint.layers, checkpoint.head_dim)
-    times, why_none = read_times(found, checkpoint, gpu, compiled=compiled) if model else (None, [])
+    shapes, why_none = read_shapes(checkpoint, tokens, wanted=gpu is not None or compiled)
+    times = shapes and predict(found, shapes, gpu or MEASURED, compiled=compiled)
     memory = None if times is None else memory_of(checkpoint, chosen, tokens)
     notes = [
         *([said] if said else []),
@@ -132,24 +134,29 @@ def read_size(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def read_times(
-    found: Forecast, checkpoint: Checkpoint, gpu: str | None, *, compiled: bool
-) -> tuple[RunTimes | None, list[str]]:
-    """The time of a run, or a sentence why there is none, which is an error where it was asked for.
+def read_shapes(
+    checkpoint: Checkpoint, grid: TokenGrid, *, wanted: bool
+) -> tuple[Shapes | None, list[str]]:
+    """What the time of a run follows from, or a sentence why nothing is known, if that is no error.
+
+    Args:
+        checkpoint: Of which model; a grid alone has no source, and nothing is said then.
+        grid: Its tokens.
+        wanted: Whether a time was asked for.
 
     Raises:
-        BadInputError: For an unknown GPU, or a model of which too little is known for ``--gpu``.
+        BadInputError: For a model of which too little is known, where a time was asked for.
     """
     from vidsparse.pipelines.running import shapes
-    from vidsparse.run_time import MEASURED, predict
 
+    if not checkpoint.source:
+        return None, []
     try:
-        known = shapes.shapes_of(checkpoint, found.grid)
+        return shapes.shapes_of(checkpoint, grid), []
     except BadInputError as error:
-        if gpu is not None or compiled:
+        if wanted:
             raise
         return None, [str(error)]
-    return predict(found, known, gpu or MEASURED, compiled=compiled), []
 
 
 def _table(found: Forecast, more: dict[str, int | None], of_run: Sequence[tuple[str, str]]) -> Any:

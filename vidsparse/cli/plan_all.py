@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vidsparse.forecast import Forecast
     from vidsparse.pipelines.running.checkpoints import Checkpoint
     from vidsparse.preset import Preset
-    from vidsparse.run_time import RunTimes
+    from vidsparse.run_time import RunTimes, Shapes
 
 DEFAULT = "balanced"  # of --preset, which --all leaves out
 
@@ -70,6 +70,7 @@ def plan_all(run: Run, changes: PresetChanges, preset: str, *, json: bool) -> No
     Raises:
         BadInputError: For an unknown GPU, or another preset or a change, which would be of one.
     """
+    from vidsparse.cli.plan import read_shapes
     from vidsparse.presets import PRESETS
 
     if preset != DEFAULT or changes.set or changes.density is not None or changes.precision:
@@ -77,9 +78,11 @@ def plan_all(run: Run, changes: PresetChanges, preset: str, *, json: bool) -> No
             "--all plans every preset as it is: leave out --preset, --set, --density and "
             "--precision, or plan one preset"
         )
-    choices, notes = [], {}
+    wanted = run.gpu is not None or run.compiled
+    shapes, why_none = read_shapes(run.checkpoint, run.grid, wanted=wanted)
+    choices, notes = [], dict.fromkeys(why_none)
     for each in list(PRESETS.values()):
-        choice, said = _plan(each, run)
+        choice, said = _plan(each, run, shapes)
         choices.append(choice)
         notes |= dict.fromkeys(said)
     choices.sort(key=_order)
@@ -108,10 +111,10 @@ def plan_all(run: Run, changes: PresetChanges, preset: str, *, json: bool) -> No
         note(sentence)
 
 
-def _plan(preset: Preset, run: Run) -> tuple[Choice, list[str]]:
-    from vidsparse.cli.plan import read_times
+def _plan(preset: Preset, run: Run, shapes: Shapes | None) -> tuple[Choice, list[str]]:
     from vidsparse.forecast import forecast
     from vidsparse.pipelines.published import apply
+    from vidsparse.run_time import MEASURED, predict
 
     known = run.checkpoint
     preset, said = apply(preset, known.release)
@@ -119,11 +122,11 @@ def _plan(preset: Preset, run: Run) -> tuple[Choice, list[str]]:
     if preset.policy.any_density is None and not preset.policy.static:
         return Choice(preset, None, None), notes
     found = forecast(preset, run.grid, run.steps, known.layers, known.head_dim)
-    if not known.source:  # a grid alone
+    times = shapes and predict(found, shapes, run.gpu or MEASURED, compiled=run.compiled)
+    if times is None:
         return Choice(preset, found, None), notes
-    times, why_none = read_times(found, known, run.gpu, compiled=run.compiled)
-    about = times.basis() if times else []
-    return Choice(preset, found, times), [*notes, *about, *why_none]
+    nothing = times.nothing_to_gain() if preset.name == DEFAULT else []
+    return Choice(preset, found, times), [*notes, *times.basis(), *nothing]
 
 
 def _order(choice: Choice) -> tuple[bool, float, str]:
@@ -134,8 +137,6 @@ def _order(choice: Choice) -> tuple[bool, float, str]:
 
 
 def _table(choices: list[Choice]) -> Any:
-    from vidsparse.run_time import minutes
-
     timed = next((choice.times for choice in choices if choice.times), None)
     table = plain_table(
         preset="left", mean_density="right", dense_steps="right",
@@ -143,7 +144,7 @@ def _table(choices: list[Choice]) -> Any:
     )  # fmt: skip
     if timed is not None:
         share = f"attention is {timed.dense.attention_share:.0%} of it"
-        seconds = minutes(timed.steps * timed.dense.seconds)
+        seconds = _minutes(timed.steps * timed.dense.seconds)
         table.add_row("dense", "1.000", "100%", seconds, "1.00x", f"[dim]{share}")
     for choice in choices:
         found, times = choice.found, choice.times
@@ -151,13 +152,17 @@ def _table(choices: list[Choice]) -> Any:
             f"[bold]{choice.preset.name}[/bold]",
             f"{found.mean_density:.3f}" if found else "",
             f"{found.dense_steps_share:.0%}" if found else "",
-            *(
-                (minutes(times.sparse), f"{times.gain:.2f}x")
-                if times
-                else ("", "")
-                if timed
-                else ()
-            ),
+            *(_of_time(times) if timed else ()),
             f"[dim]{choice.preset.summary}",
         )
     return table
+
+
+def _of_time(times: RunTimes | None) -> tuple[str, str]:
+    return ("", "") if times is None else (_minutes(times.sparse), f"{times.gain:.2f}x")
+
+
+def _minutes(seconds: float) -> str:
+    from vidsparse.run_time import minutes
+
+    return minutes(seconds)
