@@ -10,7 +10,7 @@ from typing import Any
 
 from vidsparse.errors import BadInputError
 from vidsparse.pipelines.model import Hub, Release
-from vidsparse.pipelines.models import find_model
+from vidsparse.pipelines.models import IMAGE, VIDEO, find_model
 from vidsparse.pipelines.running.defaults import default_settings, takes_guidance
 from vidsparse.pipelines.running.geometry import Geometry, geometry_of, makes_images, transformer_of
 from vidsparse.pipelines.running.limits import check_number, check_steps
@@ -188,10 +188,22 @@ def find_source(model: str | Path) -> str | Path:
         return TINY if folder.resolve() == TINY.resolve() else folder.resolve()
     if not is_hub_id(str(model)):
         raise BadInputError(
-            f"there is no model folder {model}: give a folder, a hub id such as "
-            f"Wan-AI/Wan2.1-T2V-1.3B-Diffusers, or one of {', '.join(CHECKPOINTS)}"
+            f"there is no model folder {model}{_unnamed(str(model))}: give a folder, a hub id such "
+            f"as Wan-AI/Wan2.1-T2V-1.3B-Diffusers, or one of {', '.join(CHECKPOINTS)}"
         )
     return str(model)
+
+
+def _unnamed(text: str) -> str:
+    """What to say of a model that is supported, and has no name on the command line."""
+    unnamed = [row for row in VIDEO + IMAGE if not any(each.hub for each in row.releases)]
+    known = [name.strip() for row in unnamed for name in re.split("[,;]", row.name)]
+    found = [name for name in known if _letters(name) == _letters(text)]
+    return f" ({found[0]} is supported, but has no name here)" if found else ""
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"[^a-z]", "", text.lower())
 
 
 def is_hub_id(text: str) -> bool:

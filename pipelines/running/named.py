@@ -24,6 +24,15 @@ def named_releases() -> dict[str, tuple[Model, Release, Hub]]:
     }
 
 
+def named_transformer(short: str) -> Any:
+    """A transformer of a name in ``named_releases``, with empty weights."""
+    from accelerate import init_empty_weights
+
+    row, release, hub = named_releases()[short]
+    with without_network(), init_empty_weights():
+        return diffusers_class(row.transformers[0], Path(hub.repository))(**release.config)
+
+
 @cache
 def named_skeleton(short: str) -> Any:
     """The pipeline of a name in ``named_releases``, as ``skeleton`` makes one of a folder.
@@ -32,14 +41,11 @@ def named_skeleton(short: str) -> Any:
     """
     from accelerate import init_empty_weights
 
-    row, release, hub = named_releases()[short]
+    _, release, hub = named_releases()[short]
     table = Path(hub.repository)
+    made = [named_transformer(short) for _ in range(release.experts)]
     with without_network(), init_empty_weights():
         kind = pipeline_class(hub.pipeline, table)
-        made = [
-            diffusers_class(row.transformers[0], table)(**release.config)
-            for _ in range(release.experts)
-        ]
         parts: dict[str, Any] = dict(zip(("transformer", "transformer_2"), made, strict=False))
         for name, (part, config) in (("scheduler", hub.scheduler), ("vae", hub.vae)):
             parts[name] = diffusers_class(part, table)(**config)

@@ -10,7 +10,7 @@ from vidsparse.pipelines.linear_work import linear_work, widest
 from vidsparse.pipelines.models import find_model
 from vidsparse.pipelines.running.checkpoints import CHECKPOINTS, Checkpoint
 from vidsparse.pipelines.running.geometry import transformer_of
-from vidsparse.pipelines.running.named import named_skeleton
+from vidsparse.pipelines.running.named import named_releases, named_skeleton, named_transformer
 from vidsparse.pipelines.running.skeleton import skeleton
 from vidsparse.preset import Preset
 from vidsparse.run_memory import Memory, estimate
@@ -29,7 +29,7 @@ def shapes_of(checkpoint: Checkpoint, grid: TokenGrid) -> Shapes:
     Raises:
         BadInputError: When its configs do not say how wide it is.
     """
-    transformer = transformer_of(empty_pipeline(checkpoint))
+    transformer, _ = empty_transformer(checkpoint)
     model, config = find_model(transformer), transformer.config
     layers = model.layers(transformer)
     heads = getattr(config, "num_attention_heads", None)
@@ -62,18 +62,33 @@ def memory_of(checkpoint: Checkpoint, preset: Preset, grid: TokenGrid) -> Memory
     Raises:
         BadInputError: As ``shapes_of`` does.
     """
-    pipe = empty_pipeline(checkpoint)
-    shapes, transformer = shapes_of(checkpoint, grid), transformer_of(pipe)
+    shapes, (transformer, experts) = shapes_of(checkpoint, grid), empty_transformer(checkpoint)
     model = find_model(transformer)
-    experts = [pipe.components.get(name) for name in ("transformer", "transformer_2")]
     return estimate(
         preset,
         grid,
         shapes,
-        weights=sum(each.num_parameters() for each in experts if each is not None),
+        weights=experts * transformer.num_parameters(),
         inner=widest(model, transformer),
         batch=1 if model.guidance == "calls" else shapes.samples,
     )
+
+
+def empty_transformer(checkpoint: Checkpoint) -> tuple[Any, int]:
+    """The first transformer of a checkpoint without weights, and how many there are.
+
+    Raises:
+        BadInputError: As ``empty_pipeline`` does.
+    """
+    if checkpoint.configs is None:
+        short = _short(checkpoint)
+        return named_transformer(short), named_releases()[short][1].experts
+    pipe = skeleton(checkpoint.configs)
+    return transformer_of(pipe), 1 + (getattr(pipe, "transformer_2", None) is not None)
+
+
+def _short(checkpoint: Checkpoint) -> str:
+    return next(name for name, known in CHECKPOINTS.sources.items() if known == checkpoint.source)
 
 
 def empty_pipeline(checkpoint: Checkpoint) -> Any:
@@ -84,5 +99,4 @@ def empty_pipeline(checkpoint: Checkpoint) -> Any:
     """
     if checkpoint.configs is not None:
         return skeleton(checkpoint.configs)
-    short = next(name for name, known in CHECKPOINTS.sources.items() if known == checkpoint.source)
-    return named_skeleton(short)
+    return named_skeleton(_short(checkpoint))
