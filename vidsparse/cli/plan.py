@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from vidsparse.forecast import Forecast
     from vidsparse.pipelines.running.checkpoints import Checkpoint
     from vidsparse.pipelines.running.geometry import Geometry
-    from vidsparse.run_time import Shapes
 
 GRID_STEPS = 50  # of a run when only a grid is given
 ABOUT_MEMORY = (
@@ -53,7 +52,7 @@ def plan(
     json: Json = False,
 ) -> None:
     """Say how much a preset computes on a grid, and how long a run takes."""
-    from vidsparse.cli.plan_all import Run, plan_all
+    from vidsparse.cli.plan_all import Run, plan_all, read_shapes
     from vidsparse.forecast import forecast
     from vidsparse.pipelines.published import apply
     from vidsparse.pipelines.running.checkpoints import find_checkpoint
@@ -132,31 +131,6 @@ def read_size(text: str) -> tuple[int, int]:
     if found is None:
         raise BadInputError(f"cannot read the size {text!r}: write WIDTHxHEIGHT, such as 1280x720")
     return int(found[1]), int(found[2])
-
-
-def read_shapes(
-    checkpoint: Checkpoint, grid: TokenGrid, *, wanted: bool
-) -> tuple[Shapes | None, list[str]]:
-    """What the time of a run follows from, or a sentence why nothing is known, if that is no error.
-
-    Args:
-        checkpoint: Of which model; a grid alone has no source, and nothing is said then.
-        grid: Its tokens.
-        wanted: Whether a time was asked for.
-
-    Raises:
-        BadInputError: For a model of which too little is known, where a time was asked for.
-    """
-    from vidsparse.pipelines.running import shapes
-
-    if not checkpoint.source:
-        return None, []
-    try:
-        return shapes.shapes_of(checkpoint, grid), []
-    except BadInputError as error:
-        if wanted:
-            raise
-        return None, [str(error)]
 
 
 def _table(found: Forecast, more: dict[str, int | None], of_run: Sequence[tuple[str, str]]) -> Any:

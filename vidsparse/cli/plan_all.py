@@ -64,13 +64,37 @@ class Choice:
         }
 
 
+def read_shapes(
+    checkpoint: Checkpoint, grid: TokenGrid, *, wanted: bool
+) -> tuple[Shapes | None, list[str]]:
+    """What the time of a run follows from, or a sentence why nothing is known, if that is no error.
+
+    Args:
+        checkpoint: Of which model; a grid alone has no source, and nothing is said then.
+        grid: Its tokens.
+        wanted: Whether a time was asked for.
+
+    Raises:
+        BadInputError: For a model of which too little is known, where a time was asked for.
+    """
+    from vidsparse.pipelines.running import shapes
+
+    if not checkpoint.source:
+        return None, []
+    try:
+        return shapes.shapes_of(checkpoint, grid), []
+    except BadInputError as error:
+        if wanted:
+            raise
+        return None, [str(error)]
+
+
 def plan_all(run: Run, changes: PresetChanges, preset: str, *, json: bool) -> None:
     """Say of every preset how much it computes and how long a run takes, the fastest first.
 
     Raises:
         BadInputError: For an unknown GPU, or another preset or a change, which would be of one.
     """
-    from vidsparse.cli.plan import read_shapes
     from vidsparse.presets import PRESETS
 
     if preset != DEFAULT or changes.set or changes.density is not None or changes.precision:
