@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from context_parallel import share_the_sequence
 
-import vidsparse
+from vidsparse import sparsify
 from vidsparse.bench import denoising, real_size
 from vidsparse.bench.denoising import Timed, Video
 from vidsparse.bench.real_size import RealSize
@@ -73,7 +73,9 @@ def measure(
     """Stock, then each preset; a short run before each builds what is built once."""
     more: dict[str, Any] = {} if DEVICE == "cuda" else {"min_tokens": 0}
     for name in (STOCK, *args.presets.split(",")):
-        attached = nullcontext() if name == STOCK else vidsparse.sparsify(real.pipe, name, **more)
+        preset, _, precision = name.partition(":")
+        precise = more | ({"precision": precision} if precision else {})
+        attached = nullcontext() if name == STOCK else sparsify(real.pipe, preset, **precise)
         with attached as session:
             try:
                 together(real, video, args.warm)
@@ -119,7 +121,9 @@ def add(
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", nargs="?", default="wan2.1-14b")
-    parser.add_argument("--presets", default="balanced,fast")
+    parser.add_argument(
+        "--presets", default="balanced,fast", help="each as NAME or NAME:PRECISION (fast:int8)"
+    )
     parser.add_argument("--by", choices=["ulysses", "ring"], default="ulysses", help="of several")
     parser.add_argument("--layers", type=int, help="of the transformer; by default all")
     parser.add_argument("--steps", type=int, help="by default the model's")

@@ -176,8 +176,15 @@ def _compile(transformer: Any) -> None:
         ) from error
 
 
+def _start_over(settings: Settings) -> None:
+    """Forget compiled code: each session compiles once more, which torch does eight times alone."""
+    if settings.compiled:
+        torch._dynamo.reset()
+
+
 def _best_dense(settings: Settings, real: RealSize) -> dict[str, Any]:
     """Dense by the engine that is the fastest at the shape of the run."""
+    _start_over(settings)
     shapes = settings.shapes
     shape = 1, shapes.tokens, shapes.heads, shapes.head_dim
     times = time_dense_engines(shape, getattr(torch, settings.dtype), settings.device)
@@ -195,6 +202,7 @@ def _best_dense(settings: Settings, real: RealSize) -> dict[str, Any]:
 
 
 def _sparse(settings: Settings, real: RealSize, preset: Preset) -> dict[str, Any]:
+    _start_over(settings)
     with Session(real.pipe, preset) as session:
         made = _warm_and_run(
             settings, real, warm_steps(session.preset, settings.steps, real.blocks)

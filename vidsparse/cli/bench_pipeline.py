@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +13,7 @@ from vidsparse.errors import BadInputError
 
 if TYPE_CHECKING:
     from vidsparse.bench.pipeline_bench import Settings
+    from vidsparse.preset import Preset
 
 PANEL = "Pipeline"
 
@@ -114,7 +115,7 @@ def read_settings(options: PipelineOptions) -> Settings:
     guidance = checkpoint.guidance if checkpoint.takes_guidance else None
     changes = PresetChanges(set=options.set, precision=options.precision)
     names = [name.strip() for name in options.preset.split(",")]
-    presets = [apply(changes.preset(name), checkpoint.release)[0] for name in names]
+    presets = [apply(_preset(name, changes), checkpoint.release)[0] for name in names]
     if len({preset.name for preset in presets}) < len(presets):
         raise BadInputError(f"--preset takes presets of different names, got {options.preset}")
     return Settings(
@@ -128,6 +129,15 @@ def read_settings(options: PipelineOptions) -> Settings:
         compiled=options.compile,
         quantize=Quantize(options.quantize) if options.quantize else None,
     )
+
+
+def _preset(text: str, changes: PresetChanges) -> Preset:
+    """A preset as it is written: NAME, or NAME:PRECISION, which then stands in its name."""
+    name, _, precision = text.rpartition(":")
+    if precision not in ("model", "int8") or not name:
+        return changes.preset(text)
+    found = replace(changes, precision=precision).preset(name)
+    return replace(found, name=f"{found.name}-{precision}")
 
 
 def _about(settings: Settings) -> str:
