@@ -5,6 +5,7 @@ import json
 import pytest
 
 from vidsparse.bench import pipeline_bench
+from vidsparse.cli.bench_pipeline import PipelineOptions, read_settings
 
 LINE = "bench pipeline --model tiny --frames 5 --size 96x96 --steps 5 --layers 2 --set min_tokens=0"
 
@@ -97,3 +98,11 @@ def test_blocks_are_compiled_where_asked(cli, monkeypatch):
     found = read(cli(LINE, "--preset", "draft", "--compile", "--json"))
     assert compiled == [{"dynamic": False}]
     assert [row["compiled"] for row in found["rows"]] == [False, False, True, True]
+
+
+def test_a_precision_stands_in_the_name_and_what_is_published_is_taken():
+    options = PipelineOptions(model="wan2.1-14b", layers=None, preset="balanced,radial:int8")
+    plain, eight = read_settings(options).presets
+    assert (plain.name, plain.precision) == ("balanced", "model")
+    assert (eight.name, eight.precision) == ("radial-int8", "int8")
+    assert eight.schedule.dense_layers == 1

@@ -36,7 +36,7 @@ class PipelineOptions:
     layers: Annotated[
         int | None, option("Blocks that run; the record extends them to all.", panel=PANEL)
     ] = None
-    preset: Annotated[str, option("With commas between, such as balanced,fast.", panel=PANEL)] = (
+    preset: Annotated[str, option("With commas between, each NAME or NAME:int8.", panel=PANEL)] = (
         "balanced,fast"
     )
     precision: Annotated[
@@ -99,7 +99,6 @@ def read_settings(options: PipelineOptions) -> Settings:
     from vidsparse.bench.denoising import Video
     from vidsparse.bench.pipeline_bench import Settings
     from vidsparse.bench.quantized import Quantize
-    from vidsparse.pipelines.published import apply
     from vidsparse.pipelines.running import load
     from vidsparse.pipelines.running.checkpoints import find_checkpoint
 
@@ -115,7 +114,7 @@ def read_settings(options: PipelineOptions) -> Settings:
     guidance = checkpoint.guidance if checkpoint.takes_guidance else None
     changes = PresetChanges(set=options.set, precision=options.precision)
     names = [name.strip() for name in options.preset.split(",")]
-    presets = [apply(_preset(name, changes), checkpoint.release)[0] for name in names]
+    presets = [_preset(name, changes, checkpoint.release) for name in names]
     if len({preset.name for preset in presets}) < len(presets):
         raise BadInputError(f"--preset takes presets of different names, got {options.preset}")
     return Settings(
@@ -131,12 +130,17 @@ def read_settings(options: PipelineOptions) -> Settings:
     )
 
 
-def _preset(text: str, changes: PresetChanges) -> Preset:
-    """A preset as it is written: NAME, or NAME:PRECISION, which then stands in its name."""
+def _preset(text: str, changes: PresetChanges, release: str | None) -> Preset:
+    """A preset as it is written, NAME or NAME:PRECISION, which then stands in its name.
+
+    What is published of it for the model is taken, as in a session.
+    """
+    from vidsparse.pipelines.published import apply
+
     name, _, precision = text.rpartition(":")
     if precision not in ("model", "int8") or not name:
-        return changes.preset(text)
-    found = replace(changes, precision=precision).preset(name)
+        return apply(changes.preset(text), release)[0]
+    found = apply(replace(changes, precision=precision).preset(name), release)[0]
     return replace(found, name=f"{found.name}-{precision}")
 
 
