@@ -7,13 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from vidsparse.bench import denoising, real_size
+from vidsparse.bench import denoising, dense_engine, real_size
 from vidsparse.bench.denoising import Video
+from vidsparse.bench.dense_engine import DenseEngine, dense_preset
 from vidsparse.bench.quantized import Quantize, quantize_blocks
+from vidsparse.comparison.baselines import dense_calls
 from vidsparse.errors import BadInputError
 from vidsparse.pipelines.models import find_model
 from vidsparse.pipelines.running.checkpoints import CHECKPOINTS, TINY, find_checkpoint
 from vidsparse.pipelines.running.shapes import empty_pipeline
+from vidsparse.pipelines.session import Session
 
 WHERE = Path(__file__).parents[1] / "pipelines" / "tiny_pipelines.py"
 BUILD = runpy.run_path(str(WHERE))["BUILDERS"]
@@ -81,3 +84,23 @@ def test_quantized_blocks_make_nearly_the_same():
     assert count == sum(isinstance(module, nn.Linear) for module in blocks)
     error = (real.pipe.transformer.blocks[0].attn1.to_q(x) - before).norm() / before.norm()
     assert 0 < error < 0.05
+
+
+def test_an_engine_computes_every_dense_call_of_a_session(monkeypatch):
+    real = real_size.build(find_checkpoint(TINY), layers=2, device="cpu", dtype="float32")
+    video = Video(frames=5, height=64, width=64, guidance=4.0)
+    stock = denoising.run(real.pipe, video, 2).latents
+    calls = []
+
+    def seen(q, k, v):
+        calls.append(q.shape)
+        return dense_calls(q, k, v)
+
+    monkeypatch.setattr(dense_engine, "dense_calls", seen)
+    layers = find_model(real.pipe.transformer).layers(real.pipe.transformer)
+    with Session(real.pipe, dense_preset()), DenseEngine(layers, "torch flash"):
+        made = denoising.run(real.pipe, video, 2).latents
+    assert calls == [(1, 4, 128, 64)] * 8  # layers, steps, branches
+    torch.testing.assert_close(made, stock, rtol=1e-4, atol=1e-4)
+    denoising.run(real.pipe, video, 2)
+    assert len(calls) == 8

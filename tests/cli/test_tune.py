@@ -46,8 +46,10 @@ def test_the_target_is_met_on_the_prompts_and_the_file_says_what_to_expect(tuned
 
 
 def test_every_command_and_sparsify_take_the_file(cli, tuned):
-    name = json.loads(cli("presets", tuned.path, "--json").out)["name"]
-    assert name == "mine"
+    shown = cli("presets", tuned.path)
+    assert "mine: balanced, tuned for 22 dB PSNR against dense" in shown.out
+    assert "expected: target 22 dB PSNR against dense, met" in " ".join(shown.err.split())
+    assert json.loads(cli("presets", tuned.path, "--json").out)["name"] == "mine"
     planned = cli("plan --model tiny --steps 20 --preset", tuned.path, "--json")
     assert planned.code == 0, planned.err
     pipe = load_pipeline()

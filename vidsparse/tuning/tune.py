@@ -16,9 +16,7 @@ from vidsparse.comparison.store import Clips
 from vidsparse.dial import LEAST, full_density, mean_density
 from vidsparse.errors import BadInputError
 from vidsparse.metrics.scores import Scorer
-from vidsparse.metrics.statistics import summarize
 from vidsparse.preset import Preset
-from vidsparse.preset_files import PresetFile, changed_parameters
 from vidsparse.presets import METHODS, find_preset
 from vidsparse.progress import Progress
 from vidsparse.tuning.layers import LayerErrors
@@ -33,8 +31,8 @@ from vidsparse.tuning.search import (
     save,
     search,
 )
-from vidsparse.tuning.trials import LPIPS, Clip, Trials, board_of
-from vidsparse.versions import versions
+from vidsparse.tuning.trials import LPIPS, Trials, board_of
+from vidsparse.tuning.verdict import preset_file, verdict
 
 BASES = ("balanced", "semantic")
 TRIALS = ".trials"  # folder of what was run, beside the preset file
@@ -139,14 +137,14 @@ def run_tuning(
             trials = Trials(finished=finished, pipe=pipe, error=error, board=board, scorer=scorer)
             trials.dense()
             best = _search(bases, target, trials)
-    file = _file(path, name, best, target, trials, command)
+    file = preset_file(path, name, best, target, trials, command)
     file.write()
     preset = file.preset(find_preset(file.base))
     tried = [trial for each in trials.clips if (trial := trials(each)) is not None]
     met = target.met(best) and best.gain > 1
     return Tuned(
         preset=preset, path=path, trial=best, met=met, tried=tried,
-        sentence=_verdict(best, target, trials),
+        sentence=verdict(best, target, trials),
     )  # fmt: skip
 
 
@@ -260,81 +258,3 @@ def _name_of(path: Path) -> str:
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem).strip("-_")
     taken = {method.name for method in METHODS} | {"dense", "sheet"}
     return f"{name}-tuned" if name in taken else name or "tuned"
-
-
-def _verdict(best: Trial, target: Target, trials: Trials) -> str:
-    found = trials.clips[best.preset]
-    density = f"{best.preset.name}, mean density {best.density:.3f}"
-    psnr = summarize([clip.psnr for clip in found], _prompts(trials)).mean
-    quality = "identical to dense" if psnr is None else f"{psnr:.1f} dB against dense"
-    if trials.error is Measure.LPIPS:
-        quality += f", LPIPS {best.error:.3f}"
-    did = f"{density}: {quality}, {best.seconds:.1f} s a run, {best.gain:.2f}x dense"
-    if not target.met(best):
-        return f"{target.said()} cannot be met by these presets; the best is {did}"
-    if best.gain <= 1:
-        return f"{target.said()} is met by nothing that is faster than dense; the best is {did}"
-    return f"{target.said()} is met by {did}"
-
-
-def _prompts(trials: Trials) -> list[str]:
-    return [str(case.prompt_index) for case in trials.cases]
-
-
-def _file(
-    path: Path, name: str, best: Trial, target: Target, trials: Trials, command: str
-) -> PresetFile:
-    """Everything that is to be known of the preset later."""
-    job, request = trials.finished.spec.job, trials.cases[0].request
-    found = trials.clips[best.preset]
-    budgets = best.preset.schedule.budgets
-    machine = trials.finished.machine
-    video = {key: getattr(request, key) for key in ("frames", "height", "width", "steps")}
-    grid = job.checkpoint.geometry.sequence(request.frames, request.height, request.width)
-    return PresetFile(
-        path=path,
-        name=name,
-        base=best.preset.name,
-        summary=f"{best.preset.name}, tuned for {target.said()}",
-        parameters=changed_parameters(best.preset, find_preset(best.preset.name)),
-        budgets={layer: list(each) for layer, each in budgets.layers} if budgets else {},
-        told={
-            "made_for": {
-                "model": str(job.checkpoint.release or job.checkpoint.source),
-                "pipeline": job.checkpoint.pipeline,
-                **video,
-                "guidance": request.guidance,
-                "grid": str(grid),
-                "dtype": job.dtype,
-                "machine": str(machine["machine"]),
-            },
-            "made_by": {"command": command, **{k: v for k, v in versions().items() if v}},
-            "expected": {
-                "target": target.said(),
-                "met": target.met(best) and best.gain > 1,
-                "clips": len(found),
-                "psnr": _interval([clip.psnr for clip in found], trials),
-                **_lpips(found, trials),
-                "seconds": _interval([clip.seconds for clip in found], trials),
-                "times_dense": _interval(
-                    [clip.dense_seconds / clip.seconds for clip in found], trials
-                ),
-                "mean_density": best.density,
-            },
-        },
-    )
-
-
-def _lpips(found: list[Clip], trials: Trials) -> dict[str, Any]:
-    if trials.error is not Measure.LPIPS:
-        return {}
-    return {"lpips": _interval([clip.lpips for clip in found], trials)}
-
-
-def _interval(values: list[float | None], trials: Trials) -> dict[str, Any]:
-    """Mean over prompts; its 95 % interval from three prompts on, and the extremes of clips."""
-    summary = summarize(values, _prompts(trials)).model_dump()
-    known = [value for value in values if value is not None]
-    extremes = {"least": min(known), "most": max(known)} if known else {"identical": len(values)}
-    kept = ("mean", "low", "high")
-    return {key: summary[key] for key in kept if summary[key] is not None} | extremes
