@@ -35,7 +35,15 @@ EXAMPLES = {
         "vidsparse plan --model wan2.1-14b --size 1280x720 --frames 81 --preset radial",
         "vidsparse plan --grid 21x45x80 --preset balanced --set mean_density=0.25 --json",
     ),
-    "bench": ("vidsparse bench kernels --density 0.25 --rounds 3",),
+    "tune": (
+        "vidsparse tune --prompts prompts.txt --target-psnr 28 -o my.toml",
+        "vidsparse tune --model wan2.1-1.3b --prompts prompts.txt --target-seconds 60 -o fast.toml",
+    ),
+    "bench": (
+        "vidsparse bench kernels --density 0.25 --rounds 3",
+        "vidsparse bench pipeline --model wan2.1-14b --layers 8 --compile -o wan.json",
+        "vidsparse bench pipeline --model flux.1-dev --size 2048x2048 --quantize fp8 --compile",
+    ),
     "presets": ("vidsparse presets", "vidsparse presets balanced --set selector=top_p --set p=0.3"),
     "doctor": ("vidsparse doctor",),
 }
@@ -46,6 +54,7 @@ MORE = {
     "compare": "[How to read a report](../comparing.md#how-to-read-it)",
     "inspect": "[Looking closer](../comparing.md#looking-closer)",
     "plan": "[The schedule and the dial](../methods.md#the-schedule-and-the-dial)",
+    "tune": "[A preset for your prompts](../comparing.md#a-preset-for-your-prompts)",
     "bench": "[Kernels on a GPU](../performance.md#kernels-on-a-gpu)",
     "presets": "[Methods](../methods.md)",
     "doctor": "[Kernels on a GPU](../performance.md#kernels-on-a-gpu)",

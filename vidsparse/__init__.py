@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vidsparse.policies.parts import register_part
     from vidsparse.preset import Preset
     from vidsparse.presets import PRESETS, register
+    from vidsparse.tuning.tune import Tuned
 
 __all__ = [
     "PRESETS",
@@ -40,6 +41,7 @@ __all__ = [
     "register_part",
     "session_of",
     "sparsify",
+    "tune",
 ]
 __version__ = VERSION
 _LATER = {  # these import torch
@@ -69,7 +71,8 @@ def sparsify(
 
     Args:
         target: A diffusers pipeline, or a transformer of one.
-        preset: A name in ``PRESETS``, a preset of your own, or ``FILE.py:NAME`` for one in a file.
+        preset: A name in ``PRESETS``, a preset of your own, or ``FILE.py:NAME`` for one in a
+            file, or a preset file such as ``tune`` writes, by its path.
             What its authors publish for this model is taken where no parameter says otherwise;
             ``session.preset`` is what runs.
         strict: Raise ``DenseFallbackError`` where a call would fall back to dense.
@@ -193,6 +196,86 @@ def compare(
         return run_comparison(
             spec, Path(out), command=command, reporter=reporter, overwrite=overwrite
         )
+
+
+def tune(
+    pipe: Any,
+    prompts: str | Sequence[str],
+    presets: str | Preset | Sequence[str | Preset] = ("balanced", "semantic"),
+    *,
+    target_psnr: float | None = None,
+    target_lpips: float | None = None,
+    target_seconds: float | None = None,
+    out: str | Path = "tuned.toml",
+    seeds: int | Sequence[int] = 0,
+    frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    weights: Weights | None = None,
+    strict: bool = False,
+    overwrite: bool = False,
+    progress: bool | Reporter = True,
+    **parameters: Any,
+) -> Tuned:
+    """Find the cheapest preset that meets a target on a few prompts, and write it to a file.
+
+    Whole runs are measured against dense ones of the same seed: first how much of the attention is
+    needed, then how the steps and the layers best share it. What was run is kept in a folder beside
+    the file, so that a later call goes on where this one stopped.
+
+    Args:
+        pipe: A diffusers pipeline that makes videos or images from text, without a session.
+        prompts: What the videos show; two or three are enough.
+        presets: Where to start: names, or presets of vidsparse with other parameters.
+        target_psnr: In dB against dense, at least; give one target.
+        target_lpips: Against dense, at most.
+        target_seconds: Of a run, at most: then the best that is in time is sought.
+        out: The preset file, which ``sparsify``, ``compare`` and ``--preset`` take by its path.
+        seeds: Of the noise; every prompt is made with each.
+        frames: Frames of a video; this and what follows is as the model's authors recommend
+            where it is left out.
+        height: In pixels.
+        width: In pixels.
+        steps: Denoising steps.
+        guidance: Guidance scale.
+        weights: Local weights of LPIPS.
+        strict: Raise ``DenseFallbackError`` where a call would fall back to dense.
+        overwrite: Whether a file that is there may be replaced.
+        progress: Show a bar over all of the work, on a terminal or in a notebook; or who is told
+            of it instead.
+        **parameters: Parameters of every preset to change.
+
+    Returns:
+        The preset, its file, and what every trial did; ``met`` says whether the target is met. If
+        it is not, the file has the best there is.
+
+    Raises:
+        BadInputError: For what cannot be tuned; nothing is made then.
+        VidsparseError: When a run fails; what was finished is kept.
+    """
+    from pathlib import Path
+
+    from vidsparse.cli.progress import PythonScreen
+    from vidsparse.comparison import of_pipe
+    from vidsparse.comparison.reporter import Silent
+    from vidsparse.tuning.tune import read_target, run_tuning
+
+    target = read_target(target_psnr, target_lpips, target_seconds)
+    video: dict[str, Any] = {"frames": frames, "height": height, "width": width}
+    video |= {"steps": steps, "guidance": guidance}
+    spec = of_pipe.spec_of(
+        pipe, presets, prompts, seeds, video=video, strict=strict, parameters=parameters,
+        weights=weights,
+    )  # fmt: skip
+    given = {f"target_{target.measure.value}": target.value} | video | parameters
+    reporter = PythonScreen() if progress is True else progress or Silent()
+    with of_pipe.as_it_was(pipe):
+        return run_tuning(
+            spec, target, Path(out), command=of_pipe.describe_call(spec, given, name="tune"),
+            reporter=reporter, overwrite=overwrite,
+        )  # fmt: skip
 
 
 def session_of(target: Any) -> Session | None:

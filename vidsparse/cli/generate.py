@@ -33,7 +33,7 @@ def generate(
     changes: PresetChanges,
     prompt: Prompt = None,
     preset: Annotated[
-        str, option("A name that `vidsparse presets` lists, or FILE.py:NAME.", panel="Sparsity")
+        str, option("A name of `vidsparse presets`, FILE.py:NAME, or FILE.toml.", panel="Sparsity")
     ] = "balanced",
     dense: Annotated[bool, option("No sparsity at all.", "--dense", panel="Sparsity")] = False,
     prompts: Annotated[

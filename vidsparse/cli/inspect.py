@@ -39,7 +39,7 @@ def inspect(
     changes: PresetChanges,
     prompt: Prompt = None,
     preset: Annotated[
-        str, option("A name that `vidsparse presets` lists, or FILE.py:NAME.", panel="Sparsity")
+        str, option("A name of `vidsparse presets`, FILE.py:NAME, or FILE.toml.", panel="Sparsity")
     ] = "balanced",
     layers: Annotated[
         str | None, option("Such as 0,5; by default first, middle and last.", panel="Pictures")

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     from vidsparse.pipelines.running.generate import Request
 
 PACKAGE = Path(__file__).resolve().parent.parent
-NOT_OF_PIXELS = ("cli", "comparison", "bench", "metrics")  # rooms that only call, measure or show
+NOT_OF_PIXELS = (
+    "cli",
+    "comparison",
+    "bench",
+    "metrics",
+    "tuning",
+)  # rooms that only call, measure or show
 
 
 def of_machine(job: Job) -> dict[str, Any]:

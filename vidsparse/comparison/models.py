@@ -15,10 +15,10 @@ from torch import nn
 from vidsparse.comparison.fingerprint import of_files
 from vidsparse.errors import BadInputError
 from vidsparse.pipelines.running.checkpoints import (
-    CHECKPOINTS,
     Checkpoint,
     checkpoint_of,
     find_source,
+    named,
 )
 from vidsparse.pipelines.running.stack import Stack, is_compiled, lora_files
 
@@ -117,10 +117,8 @@ class LoadedModel:
         """
         source = _source_of(self.pipe)
         found = checkpoint_of(self.pipe, source)
-        for row in CHECKPOINTS.values():
-            if row.source == source:
-                return replace(row, release=found.release)
-        return found
+        row = named(source)
+        return found if row is None else replace(row, release=found.release)
 
 
 def _source_of(pipe: Any) -> str | Path:

@@ -161,7 +161,7 @@ def read_seeds(given: int | Sequence[int]) -> list[int]:
     return found
 
 
-def describe_call(spec: Spec, given: Mapping[str, Any]) -> str:
+def describe_call(spec: Spec, given: Mapping[str, Any], name: str = "compare") -> str:
     """The call in Python, for the report; what was left out is left out."""
     changed = {k: v for k, v in given.items() if v is not None and v is not False}
     said = {
@@ -170,7 +170,7 @@ def describe_call(spec: Spec, given: Mapping[str, Any]) -> str:
         "seeds": list(spec.seeds),
         **changed,
     }
-    return f"vidsparse.compare(pipe, {', '.join(f'{k}={v!r}' for k, v in said.items())})"
+    return f"vidsparse.{name}(pipe, {', '.join(f'{k}={v!r}' for k, v in said.items())})"
 
 
 @contextmanager
