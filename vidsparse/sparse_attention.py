@@ -16,7 +16,8 @@ from vidsparse.grid import TokenGrid
 from vidsparse.head_sharing import HeadShare, all_of
 from vidsparse.kernels.attention import attention
 from vidsparse.kernels.autocast import cast_as_attention, without_autocast
-from vidsparse.kernels.engines.int8 import everything
+from vidsparse.kernels.dense import MODEL, dense_attention, fastest_dense
+from vidsparse.kernels.engines.case import Case
 from vidsparse.kernels.engines.table import check_engine
 from vidsparse.kernels.planning.permute import unpermute_tokens
 from vidsparse.planner import Planner
@@ -24,6 +25,7 @@ from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.policy import Policy
 from vidsparse.policies.work import Kernel, Work
+from vidsparse.preset import Dense as DenseSteps
 from vidsparse.preset import Precision, Preset
 from vidsparse.progress import Progress
 from vidsparse.purse import Purse
@@ -177,9 +179,8 @@ class SparseAttention:
         if self._stays_dense(q, k, call, way):
             if way <= 0.0 and not trains:
                 self._learn(q, k, v, call)
-            in_model = trains or self.preset.precision is Precision.MODEL
-            own = in_model or self._why_dense(q, k, call) is not None
-            return dense(q, k, v) if own else self._dense_in_eight_bits(q, k, v, call)
+            own = trains or self._why_dense(q, k, call) is not None
+            return dense(q, k, v) if own else self._scheduled(q, k, v, call, dense)
         policy, replan = self.preset.policy, self.preset.schedule.replan
         q, k, v = cast_as_attention(q, k, v)
         with without_autocast(q):
@@ -204,15 +205,27 @@ class SparseAttention:
         with without_autocast(q), torch.no_grad():
             order.learn(replace(self._inputs(q, k, v, call), remember=False))
 
-    def _dense_in_eight_bits(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """A dense step of a preset whose precision is not the model's."""
-        q, k, v = (x.transpose(1, 2) for x in cast_as_attention(q, k, v))
+    def _scheduled(self, q: Tensor, k: Tensor, v: Tensor, call: Call, dense: Dense) -> Tensor:
+        """A dense step, by the engine that the preset asks for."""
+        typed = [x.transpose(1, 2) for x in cast_as_attention(q, k, v)]
+        engine = self._dense_engine(typed[0])
+        if engine == MODEL:
+            return dense(q, k, v)
         scale = q.shape[-1] ** -0.5 if call.scale is None else call.scale
         with without_autocast(q):
-            out = attention(
-                q, k, v, everything(q, k), scale=scale, engine=self.engine, ran=self.stats.engines
-            )
+            out = dense_attention(engine, *typed, scale=scale)
+        self.stats.engines[engine] += 1
         return out.transpose(1, 2)
+
+    def _dense_engine(self, q: Tensor) -> str:
+        if self.preset.precision is not Precision.MODEL:
+            return str(self.preset.precision)
+        if self.preset.dense is DenseSteps.MODEL:
+            return MODEL
+        engine, why = fastest_dense(Case.of_dense(q))
+        if engine == MODEL:
+            self.stats.notes[f"dense steps keep the model's own attention: {why}"] = None
+        return engine
 
     def _plan(
         self,

@@ -80,7 +80,7 @@ def acts(preset, name, value, grid, layers, before):
     return False
 
 
-@pytest.mark.usefixtures("int8_on_cpu")
+@pytest.mark.usefixtures("int8_on_cpu", "dense_measured_on_cpu")
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_parameter_that_is_listed_acts(name):
     settings: dict[str, Any] = {
