@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vidsparse.policies.choice import Alternative, Alternatives
 from vidsparse.policies.compensation import Centroid, Levels, Rescale, Residual
+from vidsparse.policies.correction import Delta
 from vidsparse.policies.exact import Antidiagonal, Exact
 from vidsparse.policies.geometric import Axis, Band, Disc, Neighbourhood, Slab
 from vidsparse.policies.observed import Observed
@@ -18,6 +19,7 @@ from vidsparse.policies.semantic import Semantic, Start
 from vidsparse.policies.stripes import Stripes
 from vidsparse.policies.tolerance import Tolerance
 from vidsparse.policies.value_aware import Routing, ValueAware
+from vidsparse.policies.window import Window
 from vidsparse.preset import Preset
 from vidsparse.schedule import Schedule
 
@@ -273,6 +275,12 @@ METHODS: tuple[Preset, ...] = (
             compensation=Levels(level2=0.05, level8=0.2),
             block=128,
         ),
+    ),
+    Preset(
+        name="delta",
+        summary="A window of neighbours; what every 64th row lacks of dense is added around it",
+        source="Delta Attention, arXiv 2505.11254",
+        policy=Policy(estimator=Window(), selector=Threshold(), correction=Delta()),
     ),
     Preset(
         name="random",

@@ -133,9 +133,10 @@ class Preset:
     def override(self, changes: Mapping[str, Any]) -> Preset:
         """The same preset with other parameters; strings are read as the parameter's type.
 
-        A part, ``order``, ``estimator``, ``selector`` or ``compensation``, is given by its name, or
-        as the object itself; its own parameters may be given in the same call. A parameter that
-        replaces another, as ``p`` does ``density``, puts the preset's own out of action.
+        A part, ``order``, ``estimator``, ``selector``, ``compensation`` or ``correction``, is given
+        by its name, or as the object itself; its own parameters may be given in the same call. A
+        parameter that replaces another, as ``p`` does ``density``, puts the preset's own out of
+        action.
 
         Raises:
             BadInputError: For a parameter that the preset does not have, with the near matches,

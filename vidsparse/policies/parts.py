@@ -15,6 +15,7 @@ from vidsparse.policies.compensation import (
     Rescale,
     Residual,
 )
+from vidsparse.policies.correction import Correction, Delta, NoCorrection
 from vidsparse.policies.estimator import Estimator
 from vidsparse.policies.exact import Antidiagonal, Exact
 from vidsparse.policies.geometric import Band, Disc, Neighbourhood, Places, Slab
@@ -29,6 +30,7 @@ from vidsparse.policies.semantic import Semantic
 from vidsparse.policies.stripes import Stripes
 from vidsparse.policies.tolerance import Tolerance
 from vidsparse.policies.value_aware import Routing, ValueAware
+from vidsparse.policies.window import Window
 
 ORDERS: dict[str, type[Order]] = {
     "raster": Raster,
@@ -54,6 +56,7 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "neighbourhood": Neighbourhood,
     "slab": Slab,
     "disc": Disc,
+    "window": Window,
     "random": Random,
 }
 
@@ -73,11 +76,17 @@ COMPENSATIONS: dict[str, type[Compensation]] = {
     "residual": Residual,
 }
 
+CORRECTIONS: dict[str, type[Correction]] = {
+    "none": NoCorrection,
+    "delta": Delta,
+}
+
 PARTS: Mapping[str, dict[str, Any]] = {
     "order": ORDERS,
     "estimator": ESTIMATORS,
     "selector": SELECTORS,
     "compensation": COMPENSATIONS,
+    "correction": CORRECTIONS,
 }
 """The tables by the name of the part."""
 
@@ -86,6 +95,7 @@ KINDS: Mapping[str, type[Part]] = {
     "estimator": Estimator,
     "selector": Selector,
     "compensation": Compensation,
+    "correction": Correction,
 }
 
 
@@ -94,7 +104,8 @@ def register_part(name: str, part: type[Part]) -> None:
 
     Args:
         name: Of letters, digits and ``_``.
-        part: A frozen dataclass below ``Order``, ``Estimator``, ``Selector`` or ``Compensation``.
+        part: A frozen dataclass below ``Order``, ``Estimator``, ``Selector``, ``Compensation`` or
+            ``Correction``.
 
     Raises:
         BadInputError: When it is no such class, or another part of its kind has the name.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from vidsparse.kernels.plan import BlockPlan
 from vidsparse.policies.block_size import usual_block
 from vidsparse.policies.choice import Alternative, Alternatives
 from vidsparse.policies.compensation import Compensation, NoCompensation
+from vidsparse.policies.correction import Correction, NoCorrection
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
 from vidsparse.policies.fit import check_fit, check_numbers
 from vidsparse.policies.lists import plan_of_lists
@@ -21,6 +23,7 @@ from vidsparse.policies.orders import Order, Raster
 from vidsparse.policies.part import Part
 from vidsparse.policies.scope import Scope, spend
 from vidsparse.policies.selectors import Selection, Selector, TopK, comparable
+from vidsparse.policies.work import Kernel, Work
 
 
 class Anchor(StrEnum):
@@ -48,6 +51,7 @@ class Policy:
         estimator: Scores the blocks.
         selector: How blocks are kept.
         compensation: What is done for the blocks that are skipped.
+        correction: What a few exact rows then say of the output.
         alternatives: Other orders and estimators; each head takes what errs least on sampled rows.
         density: Share of query-key pairs that are computed once the schedule has left the dense
             steps, in (0, 1]. None leaves it to the mean density, to the selector, or to the
@@ -68,6 +72,7 @@ class Policy:
     estimator: Estimator
     selector: Selector = TopK()  # noqa: RUF009
     compensation: Compensation = NoCompensation()  # noqa: RUF009
+    correction: Correction = NoCorrection()  # noqa: RUF009
     alternatives: Alternatives | None = None
     density: float | None = None
     mean_density: float | None = None
@@ -83,8 +88,8 @@ class Policy:
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """The order, the estimator, the selector and the compensation."""
-        return self.order, self.estimator, self.selector, self.compensation
+        """The order, the estimator, the selector, the compensation and the correction."""
+        return self.order, self.estimator, self.selector, self.compensation, self.correction
 
     @property
     def any_density(self) -> float | None:
@@ -192,7 +197,20 @@ class Policy:
             )  # fmt: skip
         return plan_of_lists(lists, inputs.blocks)
 
-    @property
-    def attend(self) -> Callable[..., tuple[Tensor, float]]:
-        """Runs a plan: ``Compensation.attend``, or that of an estimator which observes."""
-        return self.estimator.attend if self.estimator.observes else self.compensation.attend
+    def attend(
+        self, work: Work, kernel: Kernel, *, way: float, replan: int
+    ) -> tuple[Tensor, float]:
+        """Run a plan, finish and correct its output; see ``Compensation.attend``.
+
+        An estimator that observes runs it in the place of the compensation.
+        """
+        part = self.estimator if self.estimator.observes else self.compensation
+        run = partial(part.attend, work, kernel, way=way, replan=replan)
+        return self.correction.attend(run, work, kernel)
+
+    def pairs(
+        self, ways: Sequence[float], densities: Sequence[float], *, replan: int, means: float
+    ) -> list[float]:
+        """What is computed at each step beside the plan; see ``Compensation.pairs``."""
+        besides = self.compensation.pairs(ways, densities, replan=replan, means=means)
+        return [sum(both) for both in zip(besides, self.correction.pairs(ways), strict=True)]
