@@ -7,6 +7,7 @@ from vidsparse.policies.compensation import Centroid, Levels, Rescale, Residual
 from vidsparse.policies.correction import Delta
 from vidsparse.policies.exact import Antidiagonal, Exact
 from vidsparse.policies.geometric import Axis, Band, Disc, Neighbourhood, Slab
+from vidsparse.policies.importance import Importance
 from vidsparse.policies.observed import Observed
 from vidsparse.policies.orders import AXES, Axes, Cycle, Hilbert, Raster, Tile
 from vidsparse.policies.policy import Policy
@@ -281,6 +282,12 @@ METHODS: tuple[Preset, ...] = (
         summary="A window of neighbours; what every 64th row lacks of dense is added around it",
         source="Delta Attention, arXiv 2505.11254",
         policy=Policy(estimator=Window(), selector=Threshold(), correction=Delta()),
+    ),
+    Preset(
+        name="pbs",
+        summary="Keys in the order of their importance within segments; a draft up to its share",
+        source="PBS-Attn, arXiv 2510.21270",
+        policy=Policy(order=Importance(), estimator=Pooled(), selector=TopP(p=0.9), block=128),
     ),
     Preset(
         name="random",

@@ -212,7 +212,7 @@ class SparseAttention:
     ) -> Work:
         """Order a call and plan it; dtypes are as they come."""
         inputs = self._inputs(q, k, v, call)
-        if self.preset.policy.order.static:
+        if not self.preset.policy.order.makes_clusters:
             self.stats.blocks[str(call.grid)] = inputs.blocks.block
         if trains:
             return work_alone(self._planner, inputs, way, take)

@@ -65,9 +65,11 @@ def _takes_unequal(policy: Policy) -> bool:
 
 def _check_orders(policy: Policy) -> None:
     if policy.alternatives is not None and not all(each.order.static for each in policy.candidates):
-        raise BadInputError("heads choose among static orders: a semantic one cannot compete")
+        raise BadInputError(
+            "heads choose among static orders: one that follows the data cannot compete"
+        )
     anchored = policy.anchor != "none"
-    if not policy.order.static and (anchored or not _takes_unequal(policy)):
+    if policy.order.makes_clusters and (anchored or not _takes_unequal(policy)):
         raise BadInputError(
             "a semantic order makes clusters, not equal blocks: use estimator pooled, "
             "value_aware or routing, anchor=none and compensation none or centroid"
@@ -77,6 +79,11 @@ def _check_orders(policy: Policy) -> None:
             f"key_block={policy.key_block} cuts keys finer than queries: use estimator pooled, "
             "subblock, value_aware or routing, any selector but threshold, and compensation none "
             "or centroid"
+        )
+    if anchored and not policy.order.static:
+        raise BadInputError(
+            f"anchor={policy.anchor} keeps the blocks of the first frame, and the order moves keys "
+            "by what they are: leave anchor=none"
         )
     if anchored and (order := policy.spreading_order) is not None:
         raise BadInputError(

@@ -44,7 +44,7 @@ class Order(Part, ABC):
     __slots__ = ()
 
     static: ClassVar[bool] = True
-    """Whether the order depends on nothing but the grid and the layer; else it makes clusters."""
+    """Whether the order depends on nothing but the grid and the layer."""
     per_layer: ClassVar[bool] = False
     """Whether layers differ."""
     moves: ClassVar[bool] = True
@@ -64,6 +64,11 @@ class Order(Part, ABC):
     def clusters_keys(self) -> bool:
         """Whether blocks of keys are."""
         return False
+
+    @property
+    def makes_clusters(self) -> bool:
+        """Whether blocks of either are."""
+        return self.clusters_queries or self.clusters_keys
 
     @abstractmethod
     def arrange(self, inputs: Inputs) -> Arranged: ...

@@ -19,6 +19,7 @@ from vidsparse.policies.correction import Correction, Delta, NoCorrection
 from vidsparse.policies.estimator import Estimator
 from vidsparse.policies.exact import Antidiagonal, Exact
 from vidsparse.policies.geometric import Band, Disc, Neighbourhood, Places, Slab
+from vidsparse.policies.importance import Importance
 from vidsparse.policies.observed import Observed
 from vidsparse.policies.orders import Axes, Cycle, Hilbert, Order, Raster, Tile
 from vidsparse.policies.part import Part
@@ -39,6 +40,7 @@ ORDERS: dict[str, type[Order]] = {
     "axes": Axes,
     "cycle": Cycle,
     "semantic": Semantic,
+    "importance": Importance,
 }
 
 ESTIMATORS: dict[str, type[Estimator]] = {

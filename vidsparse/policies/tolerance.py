@@ -118,7 +118,7 @@ class Tolerance(Selector):
         density = search.lowest_density(self._allowed(inputs, way))
         if inputs.purse is not None:
             means = arranged.inputs.blocks.columns / inputs.blocks.grid.tokens
-            besides = policy.compensation.pairs([1.0], [0.0], replan=1, means=means)[0]
+            besides = policy.pairs([1.0], [0.0], replan=1, means=means)[0]
             density = inputs.purse.bound(density, way, besides)
         return arranged, search.plan(density)
 
