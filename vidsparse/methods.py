@@ -10,10 +10,12 @@ from vidsparse.policies.geometric import Axis, Band, Disc, Neighbourhood, Slab
 from vidsparse.policies.importance import Importance
 from vidsparse.policies.observed import Observed
 from vidsparse.policies.orders import AXES, Axes, Cycle, Hilbert, Raster, Tile
+from vidsparse.policies.peak import Peak
 from vidsparse.policies.policy import Policy
 from vidsparse.policies.pooled import Pooled
 from vidsparse.policies.radial import Radial
 from vidsparse.policies.random import Random
+from vidsparse.policies.sampled_p import SampledP
 from vidsparse.policies.scope import Scope
 from vidsparse.policies.selectors import Budget, MassOf, Threshold, TopP
 from vidsparse.policies.semantic import Semantic, Start
@@ -288,6 +290,12 @@ METHODS: tuple[Preset, ...] = (
         summary="Keys in the order of their importance within segments; a draft up to its share",
         source="PBS-Attn, arXiv 2510.21270",
         policy=Policy(order=Importance(), estimator=Pooled(), selector=TopP(p=0.9), block=128),
+    ),
+    Preset(
+        name="proxyattn",
+        summary="Mean heads score blocks by their strongest pair for all; each head has its budget",
+        source="ProxyAttn, arXiv 2509.24745",
+        policy=Policy(estimator=Peak(), selector=SampledP(p=0.9), scoring_heads=4, block=128),
     ),
     Preset(
         name="random",

@@ -132,7 +132,7 @@ class Planner:
         )
 
         def deeper(steps: Sequence[float]) -> Iterator[Tensor]:
-            estimate = self.policy.estimator.estimate(work.inputs)
+            estimate = self.policy.estimate(work.inputs)
             density = self._density(work.inputs, way)
             assert density is not None
             for step in steps:
@@ -153,7 +153,7 @@ class Planner:
             arranged, keep = choose(policy, inputs, density, way, self._static_estimate)
             return arranged, plan_of_lists(lists_of_mask(keep), arranged.inputs.blocks)
         arranged = policy.order.arrange(inputs)
-        estimate = policy.estimator.estimate(arranged.inputs)
+        estimate = policy.estimate(arranged.inputs)
         return arranged, policy.plan(estimate, arranged.inputs, density=density, way=way)
 
     def _remembered(self, inputs: Inputs, way: float) -> tuple[Arranged, BlockPlan] | None:

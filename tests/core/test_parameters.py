@@ -53,6 +53,8 @@ def other_values(name, value):
         return [not value]
     if name == "axes":
         return ["fhw", "hwf"]
+    if name == "scoring_heads":
+        return [1, 2]
     if name in ("block", "key_block"):
         return [32, 64]
     if name == "min_tokens":

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from vidsparse.errors import BadInputError
 from vidsparse.policies.estimator import Measure
+from vidsparse.policies.few_heads import why_not_few_heads
 
 if TYPE_CHECKING:
     from vidsparse.policies.policy import Policy
@@ -26,6 +27,8 @@ def check_numbers(policy: Policy) -> None:
         raise BadInputError(f"floor must be in [0, 1], got {policy.floor:g}")
     if not 0 <= policy.rotate < 1:
         raise BadInputError(f"rotate must be in [0, 1), got {policy.rotate:g}")
+    if policy.scoring_heads is not None and policy.scoring_heads < 1:
+        raise BadInputError(f"scoring_heads must be at least 1, got {policy.scoring_heads}")
     if policy.block is not None and (policy.block % 16 or not 16 <= policy.block <= 256):
         raise BadInputError(f"block must be a multiple of 16 from 16 to 256, got {policy.block}")
     keys = policy.key_block
@@ -42,6 +45,8 @@ def check_fit(policy: Policy) -> None:
     for part in policy.parts:
         if problem := part.refuses(policy):
             raise BadInputError(problem)
+    if policy.scoring_heads is not None and (problem := why_not_few_heads(policy)):
+        raise BadInputError(problem)
     estimator, selector = policy.estimator, policy.selector
     if estimator.measure is Measure.RANK and not selector.takes_ranks:
         raise BadInputError(
@@ -117,5 +122,6 @@ def fixed(policy: Policy) -> frozenset[str]:
     """Parameters of a policy that can be but one thing beside its parts."""
     spreads = not policy.order.static or policy.spreading_order is not None
     alone = {"anchor"} if spreads else set[str]()
+    alone |= set[str]() if why_not_few_heads(policy) is None else {"scoring_heads"}
     alone |= set[str]() if _takes_unequal(policy) else {"key_block"}
     return frozenset(alone).union(*(part.fixed for part in policy.parts))

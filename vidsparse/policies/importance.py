@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,10 +13,9 @@ from torch import Tensor
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.planning.permute import permute_tokens
-from vidsparse.kernels.planning.pooling import only_finite
 from vidsparse.policies.estimator import Inputs
-from vidsparse.policies.exact import AT_ONCE
 from vidsparse.policies.orders import Arranged, Order
+from vidsparse.policies.sampled import draw_rows, shares_of_rows
 
 if TYPE_CHECKING:
     from vidsparse.policies.policy import Policy
@@ -70,8 +68,8 @@ class Importance(Order):
         """Sort the keys of each segment by what they are now."""
         grid, (_, k, _) = inputs.blocks.grid, inputs.qkv
         heavy = torch.zeros(*k.shape[:3], device=k.device)
-        for shares in self._judged(inputs):
-            heavy += shares.sum(dim=2)
+        for _, share in shares_of_rows(inputs, draw_rows(inputs, self.judges)):
+            heavy += share.sum(dim=2)
         heavy[..., : grid.prefix] = math.inf
         heavy[..., grid.tokens - grid.suffix :] = -math.inf
         missing = -grid.tokens % self.segment
@@ -99,18 +97,6 @@ class Importance(Order):
         order = (start // self.segment * self.segment + places).to(torch.int32)
         k, v = (permute_tokens(x, order) for x in (k, v))
         return Arranged(dataclasses.replace(inputs, k=k, v=v), None, order)
-
-    def _judged(self, inputs: Inputs) -> Iterator[Tensor]:
-        """Attention of a few rows to every key, float32 ``(batch, heads, rows, seq)``, in parts."""
-        q, k, _ = inputs.qkv
-        tokens, number = q.shape[2], min(self.judges, q.shape[2])
-        generator = torch.Generator().manual_seed(inputs.layer * 100_003 + inputs.step)
-        place = torch.arange(number) + torch.rand(number, generator=generator)
-        rows = (place * (tokens / number)).long().clamp(max=tokens - 1).to(inputs.blocks.device)
-        at_once = max(1, AT_ONCE // (q.shape[0] * q.shape[1] * tokens))
-        for part in rows.split(at_once):
-            scores = only_finite(q.index_select(2, part)) @ k.mT
-            yield (scores.float() * inputs.scale).softmax(dim=-1)
 
     @property
     def _type(self) -> torch.dtype:

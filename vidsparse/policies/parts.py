@@ -23,9 +23,11 @@ from vidsparse.policies.importance import Importance
 from vidsparse.policies.observed import Observed
 from vidsparse.policies.orders import Axes, Cycle, Hilbert, Order, Raster, Tile
 from vidsparse.policies.part import Part
+from vidsparse.policies.peak import Peak
 from vidsparse.policies.pooled import Pooled, SubBlock
 from vidsparse.policies.radial import Radial
 from vidsparse.policies.random import Random
+from vidsparse.policies.sampled_p import SampledP
 from vidsparse.policies.selectors import Budget, Selector, Threshold, TopK, TopP
 from vidsparse.policies.semantic import Semantic
 from vidsparse.policies.stripes import Stripes
@@ -49,6 +51,7 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "subblock": SubBlock,
     "antidiagonal": Antidiagonal,
     "exact": Exact,
+    "peak": Peak,
     "routing": Routing,
     "observed": Observed,
     "radial": Radial,
@@ -68,6 +71,7 @@ SELECTORS: dict[str, type[Selector]] = {
     "threshold": Threshold,
     "budget": Budget,
     "tolerance": Tolerance,
+    "sampled_p": SampledP,
 }
 
 COMPENSATIONS: dict[str, type[Compensation]] = {

@@ -17,6 +17,7 @@ from vidsparse.policies.choice import Alternative, Alternatives
 from vidsparse.policies.compensation import Compensation, NoCompensation
 from vidsparse.policies.correction import Correction, NoCorrection
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
+from vidsparse.policies.few_heads import by_few_heads, for_all_heads
 from vidsparse.policies.fit import check_fit, check_numbers
 from vidsparse.policies.lists import plan_of_lists
 from vidsparse.policies.orders import Order, Raster
@@ -52,6 +53,8 @@ class Policy:
         selector: How blocks are kept.
         compensation: What is done for the blocks that are skipped.
         correction: What a few exact rows then say of the output.
+        scoring_heads: So many mean heads, each of a group of neighbours, score blocks for all;
+            at least 1. None lets every head score for itself.
         alternatives: Other orders and estimators; each head takes what errs least on sampled rows.
         density: Share of query-key pairs that are computed once the schedule has left the dense
             steps, in (0, 1]. None leaves it to the mean density, to the selector, or to the
@@ -73,6 +76,7 @@ class Policy:
     selector: Selector = TopK()  # noqa: RUF009
     compensation: Compensation = NoCompensation()  # noqa: RUF009
     correction: Correction = NoCorrection()  # noqa: RUF009
+    scoring_heads: int | None = None
     alternatives: Alternatives | None = None
     density: float | None = None
     mean_density: float | None = None
@@ -160,6 +164,13 @@ class Policy:
             rows = rows if only is None else only
             always = always | ((rows[:, None] + columns + inputs.step) % period == 0)
         return always
+
+    def estimate(self, inputs: Inputs) -> Estimate:
+        """Score blocks, by every head or by a few for all."""
+        if self.scoring_heads is None:
+            return self.estimator.estimate(inputs)
+        few = by_few_heads(inputs, self.scoring_heads)
+        return for_all_heads(self.estimator.estimate(few), inputs.heads)
 
     def plan(
         self,

@@ -110,7 +110,7 @@ class Tolerance(Selector):
             arranged = per_head(inputs, policy.candidates, choice)
         else:
             arranged = policy.order.arrange(inputs)
-        estimate = policy.estimator.estimate(arranged.inputs)
+        estimate = policy.estimate(arranged.inputs)
         scores = comparable(estimate.scores, policy.estimator.measure)
         candidate = samples.under(arranged, centroids=policy.compensation.through_means)
         search = _Search(scores, policy.always(arranged.inputs), arranged.inputs, candidate)
