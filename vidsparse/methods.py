@@ -22,6 +22,7 @@ from vidsparse.policies.semantic import Semantic, Start
 from vidsparse.policies.stripes import Stripes
 from vidsparse.policies.tolerance import Tolerance
 from vidsparse.policies.value_aware import Routing, ValueAware
+from vidsparse.policies.vertical_slash import VerticalSlash
 from vidsparse.policies.window import Window
 from vidsparse.preset import Preset
 from vidsparse.schedule import Schedule
@@ -296,6 +297,30 @@ METHODS: tuple[Preset, ...] = (
         summary="Mean heads score blocks by their strongest pair for all; each head has its budget",
         source="ProxyAttn, arXiv 2509.24745",
         policy=Policy(estimator=Peak(), selector=SampledP(p=0.9), scoring_heads=4, block=128),
+    ),
+    Preset(
+        name="minference",
+        summary="The columns and the diagonals that a few exact rows attend to most",
+        source="MInference, arXiv 2407.02490",
+        policy=Policy(estimator=VerticalSlash(), selector=Threshold(), block=64),
+    ),
+    Preset(
+        name="mminference",
+        summary="Each head takes columns and diagonals, a grid of frames or columns, or an A-shape",
+        source="MMInference, arXiv 2504.16083",
+        policy=Policy(
+            estimator=VerticalSlash(),
+            selector=Threshold(),
+            block=64,
+            alternatives=Alternatives(
+                candidates=(
+                    Alternative(order=Axes(axes="hwf"), estimator=VerticalSlash()),
+                    Alternative(order=Axes(axes="wfh"), estimator=VerticalSlash()),
+                    Alternative(order=Raster(), estimator=Window()),
+                ),
+                choose_every=0,
+            ),
+        ),
     ),
     Preset(
         name="random",

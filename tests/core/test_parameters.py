@@ -92,6 +92,7 @@ def test_every_parameter_that_is_listed_acts(name):
     }
     settings |= {f"{kind}_{axis}": 2 for kind in ("unit", "tile") for axis in ("height", "width")}
     settings |= {"window_frames": 4, "window_height": 4, "window_width": 4, "window": 64}
+    settings |= {"columns": 32, "diagonals": 48}
     preset, grid = PRESETS[name], GRID
     known = preset.parameters()
     if name == "psa":

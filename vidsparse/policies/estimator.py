@@ -152,11 +152,14 @@ class Estimate:
         threshold: The estimator's own cut-off: blocks that score at least this belong to its
             mask. None when it only ranks blocks, and a density must say how many are kept.
         log_mass: From which ``top_p`` counts how many blocks each row keeps, if not the scores.
+        scales: Whether the mask is so many times larger where the threshold is, as it then is on
+            the way to full sparsity.
     """
 
     scores: Tensor
     threshold: float | None = None
     log_mass: Tensor | None = None
+    scales: bool = False
 
 
 class Estimator(Part, ABC):

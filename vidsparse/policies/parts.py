@@ -33,6 +33,7 @@ from vidsparse.policies.semantic import Semantic
 from vidsparse.policies.stripes import Stripes
 from vidsparse.policies.tolerance import Tolerance
 from vidsparse.policies.value_aware import Routing, ValueAware
+from vidsparse.policies.vertical_slash import VerticalSlash
 from vidsparse.policies.window import Window
 
 ORDERS: dict[str, type[Order]] = {
@@ -62,6 +63,7 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "slab": Slab,
     "disc": Disc,
     "window": Window,
+    "vertical_slash": VerticalSlash,
     "random": Random,
 }
 

@@ -210,8 +210,9 @@ class Threshold(Selector):
         estimate = these.estimate
         if these.density is None:
             assert estimate.threshold is not None
+            threshold = estimate.threshold / (these.way if estimate.scales else 1.0)
             return select_threshold(
-                estimate.scores, estimate.threshold, min_count=these.least, always=these.always
+                estimate.scores, threshold, min_count=these.least, always=these.always
             )
         scores = comparable(estimate.scores, these.measure)
         keep = best_of_map(scores, these.always, these.inputs.blocks.sizes, these.density)

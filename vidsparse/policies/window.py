@@ -51,4 +51,5 @@ class Window(Estimator):
         rows = at if blocks.only is None else blocks.only
         away = (rows[:, None] - at).abs() * (2 * blocks.block / self.window)
         first = at * blocks.block < self.sinks
-        return Estimate(scores=-away.masked_fill(first, 0.0)[None, None], threshold=-1.0)
+        scores = -away.masked_fill(first, 0.0)[None, None]
+        return Estimate(scores=scores, threshold=-1.0, scales=True)
