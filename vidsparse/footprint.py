@@ -40,6 +40,7 @@ def layer_state_bytes(
     On the device: observed blocks, a bit each; a few members of each cluster; a choice, a byte a
     head. On the host, where it waits for the next call: a plan, a bit a block; the labels of
     clustered tokens; the residual of every token. Static plans, which layers share, are not in it.
+    With ``share_layers``, what is common is so of neighbouring layers too.
 
     Args:
         preset: What runs.
@@ -57,7 +58,7 @@ def layer_state_bytes(
         139948800
     """
     policy, order, schedule = preset.policy, preset.policy.order, preset.schedule
-    remembers = schedule.share_branches or schedule.replan > 1
+    remembers = schedule.remembers
     block = policy.block_on("cuda", grid.tokens, head_dim)
     number = -(-grid.tokens // block)
     own = common = mask = 0

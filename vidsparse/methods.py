@@ -323,6 +323,13 @@ METHODS: tuple[Preset, ...] = (
         ),
     ),
     Preset(
+        name="tidal",
+        summary="One layer in seven selects, by exact mass, for itself and the next six",
+        source="TidalDecode, arXiv 2410.05076",
+        policy=Policy(estimator=Exact(rows=8), density=0.2),
+        schedule=Schedule(share_layers=7),
+    ),
+    Preset(
         name="random",
         summary="The control: random blocks, the same at every step",
         source="none; every method must beat it at the same density",

@@ -117,6 +117,7 @@ class SparseAttention:
     def start_generation(self) -> None:
         """Forget the generation before: its counts, and what its layers remembered."""
         self.stats.start_generation()
+        self._planner.counts.clear()
         self.start_run()
 
     def start_run(self) -> None:
@@ -313,9 +314,7 @@ class SparseAttention:
         if call.known:
             where = (call.expert, call.layer, call.sample, call.turn, q.shape[:2], str(q.device))
             state = self._planner.state((call.branch, call.grid, *where))
-            if schedule.share_branches:
-                alike = _alike_in_branches(call.grid, policy)
-                shared = self._planner.state((alike, *where))
+            shared = self._shared_state(call, where)
         for each in (state, shared):
             if each is not None:
                 each.follow(call.share)
@@ -334,8 +333,23 @@ class SparseAttention:
             purse=self._purse,
             state=state,
             shared=shared,
-            remember=call.known and (schedule.share_branches or schedule.replan > 1),
+            remember=call.known and schedule.remembers,
         )
+
+    def _shared_state(self, call: Call, where: tuple[Hashable, ...]) -> LayerState | None:
+        """What branches or neighbouring layers remember together; None if each keeps to itself."""
+        assert call.grid is not None
+        policy, schedule = self.preset.policy, self.preset.schedule
+        alike: Hashable = (call.branch, call.grid)
+        if schedule.share_branches:
+            alike = _alike_in_branches(call.grid, policy)
+        if schedule.share_layers > 1:
+            expert, _layer, sample, turn, (batch, _heads), device = where
+            first = schedule.first_of_layers(call.layer)
+            return self._planner.state(
+                (alike, "layers", expert, first, sample, turn, batch, device)
+            )
+        return self._planner.state((alike, *where)) if schedule.share_branches else None
 
     def _full_density(self, call: Call, q: Tensor) -> float | None:
         """Share of the pairs at full sparsity; None leaves it to the parts of the policy.
@@ -401,6 +415,7 @@ class SparseAttention:
         self.stats.record(call.key, call.sigma, head_density)
         self.stats.memory_bytes = self._planner.nbytes()
         self.stats.host_memory_bytes = self._planner.host_nbytes()
+        self.stats.plans = dict(self._planner.counts)
         self.stats.notes |= self._planner.notes
 
 

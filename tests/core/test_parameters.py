@@ -69,6 +69,8 @@ def other_values(name, value):
 
 
 def acts(preset, name, value, grid, layers, before):
+    if name == "share_layers":  # with one, there is nobody to share with
+        layers, before = 2, results(preset, grid, 2)
     for other in other_values(name, value):
         try:
             after = results(preset.override({name: other}), grid, layers)
