@@ -5,6 +5,7 @@ from __future__ import annotations
 from vidsparse.policies.choice import Alternative, Alternatives
 from vidsparse.policies.compensation import Centroid, Levels, Rescale, Residual
 from vidsparse.policies.correction import Delta
+from vidsparse.policies.deviation import Deviation
 from vidsparse.policies.exact import Antidiagonal, Exact
 from vidsparse.policies.geometric import Axis, Band, Disc, Neighbourhood, Slab
 from vidsparse.policies.importance import Importance
@@ -12,7 +13,7 @@ from vidsparse.policies.observed import Observed
 from vidsparse.policies.orders import AXES, Axes, Cycle, Hilbert, Raster, Tile
 from vidsparse.policies.peak import Peak
 from vidsparse.policies.policy import Policy
-from vidsparse.policies.pooled import Pooled
+from vidsparse.policies.pooled import Pooled, SubBlock
 from vidsparse.policies.radial import Radial
 from vidsparse.policies.random import Random
 from vidsparse.policies.sampled_p import SampledP
@@ -328,6 +329,29 @@ METHODS: tuple[Preset, ...] = (
         source="TidalDecode, arXiv 2410.05076",
         policy=Policy(estimator=Exact(rows=8), density=0.2),
         schedule=Schedule(share_layers=7),
+    ),
+    Preset(
+        name="sparge",
+        summary="A draft up to its share of the mass; blocks of unlike tokens are kept whole",
+        source="SpargeAttn, arXiv 2502.18137",
+        policy=Policy(estimator=Pooled(), selector=TopP(p=0.98), min_similarity=0.6, block=64),
+    ),
+    Preset(
+        name="sol",
+        summary="Blocks a standard deviation above their row's mean; means stand in for the others",
+        source="Sol-Attn, arXiv 2607.24027",
+        policy=Policy(
+            estimator=Pooled(), selector=Deviation(tau=1.0), compensation=Centroid(), block=64
+        ),
+        schedule=Schedule(warmup=0.2, ramp_until=0.2),
+    ),
+    Preset(
+        name="subblock",
+        summary="Blocks by the mass between means of their quarters, equally many in every row",
+        source="SGLang, pull request 34148",
+        policy=Policy(estimator=SubBlock(parts=4), density=0.25, block=64),
+        schedule=Schedule(warmup=0.2, ramp_until=0.2),
+        min_tokens=4096,
     ),
     Preset(
         name="random",

@@ -55,6 +55,8 @@ def other_values(name, value):
         return ["fhw", "hwf"]
     if name == "scoring_heads":
         return [1, 2]
+    if name == "min_similarity":
+        return [0.15, 1.0]
     if name in ("block", "key_block"):
         return [32, 64]
     if name == "min_tokens":
@@ -99,6 +101,8 @@ def test_every_parameter_that_is_listed_acts(name):
     known = preset.parameters()
     if name == "psa":
         settings, grid = {"min_tokens": 0, "tile_width": 4}, LARGE
+    if name == "sparge":
+        settings |= {"min_similarity": 0.03, "p": 0.5}  # 16 random tokens are alike by 1 / 16
     if name == "turbo":
         settings["mean_density"] = 0.5  # a row of this grid would keep but one block
     preset = preset.override({key: value for key, value in settings.items() if key in known})

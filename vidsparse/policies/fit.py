@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from vidsparse.errors import BadInputError
 from vidsparse.policies.estimator import Measure
 from vidsparse.policies.few_heads import why_not_few_heads
+from vidsparse.policies.judge import why_no_judge
 
 if TYPE_CHECKING:
     from vidsparse.policies.policy import Policy
@@ -29,6 +30,8 @@ def check_numbers(policy: Policy) -> None:
         raise BadInputError(f"rotate must be in [0, 1), got {policy.rotate:g}")
     if policy.scoring_heads is not None and policy.scoring_heads < 1:
         raise BadInputError(f"scoring_heads must be at least 1, got {policy.scoring_heads}")
+    if policy.min_similarity is not None and not -1 <= policy.min_similarity <= 1:
+        raise BadInputError(f"min_similarity must be in [-1, 1], got {policy.min_similarity:g}")
     if policy.block is not None and (policy.block % 16 or not 16 <= policy.block <= 256):
         raise BadInputError(f"block must be a multiple of 16 from 16 to 256, got {policy.block}")
     keys = policy.key_block
@@ -46,6 +49,8 @@ def check_fit(policy: Policy) -> None:
         if problem := part.refuses(policy):
             raise BadInputError(problem)
     if policy.scoring_heads is not None and (problem := why_not_few_heads(policy)):
+        raise BadInputError(problem)
+    if policy.min_similarity is not None and (problem := why_no_judge(policy)):
         raise BadInputError(problem)
     estimator, selector = policy.estimator, policy.selector
     if estimator.measure is Measure.RANK and not selector.takes_ranks:
@@ -123,5 +128,6 @@ def fixed(policy: Policy) -> frozenset[str]:
     spreads = not policy.order.static or policy.spreading_order is not None
     alone = {"anchor"} if spreads else set[str]()
     alone |= set[str]() if why_not_few_heads(policy) is None else {"scoring_heads"}
+    alone |= set[str]() if why_no_judge(policy) is None else {"min_similarity"}
     alone |= set[str]() if _takes_unequal(policy) else {"key_block"}
     return frozenset(alone).union(*(part.fixed for part in policy.parts))

@@ -16,6 +16,7 @@ from vidsparse.policies.compensation import (
     Residual,
 )
 from vidsparse.policies.correction import Correction, Delta, NoCorrection
+from vidsparse.policies.deviation import Deviation
 from vidsparse.policies.estimator import Estimator
 from vidsparse.policies.exact import Antidiagonal, Exact
 from vidsparse.policies.geometric import Band, Disc, Neighbourhood, Places, Slab
@@ -74,6 +75,7 @@ SELECTORS: dict[str, type[Selector]] = {
     "budget": Budget,
     "tolerance": Tolerance,
     "sampled_p": SampledP,
+    "deviation": Deviation,
 }
 
 COMPENSATIONS: dict[str, type[Compensation]] = {

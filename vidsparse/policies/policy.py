@@ -19,6 +19,7 @@ from vidsparse.policies.correction import Correction, NoCorrection
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
 from vidsparse.policies.few_heads import by_few_heads, for_all_heads
 from vidsparse.policies.fit import check_fit, check_numbers
+from vidsparse.policies.judge import unlike, without_unlike
 from vidsparse.policies.lists import plan_of_lists
 from vidsparse.policies.orders import Order, Raster
 from vidsparse.policies.part import Part
@@ -55,6 +56,9 @@ class Policy:
         correction: What a few exact rows then say of the output.
         scoring_heads: So many mean heads, each of a group of neighbours, score blocks for all;
             at least 1. None lets every head score for itself.
+        min_similarity: Blocks whose tokens are no more alike, by their mean cosine in [-1, 1], are
+            not judged by their mean: of such keys every row reads the block, and such queries read
+            all keys. None judges every block.
         alternatives: Other orders and estimators; each head takes what errs least on sampled rows.
         density: Share of query-key pairs that are computed once the schedule has left the dense
             steps, in (0, 1]. None leaves it to the mean density, to the selector, or to the
@@ -77,6 +81,7 @@ class Policy:
     compensation: Compensation = NoCompensation()  # noqa: RUF009
     correction: Correction = NoCorrection()  # noqa: RUF009
     scoring_heads: int | None = None
+    min_similarity: float | None = None
     alternatives: Alternatives | None = None
     density: float | None = None
     mean_density: float | None = None
@@ -157,6 +162,9 @@ class Policy:
         if self.anchor in (Anchor.QUERIES, Anchor.BOTH):
             first = blocks.first_frame(blocks.block)
             always = always | (first if only is None else first[..., only])[..., None]
+        if self.min_similarity is not None:
+            queries, keys = unlike(inputs, self.min_similarity)
+            always = always | queries[..., None] | keys.unsqueeze(-2)
         always = self.compensation.always(always)
         if self.rotate:
             period = max(2, round(1 / self.rotate))
@@ -193,6 +201,8 @@ class Policy:
         """
         density = self.density if density is None else density
         measure = self.estimator.measure if measure is None else measure
+        if self.min_similarity is not None:
+            estimate = without_unlike(estimate, unlike(inputs, self.min_similarity)[1], measure)
         always, number = self.always(inputs), estimate.scores.shape[-1]
         least = max(1, round(self.floor * number))
         if isinstance(density, Tensor):
