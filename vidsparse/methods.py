@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vidsparse.policies.choice import Alternative, Alternatives
 from vidsparse.policies.compensation import Centroid, Levels, Rescale, Residual
+from vidsparse.policies.coreset import Coreset, Kept
 from vidsparse.policies.correction import Delta
 from vidsparse.policies.deviation import Deviation
 from vidsparse.policies.exact import Antidiagonal, Exact
@@ -352,6 +353,22 @@ METHODS: tuple[Preset, ...] = (
         policy=Policy(estimator=SubBlock(parts=4), density=0.25, block=64),
         schedule=Schedule(warmup=0.2, ramp_until=0.2),
         min_tokens=4096,
+    ),
+    Preset(
+        name="coreset",
+        summary="Half of the tokens of small boxes attend to one another; the others copy a centre",
+        source="VORTA's coreset attention, arXiv 2505.18809",
+        policy=Policy(order=Coreset(), estimator=Kept(), selector=Threshold(), density=0.25),
+    ),
+    Preset(
+        name="freeswim",
+        summary="A window as large as the training size at 480p, moved inward at the edges",
+        source="FreeSwim, arXiv 2511.14712",
+        policy=Policy(
+            order=Tile(),
+            estimator=Neighbourhood(window_frames=4096, window_height=31, window_width=53),
+            selector=Threshold(),
+        ),
     ),
     Preset(
         name="random",

@@ -79,6 +79,7 @@ class Planner:
             self.counts["static"] += 1
             plan = self._static_plan(inputs, self._density(inputs, way))
             return self._extended(self.policy.order.arrange(inputs), plan, way)
+        inputs = dataclasses.replace(inputs, way=way)
         again = self._remembered(inputs, way)
         if again is not None:
             by_other = inputs.common.maker is not None and inputs.common.maker[0] != inputs.layer

@@ -76,6 +76,10 @@ class Preset:
                 f"budgets are densities at full sparsity, and preset {self.name!r} has none for "
                 "the layers that they leave out: give density too"
             )
+        if self.schedule.budgets is not None and self.policy.order.prunes:
+            raise BadInputError(
+                f"preset {self.name!r} keeps as many tokens in all heads: leave budgets out"
+            )
         if self.schedule.replan > 1 and not self.policy.can_reuse_plans:
             raise BadInputError(
                 f"preset {self.name!r} cannot use plans again: they depend on levels or on "

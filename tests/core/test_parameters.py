@@ -101,6 +101,8 @@ def test_every_parameter_that_is_listed_acts(name):
     known = preset.parameters()
     if name == "psa":
         settings, grid = {"min_tokens": 0, "tile_width": 4}, LARGE
+    if name == "freeswim":
+        settings["window_width"] = 3  # two blocks of this grid
     if name == "sparge":
         settings |= {"min_similarity": 0.03, "p": 0.5}  # 16 random tokens are alike by 1 / 16
     if name == "turbo":

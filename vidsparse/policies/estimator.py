@@ -64,6 +64,11 @@ class Inputs:
         shared: What all guidance branches of this layer and geometry remember together; None if
             each keeps to itself.
         remember: Whether another call will want the order and the plan of this one again.
+        way: How far the schedule has come from dense, in (0, 1].
+        kept: How many tokens come first that attend for all, text before the video among them;
+            None where no order says so.
+        copies: Whose output each place takes in the end, int64 ``(batch, heads, seq)``; None where
+            each keeps its own.
     """
 
     blocks: Blocks
@@ -81,6 +86,9 @@ class Inputs:
     state: LayerState = field(default_factory=LayerState)
     shared: LayerState | None = None
     remember: bool = False
+    way: float = 1.0
+    kept: int | None = None
+    copies: Tensor | None = None
 
     @property
     def all_heads(self) -> int:
@@ -175,6 +183,8 @@ class Estimator(Part, ABC):
     """Whether its estimate has a threshold, so that it needs no density."""
     takes_clusters: ClassVar[bool] = False
     """Whether it scores blocks of unequal size."""
+    of_pruned: ClassVar[bool] = False
+    """Whether it scores pairs of tokens that attend for all."""
     observes: ClassVar[bool] = False
     """Whether it learns from what the kernel saw: it then runs plans, and has an ``observe``."""
     keeps_over_steps: ClassVar[str | None] = None

@@ -47,6 +47,8 @@ class Order(Part, ABC):
     """Whether the order depends on nothing but the grid and the layer."""
     per_layer: ClassVar[bool] = False
     """Whether layers differ."""
+    prunes: ClassVar[bool] = False
+    """Whether some tokens attend for all."""
     moves: ClassVar[bool] = True
     """Whether tokens leave the places they come in."""
 

@@ -15,6 +15,7 @@ from vidsparse.policies.compensation import (
     Rescale,
     Residual,
 )
+from vidsparse.policies.coreset import Coreset, Kept
 from vidsparse.policies.correction import Correction, Delta, NoCorrection
 from vidsparse.policies.deviation import Deviation
 from vidsparse.policies.estimator import Estimator
@@ -45,6 +46,7 @@ ORDERS: dict[str, type[Order]] = {
     "cycle": Cycle,
     "semantic": Semantic,
     "importance": Importance,
+    "coreset": Coreset,
 }
 
 ESTIMATORS: dict[str, type[Estimator]] = {
@@ -65,6 +67,7 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "disc": Disc,
     "window": Window,
     "vertical_slash": VerticalSlash,
+    "kept": Kept,
     "random": Random,
 }
 

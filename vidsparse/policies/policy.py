@@ -227,7 +227,11 @@ class Policy:
         """
         part = self.estimator if self.estimator.observes else self.compensation
         run = partial(part.attend, work, kernel, way=way, replan=replan)
-        return self.correction.attend(run, work, kernel)
+        out, besides = self.correction.attend(run, work, kernel)
+        copies = work.inputs.copies
+        if copies is not None:
+            out = out.gather(2, copies[..., None].expand(out.shape))
+        return out, besides
 
     def pairs(
         self, ways: Sequence[float], densities: Sequence[float], *, replan: int, means: float
