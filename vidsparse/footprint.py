@@ -61,18 +61,19 @@ def layer_state_bytes(
     remembers = schedule.remembers
     block = policy.block_on("cuda", grid.tokens, head_dim)
     number = -(-grid.tokens // block)
-    own = common = mask = 0
+    own = common = mask = labels = 0
     if on_host:
         own += policy.compensation.state_bytes(grid, head_dim, itemsize)
         if remembers and policy.can_reuse_plans and not policy.static:
             rows, columns = order.block_counts(grid, block, policy.key_block)
             mask = rows * -(-columns // 8)
-        common += order.label_bytes(grid) if remembers else 0
+        labels = order.label_bytes(grid) * batch if remembers else 0
     else:
         own += policy.estimator.state_bytes(number)
         common += order.state_bytes(grid)
         common += policy.alternatives is not None
     own, common = own * heads * batch, common * heads * batch
+    common += labels if order.same_in_heads else labels * heads
     common += mask if _one_mask_for_all(policy) else mask * heads * batch
     return StateBytes(own, common) if schedule.share_branches else StateBytes(own + common, 0)
 

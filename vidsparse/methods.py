@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from vidsparse.policies.choice import Alternative, Alternatives
 from vidsparse.policies.compensation import Centroid, Levels, Rescale, Residual
-from vidsparse.policies.coreset import Coreset, Kept
+from vidsparse.policies.coreset import Coreset
 from vidsparse.policies.correction import Delta
 from vidsparse.policies.deviation import Deviation
 from vidsparse.policies.exact import Antidiagonal, Exact
 from vidsparse.policies.geometric import Axis, Band, Disc, Neighbourhood, Slab
 from vidsparse.policies.importance import Importance
+from vidsparse.policies.merged import Merged
 from vidsparse.policies.observed import Observed
 from vidsparse.policies.orders import AXES, Axes, Cycle, Hilbert, Raster, Tile
 from vidsparse.policies.peak import Peak
 from vidsparse.policies.policy import Policy
 from vidsparse.policies.pooled import Pooled, SubBlock
+from vidsparse.policies.pruned import Kept
 from vidsparse.policies.radial import Radial
 from vidsparse.policies.random import Random
 from vidsparse.policies.sampled_p import SampledP
@@ -359,6 +361,12 @@ METHODS: tuple[Preset, ...] = (
         summary="Half of the tokens of small boxes attend to one another; the others copy a centre",
         source="VORTA's coreset attention, arXiv 2505.18809",
         policy=Policy(order=Coreset(), estimator=Kept(), selector=Threshold(), density=0.25),
+    ),
+    Preset(
+        name="vidtome",
+        summary="Tokens that are most like one of a drawn frame in their chunk attend through it",
+        source="VidToMe, arXiv 2312.10656, on keys",
+        policy=Policy(order=Merged(), estimator=Kept(), selector=Threshold(), density=0.105625),
     ),
     Preset(
         name="freeswim",

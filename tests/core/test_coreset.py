@@ -12,6 +12,7 @@ from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.policies.coreset import Coreset, boxes_of
 from vidsparse.policies.geometric import Neighbourhood
+from vidsparse.policies.merged import Merged
 from vidsparse.presets import PRESETS
 from vidsparse.progress import Progress
 from vidsparse.sparse_attention import Call, SparseAttention
@@ -109,6 +110,45 @@ def test_a_centre_that_is_no_number_speaks_for_nobody():
     assert out.isfinite().all(dim=-1).sum() == out[..., 0].numel() - 2
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_tokens_merge_into_what_they_are_most_like_in_the_drawn_frame(make_inputs, again):
+    """Chunks of 2 frames and one left over: by hand, frame by frame."""
+    grid = TokenGrid(5, 4, 8, prefix=3, suffix=2)
+    q, k, v = (x.transpose(1, 2) for x in qkv(grid))
+    inputs = make_inputs(grid, 16, q=q, k=k, v=v, density=0.5, heads=2, remember=True)
+    order = Merged(chunk_size=2)
+    arranged = order.arrange(inputs)
+    arranged = order.again(inputs) if again else arranged
+    drawn = torch.Generator().manual_seed(0)
+    key = F.normalize(k[:, :, 3:163].transpose(1, 2).flatten(2), dim=-1)[0].view(5, 32, 16)
+    source = {t: t for t in range(165)}
+    share = (160 - 0.5**0.5 * 160) / 64
+    for start in (0, 2):
+        into = start + int(torch.randint(2, (), generator=drawn))
+        other = 2 * start + 1 - into
+        likeness, best = (key[other] @ key[into].T).max(dim=1)
+        for t in likeness.argsort(descending=True)[: round(share * 32)].tolist():
+            source[3 + 32 * other + t] = 3 + 32 * into + int(best[t])
+    kept = [t for t in range(3, 163) if source[t] == t]
+    left = [t for t in range(3, 163) if source[t] != t]
+    places = [0, 1, 2, *kept, *left, 163, 164]
+    assert arranged.q_order.tolist() == [[places]]
+    assert arranged.inputs.kept == 3 + len(kept)
+    by_hand = [places.index(source[t]) for t in places]
+    assert arranged.inputs.copies.tolist() == [[by_hand, by_hand]]
+
+
+def test_two_equal_frames_merge_into_one_and_the_output_is_exact_of_what_is_kept():
+    """Their rule weighs a token that stands for two as one; with all tokens doubled that is all."""
+    grid = TokenGrid(2, 8, 8)
+    tensors = [x[:, :64].repeat(1, 2, 1, 1) for x in qkv(grid)]
+    call = dataclasses.replace(CALL, grid=grid)
+    settings = {"min_tokens": 0, "warmup": 0.0, "ramp_until": 0.0, "block": 16, "density": 0.25}
+    engine = SparseAttention(PRESETS["vidtome"].override(settings), strict=True)
+    torch.testing.assert_close(engine(*tensors, call, dense), dense(*tensors), atol=1e-5, rtol=1e-4)
+    assert engine.stats.mean_density == pytest.approx(0.25 + 1 / 16, abs=0.001)
+
+
 def test_inward_windows_are_of_one_size():
     """FreeSwim: 20 rows, half a window of 5: query 0 sees 0 to 10, query 10 5 to 15, 19 9 to 19."""
     grid, rows = TokenGrid(1, 20, 1), torch.arange(20)
@@ -127,7 +167,8 @@ def test_inward_windows_are_of_one_size():
     [
         ("coreset", {"box_width": 0}, "box_width must be at least 1, got 0"),
         ("coreset", {"box_width": 1, "box_height": 1, "box_frames": 1}, "from 2 to 256 tokens"),
-        ("draft", {"order": "coreset"}, "order=coreset takes estimator=kept and selector=thresh"),
+        ("draft", {"order": "coreset"}, "for all takes estimator=kept, selector=threshold"),
+        ("vidtome", {"chunk_size": 1}, "chunk_size must be at least 2 frames, got 1"),
         ("draft", {"estimator": "kept"}, "estimator=kept takes an order that keeps some tokens"),
         ("coreset", {"density": "none"}, "give it a density"),
         ("coreset", {"anchor": "keys"}, "the order moves keys by what they are"),

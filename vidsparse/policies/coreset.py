@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,25 +14,22 @@ from torch import Tensor
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.planning.pooling import only_finite
-from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
-from vidsparse.policies.orders import Arranged, Order, coordinates, in_order
-
-if TYPE_CHECKING:
-    from vidsparse.policies.policy import Policy
+from vidsparse.policies.estimator import Inputs
+from vidsparse.policies.orders import Arranged, coordinates
+from vidsparse.policies.pruned import PruningOrder, kept_first, wanted
 
 PLACES = "places of tokens in their boxes"
 Sizes = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Coreset(Order):
+class Coreset(PruningOrder):
     """The tokens of each box that are least like its centre come first, all others last.
 
     VORTA, arXiv 2505.18809: of a box of 2 x 3 x 2 tokens the centre is kept and the five whose
     queries have the least cosine with the centre's. These attend to one another alone, and a token
-    that is not kept takes the output of its centre. Keys and values are kept with their queries. As
-    many are kept as the density pays for, its root of all tokens; boxes at the end of an axis are
-    smaller where they must be. A query that is no number keeps its own output.
+    that is not kept takes the output of its centre. Keys and values are kept with their queries.
+    Boxes at the end of an axis are smaller where they must be.
 
     Attributes:
         box_frames: Latent frames of a box.
@@ -44,21 +41,12 @@ class Coreset(Order):
     box_height: int = 3
     box_width: int = 2
 
-    static: ClassVar[bool] = False
-    prunes: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         for name in ("box_frames", "box_height", "box_width"):
             if getattr(self, name) < 1:
                 raise BadInputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 2 <= self.box_frames * self.box_height * self.box_width <= 256:
             raise BadInputError("a box of a coreset holds from 2 to 256 tokens")
-
-    def refuses(self, policy: Policy) -> str | None:
-        """What is kept attends to what is kept, and nothing else does."""
-        if not policy.estimator.of_pruned or not policy.selector.takes_masks:
-            return "order=coreset takes estimator=kept and selector=threshold"
-        return None
 
     def arrange(self, inputs: Inputs) -> Arranged:
         """Find what is least like the centres now."""
@@ -92,50 +80,14 @@ class Coreset(Order):
 
     def _arranged(self, inputs: Inputs, places: Tensor, boxes: Boxes) -> Arranged:
         """With the tokens at these places of their boxes in order, what is kept before the rest."""
-        grid, density = inputs.blocks.grid, inputs.density
-        assert density is not None
-        keep = math.sqrt(1.0 - inputs.way * (1.0 - density))
-        kept = max(len(boxes.members), round(keep * grid.video_tokens))
-        perm, source = kept_first(*self._geometry(inputs), kept)
+        kept = max(len(boxes.members), round(wanted(inputs)))
+        perm, source = kept_of_boxes(*self._geometry(inputs), kept)
         video = boxes.members.flatten()[boxes.start + places.long()].index_select(-1, perm)
-        text = torch.arange(grid.tokens, device=video.device).expand(*video.shape[:2], -1)
-        before, _, after = text.split([grid.prefix, grid.video_tokens, grid.suffix], dim=-1)
-        order = torch.cat([before, video + grid.prefix, after], dim=-1).to(torch.int32)
-        arranged = in_order(inputs, order)
-        copies = None
-        if kept < grid.video_tokens:
-            before, _, after = text[0, 0].split([grid.prefix, grid.video_tokens, grid.suffix])
-            wanted = torch.cat([before, source + grid.prefix, after])
-            finite = arranged.inputs.qkv[0].isfinite().all(dim=-1)
-            copies = torch.where(finite & finite.index_select(-1, wanted), wanted, text)
-        made = dataclasses.replace(arranged.inputs, copies=copies, kept=grid.prefix + kept)
-        return Arranged(made, arranged.q_order, arranged.kv_order)
+        return kept_first(inputs, video, source[None, None], kept)
 
     def label_bytes(self, grid: TokenGrid) -> int:
         """Bytes a head remembers in host memory: the place of each token in its box."""
         return grid.video_tokens
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kept(Estimator):
-    """Pairs of what an order keeps: one; all others: zero."""
-
-    of_pruned: ClassVar[bool] = True
-    measure: ClassVar[Measure] = Measure.RANK
-
-    def refuses(self, policy: Policy) -> str | None:
-        """The order says what is kept."""
-        if not policy.order.prunes:
-            return "estimator=kept takes an order that keeps some tokens for all, such as coreset"
-        return None
-
-    def estimate(self, inputs: Inputs) -> Estimate:
-        """Score blocks by whether both hold what is kept, ``(batch, heads, N, N)``."""
-        blocks, q = inputs.blocks, inputs.qkv[0]
-        assert inputs.kept is not None
-        held = torch.arange(blocks.number, device=blocks.device) * blocks.block < inputs.kept
-        scores = (held[:, None] & held).float()
-        return Estimate(scores=scores.expand(*q.shape[:2], -1, -1))
 
 
 class Boxes(NamedTuple):
@@ -202,7 +154,7 @@ def boxes_of(grid: TokenGrid, sizes: Sizes, device: torch.device) -> Boxes:
 
 
 @functools.lru_cache(maxsize=32)
-def kept_first(
+def kept_of_boxes(
     grid: TokenGrid, sizes: Sizes, device: torch.device, kept: int
 ) -> tuple[Tensor, Tensor]:
     """Where tokens that stand box by box go, and whose output each place then takes.

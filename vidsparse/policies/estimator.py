@@ -67,8 +67,8 @@ class Inputs:
         way: How far the schedule has come from dense, in (0, 1].
         kept: How many tokens come first that attend for all, text before the video among them;
             None where no order says so.
-        copies: Whose output each place takes in the end, int64 ``(batch, heads, seq)``; None where
-            each keeps its own.
+        copies: Whose output each place takes in the end, int64 ``(batch, heads, seq)``, -1 for what
+            is no number; None where each keeps its own.
     """
 
     blocks: Blocks

@@ -49,6 +49,8 @@ class Order(Part, ABC):
     """Whether layers differ."""
     prunes: ClassVar[bool] = False
     """Whether some tokens attend for all."""
+    same_in_heads: ClassVar[bool] = False
+    """Whether what is remembered in host memory is of all heads at once."""
     moves: ClassVar[bool] = True
     """Whether tokens leave the places they come in."""
 

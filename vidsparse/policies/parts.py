@@ -15,18 +15,20 @@ from vidsparse.policies.compensation import (
     Rescale,
     Residual,
 )
-from vidsparse.policies.coreset import Coreset, Kept
+from vidsparse.policies.coreset import Coreset
 from vidsparse.policies.correction import Correction, Delta, NoCorrection
 from vidsparse.policies.deviation import Deviation
 from vidsparse.policies.estimator import Estimator
 from vidsparse.policies.exact import Antidiagonal, Exact
 from vidsparse.policies.geometric import Band, Disc, Neighbourhood, Places, Slab
 from vidsparse.policies.importance import Importance
+from vidsparse.policies.merged import Merged
 from vidsparse.policies.observed import Observed
 from vidsparse.policies.orders import Axes, Cycle, Hilbert, Order, Raster, Tile
 from vidsparse.policies.part import Part
 from vidsparse.policies.peak import Peak
 from vidsparse.policies.pooled import Pooled, SubBlock
+from vidsparse.policies.pruned import Kept
 from vidsparse.policies.radial import Radial
 from vidsparse.policies.random import Random
 from vidsparse.policies.sampled_p import SampledP
@@ -47,6 +49,7 @@ ORDERS: dict[str, type[Order]] = {
     "semantic": Semantic,
     "importance": Importance,
     "coreset": Coreset,
+    "merged": Merged,
 }
 
 ESTIMATORS: dict[str, type[Estimator]] = {

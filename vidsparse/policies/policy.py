@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -230,7 +231,8 @@ class Policy:
         out, besides = self.correction.attend(run, work, kernel)
         copies = work.inputs.copies
         if copies is not None:
-            out = out.gather(2, copies[..., None].expand(out.shape))
+            taken = out.gather(2, copies.clamp(min=0)[..., None].expand(out.shape))
+            out = taken.masked_fill((copies < 0)[..., None], math.nan)
         return out, besides
 
     def pairs(
