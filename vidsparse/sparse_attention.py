@@ -312,9 +312,10 @@ class SparseAttention:
         blocks = Blocks(call.grid, block, q.device, key_block=policy.key_block)
         state, shared = LayerState(), None
         if call.known:
-            where = (call.expert, call.layer, call.sample, call.turn, q.shape[:2], str(q.device))
-            state = self._planner.state((call.branch, call.grid, *where))
-            shared = self._shared_state(call, where)
+            where = (call.expert, call.sample, call.turn, q.shape[0], str(q.device))
+            own = call.layer, q.shape[1]
+            state = self._planner.state((call.branch, call.grid, own, *where))
+            shared = self._shared_state(call, own, where)
         for each in (state, shared):
             if each is not None:
                 each.follow(call.share)
@@ -336,20 +337,24 @@ class SparseAttention:
             remember=call.known and schedule.remembers,
         )
 
-    def _shared_state(self, call: Call, where: tuple[Hashable, ...]) -> LayerState | None:
-        """What branches or neighbouring layers remember together; None if each keeps to itself."""
+    def _shared_state(
+        self, call: Call, own: tuple[int, int], where: tuple[Hashable, ...]
+    ) -> LayerState | None:
+        """What branches or neighbouring layers remember together; None if each keeps to itself.
+
+        Args:
+            call: Where in the generation this is.
+            own: The layer and its number of heads; neighbours that differ in it are to meet.
+            where: What else they have to agree in.
+        """
         assert call.grid is not None
-        policy, schedule = self.preset.policy, self.preset.schedule
-        alike: Hashable = (call.branch, call.grid)
+        schedule, alike = self.preset.schedule, (call.branch, call.grid)
         if schedule.share_branches:
-            alike = _alike_in_branches(call.grid, policy)
-        if schedule.share_layers > 1:
-            expert, _layer, sample, turn, (batch, _heads), device = where
-            first = schedule.first_of_layers(call.layer)
-            return self._planner.state(
-                (alike, "layers", expert, first, sample, turn, batch, device)
-            )
-        return self._planner.state((alike, *where)) if schedule.share_branches else None
+            alike = _alike_in_branches(call.grid, self.preset.policy)
+        elif schedule.share_layers == 1:
+            return None
+        together = own if schedule.share_layers == 1 else schedule.first_of_layers(call.layer)
+        return self._planner.state((alike, together, *where))
 
     def _full_density(self, call: Call, q: Tensor) -> float | None:
         """Share of the pairs at full sparsity; None leaves it to the parts of the policy.

@@ -26,6 +26,11 @@ def dense(q, k, v):
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
+def attend(engine, tensors, call) -> torch.Tensor:
+    q, k, v = tensors
+    return engine(q, k, v, call, dense)
+
+
 def make(**changes):
     settings: dict[str, Any] = {"min_tokens": 0, "warmup": 0.0, "ramp_until": 0.0, "block": 16}
     return SparseAttention(PRESETS["coreset"].override(settings | changes), strict=True)
@@ -65,9 +70,9 @@ def by_hand(q, k, v):
 def test_the_centre_and_the_five_least_alike_attend_for_their_box(again):
     engine, first = make(), qkv()
     tensors = [first[0], *qkv()[1:]] if again else first
-    out = engine(*first, CALL, dense)
+    out = attend(engine, first, CALL)
     if again:  # another branch takes the same tokens
-        out = engine(*tensors, dataclasses.replace(CALL, branch="uncond"), dense)
+        out = attend(engine, tensors, dataclasses.replace(CALL, branch="uncond"))
     torch.testing.assert_close(out, by_hand(*tensors), atol=1e-5, rtol=1e-4)
 
 
@@ -76,14 +81,14 @@ def test_equal_tokens_of_a_box_lose_nothing_but_block_rounding():
     call = dataclasses.replace(CALL, grid=grid)
     box = boxes_of(grid, (2, 3, 2), torch.device("cpu"))
     tensors = [x.index_select(1, box.centre) for x in qkv(grid)]
-    torch.testing.assert_close(make()(*tensors, call, dense), dense(*tensors), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(attend(make(), tensors, call), dense(*tensors), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("density", [0.1, 0.25, 0.6])
 def test_the_density_is_that_of_the_pairs_of_what_is_kept(density):
     grid = TokenGrid(8, 16, 16)
     engine = make(density=density)
-    engine(*qkv(grid), dataclasses.replace(CALL, grid=grid), dense)
+    attend(engine, qkv(grid), dataclasses.replace(CALL, grid=grid))
     # rows that are not kept still read one block, their own
     assert engine.stats.mean_density == pytest.approx(density + 1 / 128, abs=0.012)
 
@@ -132,6 +137,8 @@ def test_tokens_merge_into_what_they_are_most_like_in_the_drawn_frame(make_input
     kept = [t for t in range(3, 163) if source[t] == t]
     left = [t for t in range(3, 163) if source[t] != t]
     places = [0, 1, 2, *kept, *left, 163, 164]
+    assert arranged.q_order is not None
+    assert arranged.inputs.copies is not None
     assert arranged.q_order.tolist() == [[places]]
     assert arranged.inputs.kept == 3 + len(kept)
     by_hand = [places.index(source[t]) for t in places]
@@ -145,7 +152,7 @@ def test_two_equal_frames_merge_into_one_and_the_output_is_exact_of_what_is_kept
     call = dataclasses.replace(CALL, grid=grid)
     settings = {"min_tokens": 0, "warmup": 0.0, "ramp_until": 0.0, "block": 16, "density": 0.25}
     engine = SparseAttention(PRESETS["vidtome"].override(settings), strict=True)
-    torch.testing.assert_close(engine(*tensors, call, dense), dense(*tensors), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(attend(engine, tensors, call), dense(*tensors), atol=1e-5, rtol=1e-4)
     assert engine.stats.mean_density == pytest.approx(0.25 + 1 / 16, abs=0.001)
 
 
@@ -158,7 +165,7 @@ def test_inward_windows_are_of_one_size():
     assert [seen[q].nonzero().flatten().tolist() for q in (0, 10, 19)] == [
         list(range(11)), list(range(5, 16)), list(range(9, 20))
     ]  # fmt: skip
-    rule = PRESETS["freeswim"].policy.estimator
+    rule: Any = PRESETS["freeswim"].policy.estimator
     assert (rule.window_height, rule.window_width) == (2 * 15 + 1, 2 * 26 + 1)
 
 

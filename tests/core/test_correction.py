@@ -25,6 +25,11 @@ def dense(q, k, v):
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
+def attend(engine, tensors, call) -> torch.Tensor:
+    q, k, v = tensors
+    return engine(q, k, v, call, dense)
+
+
 def tokens(grid=GRID, heads=2):
     return [torch.randn(1, grid.tokens, heads, 8) for _ in range(3)]
 
@@ -43,8 +48,8 @@ def make(name="draft", engine="auto", **changes):
 def test_what_an_exact_row_gains_is_added_to_its_run(at):
     qkv = tokens()
     plain, engine = make(), make(correction="delta", exact_every=25, exact_at=at)
-    sparse, exact = plain(*qkv, CALL, dense), dense(*qkv)
-    out = engine(*qkv, CALL, dense)
+    sparse, exact = attend(plain, qkv, CALL), dense(*qkv)
+    out = attend(engine, qkv, CALL)
     by_hand = sparse.clone()
     for start in range(2, 170, 25):
         stop = min(start + 25, 170)
@@ -72,17 +77,17 @@ def test_any_method_can_be_corrected(name):
     """With clusters and stand-ins, boxes, means of tokens, orders of heads, and while observing."""
     grid = TokenGrid(4, 8, 8, suffix=3)
     qkv, call = tokens(grid), dataclasses.replace(CALL, grid=grid)
-    changes = {"margin": 0.0, "rotate": 0.0} if name == "lite" else {}
+    changes: dict[str, Any] = {"margin": 0.0, "rotate": 0.0} if name == "lite" else {}
     plain = make(name, **changes)
     every = make(name, correction="delta", exact_every=1, **changes)
     some = make(name, correction="delta", exact_every=8, **changes)
     exact = dense(*qkv)
     for step in range(2):
         call = dataclasses.replace(call, step=step)
-        sparse = plain(*qkv, call, dense)
-        video = every(*qkv, call, dense)[:, : grid.video_tokens]
+        sparse = attend(plain, qkv, call)
+        video = attend(every, qkv, call)[:, : grid.video_tokens]
         torch.testing.assert_close(video, exact[:, : grid.video_tokens], atol=1e-5, rtol=1e-4)
-        out = some(*qkv, call, dense)
+        out = attend(some, qkv, call)
         same = (out - exact).abs().amax(dim=-1) < 1e-5
         least = math.ceil(grid.video_tokens / 8)
         assert (same[:, : grid.video_tokens].sum(dim=1) >= least).all()
@@ -94,7 +99,7 @@ def test_a_query_that_is_no_number_corrects_nobody(kernel):
     qkv = tokens()
     plain, engine = make(engine=kernel), make(engine=kernel, correction="delta", exact_every=25)
     qkv[0][:, 27] = math.nan  # the exact row of the second run
-    out, sparse = engine(*qkv, CALL, dense), plain(*qkv, CALL, dense)
+    out, sparse = attend(engine, qkv, CALL), attend(plain, qkv, CALL)
     assert out[:, 27].isnan().all()
     assert torch.equal(out[:, 28:52], sparse[:, 28:52])
     assert out[:, 52:].isfinite().all()
@@ -111,7 +116,7 @@ def test_the_dial_pays_for_the_exact_rows():
     grid = TokenGrid(4, 16, 16)
     qkv = tokens(grid)
     for step, progress in enumerate(run.steps()):
-        engine(*qkv, dataclasses.replace(CALL, grid=grid, step=step, progress=progress), dense)
+        attend(engine, qkv, dataclasses.replace(CALL, grid=grid, step=step, progress=progress))
     assert engine.stats.mean_density == pytest.approx(0.3, abs=0.003)
 
 

@@ -25,7 +25,7 @@ def test_heavy_keys_at_the_ends_of_four_blocks_gather_in_the_first(make_inputs):
     qkv["k"][..., 0] = 0.0
     heavy = [15, 31, 47, 63, 79]
     qkv["k"][:, :, heavy, 0] = 40.0
-    arranged = Importance(segment=64).arrange(make_inputs(grid, 16, **qkv))
+    arranged: Any = Importance(segment=64).arrange(make_inputs(grid, 16, **qkv))
     order = arranged.kv_order[0, 0].tolist()
     assert sorted(order[:4]) == heavy[:4]
     assert order[64] == heavy[4]
@@ -40,7 +40,7 @@ def test_the_order_is_that_of_the_mean_share_of_the_judges(make_inputs):
     grid = TokenGrid(2, 5, 7, prefix=5, suffix=9)  # 84 tokens: segments of 32, 32 and 20
     qkv: dict[str, Any] = tokens(grid)
     order = Importance(segment=32, judges=10_000)  # all rows judge, each once
-    arranged = order.arrange(make_inputs(grid, 16, scale=0.3, **qkv))
+    arranged: Any = order.arrange(make_inputs(grid, 16, scale=0.3, **qkv))
     share = (qkv["q"] @ qkv["k"].mT * 0.3).softmax(dim=-1).mean(dim=2)[0]
     for head in range(2):
         by_hand = []
@@ -58,8 +58,8 @@ def test_another_branch_finds_the_order_of_the_first(make_inputs, segment):
     grid, other = TokenGrid(4, 5, 7, 3, 4), TokenGrid(4, 5, 7, 3, 11)
     order = Importance(segment=segment)
     inputs = make_inputs(grid, 16, remember=True, **tokens(grid))
-    made = order.arrange(inputs)
-    again = order.again(
+    made: Any = order.arrange(inputs)
+    again: Any = order.again(
         dataclasses.replace(make_inputs(other, 16, **tokens(other)), state=inputs.state)
     )
     assert torch.equal(again.kv_order[..., :143], made.kv_order[..., :143])

@@ -23,6 +23,11 @@ def dense(q, k, v):
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
+def attend(engine, tensors, call) -> torch.Tensor:
+    q, k, v = tensors
+    return engine(q, k, v, call, dense)
+
+
 def qkv(heads=3, grid=GRID):
     return [torch.randn(1, grid.tokens, heads, 8) for _ in range(3)]
 
@@ -50,7 +55,7 @@ def test_two_of_sixteen_layers_select_and_the_others_follow():
         for layer in range(16):
             for branch in ("cond", "uncond"):
                 call = dataclasses.replace(CALL, layer=layer, step=step, branch=branch)
-                engine(*qkv(), call, dense)
+                attend(engine, qkv(), call)
     made = {"made": 4, "kept": 4, "of another layer": 48}
     assert engine.stats.plans == made == engine.stats.to_dict()["plans"]
     assert "48 calls ran the plan of another layer, 8 not" in engine.stats.summary()
@@ -74,7 +79,7 @@ def test_orders_choices_and_residuals_go_with_a_plan_of_another_layer(name, shar
             for branch in ("cond", "uncond"):
                 tensors = qkv()
                 call = dataclasses.replace(CALL, layer=layer, step=step, branch=branch)
-                out = engine(*tensors, call, dense)
+                out = attend(engine, tensors, call)
                 assert out.isfinite().all()
                 if name == "re-ttention" and step % 2 == 0:  # measured for every layer by itself
                     torch.testing.assert_close(out, dense(*tensors), atol=1e-5, rtol=1e-4)
@@ -83,10 +88,10 @@ def test_orders_choices_and_residuals_go_with_a_plan_of_another_layer(name, shar
         for layer in range(3):
             for branch in range(2):
                 first = by_call[step, 0, 0 if share_branches else branch]
-                one = by_call[step, layer, branch]
+                one: Any = by_call[step, layer, branch]
                 assert torch.equal(one.plan.to_block_mask(), first.plan.to_block_mask())
                 for a, b in ((one.q_order, first.q_order), (one.kv_order, first.kv_order)):
-                    assert (a is None and b is None) or torch.equal(a, b)
+                    assert a is b or torch.equal(a, b)
     makers = 2 * 2 * (1 if share_branches else 2)  # steps, groups, branches
     assert engine.stats.plans["made"] == makers
 
@@ -94,7 +99,7 @@ def test_orders_choices_and_residuals_go_with_a_plan_of_another_layer(name, shar
 def test_a_layer_whose_first_was_left_out_plans_for_the_rest():
     engine, works = make("draft", share_layers=4)
     for layer in (1, 2, 3):
-        engine(*qkv(), dataclasses.replace(CALL, layer=layer), dense)
+        attend(engine, qkv(), dataclasses.replace(CALL, layer=layer))
     assert engine.stats.plans == {"made": 1, "of another layer": 2}
     assert len({mask.numpy().tobytes() for mask in masks(works)}) == 1
 
@@ -102,7 +107,7 @@ def test_a_layer_whose_first_was_left_out_plans_for_the_rest():
 def test_an_unknown_step_shares_nothing_and_a_new_generation_counts_anew():
     engine, _ = make("draft", share_layers=4)
     for layer in (0, 1):
-        engine(*qkv(), dataclasses.replace(CALL, layer=layer, known=False), dense)
+        attend(engine, qkv(), dataclasses.replace(CALL, layer=layer, known=False))
     assert engine.stats.plans == {"made": 2}
     engine.start_generation()
     assert engine.stats.plans == {}
@@ -110,9 +115,9 @@ def test_an_unknown_step_shares_nothing_and_a_new_generation_counts_anew():
 
 def test_layers_of_other_heads_are_refused():
     engine, _ = make("draft", share_layers=2)
-    engine(*qkv(3), CALL, dense)
+    attend(engine, qkv(3), CALL)
     with pytest.raises(BadInputError, match="layer 1 has 4 heads, and layer 0, whose plan it"):
-        engine(*qkv(4), dataclasses.replace(CALL, layer=1), dense)
+        attend(engine, qkv(4), dataclasses.replace(CALL, layer=1))
 
 
 def test_neighbours_remember_one_plan():
@@ -120,7 +125,7 @@ def test_neighbours_remember_one_plan():
     for layers in (1, 3):
         engine, _ = make("draft", share_layers=layers)
         for layer in range(3):
-            engine(*qkv(), dataclasses.replace(CALL, layer=layer), dense)
+            attend(engine, qkv(), dataclasses.replace(CALL, layer=layer))
         sizes.append(engine.stats.host_memory_bytes)
         held = layer_state_bytes(engine.preset, GRID, 3, 8, on_host=True)
     assert sizes == [3 * held.common, held.common]

@@ -162,12 +162,14 @@ class Estimate:
         log_mass: From which ``top_p`` counts how many blocks each row keeps, if not the scores.
         scales: Whether the mask is so many times larger where the threshold is, as it then is on
             the way to full sparsity.
+        spent: Whether the order has spent the density: then the mask is what it pays for.
     """
 
     scores: Tensor
     threshold: float | None = None
     log_mass: Tensor | None = None
     scales: bool = False
+    spent: bool = False
 
 
 class Estimator(Part, ABC):

@@ -58,7 +58,8 @@ class Kept(Estimator):
         assert inputs.kept is not None
         held = torch.arange(blocks.number, device=blocks.device) * blocks.block < inputs.kept
         scores = (held[:, None] & held).float()
-        return Estimate(scores=scores.expand(*q.shape[:2], -1, -1))
+        scores = scores.expand(*q.shape[:2], -1, -1)
+        return Estimate(scores=scores, threshold=0.5, spent=True)
 
 
 def wanted(inputs: Inputs) -> float:

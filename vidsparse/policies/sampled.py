@@ -28,7 +28,7 @@ def draw_rows(inputs: Inputs, number: int) -> Tensor:
     generator = torch.Generator().manual_seed(inputs.layer * 100_003 + inputs.step)
     place = torch.arange(number) + torch.rand(number, generator=generator)
     rows = (place * (tokens / number)).long().clamp(max=tokens - 1)
-    return rows.to(inputs.blocks.device)
+    return rows.to(inputs.blocks.device, non_blocking=True)
 
 
 def shares_of_rows(inputs: Inputs, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
