@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
+from vidsparse.head_sharing import HeadShare
 from vidsparse.policies.coreset import Coreset, boxes_of
 from vidsparse.policies.geometric import Neighbourhood
 from vidsparse.policies.merged import Merged
@@ -143,6 +144,14 @@ def test_tokens_merge_into_what_they_are_most_like_in_the_drawn_frame(make_input
     assert arranged.inputs.kept == 3 + len(kept)
     by_hand = [places.index(source[t]) for t in places]
     assert arranged.inputs.copies.tolist() == [[by_hand, by_hand]]
+
+
+def test_heads_that_devices_share_do_not_merge(make_inputs):
+    grid = TokenGrid(2, 4, 8)
+    share = HeadShare(order=(0, 1), devices=2, rank=0, exchange=lambda x: x)
+    q, k, v = (x.transpose(1, 2) for x in qkv(grid))
+    with pytest.raises(BadInputError, match="here devices share the heads"):
+        Merged().arrange(make_inputs(grid, 16, q=q, k=k, v=v, density=0.5, heads=2, share=share))
 
 
 def test_two_equal_frames_merge_into_one_and_the_output_is_exact_of_what_is_kept():

@@ -71,7 +71,7 @@ def other_values(name, value):
 
 
 def acts(preset, name, value, grid, layers, before):
-    if name == "share_layers":  # with one, there is nobody to share with
+    if name == "share_layers" and layers == 1:  # with one, there is nobody to share with
         layers, before = 2, results(preset, grid, 2)
     for other in other_values(name, value):
         try:

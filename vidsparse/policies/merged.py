@@ -41,6 +41,11 @@ class Merged(PruningOrder):
 
     def arrange(self, inputs: Inputs) -> Arranged:
         """Match the tokens of each chunk as they are now."""
+        if inputs.share is not None:
+            raise BadInputError(
+                "order=merged compares the keys of all heads, and here devices share the heads: "
+                "run on one device, or take order=coreset with estimator=kept"
+            )
         grid, (_, k, _) = inputs.blocks.grid, inputs.qkv
         share, generator = self._share(inputs), torch.Generator()
         generator.manual_seed(inputs.layer * 100_003 + inputs.step)
