@@ -13,7 +13,6 @@ from vidsparse.policies.importance import Importance
 from vidsparse.policies.merged import Merged
 from vidsparse.policies.observed import Observed
 from vidsparse.policies.orders import AXES, Axes, Cycle, Hilbert, Raster, Tile
-from vidsparse.policies.peak import Peak
 from vidsparse.policies.policy import Policy
 from vidsparse.policies.pooled import Pooled, SubBlock
 from vidsparse.policies.pruned import Kept
@@ -23,6 +22,7 @@ from vidsparse.policies.sampled_p import SampledP
 from vidsparse.policies.scope import Scope
 from vidsparse.policies.selectors import Budget, MassOf, Threshold, TopP
 from vidsparse.policies.semantic import Semantic, Start
+from vidsparse.policies.strided_peak import StridedPeak
 from vidsparse.policies.stripes import Stripes
 from vidsparse.policies.tolerance import Tolerance
 from vidsparse.policies.value_aware import Routing, ValueAware
@@ -300,7 +300,9 @@ METHODS: tuple[Preset, ...] = (
         name="proxyattn",
         summary="Mean heads score blocks by their strongest pair for all; each head has its budget",
         source="ProxyAttn, arXiv 2509.24745",
-        policy=Policy(estimator=Peak(), selector=SampledP(p=0.9), scoring_heads=4, block=128),
+        policy=Policy(
+            estimator=StridedPeak(), selector=SampledP(p=0.9), scoring_heads=4, block=128
+        ),
     ),
     Preset(
         name="minference",

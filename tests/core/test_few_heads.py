@@ -8,10 +8,10 @@ import torch
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.policies.few_heads import by_few_heads, group_of_head
-from vidsparse.policies.peak import Peak
 from vidsparse.policies.pooled import Pooled, SubBlock
 from vidsparse.policies.sampled_p import SampledP
 from vidsparse.policies.selectors import Selection
+from vidsparse.policies.strided_peak import StridedPeak
 from vidsparse.policies.value_aware import ValueAware
 from vidsparse.presets import PRESETS
 
@@ -29,7 +29,7 @@ def test_groups_are_of_neighbours_and_as_equal_as_they_can_be():
     assert group_of_head(12, 4) == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
 
 
-@pytest.mark.parametrize("estimator", [Pooled(), SubBlock(), Peak(), ValueAware()], ids=repr)
+@pytest.mark.parametrize("estimator", [Pooled(), SubBlock(), StridedPeak(), ValueAware()], ids=repr)
 def test_mean_heads_score_for_their_groups(make_inputs, estimator):
     inputs = call(make_inputs)
     policy = PRESETS["draft"].override({"estimator": estimator, "scoring_heads": 2}).policy
@@ -61,7 +61,7 @@ def test_a_peak_is_the_largest_share_of_sampled_pairs(make_inputs, stride):
     q, k, _ = inputs.qkv
     share = (q[:, :, ::stride] @ k[:, :, ::stride].mT * 0.4).softmax(dim=-1)
     each = 16 // stride
-    scores = Peak(stride=stride).estimate(inputs).scores
+    scores = StridedPeak(stride=stride).estimate(inputs).scores
     assert scores.shape == (2, 2, 5, 5)
     for i in range(5):
         for j in range(5):

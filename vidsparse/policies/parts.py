@@ -26,7 +26,6 @@ from vidsparse.policies.merged import Merged
 from vidsparse.policies.observed import Observed
 from vidsparse.policies.orders import Axes, Cycle, Hilbert, Order, Raster, Tile
 from vidsparse.policies.part import Part
-from vidsparse.policies.peak import Peak
 from vidsparse.policies.pooled import Pooled, SubBlock
 from vidsparse.policies.pruned import Kept
 from vidsparse.policies.radial import Radial
@@ -34,6 +33,7 @@ from vidsparse.policies.random import Random
 from vidsparse.policies.sampled_p import SampledP
 from vidsparse.policies.selectors import Budget, Selector, Threshold, TopK, TopP
 from vidsparse.policies.semantic import Semantic
+from vidsparse.policies.strided_peak import StridedPeak
 from vidsparse.policies.stripes import Stripes
 from vidsparse.policies.tolerance import Tolerance
 from vidsparse.policies.value_aware import Routing, ValueAware
@@ -58,7 +58,7 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "subblock": SubBlock,
     "antidiagonal": Antidiagonal,
     "exact": Exact,
-    "peak": Peak,
+    "strided_peak": StridedPeak,
     "routing": Routing,
     "observed": Observed,
     "radial": Radial,

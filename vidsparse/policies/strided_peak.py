@@ -15,7 +15,7 @@ from vidsparse.policies.exact import AT_ONCE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Peak(Estimator):
+class StridedPeak(Estimator):
     """Log of the largest share that any sampled query of a block gives any sampled key of another.
 
     ProxyAttn, arXiv 2509.24745: of every ``stride`` tokens the first stands for all, softmax goes
