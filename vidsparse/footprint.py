@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from vidsparse.grid import TokenGrid
+from vidsparse.policies.choice import alike
 from vidsparse.policies.policy import Policy
 from vidsparse.preset import Preset
 
@@ -39,8 +40,9 @@ def layer_state_bytes(
 
     On the device: observed blocks, a bit each; a few members of each cluster; a choice, a byte a
     head. On the host, where it waits for the next call: a plan, a bit a block; the labels of
-    clustered tokens; the residual of every token. Static plans, which layers share, are not in it.
-    With ``share_layers``, what is common is so of neighbouring layers too.
+    clustered tokens; centroids, where they are kept; the residual of every token. Static
+    plans, which layers share, are not in it. With ``share_layers``, what is common is so of
+    neighbouring layers too.
 
     Args:
         preset: What runs.
@@ -68,6 +70,7 @@ def layer_state_bytes(
             rows, columns = order.block_counts(grid, block, policy.key_block)
             mask = rows * -(-columns // 8)
         labels = order.label_bytes(grid) * batch if remembers else 0
+        common += order.parked_bytes(grid, head_dim) + policy.estimator.parked_bytes(grid)
     else:
         own += policy.estimator.state_bytes(number)
         common += order.state_bytes(grid)
@@ -80,5 +83,4 @@ def layer_state_bytes(
 
 def _one_mask_for_all(policy: Policy) -> bool:
     """Whether heads differ in nothing but their order."""
-    alike = len({each.estimator for each in policy.candidates}) == 1
-    return alike and not policy.estimator.needs_data and not policy.rotate
+    return alike(policy.candidates) and not policy.estimator.needs_data and not policy.rotate

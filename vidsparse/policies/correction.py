@@ -16,7 +16,7 @@ from vidsparse.kernels.planning.pooling import only_finite
 from vidsparse.policies.part import Part
 from vidsparse.policies.work import Kernel, Work
 
-Run = Callable[[], tuple[Tensor, float]]
+Run = Callable[[], tuple[Tensor, float | Tensor]]
 """Runs a plan with its compensation, or while observing: output, and density beside the plan."""
 
 
@@ -28,7 +28,7 @@ class Correction(Part):
 
     __slots__ = ()
 
-    def attend(self, run: Run, work: Work, kernel: Kernel) -> tuple[Tensor, float]:
+    def attend(self, run: Run, work: Work, kernel: Kernel) -> tuple[Tensor, float | Tensor]:
         """Run a plan and correct its output.
 
         Args:
@@ -92,7 +92,7 @@ class Delta(Correction):
         if self.exact_every < 1:
             raise BadInputError(f"exact_every must be at least 1, got {self.exact_every}")
 
-    def attend(self, run: Run, work: Work, kernel: Kernel) -> tuple[Tensor, float]:
+    def attend(self, run: Run, work: Work, kernel: Kernel) -> tuple[Tensor, float | Tensor]:
         """Attend densely from one row of each run, and add the difference to the run."""
         out, besides = run()
         q, k, v = work.inputs.qkv

@@ -14,7 +14,7 @@ from vidsparse.grid import TokenGrid
 from vidsparse.head_sharing import HeadShare
 from vidsparse.kernels.engines.observe import Observed
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.kernels.planning.pooling import pool_blocks, pool_ragged
+from vidsparse.kernels.planning.pooling import only_finite, pool_blocks, pool_ragged
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.part import Part
 from vidsparse.purse import Purse
@@ -57,6 +57,7 @@ class Inputs:
         layer: Index of the layer, from 0.
         expert: Which transformer of the pipeline.
         step: Denoising step, from 0.
+        done: Share of the run that is done before the step, in [0, 1].
         density: Share of the pairs to keep at full sparsity, in (0, 1]; None leaves it to the
             selector or to the estimator's own mask.
         purse: What the run may spend, where a tolerance is moved by that; else None.
@@ -81,6 +82,7 @@ class Inputs:
     layer: int = 0
     expert: str = "transformer"
     step: int = 0
+    done: float = 0.0
     density: float | None = None
     purse: Purse | None = None
     state: LayerState = field(default_factory=LayerState)
@@ -129,6 +131,14 @@ class Inputs:
         """
         return _means(_there(self.q), self.blocks.block, self.blocks.q_offsets, finite=True)
 
+    def tokens(self, at: slice) -> Tensor:
+        """Similarity of queries to the mean key of each block, ``(batch, heads, tokens, N)``.
+
+        Args:
+            at: Which tokens.
+        """
+        return only_finite(_there(self.q)[:, :, at]).float() @ self.k_means.mT
+
     @cached_property
     def k_means(self) -> Tensor:
         """Mean key of each block, float32 ``(batch, heads, N, head_dim)``."""
@@ -163,6 +173,8 @@ class Estimate:
         scales: Whether the mask is so many times larger where the threshold is, as it then is on
             the way to full sparsity.
         spent: Whether the order has spent the density: then the mask is what it pays for.
+        besides: What is kept beside all that the selector keeps, and beside its density, boolean,
+            broadcastable to the scores.
     """
 
     scores: Tensor
@@ -170,6 +182,7 @@ class Estimate:
     log_mass: Tensor | None = None
     scales: bool = False
     spent: bool = False
+    besides: Tensor | None = None
 
 
 class Estimator(Part, ABC):
@@ -187,6 +200,8 @@ class Estimator(Part, ABC):
     """Whether it scores blocks of unequal size."""
     of_pruned: ClassVar[bool] = False
     """Whether it scores pairs of tokens that attend for all."""
+    scores_tokens: ClassVar[bool] = False
+    """Whether ``Inputs.tokens``, each query against mean keys, is what it goes by."""
     observes: ClassVar[bool] = False
     """Whether it learns from what the kernel saw: it then runs plans, and has an ``observe``."""
     keeps_over_steps: ClassVar[str | None] = None
@@ -201,12 +216,20 @@ class Estimator(Part, ABC):
         """Pairs of its own mask over all pairs, before tokens are rounded to blocks, if known."""
         return None
 
+    def besides(self, grid: TokenGrid) -> float:
+        """Share of all pairs that its estimate keeps beside the density."""
+        return 0.0
+
     def state_bytes(self, blocks: int) -> int:
         """Bytes a head remembers on the device, of so many blocks in a row."""
         return 0
 
-    def visits(self, plan: BlockPlan) -> BlockPlan:
-        """The plan with its lists in the order in which blocks are to be seen."""
+    def parked_bytes(self, grid: TokenGrid) -> int:
+        """Bytes a head remembers in host memory, for all guidance branches."""
+        return 0
+
+    def visits(self, plan: BlockPlan, step: int = 0) -> BlockPlan:
+        """The plan with its lists in the order in which blocks are to be seen at a step."""
         return plan
 
     def observe(self, inputs: Inputs, plan: BlockPlan, seen: Observed, way: float) -> None:
@@ -224,7 +247,7 @@ class Estimator(Part, ABC):
         self, work: Work, kernel: Kernel, *, way: float, replan: int
     ) -> tuple[Tensor, float]:
         """Run a plan and remember what was seen, in the place of ``Compensation.attend``."""
-        visits = self.visits(work.plan)
+        visits = self.visits(work.plan, work.inputs.step)
         seen = kernel(*work.inputs.qkv, visits, observe=True)
         self.observe(work.inputs, visits, seen, way)
         return seen.out, 0.0

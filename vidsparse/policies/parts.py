@@ -20,21 +20,37 @@ from vidsparse.policies.correction import Correction, Delta, NoCorrection
 from vidsparse.policies.deviation import Deviation
 from vidsparse.policies.estimator import Estimator
 from vidsparse.policies.exact import Antidiagonal, Exact
-from vidsparse.policies.geometric import Band, Disc, Neighbourhood, Places, Slab
+from vidsparse.policies.geometric import Band, Disc, First, FrameBand, Neighbourhood, Places, Slab
 from vidsparse.policies.importance import Importance
 from vidsparse.policies.merged import Merged
+from vidsparse.policies.natten import Natten
 from vidsparse.policies.observed import Observed
-from vidsparse.policies.orders import Axes, Cycle, Hilbert, Order, Raster, Tile
+from vidsparse.policies.orders import (
+    Axes,
+    Checkerboard,
+    Chunks,
+    Cycle,
+    Hilbert,
+    Order,
+    Raster,
+    Residues,
+    Tile,
+)
 from vidsparse.policies.part import Part
+from vidsparse.policies.peak import Peak
+from vidsparse.policies.percentile import Percentile
 from vidsparse.policies.pooled import Pooled, SubBlock
 from vidsparse.policies.pruned import Kept
 from vidsparse.policies.radial import Radial
 from vidsparse.policies.random import Random
+from vidsparse.policies.refined import Refined
+from vidsparse.policies.rows import Rows
 from vidsparse.policies.sampled_p import SampledP
 from vidsparse.policies.selectors import Budget, Selector, Threshold, TopK, TopP
 from vidsparse.policies.semantic import Semantic
 from vidsparse.policies.strided_peak import StridedPeak
 from vidsparse.policies.stripes import Stripes
+from vidsparse.policies.tokens import Tokens
 from vidsparse.policies.tolerance import Tolerance
 from vidsparse.policies.value_aware import Routing, ValueAware
 from vidsparse.policies.vertical_slash import VerticalSlash
@@ -46,6 +62,9 @@ ORDERS: dict[str, type[Order]] = {
     "hilbert": Hilbert,
     "axes": Axes,
     "cycle": Cycle,
+    "chunks": Chunks,
+    "checkerboard": Checkerboard,
+    "residues": Residues,
     "semantic": Semantic,
     "importance": Importance,
     "coreset": Coreset,
@@ -59,10 +78,13 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "antidiagonal": Antidiagonal,
     "exact": Exact,
     "strided_peak": StridedPeak,
+    "peak": Peak,
     "routing": Routing,
     "observed": Observed,
     "radial": Radial,
     "band": Band,
+    "first": First,
+    "frame_band": FrameBand,
     "places": Places,
     "stripes": Stripes,
     "neighbourhood": Neighbourhood,
@@ -71,6 +93,7 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "window": Window,
     "vertical_slash": VerticalSlash,
     "kept": Kept,
+    "natten": Natten,
     "random": Random,
 }
 
@@ -82,6 +105,10 @@ SELECTORS: dict[str, type[Selector]] = {
     "tolerance": Tolerance,
     "sampled_p": SampledP,
     "deviation": Deviation,
+    "percentile": Percentile,
+    "rows": Rows,
+    "refined": Refined,
+    "tokens": Tokens,
 }
 
 COMPENSATIONS: dict[str, type[Compensation]] = {

@@ -14,14 +14,15 @@ from torch import Tensor
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.policies.block_size import usual_block
+from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.choice import Alternative, Alternatives
 from vidsparse.policies.compensation import Compensation, NoCompensation
-from vidsparse.policies.correction import Correction, NoCorrection
+from vidsparse.policies.correction import Correction, NoCorrection, Run
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
 from vidsparse.policies.few_heads import by_few_heads, for_all_heads
 from vidsparse.policies.fit import check_fit, check_numbers
 from vidsparse.policies.judge import unlike, without_unlike
-from vidsparse.policies.lists import plan_of_lists
+from vidsparse.policies.lists import lists_of_mask, plan_of_lists
 from vidsparse.policies.orders import Order, Raster
 from vidsparse.policies.part import Part
 from vidsparse.policies.scope import Scope, spend
@@ -115,6 +116,10 @@ class Policy:
         block = self.block_on(device, grid.tokens, head_dim)
         return self.order.block_counts(grid, block, self.key_block)[1] / grid.tokens
 
+    def besides(self, grid: TokenGrid) -> float:
+        """Share of all pairs that is kept beside the density; of the candidate with the most."""
+        return max(each.estimator.besides(grid) for each in self.candidates)
+
     @property
     def spreading_order(self) -> Order | None:
         """An order that puts a token of the first frame into nearly every block, if any."""
@@ -123,7 +128,7 @@ class Policy:
     @property
     def branches_share(self) -> bool:
         """Whether guidance branches can share an order, a choice or a plan of their step."""
-        chosen = self.alternatives is not None or not self.order.static
+        chosen = self.alternatives is not None or self.order.learned
         return chosen or (self.can_reuse_plans and not self.static)
 
     @property
@@ -147,17 +152,24 @@ class Policy:
         """Whether a layer's plan is the same at every step of full sparsity."""
         if self.rotate or any(each.estimator.needs_data for each in self.candidates):
             return False
-        return self.alternatives is None or not self.alternatives.choose_every
+        others = self.alternatives
+        return others is None or (not others.choose_every and others.choices is None)
 
     @property
     def can_reuse_plans(self) -> bool:
         """Whether a plan serves another call: levels and observations are of their own."""
-        return self.compensation.reuses_plans and not self.estimator.observes
+        is_whole = self.compensation.reuses_plans and self.selector.reuses_plans
+        return is_whole and not self.estimator.observes
+
+    def own_kept(self, blocks: Blocks) -> Tensor:
+        """Text, and the diagonal where the selector keeps it, boolean ``(M, N)``."""
+        return blocks.always_kept if self.selector.keeps_diagonal else blocks.text_kept
 
     def always(self, inputs: Inputs) -> Tensor:
         """What is kept whatever it scores, boolean ``(M, N)`` or ``(B|1, H|1, M, N)``."""
         blocks = inputs.blocks
-        always, only = blocks.always_kept, blocks.only
+        only = blocks.only
+        always = self.own_kept(blocks)
         if self.anchor in (Anchor.KEYS, Anchor.BOTH):
             always = always | blocks.first_frame(blocks.kv_block)[..., None, :]
         if self.anchor in (Anchor.QUERIES, Anchor.BOTH):
@@ -217,23 +229,34 @@ class Policy:
                     least=least, density=density, way=way,
                 )
             )  # fmt: skip
-        return plan_of_lists(lists, inputs.blocks)
+        plan = plan_of_lists(lists, inputs.blocks)
+        if estimate.besides is None:
+            return plan
+        keep = plan.to_block_mask() | estimate.besides
+        return plan_of_lists(lists_of_mask(keep), inputs.blocks)
 
     def attend(
         self, work: Work, kernel: Kernel, *, way: float, replan: int
-    ) -> tuple[Tensor, float]:
+    ) -> tuple[Tensor, float | Tensor]:
         """Run a plan, finish and correct its output; see ``Compensation.attend``.
 
-        An estimator that observes runs it in the place of the compensation.
+        An estimator that observes runs it in the place of the compensation, as does a selector of
+        tokens.
         """
-        part = self.estimator if self.estimator.observes else self.compensation
-        run = partial(part.attend, work, kernel, way=way, replan=replan)
+        run = self._run(work, kernel, way, replan)
         out, besides = self.correction.attend(run, work, kernel)
         copies = work.inputs.copies
         if copies is not None:
             taken = out.gather(2, copies.clamp(min=0)[..., None].expand(out.shape))
             out = taken.masked_fill((copies < 0)[..., None], math.nan)
         return out, besides
+
+    def _run(self, work: Work, kernel: Kernel, way: float, replan: int) -> Run:
+        """What runs the plan, before it is corrected."""
+        if self.selector.per_token:
+            return partial(self.selector.attend, work, kernel, way=way)
+        part = self.estimator if self.estimator.observes else self.compensation
+        return partial(part.attend, work, kernel, way=way, replan=replan)
 
     def pairs(
         self, ways: Sequence[float], densities: Sequence[float], *, replan: int, means: float

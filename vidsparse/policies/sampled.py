@@ -12,8 +12,9 @@ from torch import Tensor
 from vidsparse.kernels.plan import block_of_token
 from vidsparse.kernels.planning.pooling import only_finite
 from vidsparse.policies.estimator import Inputs
-from vidsparse.policies.exact import AT_ONCE
 from vidsparse.policies.orders import Arranged
+
+AT_ONCE = 1 << 26  # scores held at a time: 256 MiB
 
 
 def draw_rows(inputs: Inputs, number: int) -> Tensor:
@@ -74,8 +75,12 @@ class Samples:
             inputs: In raster order.
             number: How many rows.
         """
+        return cls.at(inputs, draw_rows(inputs, number))
+
+    @classmethod
+    def at(cls, inputs: Inputs, rows: Tensor) -> Samples:
+        """Attend from these rows, int64 ``(R,)`` in raster order."""
         q, k, v = inputs.qkv
-        rows = draw_rows(inputs, number)
         query = only_finite(q[:, :, rows])
         scores = (query @ k.mT).float() * inputs.scale
         lse = scores.logsumexp(dim=-1, keepdim=True)
@@ -131,6 +136,19 @@ class Candidate:
     row_block: Tensor
     token_block: Tensor
     stand_ins: tuple[Tensor, Tensor] | None
+
+    def recall(self, keep: Tensor) -> Tensor:
+        """Share of the mass that these blocks hold, mean over rows, ``(batch, heads)``.
+
+        Args:
+            keep: Boolean ``(B|1, H|1, M, N)``.
+        """
+        share = self.samples.share
+        keep = keep.expand(*share.shape[:2], -1, -1)
+        kept = keep.gather(2, self.row_block[..., None].expand(*share.shape[:3], keep.shape[-1]))
+        tokens = kept.gather(3, self.token_block[:, :, None].expand(share.shape))
+        held = (share * tokens).sum(dim=-1, dtype=torch.float32)
+        return (held / share.sum(dim=-1, dtype=torch.float32)).mean(dim=-1)
 
     def error(self, keep: Tensor) -> Tensor:
         """Squared error of the output if only these blocks are kept, mean over rows.

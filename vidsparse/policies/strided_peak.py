@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from vidsparse.errors import BadInputError
 from vidsparse.kernels.planning.pooling import only_finite
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
-from vidsparse.policies.exact import AT_ONCE
+from vidsparse.policies.sampled import AT_ONCE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
