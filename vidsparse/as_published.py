@@ -234,7 +234,7 @@ AS_PUBLISHED: tuple[AsPublished, ...] = (
         'is whole blocks, as are the 64 first tokens (our number: the paper says "sinks"). Runs '
         "are of the plan's order. `exact_at=middle` takes the nearest row to all others. "
         "`correction=delta` fits every preset: with clusters, stand-ins, levels, and while "
-        "observing",
+        "observing; a head that `sparse-vdit` skips stays zero",
     ),
     AsPublished(
         preset="pbs",
