@@ -65,6 +65,11 @@ class Inputs:
         shared: What all guidance branches of this layer and geometry remember together; None if
             each keeps to itself.
         remember: Whether another call will want the order and the plan of this one again.
+        way: How far the schedule has come from dense, in (0, 1].
+        kept: How many tokens come first that attend for all, text before the video among them;
+            None where no order says so.
+        copies: Whose output each place takes in the end, int64 ``(batch, heads, seq)``, -1 for what
+            is no number; None where each keeps its own.
     """
 
     blocks: Blocks
@@ -83,6 +88,9 @@ class Inputs:
     state: LayerState = field(default_factory=LayerState)
     shared: LayerState | None = None
     remember: bool = False
+    way: float = 1.0
+    kept: int | None = None
+    copies: Tensor | None = None
 
     @property
     def all_heads(self) -> int:
@@ -162,6 +170,9 @@ class Estimate:
         threshold: The estimator's own cut-off: blocks that score at least this belong to its
             mask. None when it only ranks blocks, and a density must say how many are kept.
         log_mass: From which ``top_p`` counts how many blocks each row keeps, if not the scores.
+        scales: Whether the mask is so many times larger where the threshold is, as it then is on
+            the way to full sparsity.
+        spent: Whether the order has spent the density: then the mask is what it pays for.
         besides: What is kept beside all that the selector keeps, and beside its density, boolean,
             broadcastable to the scores.
     """
@@ -169,6 +180,8 @@ class Estimate:
     scores: Tensor
     threshold: float | None = None
     log_mass: Tensor | None = None
+    scales: bool = False
+    spent: bool = False
     besides: Tensor | None = None
 
 
@@ -185,6 +198,8 @@ class Estimator(Part, ABC):
     """Whether its estimate has a threshold, so that it needs no density."""
     takes_clusters: ClassVar[bool] = False
     """Whether it scores blocks of unequal size."""
+    of_pruned: ClassVar[bool] = False
+    """Whether it scores pairs of tokens that attend for all."""
     scores_tokens: ClassVar[bool] = False
     """Whether ``Inputs.tokens``, each query against mean keys, is what it goes by."""
     observes: ClassVar[bool] = False

@@ -15,9 +15,14 @@ from vidsparse.policies.compensation import (
     Rescale,
     Residual,
 )
+from vidsparse.policies.coreset import Coreset
+from vidsparse.policies.correction import Correction, Delta, NoCorrection
+from vidsparse.policies.deviation import Deviation
 from vidsparse.policies.estimator import Estimator
 from vidsparse.policies.exact import Antidiagonal, Exact
 from vidsparse.policies.geometric import Band, Disc, First, FrameBand, Neighbourhood, Places, Slab
+from vidsparse.policies.importance import Importance
+from vidsparse.policies.merged import Merged
 from vidsparse.policies.natten import Natten
 from vidsparse.policies.observed import Observed
 from vidsparse.policies.orders import (
@@ -35,16 +40,21 @@ from vidsparse.policies.part import Part
 from vidsparse.policies.peak import Peak
 from vidsparse.policies.percentile import Percentile
 from vidsparse.policies.pooled import Pooled, SubBlock
+from vidsparse.policies.pruned import Kept
 from vidsparse.policies.radial import Radial
 from vidsparse.policies.random import Random
 from vidsparse.policies.refined import Refined
 from vidsparse.policies.rows import Rows
+from vidsparse.policies.sampled_p import SampledP
 from vidsparse.policies.selectors import Budget, Selector, Threshold, TopK, TopP
 from vidsparse.policies.semantic import Semantic
+from vidsparse.policies.strided_peak import StridedPeak
 from vidsparse.policies.stripes import Stripes
 from vidsparse.policies.tokens import Tokens
 from vidsparse.policies.tolerance import Tolerance
 from vidsparse.policies.value_aware import Routing, ValueAware
+from vidsparse.policies.vertical_slash import VerticalSlash
+from vidsparse.policies.window import Window
 
 ORDERS: dict[str, type[Order]] = {
     "raster": Raster,
@@ -56,6 +66,9 @@ ORDERS: dict[str, type[Order]] = {
     "checkerboard": Checkerboard,
     "residues": Residues,
     "semantic": Semantic,
+    "importance": Importance,
+    "coreset": Coreset,
+    "merged": Merged,
 }
 
 ESTIMATORS: dict[str, type[Estimator]] = {
@@ -64,6 +77,7 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "subblock": SubBlock,
     "antidiagonal": Antidiagonal,
     "exact": Exact,
+    "strided_peak": StridedPeak,
     "peak": Peak,
     "routing": Routing,
     "observed": Observed,
@@ -76,6 +90,9 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "neighbourhood": Neighbourhood,
     "slab": Slab,
     "disc": Disc,
+    "window": Window,
+    "vertical_slash": VerticalSlash,
+    "kept": Kept,
     "natten": Natten,
     "random": Random,
 }
@@ -86,6 +103,8 @@ SELECTORS: dict[str, type[Selector]] = {
     "threshold": Threshold,
     "budget": Budget,
     "tolerance": Tolerance,
+    "sampled_p": SampledP,
+    "deviation": Deviation,
     "percentile": Percentile,
     "rows": Rows,
     "refined": Refined,
@@ -100,11 +119,17 @@ COMPENSATIONS: dict[str, type[Compensation]] = {
     "residual": Residual,
 }
 
+CORRECTIONS: dict[str, type[Correction]] = {
+    "none": NoCorrection,
+    "delta": Delta,
+}
+
 PARTS: Mapping[str, dict[str, Any]] = {
     "order": ORDERS,
     "estimator": ESTIMATORS,
     "selector": SELECTORS,
     "compensation": COMPENSATIONS,
+    "correction": CORRECTIONS,
 }
 """The tables by the name of the part."""
 
@@ -113,6 +138,7 @@ KINDS: Mapping[str, type[Part]] = {
     "estimator": Estimator,
     "selector": Selector,
     "compensation": Compensation,
+    "correction": Correction,
 }
 
 
@@ -121,7 +147,8 @@ def register_part(name: str, part: type[Part]) -> None:
 
     Args:
         name: Of letters, digits and ``_``.
-        part: A frozen dataclass below ``Order``, ``Estimator``, ``Selector`` or ``Compensation``.
+        part: A frozen dataclass below ``Order``, ``Estimator``, ``Selector``, ``Compensation`` or
+            ``Correction``.
 
     Raises:
         BadInputError: When it is no such class, or another part of its kind has the name.
