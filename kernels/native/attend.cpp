@@ -39,6 +39,12 @@ inline void store(float* x, Vec y) { *reinterpret_cast<Loose*>(x) = y; }
 inline Vec splat(float x) { return x - Vec{}; }
 inline Vec larger(Vec x, Vec y) { return x > y ? x : y; }
 
+inline bool any(Ints x) {
+  int32_t found = 0;
+  for (int i = 0; i < LANES; ++i) found |= x[i];
+  return found;
+}
+
 // 2 ** x for x <= 0, to two units in the last place; below 2 ** -126 it stays there. Keeps NaN.
 inline Vec exp2(Vec x) {
   x = x < -126.f ? splat(-126.f) : x;
@@ -142,8 +148,7 @@ class Rows {
           float* at = scores_ + key * QUERIES + c;
           store(at, load(at) + bias_[key]);
         }
-    if (report) seen = reported();
-    for (int c = 0; c < padded_; c += LANES) soften(c);
+    for (int c = 0; c < padded_; c += LANES) soften(c, report ? &seen : nullptr);
     for (int c = 0; c < width_; c += WIDE)
       for (int r = 0; r < count_; r += ROWS)
         value_tile(scores_ + r, value_rows_, keys_, c, fade_ + r, &out_[r * width_ + c], width_);
@@ -162,38 +167,42 @@ class Rows {
 
  private:
   // From scores to weights, LANES columns at once.
-  void soften(int c) {
+  void soften(int c, Seen* seen) {
+    float* scores = scores_ + c;
     const Vec before = load(top_ + c);
-    Vec top = before;
-    for (int key = 0; key < keys_; ++key) top = larger(load(scores_ + key * QUERIES + c), top);
-    const Vec fade = exp2(before - top);
-    Vec sum = load(sum_ + c) * fade;
-    for (int key = 0; key < keys_; ++key) {
-      const Vec weight = exp2(load(scores_ + key * QUERIES + c) - top);
-      store(scores_ + key * QUERIES + c, weight);
-      sum += weight;
+    Vec here = splat(NOTHING);
+    for (int key = 0; key < keys_; ++key) here = larger(load(scores + key * QUERIES), here);
+    const Vec top = larger(here, before), fade = exp2(before - top);
+    if (seen && any(here - top < -100.f)) {  // too small to be seen in the weights
+      report(c, before, here, here, weigh(scores, here, false), seen);
+      seen = nullptr;
     }
+    const Vec sum = weigh(scores, top, true);
+    if (seen) report(c, before, here, top, sum, seen);
     store(top_ + c, top);
-    store(sum_ + c, sum);
+    store(sum_ + c, load(sum_ + c) * fade + sum);
     store(fade_ + c, fade);
   }
 
-  // What the scores weigh together, before they become weights.
-  Seen reported() const {
-    Seen seen;
-    for (int c = 0; c < padded_; c += LANES) {
-      Vec top = splat(NOTHING), sum = {};
-      for (int key = 0; key < keys_; ++key) top = larger(load(scores_ + key * QUERIES + c), top);
-      for (int key = 0; key < keys_; ++key) sum += exp2(load(scores_ + key * QUERIES + c) - top);
-      for (int r = c; r < std::min(c + LANES, count_); ++r) {
-        Seen row;
-        row.lead = top[r - c] - top_[r];
-        row.top = top[r - c];
-        row.sum = sum[r - c];
-        seen.add(row);
-      }
+  // The sum of weights; with `keep` they take the place of the scores.
+  Vec weigh(float* scores, Vec top, bool keep) const {
+    Vec sum = {};
+    for (int key = 0; key < keys_; ++key) {
+      const Vec weight = exp2(load(scores + key * QUERIES) - top);
+      if (keep) store(scores + key * QUERIES, weight);
+      sum += weight;
     }
-    return seen;
+    return sum;
+  }
+
+  void report(int c, Vec before, Vec here, Vec top, Vec sum, Seen* seen) const {
+    for (int r = 0; r < std::min(LANES, count_ - c); ++r) {
+      Seen row;
+      row.lead = here[r] - before[r];
+      row.top = top[r];
+      row.sum = sum[r];
+      seen->add(row);
+    }
   }
 
   int depth_, width_, count_ = 0, padded_ = 0, keys_ = 0;
