@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -19,6 +19,7 @@ from vidsparse.kernels.autocast import cast_as_attention, without_autocast
 from vidsparse.kernels.engines.int8 import everything
 from vidsparse.kernels.engines.table import check_engine
 from vidsparse.kernels.planning.permute import unpermute_tokens
+from vidsparse.kernels.threads import one_thread
 from vidsparse.planner import Planner
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.estimator import Inputs
@@ -181,14 +182,21 @@ class SparseAttention:
         q, k, v = cast_as_attention(q, k, v)
         with without_autocast(q):
             with Stopwatch(q.device) as total:
-                with Stopwatch(q.device) as planning:
+                with Stopwatch(q.device) as planning, self._quietly(q):
                     work = self._plan(q, k, v, call, way, trains, take)
                 out, besides = policy.attend(work, self._kernel(work), way=way, replan=replan)
-                out = self._finished(out, besides, work, call)
+                with self._quietly(q):
+                    out = self._finished(out, besides, work, call)
             self.stats.time(total, planning)
             for observe in self.observers:
                 observe(call, work, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), out)
         return out.transpose(1, 2)
+
+    def _quietly(self, q: Tensor) -> AbstractContextManager[None]:
+        """On one thread, where plans are made at every step by drafts: clusters take threads."""
+        policy = self.preset.policy
+        drafts = policy.order.static and policy.alternatives is None
+        return one_thread(q) if drafts and self.preset.schedule.replan == 1 else nullcontext()
 
     def _dense_in_eight_bits(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         """A dense step of a preset whose precision is not the model's."""

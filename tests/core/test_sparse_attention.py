@@ -264,3 +264,31 @@ def test_time_is_measured_and_planning_is_part_of_it(dense):
 def test_the_engines_that_exist_are_named_to_the_user():
     assert sparsify.__doc__ is not None
     assert all(f'"{name}"' in sparsify.__doc__ for name in ("auto", *ENGINES))
+
+
+@pytest.mark.parametrize(("name", "planning"), [("balanced", 1), ("draft", 1), ("semantic", 2)])
+def test_drafts_are_made_on_one_thread_and_attention_takes_all(
+    dense, name, planning, cpu_engine, monkeypatch
+):
+    seen = {}
+
+    def note(owner, what, key):
+        real = getattr(owner, what)
+
+        def noted(*args, **named):
+            seen.setdefault(key, torch.get_num_threads())
+            return real(*args, **named)
+
+        monkeypatch.setattr(owner, what, noted)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        attention = SparseAttention(preset(name), engine=cpu_engine)
+        note(attention._planner, "work", "planning")
+        note(attention, "_kernel", "attention")
+        attention(*qkv(), CALL, dense)
+        assert seen == {"planning": planning, "attention": 2}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
