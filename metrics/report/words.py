@@ -39,11 +39,14 @@ def too_short(results: Results) -> list[str]:
     """Of presets that gained nothing, how many tokens they need."""
     lines = []
     for row in results.summary:
-        timed = [c for c in results.clips if c.preset == row.preset and c.time and c.dense_time]
-        if row.speedup.median >= WORTH or not timed:
-            continue
         tokens = results.video.tokens
-        found = [tokens_to_gain(c.dense_time, c.time, tokens, AIM) for c in timed]
+        found = [
+            tokens_to_gain(clip.dense_time, clip.time, tokens, AIM)
+            for clip in results.clips
+            if clip.preset == row.preset and clip.time and clip.dense_time
+        ]
+        if row.speedup.median >= WORTH or not found:
+            continue
         known = [each for each in found if each is not None]
         if len(known) < len(found):
             why = "its attention calls are hardly faster than dense ones, which no length changes"

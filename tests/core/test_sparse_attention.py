@@ -287,7 +287,8 @@ def test_drafts_are_made_on_one_thread_and_attention_takes_all(
         attention = SparseAttention(preset(name), engine=cpu_engine)
         note(attention._planner, "work", "planning")
         note(attention, "_kernel", "attention")
-        attention(*qkv(), CALL, dense)
+        q, k, v = qkv()
+        attention(q, k, v, CALL, dense)
         assert seen == {"planning": planning, "attention": 2}
         assert torch.get_num_threads() == 2
     finally:

@@ -30,11 +30,11 @@ def on_a_gpu(results: Results, presets: Sequence[Preset]) -> list[str]:
     checkpoint = find_checkpoint(MODEL)
     size = checkpoint.size(None, None, None)
     grid = checkpoint.geometry.sequence(**size)
-    shapes = shapes_of(checkpoint, grid)
+    shapes, steps = shapes_of(checkpoint, grid), checkpoint.or_default("steps", None)
     times = []
     for preset in presets:
         chosen, _ = apply(preset, checkpoint.release)
-        found = forecast(chosen, grid, checkpoint.steps, checkpoint.layers, checkpoint.head_dim)
+        found = forecast(chosen, grid, steps, checkpoint.layers, checkpoint.head_dim)
         times.append(predict(found, shapes, MEASURED))
     dense = minutes(times[0].steps * times[0].dense.seconds)
     gains = ", ".join(f"{minutes(t.sparse)} with {t.preset} ({t.gain:.2f}x)" for t in times)

@@ -25,6 +25,7 @@ def test_the_headline_says_that_nothing_was_gained_and_a_line_how_many_tokens_it
         f"Nothing gained at {tokens:,} tokens: {name} is 1.00x as fast as dense at "
     )
     needed = tokens_to_gain(results.clips[0].dense_time, results.clips[0].time, tokens, 1.1)
+    assert needed is not None
     assert needed == pytest.approx(tokens * (1.1 * 2 + 0.1 * 7) / (3 - 1.1 * 1))
     (line,) = words.too_short(results)
     assert line.startswith(f"{name} gained nothing at {tokens:,} tokens: by these times it gains")
