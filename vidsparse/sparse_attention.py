@@ -17,7 +17,7 @@ from vidsparse.head_sharing import HeadShare, all_of
 from vidsparse.kernels.attention import attention
 from vidsparse.kernels.autocast import cast_as_attention, without_autocast
 from vidsparse.kernels.engines.int8 import everything
-from vidsparse.kernels.engines.table import check_engine
+from vidsparse.kernels.engines.table import check_engine, why_gathered
 from vidsparse.kernels.planning.permute import unpermute_tokens
 from vidsparse.kernels.threads import one_thread
 from vidsparse.planner import Planner
@@ -188,6 +188,8 @@ class SparseAttention:
                 with self._quietly(q):
                     out = self._finished(out, besides, work, call)
             self.stats.time(total, planning)
+            if q.device.type == "cpu" and (note := why_gathered(self.stats.engines)):
+                self.stats.notes.setdefault(note)
             for observe in self.observers:
                 observe(call, work, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), out)
         return out.transpose(1, 2)

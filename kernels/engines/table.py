@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from vidsparse.kernels.engines.observe import Observed, observe_reference
 from vidsparse.kernels.engines.reference import reference_attention
 from vidsparse.kernels.engines.triton import observe_triton, triton_attention, triton_unsupported
 from vidsparse.kernels.engines.xformers import xformers_attention, xformers_unsupported
+from vidsparse.kernels.native import build
 
 MEASURED = Path(__file__).parent.parent / "measured.json"
 
@@ -163,6 +164,18 @@ def resolve_engine(engine: str, case: Case) -> str:
     if reasons := ENGINES[engine].why_not(case):
         raise BadInputError(f"engine {engine!r} cannot run this: {'; '.join(reasons)}")
     return engine
+
+
+def why_gathered(ran: Mapping[str, int]) -> str | None:
+    """What a user should know where keys were gathered for lack of the compiled engine, or None.
+
+    Args:
+        ran: How often each engine ran.
+    """
+    problem = build.why_not() if "cpu" in ran else None
+    if problem is None:
+        return None
+    return f"attention gathers keys, which is slow on a busy CPU, as native cannot run: {problem}"
 
 
 def check_engine(engine: str, *, observe: bool = False) -> None:

@@ -293,3 +293,15 @@ def test_drafts_are_made_on_one_thread_and_attention_takes_all(
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_where_nothing_can_be_compiled_a_note_says_so(dense, monkeypatch):
+    q, k, v = qkv()
+    for problem in (None, "no compiler"):
+        monkeypatch.setattr("vidsparse.kernels.native.build.why_not", lambda said=problem: said)
+        attention = SparseAttention(preset("draft"), engine="cpu")
+        attention(q, k, v, CALL, dense)
+        found = [note for note in attention.stats.notes if "gathers keys" in note]
+        assert [note.endswith("native cannot run: no compiler") for note in found] == [True] * bool(
+            problem
+        )
