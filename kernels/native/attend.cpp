@@ -26,7 +26,8 @@ constexpr int LANES = 4, ROWS = 2;
 constexpr int WIDE = 16;  // columns of a tile of ROWS x WIDE sums, which fills the registers
 constexpr int PARTS = WIDE / LANES;
 constexpr int QUERIES = 64;
-constexpr int KEYS = 192;  // a multiple of ROWS
+constexpr int KEYS = 132;  // a multiple of ROWS, and no fewer than a block that is observed
+constexpr int LINE = 16;  // floats that memory gives at once
 constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
 constexpr float NOTHING = -std::numeric_limits<float>::infinity();
 
@@ -131,6 +132,10 @@ class Rows {
     value_rows_[keys_] = value;
     bias_[keys_] = bias;
     biased_ |= bias != 0;
+    for (int i = 0; i < depth_; i += LINE) {  // rows far apart are not foreseen by the CPU
+      __builtin_prefetch(key + i, 0, 2);
+      __builtin_prefetch(value + i, 0, 2);
+    }
     if (++keys_ == KEYS) attend();
   }
 

@@ -148,6 +148,16 @@ def test_it_is_compiled_once_and_then_found(built_anew, monkeypatch):
     assert [*built_anew.iterdir()] == [made]
 
 
+def test_without_wide_vectors_it_computes_the_same(built_anew, monkeypatch, oracle):
+    q, k, v = oracle.qkv(1, 2, 150, 300, 40)
+    plan = oracle.plan(1, 2, 150, 300, 32, 16)
+    wide = native_attention(q, k, v, plan, scale=SCALE)[0]
+    monkeypatch.setattr(build, "FLAGS", {})
+    build._load.cache_clear()
+    assert_as_the_reference(q, k, v, plan, oracle)
+    oracle.assert_as_exact(native_attention(q, k, v, plan, scale=SCALE)[0], wide, torch.float32)
+
+
 @pytest.mark.parametrize("kind", ["no compiler", "another system", "wrong source", "no folder"])
 def test_where_it_cannot_be_compiled_it_says_why_and_keys_are_gathered(
     built_anew, monkeypatch, tmp_path, kind
