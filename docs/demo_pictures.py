@@ -87,13 +87,14 @@ def section(results: Results) -> str:
     video, first = results.video, results.clips[0]
     names = " and ".join(row.preset for row in results.summary)
     runs = len(first.all_seconds)
+    how = "one run each" if runs == 1 else f"medians of {runs} runs each, in turn"
     rows = "; ".join(_of_preset(results, row) for row in results.summary)
     assert first.dense_time is not None
     share = first.dense_time.attention / first.dense_time.total
     said = (
         f"{video.frames} x {video.height} x {video.width} ({video.tokens:,} tokens), "
         f"{results.steps} steps, seed {first.seed}, {words.floor(results)}, on "
-        f"{words.machine(results)}, {words.count(runs, 'run')} each, in turn: dense "
+        f"{words.machine(results)}, {how}: dense "
         f"{first.dense_seconds:.1f} s, of which attention {share:.0%}; {rows} "
         f"([record]({RECORD}), `make demo`). {' '.join(_doubts(results))}One prompt says nothing "
         "of which preset is better."

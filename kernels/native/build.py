@@ -60,7 +60,7 @@ def _built() -> Path:
     if sys.platform != "linux":
         raise CannotBuildError(f"its compiled loop is for Linux, not {sys.platform}")
     name = f"attend-{_digest()}.so"
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vidsparse"
+    folder = _cache()
     if (folder / name).is_file():
         return folder / name
     compiler = shutil.which("g++")
@@ -73,6 +73,14 @@ def _built() -> Path:
             return Path(scratch, "attend.so").replace(folder / name)
     except OSError as error:
         raise CannotBuildError(f"{folder} cannot hold what it compiles: {error.strerror}") from None
+
+
+def _cache() -> Path:
+    """Where programs of this user keep what they can make again."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vidsparse"
+    except RuntimeError as error:  # a user without a home
+        raise CannotBuildError(f"there is no folder for what it compiles: {error}") from None
 
 
 def _digest() -> str:
