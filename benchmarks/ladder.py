@@ -100,6 +100,16 @@ SETS: dict[str, dict[str, dict[str, Any]]] = {
         "clusters .25, ramp .3": CLUSTERS | mean_of(0.25) | ramp(0.3),
     },
     "rungs": {name: {"preset": name} for name in ("balanced", "fast", "turbo", "quality")},
+    "precision": {
+        f"{name}, {precision}": parts | {"precision": precision}
+        for name, parts in {
+            "dense": {"preset": "draft", "block": 128, "density": 1.0},
+            "balanced": {"preset": "balanced", "block": 128},
+            "balanced .45": TILES | mean_of(0.45) | ramp(0.3),
+            "fast": {"preset": "fast", "block": 128},
+        }.items()
+        for precision in ("model", "int8")
+    },
     "shift 3": {  # before: dense above sigma .95, full below .8, blocks of 64
         "before .45": TILES_64 | mean_of(0.45) | ramp(0.45, 0.15),
         "before .35": TILES_64 | mean_of(0.35) | ramp(0.45, 0.15),

@@ -3,7 +3,8 @@
     python benchmarks/measured_table.py benchmarks/results/kernels_h200.json \
         benchmarks/results/blocks_*_h200.json --arch 9.0 -o kernels/measured.json
 
-For each head_dim and block size: the mean TFLOP/s of every engine at densities 0.05 to 0.5.
+For each head_dim and block size: the mean TFLOP/s of every engine at densities 0.05 to 0.5. For
+each head_dim besides: that of dense attention, by engine; ``model`` is what diffusers calls, cuDNN.
 """
 
 from __future__ import annotations
@@ -14,15 +15,22 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
+DENSE = {"cudnn dense": "model", "flash dense": "flash", "triton": "triton"}
+
 
 def main() -> None:
     args = parse()
     speeds: dict[tuple[int, int, int], dict[str, list[float]]] = defaultdict(
         lambda: defaultdict(list)
     )
+    dense: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for path in args.records:
         for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
-            if "failed" not in row and not row["dense"] and 0.04 <= row["density"] <= 0.6:
+            if "failed" in row:
+                continue
+            if row["density"] == 1.0 and row["engine"] in DENSE:
+                dense[row["head_dim"]][DENSE[row["engine"]]].append(row["tflops"])
+            if not row["dense"] and 0.04 <= row["density"] <= 0.6:
                 case = row["head_dim"], row["q_block"], row["kv_block"]
                 speeds[case][row["engine"]].append(row["tflops"])
     rows = [
@@ -31,14 +39,25 @@ def main() -> None:
             "head_dim": case[0],
             "q_block": case[1],
             "kv_block": case[2],
-            "tflops": {name: round(statistics.mean(v), 1) for name, v in sorted(engines.items())},
+            "tflops": means(engines),
         }
         for case, engines in sorted(speeds.items())
     ]
-    sources = [path.name for path in args.records]
-    record = {"from": sources, "what": "mean TFLOP/s at densities 0.05 to 0.5", "rows": rows}
+    record = {
+        "from": [path.name for path in args.records],
+        "what": "mean TFLOP/s at densities 0.05 to 0.5, and of dense attention",
+        "rows": rows,
+        "dense": [
+            {"arch": rows[0]["arch"], "head_dim": head_dim, "tflops": means(engines)}
+            for head_dim, engines in sorted(dense.items())
+        ],
+    }
     args.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(rows))
+
+
+def means(speeds: dict[str, list[float]]) -> dict[str, float]:
+    return {name: round(statistics.mean(each), 1) for name, each in sorted(speeds.items())}
 
 
 def parse() -> argparse.Namespace:

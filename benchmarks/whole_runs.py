@@ -172,7 +172,9 @@ def measure(
         pipe.transformer.blocks = blocks
     more: dict[str, Any] = {} if DEVICE == "cuda" else {"min_tokens": 0}
     for name in (args.compiled if mode == "compiled" else args.presets).split(","):
-        with vidsparse.sparsify(pipe, name, strict=True, **more) as session:
+        preset, _, precision = name.partition(":")
+        precise = {"precision": precision} if precision else {}
+        with vidsparse.sparsify(pipe, preset, strict=True, **precise, **more) as session:
             run(pipe, embeds, model, args.warm)
             made, stats = run(pipe, embeds, model, steps), session.stats
             add(args, record, mode, name, made, {
@@ -220,7 +222,9 @@ def add(
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", choices=MODELS)
-    parser.add_argument("--presets", default="balanced,fast")
+    parser.add_argument(
+        "--presets", default="balanced,fast", help="each as NAME or NAME:PRECISION (fast:int8)"
+    )
     parser.add_argument("--by", choices=["ulysses", "ring"], default="ulysses", help="of several")
     parser.add_argument("--layers", type=int, help="of the transformer; by default all")
     parser.add_argument("--steps", type=int, help="by default the model's")

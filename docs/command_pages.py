@@ -21,6 +21,8 @@ EXAMPLES = {
     "generate": (
         'vidsparse generate "a red circle moving right over a blue background" -o circle.mp4',
         "vidsparse generate --prompts prompts.txt --preset fast -o videos",
+        'vidsparse generate "it turns its head" --model ./Wan2.1-I2V --image cat.png -o cat.mp4',
+        'vidsparse generate "a cat" --model ./Wan2.1 --quantize int8 --offload group -o cat.mp4',
     ),
     "compare": (
         "vidsparse compare --prompts prompts.txt --preset draft,semantic --seeds 0,1 -o report",
@@ -38,7 +40,9 @@ EXAMPLES = {
     "doctor": ("vidsparse doctor",),
 }
 MORE = {
-    "generate": "[What a video says of itself](../comparing.md#what-a-video-says-of-itself)",
+    "generate": "[What a video says of itself](../comparing.md#what-a-video-says-of-itself), "
+    "[the stack](../setups.md#the-stack-in-one-command), "
+    "[what a pipeline is given](../setups.md#what-a-pipeline-is-given)",
     "compare": "[How to read a report](../comparing.md#how-to-read-it)",
     "inspect": "[Looking closer](../comparing.md#looking-closer)",
     "plan": "[The schedule and the dial](../methods.md#the-schedule-and-the-dial)",

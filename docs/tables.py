@@ -1,4 +1,4 @@
-"""The tables of models and of published settings; ``python docs/tables.py`` writes them anew."""
+"""The tables of models and of what is published; ``python docs/tables.py`` writes them anew."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from vidsparse.as_published import AS_PUBLISHED
 from vidsparse.errors import BadInputError
 from vidsparse.pipelines.model import Model
 from vidsparse.pipelines.models import IMAGE, UNSUPPORTED, VIDEO
@@ -33,9 +34,24 @@ def published_table() -> str:
     return _table(("preset", "model", "settings", "source"), rows)
 
 
+def as_published_table() -> str:
+    """How near each method is to its paper, in Markdown."""
+    rows = [
+        (f"`{row.preset}`", *(part or "nothing" for part in (row.rule, row.rounded, row.differs)))
+        for row in AS_PUBLISHED
+    ]
+    columns = ("preset", "as published", "rounded to blocks", "differs, and why")
+    return f"### As published, row by row\n\n{_table(columns, rows)}"
+
+
+def methods_tables() -> str:
+    """Settings by model, and what is exact, in Markdown."""
+    return f"{published_table()}\n\n{as_published_table()}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "models.md": support_tables,
-    "methods.md": published_table,
+    "methods.md": methods_tables,
 }
 """What makes the table of each page that has one."""
 

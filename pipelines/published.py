@@ -86,13 +86,13 @@ PUBLISHED: tuple[Published, ...] = (
     Published(
         preset="svg",
         releases=(T2V_14B,),
-        settings={"density": 0.3, **_ONE_LAYER, **_dense(10, 50)},
+        settings={"density": 0.3, "sink": True, **_ONE_LAYER, **_dense(10, 50)},
         source=f"{_SVG}, 720p",
     ),
     Published(
         preset="svg",
         releases=(I2V_14B,),
-        settings={"density": 0.3, **_ONE_LAYER, **_dense(14, 40)},
+        settings={"density": 0.3, "sink": True, **_ONE_LAYER, **_dense(14, 40)},
         source=f"{_SVG}, 720p",
     ),
     Published(
@@ -168,6 +168,18 @@ PUBLISHED: tuple[Published, ...] = (
         source="shawnricecake/draft-attention",
     ),
     Published(
+        preset="draft-attention",
+        releases=(T2V_14B,),
+        settings={"density": 0.25, **_ONE_LAYER, **_dense(15, 50)},
+        source="shawnricecake/draft-attention",
+    ),
+    Published(
+        preset="draft-attention",
+        releases=(HUNYUAN,),
+        settings={"density": 0.1, "dense_layers": 0, **_dense(0, 50)},
+        source="shawnricecake/draft-attention",
+    ),
+    Published(
         preset="rectified",
         releases=(T2V_14B,),
         settings={"p": 0.3, "floor": 0.25, "dense_layers": 2, **_dense(5, 50)},
@@ -190,6 +202,19 @@ PUBLISHED: tuple[Published, ...] = (
         releases=(HUNYUAN,),
         settings={"density": 0.42, **_dense(12, 50)},
         source="Sliding Tile Attention, arXiv 2502.04507, without training",
+    ),
+    Published(
+        preset="gna",
+        releases=(HUNYUAN,),
+        settings={
+            "window_frames": 18,
+            "window_height": 24,
+            "window_width": 24,
+            "stride_frames": 16,
+            "stride_height": 8,
+            "stride_width": 8,
+        },
+        source="GNA, arXiv 2504.16922, 30 x 48 x 80 tokens",
     ),
     Published(
         preset="adaspa",

@@ -67,7 +67,7 @@ def one_launch_configuration():
         def __getitem__(self, grid):
             def launch(*arguments, **constants):
                 widest = max(16, 1 << (constants["KV_BLOCK"] - 1).bit_length())
-                keys = widest if constants["WITH_STATS"] else min(32, widest)
+                keys = widest if constants["WITH_MARGIN"] else min(32, widest)
                 tiles = portable.Tiles(keys=keys, num_warps=4, num_stages=2)
                 portable.forward[grid](*arguments, **constants, **tiles.config().all_kwargs())
 

@@ -17,7 +17,7 @@ from vidsparse.grid import TokenGrid
 from vidsparse.versions import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from vidsparse.comparison.reporter import Reporter
@@ -106,6 +106,8 @@ def compare(
     width: int | None = None,
     steps: int | None = None,
     guidance: float | None = None,
+    inputs: Mapping[str, str | Path | Sequence[str | Path]] | None = None,
+    strength: float | None = None,
     fps: float | None = None,
     repeats: int = 1,
     noise_floor: bool = False,
@@ -123,7 +125,7 @@ def compare(
     and code is used again.
 
     Args:
-        pipe: A diffusers pipeline that makes videos or images from text, without a session.
+        pipe: A diffusers pipeline that makes videos or images, without a session.
         presets: Names in ``PRESETS``, or presets of your own.
         prompts: What the videos show.
         seeds: Of the noise; every prompt is made with each.
@@ -134,6 +136,9 @@ def compare(
         width: In pixels.
         steps: Denoising steps.
         guidance: Guidance scale.
+        inputs: Files that the pipeline is given beside the prompt, by what they are to it:
+            "image", "last-image", "video", "mask" or "control". A size that is left out is theirs.
+        strength: That of the pipeline's call.
         fps: Frames per second of the files.
         repeats: How often each generation is timed, dense and sparse in turns.
         noise_floor: Also compare dense with dense by another engine.
@@ -160,13 +165,14 @@ def compare(
     from vidsparse.comparison.run import run_comparison
 
     video: dict[str, Any] = {"frames": frames, "height": height, "width": width}
-    video |= {"steps": steps, "guidance": guidance}
+    video |= {"steps": steps, "guidance": guidance, "strength": strength}
     spec = of_pipe.spec_of(
         pipe,
         presets,
         prompts,
         seeds,
         video=video,
+        inputs=inputs or {},
         fps=fps,
         strict=strict,
         parameters=parameters,
@@ -175,7 +181,12 @@ def compare(
         wants_errors=attention_error,
         repeats=repeats,
     )
-    measured = {"fps": fps, "noise_floor": noise_floor, "attention_error": attention_error}
+    measured: dict[str, Any] = {
+        "inputs": inputs,
+        "fps": fps,
+        "noise_floor": noise_floor,
+        "attention_error": attention_error,
+    }
     command = of_pipe.describe_call(spec, video | measured | {"strict": strict} | parameters)
     reporter = PythonScreen() if progress is True else progress or Silent()
     with of_pipe.as_it_was(pipe):

@@ -16,7 +16,12 @@ HALVINGS = 30
 
 
 def full_density(
-    preset: Preset, run: Progress, *, layers: int | None = None, means: float = 0.0
+    preset: Preset,
+    run: Progress,
+    *,
+    layers: int | None = None,
+    means: float = 0.0,
+    besides: float = 0.0,
 ) -> float:
     """The density at full sparsity at which a run has the preset's mean density.
 
@@ -25,6 +30,7 @@ def full_density(
         run: Of any of its steps.
         layers: How many self-attention layers there are; None leaves ``dense_layers`` out.
         means: Blocks of keys over keys, of which compensations compute besides.
+        besides: Share of all pairs that a plan keeps beside its density.
 
     Raises:
         BadInputError: When it cannot be reached, with the least that can.
@@ -33,7 +39,7 @@ def full_density(
     assert asked is not None
 
     def mean(density: float) -> float:
-        return mean_density(preset, run, density, layers=layers, means=means)
+        return mean_density(preset, run, density, layers=layers, means=means, besides=besides)
 
     low, high = LEAST, 1.0
     if mean(low) > asked + 5e-4:
@@ -51,6 +57,7 @@ def mean_density(
     *,
     layers: int | None = None,
     means: float = 0.0,
+    besides: float = 0.0,
 ) -> float:
     """The mean density of a run, dense steps and layers and compensation included.
 
@@ -60,11 +67,12 @@ def mean_density(
         density: Of the plans at full sparsity.
         layers: As in ``full_density``.
         means: As in ``full_density``.
+        besides: As in ``full_density``.
     """
     schedule, ways = preset.schedule, preset.schedule.ways(run)
-    planned = [1 - way * (1 - density) for way in ways]
-    besides = preset.policy.compensation.pairs(ways, planned, replan=schedule.replan, means=means)
-    sparse = sum(planned + besides) / len(ways)
+    planned = [1 - way * (1 - density) * (1 - besides) for way in ways]
+    more = preset.policy.compensation.pairs(ways, planned, replan=schedule.replan, means=means)
+    sparse = sum(planned + more) / len(ways)
     dense = min(1.0, schedule.dense_layers / layers) if layers else 0.0
     return dense + (1 - dense) * sparse
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from vidsparse.grid import TokenGrid
+from vidsparse.policies.choice import alike
 from vidsparse.policies.policy import Policy
 from vidsparse.preset import Preset
 
@@ -39,7 +40,8 @@ def layer_state_bytes(
 
     On the device: observed blocks, a bit each; a few members of each cluster; a choice, a byte a
     head. On the host, where it waits for the next call: a plan, a bit a block; the labels of
-    clustered tokens; the residual of every token. Static plans, which layers share, are not in it.
+    clustered tokens; centroids, where they are kept; the residual of every token. Static
+    plans, which layers share, are not in it.
 
     Args:
         preset: What runs.
@@ -67,6 +69,7 @@ def layer_state_bytes(
             rows, columns = order.block_counts(grid, block, policy.key_block)
             mask = rows * -(-columns // 8)
         common += order.label_bytes(grid) if remembers else 0
+        common += order.parked_bytes(grid, head_dim) + policy.estimator.parked_bytes(grid)
     else:
         own += policy.estimator.state_bytes(number)
         common += order.state_bytes(grid)
@@ -78,5 +81,4 @@ def layer_state_bytes(
 
 def _one_mask_for_all(policy: Policy) -> bool:
     """Whether heads differ in nothing but their order."""
-    alike = len({each.estimator for each in policy.candidates}) == 1
-    return alike and not policy.estimator.needs_data and not policy.rotate
+    return alike(policy.candidates) and not policy.estimator.needs_data and not policy.rotate

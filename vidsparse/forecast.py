@@ -170,8 +170,13 @@ class _Mask:
         if policy.mean_density is not None:
             is_short = grid.tokens < preset.min_tokens  # then all is dense, whatever was asked for
             density = (
-                1.0 if is_short else full_density(preset, run, layers=layers, means=self._means)
+                1.0
+                if is_short
+                else full_density(
+                    preset, run, layers=layers, means=self._means, besides=policy.besides(grid)
+                )
             )
+        self._besides = 0.0 if policy.static else policy.besides(grid)
         policy = dataclasses.replace(policy, density=density, mean_density=None)
         if not policy.static:
             selector = TopK() if policy.selector.equal_rows else Threshold()
@@ -199,7 +204,7 @@ class _Mask:
     def steps(self, ways: list[float], named: Densities | None) -> list[float]:
         """What a layer computes at each step, compensation included."""
         policy = self._whole.policy
-        planned = [self.at(way, named) for way in ways]
+        planned = [self._with_besides(self.at(way, named)) for way in ways]
         besides = policy.compensation.pairs(
             ways,
             planned,
@@ -207,6 +212,10 @@ class _Mask:
             means=self._means,
         )
         return [sum(both) for both in zip(planned, besides, strict=True)]
+
+    def _with_besides(self, density: float) -> float:
+        """With what is kept beside the density, of which the plans here know nothing."""
+        return density + (1 - density) * self._besides
 
     def _at(self, way: float, target: float | None) -> float:
         if way <= 0:

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 from vidsparse.policies.choice import Alternative, Alternatives
+from vidsparse.policies.choosing import ChooseBy
 from vidsparse.policies.compensation import Centroid, Levels, Rescale, Residual
 from vidsparse.policies.exact import Antidiagonal, Exact
-from vidsparse.policies.geometric import Axis, Band, Disc, Neighbourhood, Slab
-from vidsparse.policies.observed import Observed
-from vidsparse.policies.orders import AXES, Axes, Cycle, Hilbert, Raster, Tile
+from vidsparse.policies.geometric import Axis, Band, Disc, First, FrameBand, Neighbourhood, Slab
+from vidsparse.policies.natten import Natten
+from vidsparse.policies.observed import Observed, Sweep
+from vidsparse.policies.orders import (
+    AXES,
+    Axes,
+    Checkerboard,
+    Chunks,
+    Hilbert,
+    Raster,
+    Residues,
+    Tile,
+)
+from vidsparse.policies.peak import Peak
+from vidsparse.policies.percentile import Percentile
 from vidsparse.policies.policy import Policy
 from vidsparse.policies.pooled import Pooled
 from vidsparse.policies.radial import Radial
 from vidsparse.policies.random import Random
+from vidsparse.policies.refined import Refined
+from vidsparse.policies.rows import Rounding, Rows
 from vidsparse.policies.scope import Scope
-from vidsparse.policies.selectors import Budget, MassOf, Threshold, TopP
-from vidsparse.policies.semantic import Semantic, Start
+from vidsparse.policies.selectors import Budget, Threshold, TopP
+from vidsparse.policies.semantic import Remembered, Semantic, Start
 from vidsparse.policies.stripes import Stripes
+from vidsparse.policies.tokens import Tokens
 from vidsparse.policies.tolerance import Tolerance
 from vidsparse.policies.value_aware import Routing, ValueAware
 from vidsparse.preset import Preset
@@ -28,6 +44,11 @@ def _boxes(mean_density: float) -> Policy:
     )
 
 
+def _dense_until(share: float, layers: int = 0, replan: int = 1) -> Schedule:
+    """A switch, as papers have it: dense until then and in the first layers, then all sparse."""
+    return Schedule(warmup=share, ramp_until=share, dense_layers=layers, replan=replan)
+
+
 def _clusters(mean_density: float) -> Policy:
     return Policy(
         order=Semantic(
@@ -38,6 +59,10 @@ def _clusters(mean_density: float) -> Policy:
         compensation=Centroid(),
         mean_density=mean_density,
     )
+
+
+NOTHING = 1e-9  # a density that leaves what is always kept
+NEVER = 10_000  # steps until a plan is made anew: no run is as long
 
 
 METHODS: tuple[Preset, ...] = (
@@ -90,8 +115,21 @@ METHODS: tuple[Preset, ...] = (
     Preset(
         name="draft",
         summary="Attention between block means picks the same number of key blocks in every row",
-        source="DraftAttention, arXiv 2505.14708",
+        source="ours, after DraftAttention, arXiv 2505.14708",
         policy=Policy(estimator=Pooled(), density=0.18),
+    ),
+    Preset(
+        name="draft-attention",
+        summary="Attention between windows of 8 x 16; the best share of each head's whole map",
+        source="DraftAttention, arXiv 2505.14708, as published",
+        policy=Policy(
+            order=Tile(tile_frames=1, tile_height=8, tile_width=16),
+            estimator=Pooled(),
+            selector=Percentile(),
+            density=0.25,
+            block=128,
+        ),
+        schedule=_dense_until(0.3, layers=1),
     ),
     Preset(
         name="radial",
@@ -132,12 +170,19 @@ METHODS: tuple[Preset, ...] = (
                 choose_every=0,  # the paper's choice at every step is worse here, and costs more
             ),
         ),
+        schedule=_dense_until(0.1, layers=1),
     ),
     Preset(
         name="svg2",
         summary="Clusters of queries and of keys; each query cluster keeps the likeliest mass",
         source="Sparse VideoGen 2, arXiv 2505.18875",
-        policy=Policy(order=Semantic(), estimator=Pooled(), selector=TopP(p=0.9), floor=0.1),
+        policy=Policy(
+            order=Semantic(remembered=Remembered.CENTROIDS, while_dense=True),
+            estimator=Pooled(),
+            selector=TopP(p=0.9),
+            floor=0.1,
+        ),
+        schedule=_dense_until(0.3, layers=1),
     ),
     Preset(
         name="svg2-ear",
@@ -158,16 +203,38 @@ METHODS: tuple[Preset, ...] = (
     ),
     Preset(
         name="adaspa",
-        summary="Exact block mass, searched anew only every few steps, one budget a layer",
-        source="AdaSpa, arXiv 2502.21079",
-        policy=Policy(estimator=Exact(), selector=Budget(), density=0.2, block=128),
-        schedule=Schedule(replan=5),
+        summary="Exact block mass, searched twice a run; heads in three classes by what they keep",
+        source="AdaSpa, arXiv 2502.21079, as published",
+        policy=Policy(
+            estimator=Exact(cached_lse=True), selector=Rows(classes=True), density=0.2, block=64
+        ),
+        schedule=_dense_until(0.2, replan=20),  # at steps 10 and 30 of 50
+    ),
+    Preset(
+        name="sparsed",
+        summary="Exact block mass, searched once, at the first step that is not dense",
+        source="SparseD, arXiv 2509.24014, as published",
+        policy=Policy(
+            estimator=Exact(), selector=Rows(rounding=Rounding.BEYOND), density=0.3, block=128
+        ),
+        schedule=_dense_until(0.2, replan=NEVER),
     ),
     Preset(
         name="lite",
         summary="Skips the blocks that the kernel saw to matter little, and looks again in turn",
-        source="LiteAttention, arXiv 2511.11062, with re-opening",
+        source="ours, after LiteAttention, arXiv 2511.11062, with re-opening",
         policy=Policy(estimator=Observed(), selector=Threshold(), rotate=0.01, block=128),
+    ),
+    Preset(
+        name="lite-attention",
+        summary="Drops blocks the kernel saw to matter little, for the rest of the run",
+        source="LiteAttention, arXiv 2511.11062, as published",
+        policy=Policy(
+            estimator=Observed(margin=-10.0, sweep=Sweep.ALTERNATE),
+            selector=Threshold(),
+            block=128,
+        ),
+        schedule=_dense_until(0.0),
     ),
     Preset(
         name="paro",
@@ -176,14 +243,18 @@ METHODS: tuple[Preset, ...] = (
         policy=Policy(
             estimator=Pooled(),
             selector=Budget(scope=Scope.HEAD),
-            density=0.25,
+            density=0.5,
             alternatives=Alternatives(
                 candidates=tuple(
                     Alternative(order=Axes(axes=axes), estimator=Pooled()) for axes in AXES[1:]
                 ),
+                names=AXES,
+                choose_by=ChooseBy.BLOCKINESS,
                 choose_every=0,
             ),
+            block=64,
         ),
+        schedule=_dense_until(0.0),
     ),
     Preset(
         name="rectified",
@@ -201,13 +272,24 @@ METHODS: tuple[Preset, ...] = (
     ),
     Preset(
         name="vmoba",
-        summary="Boxes in time, in the plane and in both, by layer; one threshold a head",
-        source="VMoBA, arXiv 2506.23858",
-        policy=Policy(
-            order=Cycle(),
-            estimator=Pooled(),
-            selector=TopP(p=0.25, mass_of=MassOf.HEAD, scope=Scope.HEAD),
-        ),
+        summary="Boxes in time, in the plane and in both, by layer; each token picks its own",
+        source="VMoBA, arXiv 2506.23858, as published",
+        policy=Policy(order=Chunks(), estimator=Pooled(), selector=Tokens()),
+        schedule=_dense_until(0.24),
+    ),
+    Preset(
+        name="twilight",
+        summary="Half of the blocks by a draft, of these the likeliest by scores of 4-bit keys",
+        source="Twilight, arXiv 2502.02770",
+        policy=Policy(estimator=Pooled(), selector=Refined(p=0.85)),
+        schedule=_dense_until(0.0, layers=2),
+    ),
+    Preset(
+        name="gna",
+        summary="A window of tokens around each query, shared by a stride of them",
+        source="GNA of NATTEN, arXiv 2504.16922, as published",
+        policy=Policy(order=Residues(), estimator=Natten(), selector=Threshold(), block=128),
+        schedule=_dense_until(0.24),  # of STA at the same window; GNA's own is not known
     ),
     Preset(
         name="clear",
@@ -221,8 +303,8 @@ METHODS: tuple[Preset, ...] = (
     ),
     Preset(
         name="sparse-vdit",
-        summary="Each head takes a diagonal, many diagonals or stripes, once a generation",
-        source="Sparse-vDiT, arXiv 2506.03065",
+        summary="Each head takes a diagonal, many, stripes, all or nothing, by error and cost",
+        source="Sparse-vDiT, arXiv 2506.03065, as published",
         policy=Policy(
             estimator=Band(),
             selector=Threshold(),
@@ -233,46 +315,62 @@ METHODS: tuple[Preset, ...] = (
                     # place side by side, where they fill blocks better
                     Alternative(order=Axes(axes="hwf"), estimator=Band()),
                     Alternative(order=Raster(), estimator=Stripes()),
+                    Alternative(order=Raster(), estimator=Band(), density=1.0),
+                    Alternative(order=Raster(), estimator=Band(), density=NOTHING, silent=True),
                 ),
+                names=("diagonal", "multi-diagonal", "stripe", "full", "skip"),
+                choose_by=ChooseBy.LOSS,
                 choose_every=0,
             ),
         ),
+        schedule=_dense_until(0.0),
     ),
     Preset(
         name="rainfusion",
-        summary="Each head is found to be near in time, near in space or textural: then by a draft",
-        source="RainFusion, arXiv 2505.21036",
+        summary="Each head is found to be near in time, else near in space, else textural",
+        source="RainFusion, arXiv 2505.21036, as published",
         policy=Policy(
+            order=Axes(axes="hwf"),
             estimator=Band(),
             selector=Threshold(),
-            density=0.25,
+            density=0.5,
             alternatives=Alternatives(
                 candidates=(
-                    Alternative(order=Axes(axes="hwf"), estimator=Band()),
-                    Alternative(order=Raster(), estimator=Pooled()),
+                    Alternative(order=Raster(), estimator=Band()),
+                    Alternative(order=Checkerboard(), estimator=First()),
                 ),
+                names=("temporal", "spatial", "textural"),
+                choose_by=ChooseBy.RECALL,
                 choose_every=0,
             ),
         ),
+        schedule=_dense_until(0.1),
     ),
     Preset(
         name="re-ttention",
-        summary="Draft, plus what it lacked against dense attention when it was planned",
-        source="Re-ttention, arXiv 2505.22918",
-        policy=Policy(estimator=Pooled(), density=0.15, compensation=Residual()),
-        schedule=Schedule(replan=5),
+        summary="3% of each frame around the same place, plus what that lacked against dense",
+        source="Re-ttention, arXiv 2505.22918, as published",
+        policy=Policy(
+            order=Axes(axes="hwf"),
+            estimator=FrameBand(),
+            selector=Threshold(),
+            compensation=Residual(fades=False),
+            block=64,
+        ),
+        schedule=_dense_until(0.3, replan=5),
     ),
     Preset(
         name="psa",
         summary="The best blocks exactly, the next ones through means of 2 and of 8 tokens",
-        source="Pyramid Sparse Attention",
+        source="Pyramid Sparse Attention, arXiv 2512.04025, as published",
         policy=Policy(
-            order=Tile(tile_frames=1, tile_height=8, tile_width=16),
-            estimator=Pooled(),
+            order=Hilbert(),
+            estimator=Peak(),
             density=0.1,
             compensation=Levels(level2=0.05, level8=0.2),
             block=128,
         ),
+        schedule=_dense_until(0.3),
     ),
     Preset(
         name="random",

@@ -10,6 +10,7 @@ from os import PathLike
 from typing import Any, get_args, get_type_hints
 
 from vidsparse.budgets import Budgets
+from vidsparse.calibrated import Calibrated
 from vidsparse.errors import BadInputError
 from vidsparse.policies.parts import KINDS, PARTS
 
@@ -17,7 +18,7 @@ from vidsparse.policies.parts import KINDS, PARTS
 def types_of(part: type) -> dict[str, Any]:
     """The parameters of a part, with their types: its fields, less those that hold parts."""
     held = ("alternatives", "candidates", "policy", "schedule")
-    held += ("name", "summary", "source", "told", "own_code")
+    held += ("names", "name", "summary", "source", "told", "own_code")
     hints = get_type_hints(part)
     names = [field.name for field in dataclasses.fields(part)]
     return {name: hints[name] for name in names if name not in (*PARTS, *held)}
@@ -52,7 +53,7 @@ def read_part(name: str, value: Any) -> Any:
 
 
 def read_value(name: str, value: Any, kind: Any) -> Any:
-    """Read text as the type of a parameter, and a path as a file of budgets.
+    """Read text as the type of a parameter, and a path as a file of budgets or of a calibration.
 
     Raises:
         BadInputError: Naming what the parameter takes.
@@ -66,8 +67,8 @@ def read_value(name: str, value: Any, kind: Any) -> Any:
     if type(None) in options and text == "none":
         return None
     kind = options[0]
-    if kind is Budgets:
-        return Budgets.read(value.strip())
+    if kind in (Budgets, Calibrated):
+        return kind.read(value.strip())
     try:
         return _SWITCH[text] if kind is bool else kind(text)
     except (ValueError, KeyError):
@@ -91,7 +92,8 @@ _SWITCH = {"true": True, "yes": True, "on": True, "1": True} | {
 def _describe(kind: type) -> str:
     if issubclass(kind, StrEnum):
         return " or ".join(kind)
-    words = {bool: "true or false", int: "a whole number", Budgets: "the path of a JSON file"}
+    words = {bool: "true or false", int: "a whole number", str: "text"}
+    words |= {Budgets: "the path of a JSON file", Calibrated: "the path of a TOML file"}
     return words.get(kind, "a number")
 
 

@@ -13,7 +13,7 @@ from vidsparse.budgets import Budgets
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.kernels.planning.bits import Lists, lists_of_bits, pack_lists, unpack_bits
 from vidsparse.kernels.planning.permute import in_token_order
-from vidsparse.policies.choice import CHOICE, Alternative, choose, per_head
+from vidsparse.policies.choice import CHOICE, Alternative, choose, per_head, silent_heads
 from vidsparse.policies.estimator import PLAN, Estimate, Inputs
 from vidsparse.policies.lists import lists_of_mask, plan_of_lists
 from vidsparse.policies.orders import Arranged
@@ -129,6 +129,7 @@ class Planner:
             plan=plan,
             q_order=arranged.q_order,
             kv_order=arranged.kv_order,
+            silent=silent_heads(self.policy.candidates, arranged.inputs.common.get(CHOICE)),
         )
 
         def deeper(steps: Sequence[float]) -> Iterator[Tensor]:
@@ -182,7 +183,7 @@ class Planner:
         if packed.shape[-2:] == (rows, -(-columns // 8)):
             if inputs.common.grid == inputs.blocks.grid:
                 return lists_of_bits(packed, columns)
-            return lists_of_mask(unpack_bits(packed, columns) | inputs.blocks.always_kept)
+            return lists_of_mask(unpack_bits(packed, columns) | self.policy.own_kept(inputs.blocks))
         keep = unpack_bits(packed, 8 * packed.shape[-1])
         keep = F.pad(keep, (0, columns - keep.shape[-1], 0, rows - keep.shape[-2]))
         return lists_of_mask(keep | self.policy.always(inputs))

@@ -38,6 +38,18 @@ class Precision(StrEnum):
     INT8 = "int8"
 
 
+class Dense(StrEnum):
+    """What runs the dense steps of a run.
+
+    Attributes:
+        MODEL: The attention that the model calls by itself.
+        FASTEST: The fastest dense engine that was measured on this kind of GPU, where one was.
+    """
+
+    MODEL = "model"
+    FASTEST = "fastest"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
     """Everything a session needs to know.
@@ -51,6 +63,7 @@ class Preset:
         min_tokens: Shorter sequences run dense: from about 1,000 tokens on, a CPU gains at
             density 0.25 (benchmarks/results/cpu_engine.json).
         precision: What attention computes in.
+        dense: What runs dense steps.
         told: Parameters and parts that ``override`` was given: what is published for a model
             leaves them alone. Presets that do the same are equal whoever told them.
         own_code: Digest of the code of parts that are not of vidsparse, "" if all are: what was
@@ -64,6 +77,7 @@ class Preset:
     schedule: Schedule = dataclasses.field(default_factory=Schedule)
     min_tokens: int = 1_000
     precision: Precision = Precision.MODEL
+    dense: Dense = Dense.MODEL
     told: frozenset[str] = dataclasses.field(default=frozenset(), compare=False, repr=False)
     own_code: str = dataclasses.field(init=False)
 
@@ -126,6 +140,10 @@ class Preset:
             idle["precision"] = "clusters are blocks of unequal size, which are fastest in 16 bits"
         if policy.estimator.observes:
             idle["precision"] = "blocks are observed in the model's own dtype"
+        if self.precision is not Precision.MODEL:
+            idle["dense"] = f"with precision={self.precision} dense steps run in eight bits too"
+        elif not (self.schedule.warmup or self.schedule.cooldown or self.schedule.dense_layers):
+            idle["dense"] = "no step is dense, nor a layer"
         if not policy.branches_share:
             idle["share_branches"] = "what branches could share is the same anyway, or of each call"
         return idle

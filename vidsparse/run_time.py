@@ -196,7 +196,6 @@ class RunTimes:
         steps: Denoising steps.
         dense: A dense step.
         sparse: Seconds of the sparse run.
-        eight_bits: Whether that computes attention in eight bits.
     """
 
     gpu: Gpu
@@ -205,7 +204,6 @@ class RunTimes:
     steps: int
     dense: StepTime
     sparse: float
-    eight_bits: bool = False
 
     @property
     def gain(self) -> float:
@@ -241,8 +239,6 @@ class RunTimes:
             else f"an estimate from the published peak of the {self.gpu.label}: none was at hand"
         )
         found = [f"times are {basis}; text encoder and VAE are left out"]
-        if self.eight_bits:
-            found.append("eight bits are predicted from single calls: no whole run was measured")
         share = f"self-attention is {self.dense.attention_share:.0%} of a dense step"
         if self.gain < 1:
             found.append(f"{self.preset} is slower than dense here: planning outweighs it, {share}")
@@ -273,7 +269,6 @@ def predict(found: Forecast, shapes: Shapes, gpu: str, *, compiled: bool = False
         steps=len(found.step_density),
         dense=dense,
         sparse=sparse_run(dense, shapes, cost, found.step_density),
-        eight_bits=found.preset.precision is not Precision.MODEL,
     )
 
 

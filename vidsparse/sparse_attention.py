@@ -16,7 +16,8 @@ from vidsparse.grid import TokenGrid
 from vidsparse.head_sharing import HeadShare, all_of
 from vidsparse.kernels.attention import attention
 from vidsparse.kernels.autocast import cast_as_attention, without_autocast
-from vidsparse.kernels.engines.int8 import everything
+from vidsparse.kernels.dense import MODEL, dense_attention, fastest_dense
+from vidsparse.kernels.engines.case import Case
 from vidsparse.kernels.engines.table import check_engine, why_gathered
 from vidsparse.kernels.planning.permute import unpermute_tokens
 from vidsparse.kernels.threads import one_thread
@@ -25,6 +26,7 @@ from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.policy import Policy
 from vidsparse.policies.work import Kernel, Work
+from vidsparse.preset import Dense as DenseSteps
 from vidsparse.preset import Precision, Preset
 from vidsparse.progress import Progress
 from vidsparse.purse import Purse
@@ -172,12 +174,14 @@ class SparseAttention:
             require_trainable(self.preset)
         if take is not None:
             take.decided = True
+        self._check_memory(q, call)
         self._open_purse(call)
         way = self._way(call)
         if self._stays_dense(q, k, call, way):
-            in_model = trains or self.preset.precision is Precision.MODEL
-            own = in_model or self._why_dense(q, k, call) is not None
-            return dense(q, k, v) if own else self._dense_in_eight_bits(q, k, v, call)
+            if way <= 0.0 and not trains:
+                self._learn(q, k, v, call)
+            own = trains or self._why_dense(q, k, call) is not None
+            return dense(q, k, v) if own else self._scheduled(q, k, v, call, dense)
         policy, replan = self.preset.policy, self.preset.schedule.replan
         q, k, v = cast_as_attention(q, k, v)
         with without_autocast(q):
@@ -200,15 +204,38 @@ class SparseAttention:
         drafts = policy.order.static and policy.alternatives is None
         return one_thread(q) if drafts and self.preset.schedule.replan == 1 else nullcontext()
 
-    def _dense_in_eight_bits(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """A dense step of a preset whose precision is not the model's."""
-        q, k, v = (x.transpose(1, 2) for x in cast_as_attention(q, k, v))
+    def _learn(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> None:
+        """Show a dense step to an order that learns, in layers that will be sparse."""
+        order, schedule = self.preset.policy.order, self.preset.schedule
+        if not order.learns_while_dense or not call.known or call.layer < schedule.dense_layers:
+            return
+        if self._why_dense(q, k, call) is not None:
+            return
+        q, k, v = cast_as_attention(q, k, v)
+        with without_autocast(q), torch.no_grad():
+            order.learn(replace(self._inputs(q, k, v, call), remember=False))
+
+    def _scheduled(self, q: Tensor, k: Tensor, v: Tensor, call: Call, dense: Dense) -> Tensor:
+        """A dense step, by the engine that the preset asks for."""
+        typed = [x.transpose(1, 2) for x in cast_as_attention(q, k, v)]
+        engine = self._dense_engine(typed[0])
+        if engine == MODEL:
+            return dense(q, k, v)
         scale = q.shape[-1] ** -0.5 if call.scale is None else call.scale
         with without_autocast(q):
-            out = attention(
-                q, k, v, everything(q, k), scale=scale, engine=self.engine, ran=self.stats.engines
-            )
+            out = dense_attention(engine, *typed, scale=scale)
+        self.stats.engines[engine] += 1
         return out.transpose(1, 2)
+
+    def _dense_engine(self, q: Tensor) -> str:
+        if self.preset.precision is not Precision.MODEL:
+            return str(self.preset.precision)
+        if self.preset.dense is DenseSteps.MODEL:
+            return MODEL
+        engine, why = fastest_dense(Case.of_dense(q))
+        if engine == MODEL:
+            self.stats.notes[f"dense steps keep the model's own attention: {why}"] = None
+        return engine
 
     def _plan(
         self,
@@ -340,6 +367,7 @@ class SparseAttention:
             layer=call.layer,
             expert=call.expert,
             step=call.step,
+            done=0.0 if call.progress is None else call.progress.before,
             density=self._full_density(call, q),
             purse=self._purse,
             state=state,
@@ -361,7 +389,9 @@ class SparseAttention:
         key = run.bounds, call.layers, grid, q.device.type, q.shape[-1]
         if key not in self._densities:
             means = policy.key_means(q.device.type, grid, q.shape[-1])
-            self._densities[key] = full_density(self.preset, run, layers=call.layers, means=means)
+            self._densities[key] = full_density(
+                self.preset, run, layers=call.layers, means=means, besides=policy.besides(grid)
+            )
         return self._densities[key]
 
     def _kernel(self, work: Work) -> Kernel:
@@ -370,22 +400,32 @@ class SparseAttention:
             attention, scale=work.inputs.scale, engine=self.engine, ran=self.stats.engines
         )
 
-    def _finished(self, out: Tensor, besides: float, work: Work, call: Call) -> Tensor:
+    def _finished(self, out: Tensor, besides: float | Tensor, work: Work, call: Call) -> Tensor:
         """What a plan gave, back in raster order; its density is counted.
 
         Args:
             out: ``(batch, heads, seq, head_dim)`` in the plan's order.
-            besides: Density of what was computed beside the plan.
+            besides: Density of what was computed beside the plan; of each head, as a tensor.
             work: The plan.
             call: Where in the generation this is.
         """
         head_density = work.head_density()
-        head_density = head_density + besides if besides else head_density
+        head_density = head_density + besides
         head_density = all_of(call.share, head_density).mean(dim=0)
         self._record(call, head_density)
         if call.share is not None:
             self.stats.loads[call.key] = call.share.imbalance(head_density)
-        return out if work.q_order is None else unpermute_tokens(out, work.q_order)
+        out = out if work.q_order is None else unpermute_tokens(out, work.q_order)
+        return work.silenced(out)
+
+    def _check_memory(self, q: Tensor, call: Call) -> None:
+        """Raise at the first call, not on the way, for what would not fit into memory."""
+        compensation, grid = self.preset.policy.compensation, call.grid
+        if grid is None or grid.tokens < self.preset.min_tokens:
+            return
+        of_head = compensation.state_bytes(grid, q.shape[-1], q.dtype.itemsize)
+        heads = q.shape[0] * q.shape[2]  # of all entries of the batch
+        compensation.check_memory(of_head * heads * (call.layers or 1))
 
     def _open_purse(self, call: Call) -> None:
         """Where a tolerance is to meet a mean density; in a run of which all steps are known."""

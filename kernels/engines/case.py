@@ -47,6 +47,19 @@ class Case:
     observe: bool = False
 
     @classmethod
+    def of_dense(cls, q: Tensor) -> Case:
+        """The case of attention to all keys, of q ``(batch, heads, seq, head_dim)``."""
+        return cls(
+            device_type=q.device.type,
+            arch=torch.cuda.get_device_capability(q.device) if q.is_cuda else None,
+            dtype=q.dtype,
+            head_dim=q.shape[3],
+            heads=q.shape[1],
+            q_len=q.shape[2],
+            kv_len=q.shape[2],
+        )
+
+    @classmethod
     def of(
         cls,
         q: Tensor,

@@ -19,7 +19,7 @@ def observe_gathered(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, scale:
     batch, heads = q.shape[:2]
     index = plan.kv_index.long().expand(batch, heads, -1, -1)
     counts = plan.kv_count.expand(batch, heads, -1).tolist()
-    margin, mass = (torch.full(index.shape, NOTHING, device=q.device) for _ in range(2))
+    margin = torch.full(index.shape, NOTHING, device=q.device)
     lse = torch.full(q.shape[:3], NOTHING, device=q.device)
     out = torch.zeros_like(q)
     for b, h, m in itertools.product(range(batch), range(heads), range(plan.num_q_blocks)):
@@ -35,8 +35,8 @@ def observe_gathered(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, scale:
             token < plan.kv_len, number, scale,
         )  # fmt: skip
         out[b, h, rows], lse[b, h, rows] = found.out, found.lse
-        margin[b, h, m, :number], mass[b, h, m, :number] = found.margin, found.mass
-    return Observed(out, lse, margin, mass)
+        margin[b, h, m, :number] = found.margin
+    return Observed(out, lse, margin)
 
 
 def _of_list(
@@ -52,11 +52,9 @@ def _of_list(
     top = highest.amax(dim=-1, keepdim=True)
     top = top.where(top.isfinite(), 0)
     weights = (scores - top).exp_()
-    tiles = weights.unflatten(-1, (number, -1)).sum(dim=-1)
-    total = tiles.sum(dim=-1, keepdim=True)
+    total = weights.sum(dim=-1, keepdim=True)
     return Observed(
         out=(weights @ v.to(wide) / total.where(total > 0, 1)).to(q.dtype),
         lse=(total.log() + top)[:, 0].float(),
         margin=lead_of(highest).amax(dim=0).float(),
-        mass=(tiles.log() + top).logsumexp(dim=0).float(),
     )

@@ -57,9 +57,9 @@ def observe_native(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, scale: f
     """Attend and report; arguments and result as in ``observe_reference``."""
     lists = *q.shape[:2], *plan.kv_index.shape[2:]
     lse = torch.empty(q.shape[:3])
-    margin, mass = (torch.full(lists, NOTHING) for _ in range(2))
-    out = _run(q, k, v, plan, scale, lse=lse, margin=margin, mass=mass)
-    return Observed(out.to(q.dtype), lse, margin, mass)
+    margin = torch.full(lists, NOTHING)
+    out = _run(q, k, v, plan, scale, lse=lse, margin=margin)
+    return Observed(out.to(q.dtype), lse, margin)
 
 
 class _Rows(ctypes.Structure):
@@ -88,7 +88,7 @@ class _Job(ctypes.Structure):
     _fields_ = [
         *((name, _Rows) for name in ("q", "k", "v", "mean_k", "mean_v", "out")),
         *((name, _Lists) for name in ("count", "index", "q_edges", "kv_edges")),
-        *((name, ctypes.c_void_p) for name in ("log_size", "lse", "margin", "mass")),
+        *((name, ctypes.c_void_p) for name in ("log_size", "lse", "margin")),
         *((name, ctypes.c_int64) for name in ("batch", "heads", "q_len", "q_blocks", "kv_blocks")),
         *((name, ctypes.c_int64) for name in ("listed", "depth", "width")),
         ("scale", ctypes.c_float),
@@ -104,7 +104,6 @@ def _run(
     *,
     lse: Tensor | None,
     margin: Tensor | None = None,
-    mass: Tensor | None = None,
 ) -> Tensor:
     """Fill the reports that are given, float32 and contiguous, and return the output in float32."""
     batch, heads, q_len, depth = q.shape
@@ -115,7 +114,7 @@ def _run(
     lists = {"count": plan.kv_count.contiguous(), "index": plan.kv_index.contiguous()}
     lists["q_edges"] = _edges(plan.q_offsets, q_len, plan.q_block)
     lists["kv_edges"] = _edges(plan.kv_offsets, plan.kv_len, plan.kv_block)
-    others = {"lse": lse, "margin": margin, "mass": mass}
+    others = {"lse": lse, "margin": margin}
     if plan.pooled is not None:
         tensors["mean_k"] = _floats(plan.pooled.key)
         tensors["mean_v"] = _floats(plan.pooled.value, width)

@@ -1,7 +1,7 @@
 """Attention that also reports what it saw of each block, for methods that learn from it.
 
 LiteAttention (arXiv 2511.11062) drops a block when none of its scores came near the running
-maximum of its row; AdaSpa (arXiv 2502.21079) ranks blocks by their mass.
+maximum of its row.
 """
 
 from __future__ import annotations
@@ -28,14 +28,12 @@ class Observed(NamedTuple):
         margin: Largest lead, over the rows of the query block, of a score of this key block over
             the row's maximum so far in list order; natural units, float32 ``(batch, heads, M,
             K)``. ``inf`` for the first block that has a key, ``-inf`` for one without keys.
-        mass: Log of the sum of ``exp(score)`` over all pairs of the block, same shape. Entries
-            after the count hold nothing.
+            Entries after the count hold nothing.
     """
 
     out: Tensor
     lse: Tensor
     margin: Tensor
-    mass: Tensor
 
 
 def check_observable(plan: BlockPlan) -> None:
@@ -77,22 +75,12 @@ def observe_reference(
         return x.gather(-1, listed).masked_fill(~is_used, NOTHING)
 
     lead = lead_of(in_list_order(tiles.amax(dim=-1)))
-    margin = _of_blocks(lead, rows, plan.num_q_blocks, "amax")
-    mass = in_list_order(tiles.logsumexp(dim=-1))
-    top = _of_blocks(mass, rows, plan.num_q_blocks, "amax")
-    safe = top.where(top.isfinite(), 0)
-    weights = (mass - safe.gather(2, rows.expand(mass.shape))).exp()
-    mass = _of_blocks(weights, rows, plan.num_q_blocks, "sum").log() + safe
-    return Observed(out.to(q.dtype), lse.float(), margin.float(), mass.float())
+    start = lead.new_full((*lead.shape[:2], plan.num_q_blocks, lead.shape[-1]), NOTHING)
+    margin = start.scatter_reduce(2, rows.expand(lead.shape), lead, reduce="amax")
+    return Observed(out.to(q.dtype), lse.float(), margin.float())
 
 
 def lead_of(highest: Tensor) -> Tensor:
     """How far each block's highest score in a row, ``(..., K)``, lies above those before it."""
     before = F.pad(highest.cummax(dim=-1).values[..., :-1], (1, 0), value=NOTHING)
     return (highest - before).where(highest.isfinite(), NOTHING)
-
-
-def _of_blocks(x: Tensor, rows: Tensor, blocks: int, how: str) -> Tensor:
-    """Reduce ``(batch, heads, q_len, K)`` to ``(batch, heads, M, K)`` by the block of each row."""
-    start = x.new_full((*x.shape[:2], blocks, x.shape[-1]), NOTHING if how == "amax" else 0.0)
-    return start.scatter_reduce(2, rows.expand(x.shape), x, reduce=how)

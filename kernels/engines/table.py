@@ -215,6 +215,14 @@ def _measured(case: Case) -> dict[str, float]:
     return min(rows, key=distance)["tflops"]
 
 
+def measured_dense(case: Case) -> dict[str, float]:
+    """TFLOP/s of dense attention by engine, at the nearest head_dim; empty where none is known."""
+    rows = [row for row in _table("dense") if tuple(row["arch"]) == case.arch]
+    if not rows or case.dtype not in (torch.float16, torch.bfloat16):
+        return {}
+    return min(rows, key=lambda row: abs(row["head_dim"] - case.head_dim))["tflops"]
+
+
 @functools.cache
-def _table() -> list[dict[str, Any]]:
-    return json.loads(MEASURED.read_text(encoding="utf-8"))["rows"] if MEASURED.exists() else []
+def _table(part: str = "rows") -> list[dict[str, Any]]:
+    return json.loads(MEASURED.read_text(encoding="utf-8"))[part] if MEASURED.exists() else []

@@ -40,10 +40,6 @@ def triton_attention(
 
 def observe_triton(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, scale: float) -> Observed:
     """Attend and report, in one kernel; as ``observe_reference``."""
-    from vidsparse.kernels.triton.portable import launch
+    from vidsparse.kernels.triton.block_sparse import observe
 
-    out, lse, margin, mass = launch(q, k, v, plan, scale, True, with_stats=True)
-    assert lse is not None
-    assert margin is not None
-    assert mass is not None
-    return Observed(out, lse, margin, mass)
+    return Observed(*observe(q, k, v, plan, scale=scale))

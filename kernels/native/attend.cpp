@@ -40,12 +40,6 @@ inline void store(float* x, Vec y) { *reinterpret_cast<Loose*>(x) = y; }
 inline Vec splat(float x) { return x - Vec{}; }
 inline Vec larger(Vec x, Vec y) { return x > y ? x : y; }
 
-inline bool any(Ints x) {
-  int32_t found = 0;
-  for (int i = 0; i < LANES; ++i) found |= x[i];
-  return found;
-}
-
 // 2 ** x for x <= 0, to two units in the last place; below 2 ** -126 it stays there. Keeps NaN.
 inline Vec exp2(Vec x) {
   x = x < -126.f ? splat(-126.f) : x;
@@ -95,19 +89,6 @@ inline void value_tile(const float* weight, const float* const* rows, int keys, 
     for (int p = 0; p < PARTS; ++p) store(out + r * width + p * LANES, sum[r][p]);
 }
 
-// What a block of keys was seen to weigh, in powers of two.
-struct Seen {
-  float lead = NOTHING, top = NOTHING, sum = 0;
-
-  void add(const Seen& other) {
-    lead = std::max(lead, other.lead);
-    if (other.sum == 0) return;
-    const float most = std::max(top, other.top);
-    sum = sum * std::exp2(top - most) + other.sum * std::exp2(other.top - most);
-    top = most;
-  }
-};
-
 // Some rows of a query block on their way through its keys: one a thread, used again.
 class Rows {
  public:
@@ -139,10 +120,11 @@ class Rows {
     if (++keys_ == KEYS) attend();
   }
 
-  // Attend to the keys that were added since; the report is of these.
-  Seen attend(bool report = false) {
-    Seen seen;
-    if (keys_ == 0) return seen;
+  // Attend to the keys that were added since. Their largest lead over what a row saw before, in
+  // powers of two; NOTHING without keys.
+  float attend() {
+    float lead = NOTHING;
+    if (keys_ == 0) return lead;
     for (int key = keys_; key % ROWS; ++key) key_rows_[key] = key_rows_[0];  // computed, not used
     for (int key = 0; key < keys_; key += ROWS)
       for (int c = 0; c < padded_; c += WIDE)
@@ -153,13 +135,13 @@ class Rows {
           float* at = scores_ + key * QUERIES + c;
           store(at, load(at) + bias_[key]);
         }
-    for (int c = 0; c < padded_; c += LANES) soften(c, report ? &seen : nullptr);
+    for (int c = 0; c < padded_; c += LANES) lead = std::max(lead, soften(c));
     for (int c = 0; c < width_; c += WIDE)
       for (int r = 0; r < count_; r += ROWS)
         value_tile(scores_ + r, value_rows_, keys_, c, fade_ + r, &out_[r * width_ + c], width_);
     keys_ = 0;
     biased_ = false;
-    return seen;
+    return lead;
   }
 
   void finish(float* out, int64_t stride, float* lse) const {
@@ -171,43 +153,24 @@ class Rows {
   }
 
  private:
-  // From scores to weights, LANES columns at once.
-  void soften(int c, Seen* seen) {
+  // From scores to weights, LANES columns at once; the largest lead of one.
+  float soften(int c) {
     float* scores = scores_ + c;
     const Vec before = load(top_ + c);
-    Vec here = splat(NOTHING);
+    Vec here = splat(NOTHING), sum = {};
     for (int key = 0; key < keys_; ++key) here = larger(load(scores + key * QUERIES), here);
-    const Vec top = larger(here, before), fade = exp2(before - top);
-    if (seen && any(here - top < -100.f)) {  // too small to be seen in the weights
-      report(c, before, here, here, weigh(scores, here, false), seen);
-      seen = nullptr;
+    const Vec top = larger(here, before), fade = exp2(before - top), leads = here - before;
+    for (int key = 0; key < keys_; ++key) {
+      const Vec weight = exp2(load(scores + key * QUERIES) - top);
+      store(scores + key * QUERIES, weight);
+      sum += weight;
     }
-    const Vec sum = weigh(scores, top, true);
-    if (seen) report(c, before, here, top, sum, seen);
     store(top_ + c, top);
     store(sum_ + c, load(sum_ + c) * fade + sum);
     store(fade_ + c, fade);
-  }
-
-  // The sum of weights; with `keep` they take the place of the scores.
-  Vec weigh(float* scores, Vec top, bool keep) const {
-    Vec sum = {};
-    for (int key = 0; key < keys_; ++key) {
-      const Vec weight = exp2(load(scores + key * QUERIES) - top);
-      if (keep) store(scores + key * QUERIES, weight);
-      sum += weight;
-    }
-    return sum;
-  }
-
-  void report(int c, Vec before, Vec here, Vec top, Vec sum, Seen* seen) const {
-    for (int r = 0; r < std::min(LANES, count_ - c); ++r) {
-      Seen row;
-      row.lead = here[r] - before[r];
-      row.top = top[r];
-      row.sum = sum[r];
-      seen->add(row);
-    }
+    float lead = NOTHING;
+    for (int r = 0; r < std::min(LANES, count_ - c); ++r) lead = std::max(lead, leads[r]);
+    return lead;
   }
 
   int depth_, width_, count_ = 0, padded_ = 0, keys_ = 0;
@@ -241,7 +204,7 @@ struct Job {
   Rows4 q, k, v, mean_k, mean_v, out;
   Lists count, index, q_edges, kv_edges;
   const float* log_size;  // of each block's mean, (batch, heads, kv_blocks); null without means
-  float *lse, *margin, *mass;  // (batch, heads, q_len) and (batch, heads, q_blocks, listed), or null
+  float *lse, *margin;  // (batch, heads, q_len) and (batch, heads, q_blocks, listed), or null
   int64_t batch, heads, q_len, q_blocks, kv_blocks, listed, depth, width;
   float scale;
 };
@@ -267,24 +230,21 @@ void run(const Job& job, int64_t item, std::vector<char>& kept, Rows& rows) {
   const int32_t* list = job.index.of(b, h) + m * job.listed;
   const int count = job.count.of(b, h)[m];
   const float *k = job.k.of(b, h), *v = job.v.of(b, h);
-  std::vector<Seen> seen(job.margin ? count : 0);
+  std::vector<float> leads(job.margin ? count : 0, NOTHING);
   for (int64_t first = q_edges[0]; first < q_edges[1]; first += QUERIES) {
     const int size = std::min<int64_t>(QUERIES, q_edges[1] - first);
     rows.start(job.q.of(b, h) + first * job.q.row, job.q.row, size, job.scale * LOG2_E);
     for (int i = 0; i < count; ++i) {
       for (int64_t t = edges[list[i]]; t < edges[list[i] + 1]; ++t)
         rows.add(k + t * job.k.row, v + t * job.v.row);
-      if (job.margin) seen[i].add(rows.attend(true));
+      if (job.margin) leads[i] = std::max(leads[i], rows.attend());
     }
     if (job.log_size) add_means(job, b, h, list, count, kept, rows);
     rows.attend();
     float* lse = job.lse ? job.lse + bh * job.q_len + first : nullptr;
     rows.finish(job.out.of(b, h) + first * job.out.row, job.out.row, lse);
   }
-  for (size_t i = 0; i < seen.size(); ++i) {
-    job.margin[item * job.listed + i] = seen[i].lead * LN_2;
-    job.mass[item * job.listed + i] = (seen[i].top + std::log2(seen[i].sum)) * LN_2;
-  }
+  for (size_t i = 0; i < leads.size(); ++i) job.margin[item * job.listed + i] = leads[i] * LN_2;
 }
 
 }  // namespace

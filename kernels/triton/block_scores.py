@@ -123,13 +123,14 @@ def mass(query: Tensor, key: Tensor, weights: Tensor, sizes: Tensor, scale: floa
     batch, heads, rows, a, head_dim = query.shape
     columns, b = key.shape[2:4]
     out = torch.empty((batch, heads, rows, columns), dtype=torch.float32, device=query.device)
-    narrow = query.dtype in (torch.float16, torch.bfloat16)
+    wide = max(16, triton.next_power_of_2(head_dim))
+    narrow = query.dtype in (torch.float16, torch.bfloat16) and wide <= 128
     bi, bj = (64, max(1, 128 // b)) if narrow else (32, max(1, 64 // b))
     _mass[(triton.cdiv(columns, bj), triton.cdiv(rows, bi), batch * heads)](
         query.contiguous(), key.contiguous(),
         (weights.log() * LOG2E).contiguous(), (sizes.log() * LOG2E).contiguous(), out,
         rows, columns, scale * LOG2E,
-        D=head_dim, BD=max(16, triton.next_power_of_2(head_dim)), A=a, B=b, BI=bi, BJ=bj,
+        D=head_dim, BD=wide, A=a, B=b, BI=bi, BJ=bj,
         num_warps=4,
     )  # fmt: skip
     return out
@@ -147,9 +148,10 @@ def value_error(mass: Tensor, value: Tensor) -> Tensor:
         rest = rest - parts[-1].float()
     out = torch.empty_like(mass)
     wide = max(16, triton.next_power_of_2(head_dim))
-    tall = 64 if wide <= 128 else 32
+    tall, across = (64, 32) if wide <= 128 else (32, 16)
     _value_error[(triton.cdiv(rows, tall), batch * heads)](
         mass.contiguous(), *parts, value.square().sum(dim=-1), out, rows, columns,
-        D=head_dim, BD=wide, BI=tall, BJ=32, num_warps=4,
+        D=head_dim, BD=wide, BI=tall, BJ=across, num_warps=4,
+        num_stages=2,  # three take more shared memory than GPUs before and beside Hopper have
     )  # fmt: skip
     return out

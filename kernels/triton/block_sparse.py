@@ -37,6 +37,19 @@ def launch(
     return portable.launch(q, k, v, plan, scale, return_lse)[:2]
 
 
+def observe(
+    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attend and report: output, log-sum-exp and margin as in ``observe_reference``."""
+    for kernel in _hopper_kernels(q)[:1]:
+        if kernel.refuses(q, k, v, plan) is kernel.cannot_observe(q, plan) is None:
+            return kernel.observe(q, k, v, plan, scale=scale)
+    out, lse, margin = portable.launch(q, k, v, plan, scale, True, with_margin=True)
+    assert lse is not None
+    assert margin is not None
+    return out, lse, margin
+
+
 def runs_gluon_on_hopper(q: Tensor) -> bool:
     """Whether Hopper kernels run: not on other devices, nor with a Triton too old for them."""
     if not q.is_cuda or torch.cuda.get_device_capability(q.device)[0] != 9:

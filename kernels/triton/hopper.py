@@ -8,6 +8,9 @@ the tensor cores have work while the other consumer is at its softmax.
 The keys a query tile reads are laid end to end: ``width`` columns in tiles of ``BN``, so that key
 blocks of any multiple of 16 fill whole tiles. Only the last tile can be ragged; it goes first,
 masked, and the loop over the others has no mask.
+
+Where blocks are observed a tile is a block, in the order of its list, so that any may be the ragged
+one. Each warp writes its own largest lead of a tile: no warp waits for another.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from vidsparse.kernels.triton.tma import descriptor, suits_tma
 
 INTEGERS = (
     "count_b", "count_h", "index_b", "index_h", "index_m",
-    "tiles", "tiles_per_head", "heads", "q_len",
+    "tiles", "tiles_per_head", "heads", "q_len", "most",
 )  # fmt: skip
 
 
@@ -60,7 +63,7 @@ def _work(
 def _produce(
     qd, kd, vd, lists, sizes, qs, ks, vs, bars,
     BN: gl.constexpr, SLOT: gl.constexpr, KV: gl.constexpr, ROW_TILES: gl.constexpr,
-    STAGES: gl.constexpr, CONSUMERS: gl.constexpr,
+    STAGES: gl.constexpr, CONSUMERS: gl.constexpr, OBSERVE: gl.constexpr,
 ):  # fmt: skip
     """Copy what the consumers will read, a few stages ahead of them."""
     q_full, q_empty, k_full, k_empty, v_full, v_empty = bars
@@ -82,7 +85,7 @@ def _produce(
         # slots behind the list copy its last block again: masked, but memory that is there
         last_slot = gl.maximum(count * SUBS - 1, 0)
         for n in range(num_tiles):
-            tile = num_tiles - 1 - n
+            tile = n if OBSERVE else num_tiles - 1 - n
             stage = step % STAGES
             phase = (step // STAGES) & 1
             mbarrier.wait(k_empty.index(stage), phase ^ 1)
@@ -104,10 +107,19 @@ def _produce(
 
 
 @gluon.jit
+def _write_lead(at, lead, exists, first: gl.constexpr):
+    """Each warp's largest over its 16 rows, four numbers."""
+    lead = gl.where(exists, lead, float("-inf"))
+    lead = gl.max(lead.reshape([4, 16]), 1) * 0.6931471805599453
+    gl.store(at + first + gl.arange(0, 4, lead.type.layout), lead)
+
+
+@gluon.jit
 def _consume(
-    od, lse_ptr, lists, sizes, scale_log2, qs, ks, vs, os, bars,
+    od, lse_ptr, margins, lists, sizes, scale_log2, qs, ks, vs, os, bars,
     BN: gl.constexpr, KV: gl.constexpr, ROW_TILES: gl.constexpr, D: gl.constexpr,
     STAGES: gl.constexpr, CONSUMERS: gl.constexpr, W: gl.constexpr, HAS_LSE: gl.constexpr,
+    OBSERVE: gl.constexpr,
 ):  # fmt: skip
     """Attend for the 64 rows of consumer ``W``; scores are in base 2."""
     q_full, q_empty, k_full, k_empty, v_full, v_empty = bars
@@ -122,9 +134,20 @@ def _consume(
     q = qs.index(W).reshape([64, D])
     blank = gl.zeros([64, BN], gl.float32, SCORES)
     for t in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        i, b, h, _listed, _count, width, num_tiles = _work(
+        i, b, h, listed, count, width, num_tiles = _work(
             t, lists, heads, tiles_per_head, ROW_TILES, KV, BN
         )
+        margin_ptr, most, kv_end_ptr = margins
+        exists = (i * CONSUMERS + W) * 64 + gl.arange(0, 64, gl.SliceLayout(1, SCORES)) < q_len
+        column = gl.arange(0, BN, gl.SliceLayout(0, SCORES))
+        end = width - (num_tiles - 1) * BN
+        kv_end = 0
+        later = 0
+        if OBSERVE:
+            kv_end = gl.load(kv_end_ptr + b)
+            margin_ptr += t.to(gl.int64) * most * (4 * CONSUMERS)
+            end = gl.where(count > 0, kv_end - gl.load(listed) * KV, 0)
+            later = kv_end - gl.load(listed + gl.minimum(1, num_tiles - 1)) * KV
         mbarrier.wait(q_full.index(W), done & 1)
         mbarrier.wait(k_full.index(step % STAGES), (step // STAGES) & 1)
         k = ks.index(step % STAGES).reshape([BN, D]).permute((1, 0))
@@ -132,15 +155,19 @@ def _consume(
         s = warpgroup_mma_wait(0, deps=(s,))
         mbarrier.arrive(k_empty.index(step % STAGES), count=1)
 
-        column = (num_tiles - 1) * BN + gl.arange(0, BN, gl.SliceLayout(0, SCORES))
-        s = gl.where(gl.expand_dims(column, 0) < width, s, float("-inf"))
+        s = gl.where(gl.expand_dims(column, 0) < end, s, float("-inf"))
         m = gl.max(s, 1) * scale_log2
+        if OBSERVE:
+            _write_lead(margin_ptr, float("inf") + 0 * m, exists, 4 * W)
         m = gl.where(m == float("-inf"), 0.0, m)  # a row without keys: -inf - -inf is no number
         p = gl.exp2(s * scale_log2 - gl.expand_dims(m, 1))
         l = gl.sum(p, 1)
         weights = gl.convert_layout(p.to(dtype), WEIGHTS)
         acc = gl.zeros([64, D], gl.float32, OUT)
-        for _ in range(1, num_tiles):
+        for n in range(1, num_tiles):
+            if OBSERVE:
+                end = later
+                later = kv_end - gl.load(listed + gl.minimum(n + 1, num_tiles - 1)) * KV
             now = step % STAGES
             after = (step + 1) % STAGES
             mbarrier.wait(k_full.index(after), ((step + 1) // STAGES) & 1)
@@ -152,7 +179,13 @@ def _consume(
             s = warpgroup_mma_wait(1, deps=(s,))  # scores are there, the output is still under way
             mbarrier.arrive(k_empty.index(after), count=1)
 
-            m_new = gl.maximum(m, gl.max(s, 1) * scale_log2)
+            if OBSERVE:  # noqa: SIM102 (a branch that is compiled only where blocks are observed)
+                if end < BN:
+                    s = gl.where(gl.expand_dims(column, 0) < end, s, float("-inf"))
+            highest = gl.max(s, 1) * scale_log2
+            if OBSERVE:
+                _write_lead(margin_ptr + n * (4 * CONSUMERS), highest - m, exists, 4 * W)
+            m_new = gl.maximum(m, highest)
             alpha = gl.exp2(m - m_new)
             p = gl.exp2(s * scale_log2 - gl.expand_dims(m_new, 1))
             l = l * alpha + gl.sum(p, 1)
@@ -192,12 +225,12 @@ def _consume(
 # a size of one must stay a number: a partition cannot be handed a constant inside a tuple
 @gluon.jit(do_not_specialize=INTEGERS)
 def forward(
-    qd, kd, vd, od, lse_ptr, count_ptr, index_ptr, kv_end_ptr,
+    qd, kd, vd, od, lse_ptr, margin_ptr, count_ptr, index_ptr, kv_end_ptr,
     count_b, count_h, index_b, index_h, index_m,
-    tiles, tiles_per_head, heads, q_len, scale_log2,
+    tiles, tiles_per_head, heads, q_len, most, scale_log2,
     BN: gl.constexpr, SLOT: gl.constexpr, KV: gl.constexpr, ROW_TILES: gl.constexpr,
     D: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr, HAS_LSE: gl.constexpr,
-    CONSUMER_REGISTERS: gl.constexpr,
+    CONSUMER_REGISTERS: gl.constexpr, OBSERVE: gl.constexpr,
 ):  # fmt: skip
     """Attention under lists of key blocks; every CTA takes each ``num_programs``-th query tile."""
     dtype: gl.constexpr = od.dtype
@@ -224,15 +257,16 @@ def forward(
     bars = (q_full, q_empty, k_full, k_empty, v_full, v_empty)
     lists = (count_ptr, index_ptr, kv_end_ptr, count_b, count_h, index_b, index_h, index_m)
     sizes = (tiles, tiles_per_head, heads, q_len)
+    margins = (margin_ptr, most, kv_end_ptr)
     if CONSUMERS == 2:
         gl.warp_specialize(
             [
-                (_consume, (od, lse_ptr, lists, sizes, scale_log2, qs, ks, vs, os, bars,
-                            BN, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE)),
-                (_consume, (od, lse_ptr, lists, sizes, scale_log2, qs, ks, vs, os, bars,
-                            BN, KV, ROW_TILES, D, STAGES, CONSUMERS, 1, HAS_LSE)),
+                (_consume, (od, lse_ptr, margins, lists, sizes, scale_log2, qs, ks, vs, os, bars,
+                            BN, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE, OBSERVE)),
+                (_consume, (od, lse_ptr, margins, lists, sizes, scale_log2, qs, ks, vs, os, bars,
+                            BN, KV, ROW_TILES, D, STAGES, CONSUMERS, 1, HAS_LSE, OBSERVE)),
                 (_produce, (qd, kd, vd, lists, sizes, qs, ks, vs, bars,
-                            BN, SLOT, KV, ROW_TILES, STAGES, CONSUMERS)),
+                            BN, SLOT, KV, ROW_TILES, STAGES, CONSUMERS, OBSERVE)),
             ],
             [4, 1],
             [CONSUMER_REGISTERS, 24],
@@ -240,10 +274,10 @@ def forward(
     else:
         gl.warp_specialize(
             [
-                (_consume, (od, lse_ptr, lists, sizes, scale_log2, qs, ks, vs, os, bars,
-                            BN, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE)),
+                (_consume, (od, lse_ptr, margins, lists, sizes, scale_log2, qs, ks, vs, os, bars,
+                            BN, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE, OBSERVE)),
                 (_produce, (qd, kd, vd, lists, sizes, qs, ks, vs, bars,
-                            BN, SLOT, KV, ROW_TILES, STAGES, CONSUMERS)),
+                            BN, SLOT, KV, ROW_TILES, STAGES, CONSUMERS, OBSERVE)),
             ],
             [1],
             [24],
@@ -264,6 +298,18 @@ def refuses(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None:
     return next((reason for reason, holds in reasons.items() if not holds), None)
 
 
+def cannot_observe(q: Tensor, plan: BlockPlan) -> str | None:
+    """Why blocks cannot be observed in this kernel, or None."""
+    if plan.kv_block != _keys(plan, q.shape[-1]) or plan.q_block > 128:
+        return f"blocks of {plan.q_block} x {plan.kv_block} are no tiles of it"
+    return None
+
+
+def _keys(plan: BlockPlan, head_dim: int) -> int:
+    """Keys in a tile: with one consumer two programs share a multiprocessor, and its memory."""
+    return 64 if plan.q_block % 128 and head_dim > 64 else 128
+
+
 def launch(
     q: Tensor,
     k: Tensor,
@@ -274,11 +320,29 @@ def launch(
     return_lse: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Run the kernel; see ``block_sparse.py`` for the arguments."""
+    return _launch(q, k, v, plan, scale, return_lse)
+
+
+def observe(
+    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, log-sum-exp and margin of each listed block; see ``observe_reference``."""
+    warps = 8 if plan.q_block % 128 == 0 else 4
+    shape = (*q.shape[:2], *plan.kv_index.shape[2:], warps)
+    margin = torch.empty(shape, dtype=torch.float32, device=q.device)
+    out, lse = _launch(q, k, v, plan, scale, True, margin)
+    assert lse is not None
+    return out, lse, margin.amax(dim=-1)
+
+
+def _launch(
+    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, return_lse: bool,
+    margin: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     batch, heads, q_len, head_dim = q.shape
     head_dim_tile = 64 if head_dim <= 64 else 128
     consumers = 2 if plan.q_block % 128 == 0 else 1
-    # with one consumer two programs share a multiprocessor, so each has half its memory
-    keys = 64 if consumers == 1 and head_dim_tile == 128 else 128
+    keys = _keys(plan, head_dim)
     slot = math.gcd(plan.kv_block, keys)
     out = torch.empty_like(q)
     lse = q.new_empty((batch, heads, q_len), dtype=torch.float32) if return_lse else None
@@ -291,6 +355,7 @@ def launch(
         descriptor(v, slot, head_dim_tile),
         descriptor(out, 64, head_dim_tile),
         out if lse is None else lse,
+        out if margin is None else margin,
         count,
         index,
         kv_end,
@@ -301,6 +366,7 @@ def launch(
         per_head,
         heads,
         q_len,
+        index.shape[3],
         scale * LOG2E,
         BN=keys,
         SLOT=slot,
@@ -311,6 +377,7 @@ def launch(
         CONSUMERS=consumers,
         HAS_LSE=return_lse,
         CONSUMER_REGISTERS=240,
+        OBSERVE=margin is not None,
         num_warps=4,
         maxnreg=168 if consumers == 2 else 128,
     )

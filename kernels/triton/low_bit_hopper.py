@@ -17,7 +17,7 @@ On an H200 a step of 128 x 128 takes some 2,200 cycles; the tensor cores need ha
 exponentials too. Issue slots are 42 % busy: two warps a scheduler do not hide what each waits for.
 Slower by 4 to 14 % were: consumers that take turns, all exponentials before the next products, an
 addition in place of the conversion to float (results/low_bit_variants_h200.json). Queries held in
-registers gave 3 % beside the second of these; alone they are not measured, so ``held`` is off.
+registers are as fast, within 2 % (results/search_and_observing_h200.json).
 Near 690 W, clocks fall as the rate grows.
 """
 
@@ -263,7 +263,7 @@ def _consume(
     od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, os, bars,
     BN: gl.constexpr, SLOT: gl.constexpr, KV: gl.constexpr, ROW_TILES: gl.constexpr,
     D: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr, W: gl.constexpr,
-    HAS_LSE: gl.constexpr, HELD: gl.constexpr,
+    HAS_LSE: gl.constexpr,
 ):  # fmt: skip
     """Attend for the 64 rows of consumer ``W``; scores are in base 2."""
     q_full, q_empty, full, empty = bars
@@ -294,8 +294,6 @@ def _consume(
         mbarrier.wait(q_full.index(W), done & 1)
         mbarrier.wait(full.index(step & (STAGES - 1)), (step // STAGES) & 1)
         q = qs.index(W).reshape([64, D])
-        if HELD:
-            q = q.load(gl.DotOperandLayout(0, SCORES, 4))
         k = ks.index(step & (STAGES - 1)).reshape([BN, D]).permute((1, 0))
         s = warpgroup_mma(q, k, blank, use_acc=False, is_async=True)
         s = warpgroup_mma_wait(0, deps=(s,))
@@ -363,7 +361,7 @@ def forward(
     tiles, tiles_per_head, heads, q_len, k_blocks, head_dim,
     BN: gl.constexpr, SLOT: gl.constexpr, KV: gl.constexpr, ROW_TILES: gl.constexpr,
     D: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr, HAS_LSE: gl.constexpr,
-    CONSUMER_REGISTERS: gl.constexpr, HELD: gl.constexpr,
+    CONSUMER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """Attention under lists of key blocks; every CTA takes each ``num_programs``-th query tile."""
     dtype: gl.constexpr = od.dtype
@@ -390,9 +388,9 @@ def forward(
     gl.warp_specialize(
         [
             (_consume, (od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, os, bars,
-                        BN, SLOT, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE, HELD)),
+                        BN, SLOT, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE)),
             (_consume, (od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, os, bars,
-                        BN, SLOT, KV, ROW_TILES, D, STAGES, CONSUMERS, 1, HAS_LSE, HELD)),
+                        BN, SLOT, KV, ROW_TILES, D, STAGES, CONSUMERS, 1, HAS_LSE)),
             (_produce, (qd, kd, vd, lists, sizes, qs, ks, vs, bars,
                         BN, SLOT, KV, ROW_TILES, STAGES, CONSUMERS)),
         ],
@@ -421,7 +419,6 @@ def launch(
     out: Tensor,
     *,
     return_lse: bool,
-    held: bool = False,
 ) -> Tensor | None:
     """Attend into ``out`` and return the log-sum-exp.
 
@@ -430,7 +427,6 @@ def launch(
         plan: One that the kernel does not refuse.
         out: ``(batch, heads, q_len, head_dim)``.
         return_lse: Whether to return the log-sum-exp.
-        held: Hold queries in registers, 16 of a thread's, rather than in shared memory.
     """
     batch, heads, q_len, head_dim = out.shape
     wide = 64 if head_dim <= 64 else 128
@@ -469,7 +465,6 @@ def launch(
         CONSUMERS=2,
         HAS_LSE=return_lse,
         CONSUMER_REGISTERS=240,
-        HELD=held,
         num_warps=4,
         maxnreg=168,
     )

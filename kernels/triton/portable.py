@@ -26,7 +26,7 @@ CHUNK, SLOTS = 16, 8  # no tile of keys is narrower than a chunk
 def _attend_tile(
     q, acc, m, l, k_ptr, v_ptr, position, valid, row_valid,
     k_s, k_d, v_s, v_d, scale_log2,
-    D: tl.constexpr, BD: tl.constexpr, WITH_STATS: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, WITH_MARGIN: tl.constexpr,
 ):  # fmt: skip
     """Take the keys at those of the ``[BN]`` positions that are valid into the softmax."""
     k = load_rows(k_ptr, position, valid, k_s, k_d, D, BD)
@@ -37,27 +37,21 @@ def _attend_tile(
     m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
     p = tl.exp2(s - m_safe[:, None])
     alpha = tl.exp2(m - m_safe)
-    tile_sum = tl.sum(p, 1)
     v = load_rows(v_ptr, position, valid, v_s, v_d, D, BD)
     acc = acc * alpha[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
-    l = l * alpha + tile_sum
+    l = l * alpha + tl.sum(p, 1)
     margin = 0.0
-    mass = 0.0
-    if WITH_STATS:
+    if WITH_MARGIN:
         # -inf - -inf would be NaN: a tile without keys is below every maximum
         above = tl.where(tile_max == float("-inf"), 0.0, tile_max) - m
         above = tl.where(tile_max == float("-inf"), float("-inf"), above)
         margin = tl.max(tl.where(row_valid, above, float("-inf")), 0) * LN2
-        top = tl.max(tl.where(row_valid, m_safe, float("-inf")), 0)
-        total = tl.sum(tl.where(row_valid, tile_sum * tl.exp2(m_safe - top), 0.0), 0)
-        seen = total > 0
-        mass = tl.where(seen, (top + tl.log2(tl.where(seen, total, 1.0))) * LN2, float("-inf"))
-    return acc, m_new, l, margin, mass
+    return acc, m_new, l, margin
 
 
 @triton.jit
 def forward(
-    q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, margin_ptr, mass_ptr,
+    q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, margin_ptr,
     count_ptr, index_ptr, tile_row_ptr, tile_start_ptr, tile_end_ptr, table_ptr,
     q_b, q_h, q_s, q_d, k_b, k_h, k_s, k_d, v_b, v_h, v_s, v_d, o_b, o_h, o_s, o_d,
     count_b, count_h, index_b, index_h, index_m,
@@ -65,7 +59,7 @@ def forward(
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     Q_BLOCK: tl.constexpr, KV_BLOCK: tl.constexpr,
     HAS_Q_TILES: tl.constexpr, CHUNK: tl.constexpr,
-    HAS_LSE: tl.constexpr, WITH_STATS: tl.constexpr,
+    HAS_LSE: tl.constexpr, WITH_MARGIN: tl.constexpr,
 ):  # fmt: skip
     """Attend for one tile of queries of one (batch, head)."""
     tile = tl.program_id(0)
@@ -83,7 +77,7 @@ def forward(
 
     count = tl.load(count_ptr + b * count_b + h * count_h + row)
     listed = index_ptr + b * index_b + h * index_h + row.to(tl.int64) * index_m
-    stats_at = ((b * heads + h) * rows + row) * width
+    margin_at = ((b * heads + h) * rows + row) * width
     k_ptr += b * k_b + h * k_h
     v_ptr += b * v_b + h * v_h
     table_ptr += b * table_b + h * table_h
@@ -97,7 +91,7 @@ def forward(
             chunk = tl.load(listed + slot, mask=slot < count, other=0).to(tl.int32)
             entry = tl.load(table_ptr + chunk, mask=slot < count, other=0)
             key = entry // (2 * CHUNK) + column % CHUNK
-            acc, m, l, margin, mass = _attend_tile(
+            acc, m, l, margin = _attend_tile(
                 q, acc, m, l, k_ptr, v_ptr,
                 key, column % CHUNK < entry % (2 * CHUNK), row_valid,
                 k_s, k_d, v_s, v_d, scale_log2, D, BD, False,
@@ -107,14 +101,13 @@ def forward(
         for n in tl.range(0, count * SUBS):
             first = tl.load(listed + n // SUBS) * KV_BLOCK
             key = first + (n % SUBS) * BN + column
-            acc, m, l, margin, mass = _attend_tile(
+            acc, m, l, margin = _attend_tile(
                 q, acc, m, l, k_ptr, v_ptr,
                 key, key < tl.minimum(first + KV_BLOCK, kv_len), row_valid,
-                k_s, k_d, v_s, v_d, scale_log2, D, BD, WITH_STATS,
+                k_s, k_d, v_s, v_d, scale_log2, D, BD, WITH_MARGIN,
             )  # fmt: skip
-            if WITH_STATS:
-                tl.store(margin_ptr + stats_at + n, margin)
-                tl.store(mass_ptr + stats_at + n, mass)
+            if WITH_MARGIN:
+                tl.store(margin_ptr + margin_at + n, margin)
 
     safe = tl.where(l > 0, l, 1.0)
     share = tl.where(l > 0, 1.0 / safe, 0.0)  # a row without keys is zero
@@ -152,7 +145,7 @@ class Tiles:
 CANDIDATES = tuple(
     Tiles(keys=keys, num_warps=warps, num_stages=stages)
     for keys, warps, stages in (
-        (128, 8, 2), (64, 8, 3), (64, 4, 3), (64, 4, 2), (32, 4, 2), (16, 4, 2),
+        (128, 8, 2), (64, 8, 3), (64, 4, 3), (64, 4, 2), (64, 4, 1), (32, 4, 2), (16, 4, 2),
     )
 )  # fmt: skip
 
@@ -163,7 +156,7 @@ def _that_fit(configs: list[triton.Config], arguments: dict, **constants) -> lis
     if constants["CHUNK"]:  # a tile is filled from many blocks
         widest = 128
     fit = [config for config in configs if config.kwargs["BN"] <= widest]
-    if constants["WITH_STATS"]:  # a block must be one tile
+    if constants["WITH_MARGIN"]:  # a block must be one tile
         fit = [config for config in fit if config.kwargs["BN"] >= constants["KV_BLOCK"]]
     if constants["BD"] > 128 or arguments["q_ptr"].dtype == torch.float32:
         small = [config for config in fit if config.kwargs["BN"] <= 64]
@@ -173,19 +166,18 @@ def _that_fit(configs: list[triton.Config], arguments: dict, **constants) -> lis
 
 _tuned = triton.autotune(
     configs=[tiles.config() for tiles in CANDIDATES],
-    key=["D", "Q_BLOCK", "KV_BLOCK", "CHUNK", "WITH_STATS"],
+    key=["D", "Q_BLOCK", "KV_BLOCK", "CHUNK", "WITH_MARGIN"],
     prune_configs_by={"early_config_prune": _that_fit},
     cache_results=True,
 )(forward)
 
 
 class Result(NamedTuple):
-    """What a launch wrote; margin and mass ``(batch, heads, M, K)`` when they were asked for."""
+    """What a launch wrote; the margin ``(batch, heads, M, K)`` when it was asked for."""
 
     out: Tensor
     lse: Tensor | None
     margin: Tensor | None
-    mass: Tensor | None
 
 
 def launch(
@@ -195,7 +187,7 @@ def launch(
     plan: BlockPlan,
     scale: float,
     return_lse: bool,
-    with_stats: bool = False,
+    with_margin: bool = False,
     tiles: Tiles | None = None,
 ) -> Result:
     """Run the kernel, with the given tiles or the best for this GPU; see ``block_sparse.py``."""
@@ -204,8 +196,9 @@ def launch(
     rows, width = index.shape[2:]
     out = torch.empty_like(q)
     lse = q.new_empty((batch, heads, q_len), dtype=torch.float32) if return_lse else None
-    shape = (batch, heads, rows, width) if with_stats else (0,)
-    margin, mass = (q.new_zeros(shape, dtype=torch.float32) for _ in range(2))
+    margin = None
+    if with_margin:
+        margin = q.new_zeros((batch, heads, rows, width), dtype=torch.float32)
     queries = min(64 if head_dim > 128 else 128, max(16, triton.next_power_of_2(plan.q_block)))
     q_tiles = tiles_of_rows(plan, queries)
     lists, table = [plan.kv_count.contiguous(), index], None
@@ -213,7 +206,7 @@ def launch(
         chunks = list_chunks(plan, CHUNK, SLOTS, impl="triton")
         lists, table = [chunks.count, chunks.index], chunks.table.contiguous()
     arguments = [
-        q, k, v, out, *(out if x is None else x for x in (lse, margin, mass)),
+        q, k, v, out, *(out if x is None else x for x in (lse, margin)),
         *lists, *(lists[0] if x is None else x for x in (*q_tiles[:3], table)),
         *(stride for x in (q, k, v, out) for stride in x.stride()),
         *shared_strides(lists[0]), *shared_strides(lists[1]), lists[1].stride(2),
@@ -229,14 +222,14 @@ def launch(
         "HAS_Q_TILES": plan.q_offsets is not None,
         "CHUNK": 0 if plan.kv_offsets is None else CHUNK,
         "HAS_LSE": return_lse,
-        "WITH_STATS": with_stats,
+        "WITH_MARGIN": with_margin,
     }
     grid = (q_tiles.number, batch * heads)
     if tiles is None and q.is_cuda:
         _tuned[grid](*arguments, **constants)
-        return Result(out, lse, margin, mass)
+        return Result(out, lse, margin)
     if tiles is None:
         keys = max(16, triton.next_power_of_2(plan.kv_block))
-        tiles = Tiles(keys=keys if with_stats else min(64, keys), num_warps=4, num_stages=2)
+        tiles = Tiles(keys=keys if with_margin else min(64, keys), num_warps=4, num_stages=2)
     forward[grid](*arguments, **constants, **tiles.config().all_kwargs())
-    return Result(out, lse, margin, mass)
+    return Result(out, lse, margin)

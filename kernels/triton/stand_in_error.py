@@ -113,14 +113,15 @@ def launch(
         heads, number, seq, D=head_dim, BD=wide, BN=max(1, 8192 // wide), num_warps=4,
     )  # fmt: skip
     squares, mass = torch.empty_like(mean_scores), torch.empty_like(mean_scores)
-    tall = min(128 if wide <= 128 else 64, max(16, triton.next_power_of_2(rows)))
+    small = wide > 128 or k.dtype == torch.float32  # shared memory is 99 KiB on many GPUs
+    tall = min(64 if small else 128, max(16, triton.next_power_of_2(rows)))
     group = 8  # blocks that a program takes, so that it reads its means once for all of them
     _errors[(triton.cdiv(rows, tall), triton.cdiv(number, group), batch * heads)](
         query.contiguous(), k, norm, along, mean_scores.contiguous(), top.contiguous(),
         value_means.square().sum(dim=-1), offsets, squares, mass,
         *k.stride(), *offsets.stride()[:2], heads, rows, number, seq,
         scale * LOG2E.value, highest * LOG2E.value,
-        D=head_dim, BD=wide, BM=tall, BN=32 if wide > 128 else 64, GROUP=group,
+        D=head_dim, BD=wide, BM=tall, BN=32 if small else 64, GROUP=group,
         IS_FLOAT=k.dtype == torch.float32, num_warps=8 if tall == 128 else 4,
     )  # fmt: skip
     return squares, mass

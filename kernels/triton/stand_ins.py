@@ -81,8 +81,8 @@ def launch(
     bias = (plan.pooled.size.float().log() * LOG2E).reshape(-1, *plan.pooled.size.shape[-1:])
     bias = bias.view(*(plan.pooled.size.shape[:-1] or (1, 1)), blocks)
     keep = plan.to_block_mask().to(torch.uint8)
-    most = 64 if head_dim > 128 or q.dtype == torch.float32 else 128
-    queries = min(most, max(16, triton.next_power_of_2(plan.q_block)))
+    small = head_dim > 128 or q.dtype == torch.float32  # shared memory is 99 KiB on many GPUs
+    queries = min(64 if small else 128, max(16, triton.next_power_of_2(plan.q_block)))
     tiles = tiles_of_rows(plan, queries)
     result, new_lse = torch.empty_like(q), torch.empty_like(lse)
     _continue[(tiles.number, batch * heads)](
@@ -91,7 +91,8 @@ def launch(
         *q.stride(), *out.stride(), *result.stride(),
         *(stride for x in (bias, keep, tiles.row) for stride in shared_strides(x)),
         heads, plan.num_q_blocks, q_len, blocks, scale * LOG2E,
-        D=head_dim, BD=max(16, triton.next_power_of_2(head_dim)), BM=queries, BN=64,
+        D=head_dim, BD=max(16, triton.next_power_of_2(head_dim)), BM=queries,
+        BN=32 if small else 64,
         Q_BLOCK=plan.q_block, HAS_Q_TILES=tiles.row is not None,
         num_warps=4, num_stages=2,
     )  # fmt: skip

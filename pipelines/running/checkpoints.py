@@ -12,7 +12,9 @@ from vidsparse.errors import BadInputError
 from vidsparse.pipelines.model import Hub, Release
 from vidsparse.pipelines.models import IMAGE, VIDEO, find_model
 from vidsparse.pipelines.running.defaults import default_settings, takes_guidance
-from vidsparse.pipelines.running.geometry import Geometry, geometry_of, makes_images, transformer_of
+from vidsparse.pipelines.running.generate import TOLD
+from vidsparse.pipelines.running.geometry import Geometry, geometry_of, transformer_of
+from vidsparse.pipelines.running.inputs import Inputs, inputs_of, makes_images
 from vidsparse.pipelines.running.limits import check_number, check_steps
 from vidsparse.pipelines.running.skeleton import skeleton
 from vidsparse.policies.block_size import WIDE
@@ -41,6 +43,7 @@ class Checkpoint:
         pipeline: Class of its pipeline.
         image: Whether it makes images.
         takes_guidance: Whether it can be told a guidance scale.
+        inputs: What it takes beside the prompt.
     """
 
     source: str | Path
@@ -59,6 +62,7 @@ class Checkpoint:
     pipeline: str = ""
     image: bool = False
     takes_guidance: bool = True
+    inputs: Inputs = field(default_factory=Inputs)
 
     def size(
         self, frames: int | None = None, height: int | None = None, width: int | None = None
@@ -196,6 +200,7 @@ def checkpoint_of(pipe: Any, source: str | Path) -> Checkpoint:
         pipeline=type(pipe).__name__,
         image=makes_images(pipe),
         takes_guidance=takes_guidance(pipe),
+        inputs=inputs_of(pipe, told=TOLD),
         least_steps=model.pipeline.least_steps,
         **default_settings(pipe),
     )

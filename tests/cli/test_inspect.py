@@ -112,7 +112,7 @@ def test_what_is_measured_is_what_was_computed(name):
     """On all rows, against dense attention of the whole sequence."""
     grid = TokenGrid(3, 12, 16)
     q, k, v = (3 * x for x in torch.randn(3, 1, grid.tokens, 2, 16))
-    preset = find_preset(name).override({"min_tokens": 0})
+    preset = find_preset(name).override({"min_tokens": 0, "dense_layers": 0})
     attention = SparseAttention(preset)
     inspector = Inspector(layers=[0], steps=[0], heads=[0, 1])
     inspector.meter.rows = grid.tokens

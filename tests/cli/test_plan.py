@@ -53,7 +53,7 @@ def test_on_many_blocks_the_ramp_is_what_it_asks_for(monkeypatch):
 @pytest.mark.parametrize("name", ["draft", "psa", "semantic", "re-ttention", "balanced"])
 def test_what_stands_in_for_skipped_blocks_counts_as_in_a_run(name, dial):
     grid = TokenGrid(6, 16, 32)
-    chosen = PRESETS[name].override({"min_tokens": 0, "ramp_until": 0.5} | dial)
+    chosen = PRESETS[name].override({"min_tokens": 0, "warmup": 0.05, "ramp_until": 0.5} | dial)
     engine = SparseAttention(chosen, strict=True)
     for progress in Progress.first(8).steps():
         call = Call(grid=grid, layer=0, layers=1, step=progress.at, progress=progress)
@@ -216,11 +216,10 @@ def test_a_grid_has_no_time(cli):
     assert "need --model" in outcome.err
 
 
-def test_eight_bits_are_predicted_and_said_to_be(cli):
+def test_eight_bits_are_predicted(cli):
     floats = read(cli("plan --model wan2.1-14b --json"))
     eight = read(cli("plan --model wan2.1-14b --precision int8 --json"))
     assert eight["time"]["sparse_seconds"] < floats["time"]["sparse_seconds"]
-    assert any("eight bits" in note for note in eight["notes"])
 
 
 def test_a_model_of_unknown_width_is_planned_without_a_time(cli, monkeypatch):

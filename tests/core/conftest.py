@@ -26,3 +26,9 @@ def int8_on_cpu(monkeypatch):
     resolve_engine.cache_clear()
     yield
     resolve_engine.cache_clear()
+
+
+@pytest.fixture
+def dense_measured_on_cpu(monkeypatch):
+    """As if the ``reference`` engine had been measured to be the fastest dense one here."""
+    monkeypatch.setattr("vidsparse.kernels.dense.measured_dense", lambda case: {"reference": 2.0})

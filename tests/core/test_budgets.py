@@ -31,6 +31,7 @@ def test_layers_and_heads_get_their_densities(write, name):
     path = write({"1": 0.5, "2": [0.2, 0.8], "transformer_2/1": 0.3})
     preset = PRESETS[name].override(
         {"budgets": path, "min_tokens": 0, "density": 0.25, "warmup": 0.0, "ramp_until": 0.0}
+        | {"dense_layers": 0}
     )
     engine = SparseAttention(preset)
     q, k, v = (torch.randn(1, GRID.tokens, 2, 8) for _ in range(3))

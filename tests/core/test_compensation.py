@@ -31,6 +31,8 @@ def tokens(repeat=1, heads=2):
 
 def make(name, **changes):
     settings = {"min_tokens": 0, "warmup": 0.0, "ramp_until": 0.0}
+    if name == "residual":  # of a draft, every fifth step
+        name, changes = "draft", {"compensation": "residual", "replan": 5} | changes
     return SparseAttention(PRESETS[name].override(settings | changes), strict=True)
 
 
@@ -71,7 +73,7 @@ def plain_density(plain, q, k, v):
 @pytest.mark.parametrize("age", [2, 24])
 def test_a_residual_is_of_every_token_and_gives_way_to_the_sparse_output(age):
     q, k, v = tokens(), tokens(), tokens()
-    engine = make("re-ttention", density=0.2, replan=30)
+    engine = make("residual", density=0.2, replan=30)
     exact = engine(q, k, v, CALL, dense)
     out = engine(q, k, v, dataclasses.replace(CALL, step=age), dense)
     plan = engine._planner.work(engine._inputs(q, k, v, CALL), 1.0).plan
@@ -92,7 +94,7 @@ def test_a_residual_is_of_every_token_and_gives_way_to_the_sparse_output(age):
 def test_where_all_tokens_are_equal_a_residual_leaves_them_so(age, dtype):
     """The weights of a row sum to one, whatever the age of the residual."""
     q, k, v = (x[:, :1].expand(-1, GRID.tokens, -1, -1).to(dtype) for x in map(tokens, (1, 1, 1)))
-    engine = make("re-ttention", replan=30)
+    engine = make("residual", replan=30)
     for step in {0, age}:
         out = engine(q, k, v, dataclasses.replace(CALL, step=step), dense)
         torch.testing.assert_close(out, v, rtol=1e-4 if dtype is torch.float32 else 0.016, atol=0)
@@ -100,7 +102,7 @@ def test_where_all_tokens_are_equal_a_residual_leaves_them_so(age, dtype):
 
 def test_a_residual_of_a_plan_that_skips_nothing_is_nothing():
     q, k, v = tokens(), tokens(), tokens()
-    engine = make("re-ttention", density=1 - 1e-12)
+    engine = make("residual", density=1 - 1e-12)
     for step in range(3):
         out = engine(q, k, v, dataclasses.replace(CALL, step=step), dense)
         torch.testing.assert_close(out, dense(q, k, v), atol=1e-5, rtol=1e-4)
@@ -108,7 +110,7 @@ def test_a_residual_of_a_plan_that_skips_nothing_is_nothing():
 
 def test_a_residual_makes_the_planning_step_dense_and_later_steps_better():
     q, k, v = tokens(), tokens(), tokens()
-    plain, engine = make("draft", density=0.2), make("re-ttention", density=0.2, replan=4)
+    plain, engine = make("draft", density=0.2), make("residual", density=0.2, replan=4)
     exact = dense(q, k, v)
     torch.testing.assert_close(engine(q, k, v, CALL, dense), exact, atol=1e-5, rtol=1e-4)
     assert engine.stats.mean_density == 1 + plain_density(plain, q, k, v)  # both have run
@@ -125,7 +127,7 @@ def test_a_residual_makes_the_planning_step_dense_and_later_steps_better():
 @pytest.mark.parametrize("static", [False, True])
 def test_each_branch_measures_the_residual_of_the_plan_it_runs(static):
     changes = {"estimator": "band", "selector": "threshold"} if static else {}
-    engine = make("re-ttention", density=0.2, replan=3, **changes)
+    engine = make("residual", density=0.2, replan=3, **changes)
     for step in range(6):
         q, k, v = tokens(), tokens(), tokens()  # what changes calls for other plans
         for branch in ("cond", "uncond"):
@@ -139,7 +141,7 @@ def test_each_branch_measures_the_residual_of_the_plan_it_runs(static):
 def test_a_ramp_whose_plans_change_has_no_residual():
     q, k, v = tokens(), tokens(), tokens()
     changes = {"density": 0.2, "warmup": 0.1, "ramp_until": 0.5}
-    engine, plain = make("re-ttention", **changes), make("draft", **changes)
+    engine, plain = make("residual", **changes), make("draft", **changes)
     for step, sigma in enumerate((0.8, 0.6)):
         call = dataclasses.replace(CALL, step=step, progress=Progress.alone(1 - sigma))
         assert torch.equal(engine(q, k, v, call, dense), plain(q, k, v, call, dense))

@@ -18,8 +18,8 @@ COMPENSATIONS = {
     "rescale": ("rectified", {}),
     "centroid": ("semantic", {"q_clusters": 40, "kv_clusters": 60}),
     "levels": ("psa", {}),
-    "residual": ("re-ttention", {"replan": 4}),
-    "residual kept longer": ("re-ttention", {"replan": 8}),
+    "residual": ("draft", {"compensation": "residual", "replan": 4}),
+    "residual kept longer": ("draft", {"compensation": "residual", "replan": 8}),
 }
 
 

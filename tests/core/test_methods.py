@@ -23,6 +23,7 @@ GRIDS = ["3+5x7x11+2", "1x13x13", "2x2x2", "1x1x1", "7x5x3+4"]
 
 def preset(name, **changes):
     settings: dict[str, Any] = {"min_tokens": 0, "warmup": 0.1, "ramp_until": 0.5}
+    settings["dense_layers"] = 0
     if PRESETS[name].policy.mean_density is not None:  # out of reach with so long a ramp
         settings["density"] = 0.25
     if "block" in PRESETS[name].parameters():
@@ -86,7 +87,9 @@ def test_every_grid_gives_finite_attention_and_exact_text_rows(name, grid):
     assert not engine.stats.fallbacks
 
 
-FULL = {"lite": {"margin": -1e6}}  # a density of exactly one is the model's own attention
+LITE = ("lite", "lite-attention")
+# a density of exactly one is the model's own attention
+FULL = {name: {"margin": -1e6} for name in LITE} | {"twilight": {"p": 1.0, "shortlist": 1.0}}
 P = ("svg2", "svg2-ear", "xattention", "rectified", "vmoba")
 
 
@@ -342,7 +345,7 @@ def test_calls_that_a_cache_skips_are_not_missed(name):
 def test_a_query_that_is_no_number_stays_so_and_changes_no_other(name, kernel):
     """For planning it counts as zero; the kernel gets it as it is."""
     grid, at = TokenGrid(4, 6, 7, 2, 3), 40
-    chosen = preset(name, **({"rotate": 0.1} if name == "lite" else {}))
+    chosen = preset(name, **({"rotate": 0.1} if name in LITE else {}))
     broken, zero = (SparseAttention(chosen, engine=kernel, strict=True) for _ in range(2))
     for step, sigma in enumerate((0.8, 0.5, 0.4, 0.2)):
         q, k, v = qkv(grid, batch=2)

@@ -39,6 +39,7 @@ class NoFloat64(TorchDispatchMode):
 
 def preset(name):
     changes = {"block": 16, "min_tokens": 0, "warmup": 0.1, "ramp_until": 0.5}
+    changes["dense_layers"] = 0
     if PRESETS[name].policy.mean_density is not None:  # out of reach with so long a ramp
         changes["density"] = 0.25
     if "block" not in PRESETS[name].parameters():  # clusters have sizes of their own

@@ -105,3 +105,32 @@ def test_reasons(changes, said):
 def test_small_blocks_run_where_the_portable_kernel_does():
     found = int8_unsupported(dataclasses.replace(HOPPER, arch=(8, 9), q_block=64, kv_block=64))
     assert not any("block" in reason for reason in found)
+
+
+def test_dense_steps_by_the_fastest_engine_are_counted(dense_measured_on_cpu):
+    preset = PRESETS["draft"].override({"dense": "fastest", "density": 0.5, "min_tokens": 0})
+    engine, (q, k, v) = SparseAttention(preset), qkv()
+    out = run(engine, q, k, v, at=0)
+    turned = [x.transpose(1, 2) for x in (q, k, v)]
+    exact = torch.nn.functional.scaled_dot_product_attention(*turned).transpose(1, 2)
+    torch.testing.assert_close(out, exact, rtol=1e-4, atol=1e-5)
+    assert dict(engine.stats.engines) == {"reference": 1}
+
+
+def test_where_nothing_was_measured_the_models_own_stays_and_a_note_says_so():
+    preset = PRESETS["draft"].override({"dense": "fastest", "min_tokens": 0})
+    engine, (q, k, v) = SparseAttention(preset), qkv()
+    assert torch.equal(run(engine, q, k, v, at=0, dense=lambda *each: each[2]), v)
+    assert any("keep the model's own attention" in note for note in engine.stats.notes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"precision": "int8"}, "dense steps run in eight bits"),
+        ({"warmup": 0.0}, "no step is dense"),
+    ],
+)
+def test_fastest_dense_steps_are_refused_where_that_does_nothing(changes, said):
+    with pytest.raises(vidsparse.BadInputError, match=f"dense does nothing .*{said}"):
+        PRESETS["draft"].override({"dense": "fastest"} | changes)

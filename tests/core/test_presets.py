@@ -93,7 +93,7 @@ def test_nothing_near_means_no_guess():
 
 def test_a_parameter_changes_the_alternatives_that_have_it_too():
     policy = PRESETS["sparse-vdit"].override({"estimator": "band", "density": 0.3}).policy
-    assert len(policy.candidates) == 3
+    assert len(policy.candidates) == 5
     chosen = PRESETS["svg"].override({"estimator": "value_aware", "selector": "budget", "parts": 2})
     assert {each.estimator for each in chosen.policy.candidates} == {ValueAware(parts=2)}
     policy = PRESETS["svg"].override({"estimator": "pooled", "selector": "top_k"}).policy

@@ -39,6 +39,7 @@ RUNS = {
     "whole_run_wan-14b_h200": wan(75_600, 1, 40, 13_824),
     "whole_run_wan-2.2-a14b_h200": wan(75_600, 1, 40, 13_824),
     "whole_run_wan-1.3b_h200": wan(32_760, 6, 12, 8_960),
+    "whole_run_wan-14b_int8_h200": wan(75_600, 1, 40, 13_824),
 }
 
 
@@ -69,7 +70,8 @@ def test_whole_runs_dense_and_sparse(file):
         dense = dense_step(shapes, H200, compiled=row["mode"] == "compiled")
         seconds = record["steps"] * dense.seconds
         if row["preset"] != "stock":
-            preset = PRESETS[row["preset"]]
+            name, _, precision = row["preset"].partition(":")
+            preset = PRESETS[name].override({"precision": precision} if precision else {})
             density = full_density(preset, run)
             each = [1 - way * (1 - density) for way in preset.schedule.ways(run)]
             seconds = sparse_run(dense, shapes, call_cost(preset, 128), each)

@@ -173,7 +173,9 @@ def test_heads_choose_anew_when_it_is_due(every, times, monkeypatch):
     drawn = []
     draw = Samples.draw
     monkeypatch.setattr(Samples, "draw", lambda *args: drawn.append(1) or draw(*args))
-    preset = PRESETS["svg"].override({"block": 16, "min_tokens": 0, "choose_every": every})
+    preset = PRESETS["svg"].override(
+        {"block": 16, "min_tokens": 0, "dense_layers": 0, "choose_every": every}
+    )
     engine = SparseAttention(preset)
     q, k, v = (torch.randn(1, GRID.tokens, 2, 8) for _ in range(3))
     for step in range(6):
@@ -191,7 +193,7 @@ def test_a_per_head_order_is_undone_in_the_output():
         alternatives=alternatives,
         block=16,
     )
-    preset = dataclasses.replace(PRESETS["svg"], policy=policy, min_tokens=0)
+    preset = dataclasses.replace(PRESETS["draft"], policy=policy, min_tokens=0)
     q, k, v = (torch.randn(1, GRID.tokens, 2, 8) for _ in range(3))
     out = SparseAttention(preset)(
         q, k, v, Call(grid=GRID, layer=0, step=0, progress=Progress.alone(0.5)), no_dense

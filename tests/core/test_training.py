@@ -17,12 +17,14 @@ from vidsparse.training import Take
 GRID = TokenGrid(4, 8, 16, prefix=2, suffix=5)
 CALL = Call(grid=GRID, layer=0, step=1, progress=Progress.alone(0.7))
 EARLIER = dataclasses.replace(CALL, step=0, progress=Progress.alone(0.5))
-REFUSED = {"lite": "the blocks that mattered", "re-ttention": "a residual"}
+LITE = ("lite", "lite-attention")
+REFUSED = dict.fromkeys(LITE, "the blocks that mattered") | {"re-ttention": "a residual"}
 TRAINABLE = [name for name in PRESETS if name not in REFUSED]
 
 
 def engine(name):
     changes = {"block": 16, "min_tokens": 0, "warmup": 0.1, "ramp_until": 0.6}
+    changes["dense_layers"] = 0
     if PRESETS[name].policy.mean_density is not None:  # out of reach with so long a ramp
         changes["density"] = 0.25
     if "block" not in PRESETS[name].parameters():  # clusters have sizes of their own

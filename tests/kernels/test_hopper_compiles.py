@@ -38,6 +38,8 @@ def test_eight_bits(head_dim, kv_block):
     [
         ("hopper", 128, 128, 128),
         ("hopper", 64, 64, 64),
+        ("observe", 128, 128, 128),
+        ("observe", 128, 64, 64),
         ("packed", 128, 128, 64),
         ("packed", 64, 64, 64),
     ],

@@ -9,7 +9,7 @@ import torch
 import vidsparse
 
 SPARSE: dict[str, Any] = {
-    "min_tokens": 0, "warmup": 0.05, "ramp_until": 0.05, "strict": True,
+    "min_tokens": 0, "dense_layers": 0, "warmup": 0.05, "ramp_until": 0.05, "strict": True,
 }  # fmt: skip
 
 

@@ -167,7 +167,7 @@ CHANGES = {"semantic": {"q_clusters": 4, "kv_clusters": 8}, "auto": {"q_clusters
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 @pytest.mark.parametrize("model", ["wan", "cogvideox", "hunyuan_video"])
 def test_a_sample_is_what_it_is_alone_under_every_preset(preset, model):
-    changes = dict(CHANGES.get(preset, {}))
+    changes = {"dense_layers": 0} | CHANGES.get(preset, {})
     if "block" in PRESETS[preset].parameters() and preset not in ("psa",):
         changes |= {"block": 16}
     check(model, True, preset, **changes)

@@ -286,7 +286,8 @@ def test_a_bare_transformer_shares_nothing_between_calls_and_says_so(wan, noise,
         own_loop(pipe, noise + 1, (1.0, 0.7))
         assert torch.equal(own_loop(pipe, noise, (0.4,)), whole)  # as if it were the first
         assert session.stats.host_memory_bytes == 0
-        assert session.stats.memory_bytes == (72 if preset == "svg" else 0)  # of the geometry
+        of_geometry = {"svg": 72, "re-ttention": 84}
+        assert session.stats.memory_bytes == of_geometry.get(preset, 0)
     assert any("nobody says which step" in note for note in session.notes)
     assert "nobody says which step" in session.summary()
 

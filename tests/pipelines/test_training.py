@@ -23,7 +23,7 @@ WAN: dict[str, Any] = {
     "rope_max_seq_len": 32,
 }  # fmt: skip
 SPARSE: dict[str, Any] = {
-    "min_tokens": 0, "warmup": 0.05, "ramp_until": 0.6, "strict": True,
+    "min_tokens": 0, "warmup": 0.05, "ramp_until": 0.6, "dense_layers": 0, "strict": True,
 }  # fmt: skip
 LAYERS = 2
 PRESETS = ["balanced", "semantic", "auto", "radial", "rectified", "psa", "adaspa", "svg"]

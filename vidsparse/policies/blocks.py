@@ -89,25 +89,46 @@ class Blocks:
     @cached_property
     def always_kept(self) -> Tensor:
         """Boolean ``(M|R, N)``: text rows and columns, and of equal blocks the diagonal."""
-        rows, columns = self.rows, self.columns
-        text = self._text(columns, None if self.kv_offsets is not None else self.kv_block)
-        of_rows = self._text(rows, None if self.q_offsets is not None else self.block)
-        asked = torch.arange(rows, device=self.device) if self.only is None else self.only
-        always = of_rows[asked, None] | text
         if self.q_offsets is not None or self.kv_offsets is not None:
-            return always
+            return self.text_kept
+        asked, columns = self._asked, self.columns
         start = torch.arange(columns, device=self.device) * self.kv_block
         first, last = start // self.block, (start + self.kv_block - 1) // self.block
-        return always | ((asked[:, None] >= first) & (asked[:, None] <= last))
+        return self.text_kept | ((asked[:, None] >= first) & (asked[:, None] <= last))
 
-    def _text(self, number: int, block: int | None) -> Tensor:
-        """Which of so many blocks hold text, which stands at the ends; clusters if None."""
-        at = torch.arange(number, device=self.device)
+    @cached_property
+    def text_kept(self) -> Tensor:
+        """Boolean ``(M|R, N)``: text rows and columns alone."""
+
+        def text(number: int, video: slice) -> Tensor:
+            at = torch.arange(number, device=self.device)
+            return (at < video.start) | (at >= video.stop)
+
+        of_rows = text(self.rows, self.video_rows)
+        return of_rows[self._asked, None] | text(self.columns, self.video_columns)
+
+    @property
+    def _asked(self) -> Tensor:
+        return torch.arange(self.rows, device=self.device) if self.only is None else self.only
+
+    @property
+    def video_rows(self) -> slice:
+        """Query blocks that hold nothing but video."""
+        return self._video(self.rows, None if self.q_offsets is not None else self.block)
+
+    @property
+    def video_columns(self) -> slice:
+        """Key blocks that hold nothing but video."""
+        return self._video(self.columns, None if self.kv_offsets is not None else self.kv_block)
+
+    def _video(self, number: int, block: int | None) -> slice:
+        """Of so many blocks those without text, which stands at the ends; clusters if None."""
+        grid = self.grid
         if block is None:
-            return (at < (self.grid.prefix > 0)) | (at >= number - (self.grid.suffix > 0))
-        video_end = self.grid.prefix + self.grid.video_tokens
-        end = ((at + 1) * block).clamp(max=self.grid.tokens)
-        return (at * block < self.grid.prefix) | (end > video_end)
+            return slice(int(grid.prefix > 0), number - (grid.suffix > 0))
+        first = -(-grid.prefix // block)
+        end = (grid.prefix + grid.video_tokens) // block if grid.suffix else number
+        return slice(first, max(first, end))
 
     def first_frame(self, block: int) -> Tensor:
         """Equal blocks that hold a token of the first frame, boolean ``(B|1, H|1, N)``."""

@@ -1,23 +1,27 @@
 """Each head takes, of several orders and estimators, the one that errs least on sampled rows.
 
-SVG (arXiv 2502.01776) chooses so between two orders at every step, PAROAttention (2506.16054) among
-six, Sparse-vDiT (2506.03065) and RainFusion (2505.21036) among patterns.
+SVG (arXiv 2502.01776) chooses so between two orders at every step. Other rules, those of
+PAROAttention, Sparse-vDiT and RainFusion, are in ``choosing.py``; what was found offline may come
+from a file.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from vidsparse.calibrated import Calibrated
 from vidsparse.errors import BadInputError
+from vidsparse.head_sharing import all_of, own_of
+from vidsparse.policies.choosing import ChooseBy, by_blockiness, by_loss, by_recall
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs
 from vidsparse.policies.orders import Arranged, Order, in_order
-from vidsparse.policies.sampled import Samples
+from vidsparse.policies.sampled import Candidate, Samples
 
 if TYPE_CHECKING:
     from vidsparse.policies.policy import Policy
@@ -33,10 +37,14 @@ class Alternative:
     Attributes:
         order: Where tokens are put.
         estimator: Scores the blocks.
+        density: Share of the pairs that it keeps, whatever that of the policy, in (0, 1].
+        silent: Whether the output of a head that takes it is zero for all tokens of video.
     """
 
     order: Order
     estimator: Estimator
+    density: float | None = None
+    silent: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,16 +55,64 @@ class Alternatives:
         candidates: The other orders and estimators; each head takes what errs least.
         choose_every: Steps until heads choose anew; 0 chooses once in a generation.
         sampled_rows: Query rows that the error is measured on.
+        choose_by: The rule.
+        recall: Share of the mass that is enough, in (0, 1].
+        cost_weight: What a density of one costs, in squared error relative to the outputs.
+        most_loss: Error and cost together, above which a head stays dense.
+        choices: A calibration file with a name for each layer or head, in parts of the run; heads
+            of layers that it does not name choose for themselves.
+        names: Of the policy's own order and estimator, and of the candidates, for such a file.
     """
 
     candidates: tuple[Alternative, ...]
     choose_every: int = 1
     sampled_rows: int = 64
+    choose_by: ChooseBy = ChooseBy.ERROR
+    recall: float = 0.9
+    cost_weight: float = 0.5
+    most_loss: float = 1.0
+    choices: Calibrated | None = None
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.choose_every < 0:
             raise BadInputError(f"choose_every must be at least 0, got {self.choose_every}")
         check_sampled_rows(self.sampled_rows)
+        if not 0 < self.recall <= 1:
+            raise BadInputError(f"recall must be in (0, 1], got {self.recall:g}")
+        for name in ("cost_weight", "most_loss"):
+            if not getattr(self, name) >= 0:
+                raise BadInputError(f"{name} must be at least 0, got {getattr(self, name):g}")
+        if self.choices is not None:
+            self.choices.check("choices", self.labels)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """A name of each candidate, the policy's own first; their numbers where none is given."""
+        return self.names or tuple(str(at) for at in range(len(self.candidates) + 1))
+
+    def idle(self) -> Mapping[str, str]:
+        """What the rule does not look at."""
+        found: dict[str, str] = {}
+        said = f"heads choose by {self.choose_by}"
+        if self.choose_by is not ChooseBy.RECALL:
+            found["recall"] = said
+        if self.choose_by is not ChooseBy.LOSS:
+            found |= {"cost_weight": said, "most_loss": said}
+        if self.choose_by is ChooseBy.BLOCKINESS:
+            found["sampled_rows"] = said
+        return found
+
+    def named(self, inputs: Inputs) -> Tensor | None:
+        """What the file chooses for the heads here, int8 ``(batch, heads)``, if it does."""
+        if self.choices is None:
+            return None
+        found = self.choices.of(inputs.expert, inputs.layer, inputs.done, inputs.all_heads)
+        if found is None:
+            return None
+        chosen = torch.tensor([[self.labels.index(str(name)) for name in found]], dtype=torch.int8)
+        chosen = own_of(inputs.share, chosen.to(inputs.blocks.device))
+        return chosen.expand(inputs.qkv[0].shape[0], -1)
 
     def due(self, age: int | None) -> bool:
         """Whether to choose anew, so many steps after the last time."""
@@ -94,7 +150,7 @@ def choose(
     """
     choice = choice_of(policy, inputs, inputs.density or COMPARED_AT, static)
     arranged = per_head(inputs, policy.candidates, choice)
-    if len({candidate.estimator for candidate in policy.candidates}) == 1:
+    if alike(policy.candidates):
         mask = _mask(policy, policy.candidates[0], arranged.inputs, density, way, static)
         return arranged, mask
     masks = [
@@ -124,18 +180,71 @@ def choice_of(
     """
     alternatives = policy.alternatives
     assert alternatives is not None
-    choice = inputs.common.get(CHOICE)
-    if choice is not None and not alternatives.due(inputs.common.age(CHOICE, inputs.step)):
+    choice, named = inputs.common.get(CHOICE), alternatives.named(inputs)
+    made = inputs.common.age(CHOICE, inputs.step)
+    if named is None and choice is not None and not alternatives.due(made):
         return choice
-    samples = Samples.draw(inputs, alternatives.sampled_rows) if samples is None else samples
-    errors = []
-    for candidate in policy.candidates:
-        arranged = candidate.order.arrange(inputs)
-        mask = _mask(policy, candidate, arranged.inputs, density, 1.0, static)
-        errors.append(samples.under(arranged, centroids=False).error(mask))
-    choice = torch.stack(errors).argmin(dim=0).to(torch.int8)
+    choice = named
+    if choice is None:
+        choice = losses(policy, inputs, density, static, samples).argmin(dim=0).to(torch.int8)
     inputs.common.put(CHOICE, choice, inputs.step)
     return choice
+
+
+def losses(
+    policy: Policy,
+    inputs: Inputs,
+    density: float,
+    static: StaticEstimate,
+    samples: Samples | None = None,
+) -> Tensor:
+    """What each candidate loses by the rule, ``(candidates, batch, heads)``.
+
+    Args:
+        policy: As in ``choice_of``; so are the others.
+        inputs: In raster order.
+        density: At which candidates are compared.
+        static: Remembers estimates that need no data.
+        samples: To compare them on.
+    """
+    rule, candidates = policy.alternatives, policy.candidates
+    assert rule is not None
+    orders = [candidate.order.arrange(inputs) for candidate in candidates]
+    if rule.choose_by is ChooseBy.BLOCKINESS:
+        return by_blockiness(inputs, [arranged.inputs for arranged in orders])
+
+    def mask(at: int) -> Tensor:
+        return _mask(policy, candidates[at], orders[at].inputs, density, 1.0, static)
+
+    def under(at: int, rows: Samples) -> Candidate:
+        return rows.under(orders[at], centroids=False)
+
+    number = len(candidates)
+    if rule.choose_by is ChooseBy.RECALL:
+        return by_recall(inputs, rule, number, mask, under)
+    rows = Samples.draw(inputs, rule.sampled_rows) if samples is None else samples
+    errors = torch.stack([under(at, rows).error(mask(at)) for at in range(number)])
+    if rule.choose_by is ChooseBy.ERROR:
+        return errors
+    size = rows.out.square().sum(dim=-1).mean(dim=-1)
+    silent = torch.tensor([each.silent for each in candidates], device=errors.device)
+    errors = torch.where(silent[:, None, None], size, errors)
+    kept = [0.0 if each.silent else each.density or density for each in candidates]
+    of_layer = all_of(inputs.share, size).mean(dim=1, keepdim=True)
+    return by_loss(errors, of_layer, kept, rule)
+
+
+def alike(candidates: tuple[Alternative, ...]) -> bool:
+    """Whether heads differ in nothing but their order."""
+    return len({(each.estimator, each.density) for each in candidates}) == 1
+
+
+def silent_heads(candidates: tuple[Alternative, ...], choice: Tensor | None) -> Tensor | None:
+    """Heads whose output is zero, boolean ``(batch, heads)``; None where none can be."""
+    silent = [each.silent for each in candidates]
+    if choice is None or not any(silent):
+        return None
+    return torch.tensor(silent).to(choice.device, non_blocking=True)[choice.long()]
 
 
 def per_head(inputs: Inputs, candidates: tuple[Alternative, ...], choice: Tensor) -> Arranged:
@@ -161,6 +270,7 @@ def _mask(
     else:
         estimate = static(candidate, inputs)
     measure = candidate.estimator.measure
+    density = density if candidate.density is None else candidate.density
     return policy.plan(estimate, inputs, density=density, way=way, measure=measure).to_block_mask()
 
 

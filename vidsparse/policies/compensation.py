@@ -18,6 +18,7 @@ from vidsparse.kernels.plan import BlockPlan, Pooled, dense_plan
 from vidsparse.kernels.planning.pooling import only_finite, pool_blocks
 from vidsparse.kernels.planning.rescale import rescale
 from vidsparse.policies.estimator import Inputs
+from vidsparse.policies.lists import lists_of_mask, plan_of_lists
 from vidsparse.policies.part import Part
 from vidsparse.policies.pooled import pooled_mass
 from vidsparse.policies.work import Kernel, Level, Work
@@ -105,6 +106,9 @@ class Compensation(Part):
         """
         return [0.0] * len(ways)
 
+    def check_memory(self, needed: int) -> None:
+        """Raise BadInputError where a guidance branch would keep too many bytes in host memory."""
+
     def state_bytes(self, grid: TokenGrid, head_dim: int, itemsize: int) -> int:
         """Bytes a head remembers in host memory.
 
@@ -171,11 +175,15 @@ class Levels(Compensation):
         level2: Share of the key blocks that are read as means of 2 tokens, in [0, 1].
         level4: The same, of 4 tokens.
         level8: The same, of 8 tokens.
+        cap: Read a block through means of so many tokens only where the first and the last key of
+            each are alike: of a mean cosine above .7, .65 and .6 for 2, 4 and 8 tokens. Others are
+            read through smaller ones that are allowed, or exactly.
     """
 
     level2: float = 0.0
     level4: float = 0.0
     level8: float = 0.0
+    cap: bool = False
 
     reuses_plans: ClassVar[bool] = False
     fixed: ClassVar[frozenset[str]] = frozenset({"block"})
@@ -210,13 +218,21 @@ class Levels(Compensation):
 
     def extend(self, work: Work, way: float, deeper: Deeper) -> Work:
         """Add the blocks that come after those of the plan, by the tokens of their means."""
-        exact = work.plan.to_block_mask()
-        levels = []
+        plan, found = work.plan, {1: work.plan.to_block_mask()}
+        seen = found[1]
         masks = deeper([way * share for share in self.shares.values()])
         for tokens, upto in zip(self.shares, masks, strict=True):
-            levels.append(Level(tokens, coarse_plan(upto & ~exact, work.plan, tokens)))
-            exact = exact | upto
-        return dataclasses.replace(work, levels=tuple(levels))
+            found[tokens] = upto & ~seen
+            seen = seen | upto
+        if self.cap:
+            found = capped(found, most_alike(work.inputs))
+            plan = plan_of_lists(lists_of_mask(found[1]), work.inputs.blocks)
+        levels = tuple(
+            Level(tokens, coarse_plan(keep, plan, tokens))
+            for tokens, keep in found.items()
+            if tokens > 1
+        )
+        return dataclasses.replace(work, plan=plan, levels=levels)
 
     def attend(
         self, work: Work, kernel: Kernel, *, way: float, replan: int
@@ -241,11 +257,19 @@ class Residual(Compensation):
     kept blocks have, exp(LSE of the plan - LSE of all), and the residual, the dense output less the
     sparse one scaled by that share. Later steps add the residual to the sparse output scaled by the
     share, which the paper raises by 0.04 a step and never lowers the residual for: the weights then
-    sum to more than one. Here the residual falls as the share rises, so that they sum to one; a
-    share of one leaves none of it.
+    sum to more than one. Unless ``fades`` says otherwise the residual falls here as the share
+    rises, so that they sum to one; a share of one leaves none of it.
 
     From full sparsity on: a plan that changes from step to step lacks something else every time.
+
+    Attributes:
+        fades: Whether the residual falls as the share rises.
+        most_gigabytes: Of host memory that the residuals of a guidance branch may take; where they
+            would take more the run is refused.
     """
+
+    fades: bool = True
+    most_gigabytes: float = 24.0
 
     keeps_plans: ClassVar[bool] = True
     keeps_over_steps: ClassVar[str | None] = "a residual"
@@ -263,7 +287,7 @@ class Residual(Compensation):
         age, oldest = inputs.state.age(RESIDUE, step), inputs.plan_age
         oldest = replan - 1 if oldest is None else oldest  # a static plan has no age
         if age is not None and 0 <= age <= oldest:
-            return with_residual(kernel(*inputs.qkv, plan), inputs), 0.0
+            return with_residual(kernel(*inputs.qkv, plan), inputs, fades=self.fades), 0.0
         sparse, dense = (
             kernel(*inputs.qkv, each, return_lse=True) for each in (plan, dense_plan(plan))
         )
@@ -276,6 +300,20 @@ class Residual(Compensation):
         """A dense step for each new plan."""
         full = [step for step, way in enumerate(ways) if way >= 1]
         return [float(step in full[::replan]) for step in range(len(ways))]
+
+    def check_memory(self, needed: int) -> None:
+        """Refuse what does not fit.
+
+        Raises:
+            BadInputError: With the number of gigabytes.
+        """
+        if needed > self.most_gigabytes * 1e9:
+            raise BadInputError(
+                f"compensation=residual would keep {needed / 1e9:.1f} GB in host memory for each "
+                f"guidance branch, and most_gigabytes is {self.most_gigabytes:g}: make a smaller "
+                f"video, or allow it with most_gigabytes={math.ceil(needed / 1e9)} where the "
+                "machine has them"
+            )
 
     def state_bytes(self, grid: TokenGrid, head_dim: int, itemsize: int) -> int:
         """A residual and a share of every token."""
@@ -337,6 +375,40 @@ def coarse_plan(keep: Tensor, plan: BlockPlan, tokens: int) -> BlockPlan:
     )
 
 
+ALIKE = {2: 0.7, 4: 0.65, 8: 0.6}  # mean cosine of keys that may be read as one, by PSA's code
+
+
+def most_alike(inputs: Inputs) -> Tensor:
+    """How many tokens a mean of each key block may hold, 1, 2, 4 or 8, int64 ``(B, H, N)``.
+
+    Each number is judged by itself, by the first and the last key of every run of so many.
+    """
+    key = torch.nn.functional.normalize(inputs.qkv[1].float(), dim=-1)
+    block, number = inputs.blocks.block, inputs.blocks.columns
+    allowed = torch.ones(*key.shape[:2], number, dtype=torch.int64, device=key.device)
+    for tokens, least in ALIKE.items():
+        first, last = key[:, :, ::tokens], key[:, :, tokens - 1 :: tokens]
+        cosine = (first[:, :, : last.shape[2]] * last).sum(dim=-1, keepdim=True)
+        mean = pool_blocks(cosine, block // tokens, impl="reference")[..., 0]
+        allowed[..., : mean.shape[2]].masked_fill_(mean > least, tokens)
+    return allowed
+
+
+def capped(found: dict[int, Tensor], most: Tensor) -> dict[int, Tensor]:
+    """Blocks by the tokens of their means, none with more than its keys allow.
+
+    Args:
+        found: Boolean ``(B|1, H|1, M, N)`` by the tokens of a mean.
+        most: Of ``most_alike``.
+    """
+    made = {tokens: torch.zeros_like(found[1]) for tokens in (1, *ALIKE)}
+    for tokens, keep in found.items():
+        for fewer in made:
+            own = (most >= tokens) if fewer == tokens else (most == fewer) & (most < tokens)
+            made[fewer] = made[fewer] | (keep & own.unsqueeze(-2))
+    return made
+
+
 def with_levels(
     inputs: Inputs, plan: BlockPlan, levels: tuple[Level, ...], attend: Attend
 ) -> Tensor:
@@ -380,10 +452,11 @@ def refresh_residual(
     inputs.state.park(RESIDUE, residue, inputs.step)
 
 
-def with_residual(out: Tensor, inputs: Inputs) -> Tensor:
+def with_residual(out: Tensor, inputs: Inputs, *, fades: bool = True) -> Tensor:
     """The output scaled by the remembered ratio, which rises to one, plus what is left of the rest.
 
-    The residual is of one less the ratio that was measured, and falls with one less that of now.
+    The residual is of one less the ratio that was measured, and falls with one less that of now,
+    or, as published, stays.
     """
     ratio, residue = inputs.state.get(RATIO), inputs.state.get(RESIDUE)
     assert ratio is not None
@@ -391,5 +464,5 @@ def with_residual(out: Tensor, inputs: Inputs) -> Tensor:
     age = inputs.state.age(RATIO, inputs.step) or 0
     skipped = 1.0 - ratio.float()
     now = (skipped - RISE * age).clamp(min=0.0)
-    left = torch.where(skipped > 0, now / skipped, 0.0).to(out.dtype)
+    left = torch.where(skipped > 0, now / skipped, 0.0).to(out.dtype) if fades else 1.0
     return torch.addcmul(residue * left, out, (1.0 - now).to(out.dtype))

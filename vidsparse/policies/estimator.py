@@ -14,7 +14,7 @@ from vidsparse.grid import TokenGrid
 from vidsparse.head_sharing import HeadShare
 from vidsparse.kernels.engines.observe import Observed
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.kernels.planning.pooling import pool_blocks, pool_ragged
+from vidsparse.kernels.planning.pooling import only_finite, pool_blocks, pool_ragged
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.part import Part
 from vidsparse.purse import Purse
@@ -57,6 +57,7 @@ class Inputs:
         layer: Index of the layer, from 0.
         expert: Which transformer of the pipeline.
         step: Denoising step, from 0.
+        done: Share of the run that is done before the step, in [0, 1].
         density: Share of the pairs to keep at full sparsity, in (0, 1]; None leaves it to the
             selector or to the estimator's own mask.
         purse: What the run may spend, where a tolerance is moved by that; else None.
@@ -76,6 +77,7 @@ class Inputs:
     layer: int = 0
     expert: str = "transformer"
     step: int = 0
+    done: float = 0.0
     density: float | None = None
     purse: Purse | None = None
     state: LayerState = field(default_factory=LayerState)
@@ -121,6 +123,14 @@ class Inputs:
         """
         return _means(_there(self.q), self.blocks.block, self.blocks.q_offsets, finite=True)
 
+    def tokens(self, at: slice) -> Tensor:
+        """Similarity of queries to the mean key of each block, ``(batch, heads, tokens, N)``.
+
+        Args:
+            at: Which tokens.
+        """
+        return only_finite(_there(self.q)[:, :, at]).float() @ self.k_means.mT
+
     @cached_property
     def k_means(self) -> Tensor:
         """Mean key of each block, float32 ``(batch, heads, N, head_dim)``."""
@@ -152,11 +162,14 @@ class Estimate:
         threshold: The estimator's own cut-off: blocks that score at least this belong to its
             mask. None when it only ranks blocks, and a density must say how many are kept.
         log_mass: From which ``top_p`` counts how many blocks each row keeps, if not the scores.
+        besides: What is kept beside all that the selector keeps, and beside its density, boolean,
+            broadcastable to the scores.
     """
 
     scores: Tensor
     threshold: float | None = None
     log_mass: Tensor | None = None
+    besides: Tensor | None = None
 
 
 class Estimator(Part, ABC):
@@ -172,6 +185,8 @@ class Estimator(Part, ABC):
     """Whether its estimate has a threshold, so that it needs no density."""
     takes_clusters: ClassVar[bool] = False
     """Whether it scores blocks of unequal size."""
+    scores_tokens: ClassVar[bool] = False
+    """Whether ``Inputs.tokens``, each query against mean keys, is what it goes by."""
     observes: ClassVar[bool] = False
     """Whether it learns from what the kernel saw: it then runs plans, and has an ``observe``."""
     keeps_over_steps: ClassVar[str | None] = None
@@ -186,12 +201,20 @@ class Estimator(Part, ABC):
         """Pairs of its own mask over all pairs, before tokens are rounded to blocks, if known."""
         return None
 
+    def besides(self, grid: TokenGrid) -> float:
+        """Share of all pairs that its estimate keeps beside the density."""
+        return 0.0
+
     def state_bytes(self, blocks: int) -> int:
         """Bytes a head remembers on the device, of so many blocks in a row."""
         return 0
 
-    def visits(self, plan: BlockPlan) -> BlockPlan:
-        """The plan with its lists in the order in which blocks are to be seen."""
+    def parked_bytes(self, grid: TokenGrid) -> int:
+        """Bytes a head remembers in host memory, for all guidance branches."""
+        return 0
+
+    def visits(self, plan: BlockPlan, step: int = 0) -> BlockPlan:
+        """The plan with its lists in the order in which blocks are to be seen at a step."""
         return plan
 
     def observe(self, inputs: Inputs, plan: BlockPlan, seen: Observed, way: float) -> None:
@@ -209,7 +232,7 @@ class Estimator(Part, ABC):
         self, work: Work, kernel: Kernel, *, way: float, replan: int
     ) -> tuple[Tensor, float]:
         """Run a plan and remember what was seen, in the place of ``Compensation.attend``."""
-        visits = self.visits(work.plan)
+        visits = self.visits(work.plan, work.inputs.step)
         seen = kernel(*work.inputs.qkv, visits, observe=True)
         self.observe(work.inputs, visits, seen, way)
         return seen.out, 0.0

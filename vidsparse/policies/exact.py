@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,11 +10,13 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
+from vidsparse.grid import TokenGrid
 from vidsparse.kernels.planning.antidiagonal import antidiagonal_scores
+from vidsparse.kernels.planning.exact_mass import exact_mass
 from vidsparse.kernels.planning.pooling import only_finite
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
 
-AT_ONCE = 1 << 26  # scores held at a time: 256 MiB
+LSE = "log-sum-exp of the first search"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,10 +25,13 @@ class Exact(Estimator):
 
     Attributes:
         rows: Query rows drawn at random in each block, anew in every layer and step; 0 takes all,
-            which costs as much as dense attention.
+            which costs about half of dense attention on a GPU.
+        cached_lse: Later searches of a run divide by each row's sum of the first, as AdaSpa does:
+            rows whose sums have grown since weigh more in their block.
     """
 
     rows: int = 0
+    cached_lse: bool = False
 
     needs_data: ClassVar[bool] = True
     per_layer: ClassVar[bool] = False
@@ -36,9 +42,28 @@ class Exact(Estimator):
         if self.rows < 0:
             raise BadInputError(f"rows must be at least 0, got {self.rows}")
 
+    def idle(self, density: float | None) -> Mapping[str, str]:
+        """Rows that are drawn anew have no sums of an earlier step."""
+        if not self.rows:
+            return {}
+        return {"cached_lse": "rows are drawn anew at every step (rows=0 takes all)"}
+
+    def parked_bytes(self, grid: TokenGrid) -> int:
+        """A float32 for every row."""
+        return 4 * grid.tokens if self.cached_lse and not self.rows else 0
+
     def estimate(self, inputs: Inputs) -> Estimate:
         """Score each block by the log of its mass, ``(batch, heads, M, N)``."""
-        return Estimate(scores=sampled_mass(inputs, self.rows).log())
+        if self.rows or not self.cached_lse:
+            return Estimate(scores=sampled_mass(inputs, self.rows).log())
+        blocks, (q, k, _), first = inputs.blocks, inputs.qkv, inputs.common.get(LSE)
+        mass, lse = exact_mass(
+            only_finite(q), k, q_block=blocks.block, kv_block=blocks.kv_block, scale=inputs.scale,
+            lse=first,
+        )  # fmt: skip
+        if first is None:
+            inputs.common.park(LSE, lse, inputs.step)
+        return Estimate(scores=mass.log())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,39 +104,21 @@ def sampled_mass(inputs: Inputs, rows: int) -> Tensor:
     Returns:
         Float32 ``(batch, heads, M, N)``; rows sum to one.
     """
-    blocks = inputs.blocks
-    at, weight = _sampled_rows(inputs, rows)  # (M, rows)
-    tokens = blocks.grid.tokens
-    missing = -tokens % blocks.kv_block
-    q, k, _ = inputs.qkv
-    key = k.float().mT
-    made = []
-    for part, share in zip(*_chunks(at, weight, inputs), strict=True):
-        scores = only_finite(q[:, :, part.flatten()]).float() @ key * inputs.scale
-        mass = torch.nn.functional.pad(scores.softmax(dim=-1), (0, missing))
-        mass = mass.unflatten(-1, (-1, blocks.kv_block)).sum(dim=-1).unflatten(2, part.shape)
-        made.append((mass * share[..., None]).sum(dim=3))
-    return torch.cat(made, dim=2)
+    blocks, (q, k, _) = inputs.blocks, inputs.qkv
+    if rows:
+        q = q[:, :, _sampled_rows(inputs, rows).flatten()]
+    mass, _ = exact_mass(
+        only_finite(q), k, q_block=rows or blocks.block, kv_block=blocks.kv_block,
+        scale=inputs.scale,
+    )  # fmt: skip
+    return mass
 
 
-def _sampled_rows(inputs: Inputs, rows: int) -> tuple[Tensor, Tensor]:
-    """Which query rows stand for each block, and their weights, ``(M, rows)``."""
+def _sampled_rows(inputs: Inputs, rows: int) -> Tensor:
+    """Which query rows stand for each block, ``(M, rows)``."""
     blocks = inputs.blocks
     start = torch.arange(blocks.number) * blocks.block
     sizes = (blocks.grid.tokens - start).clamp(max=blocks.block)
-    if rows == 0:
-        at = start[:, None] + torch.arange(blocks.block)
-        inside = at < blocks.grid.tokens
-        at, weight = at.clamp(max=blocks.grid.tokens - 1), inside / sizes[:, None]
-    else:
-        generator = torch.Generator().manual_seed(inputs.layer * 100_003 + inputs.step)
-        drawn = torch.rand(blocks.number, rows, generator=generator)
-        at = start[:, None] + (drawn * sizes[:, None]).long()
-        weight = torch.full((blocks.number, rows), 1 / rows)
-    return at.to(blocks.device), weight.float().to(blocks.device)
-
-
-def _chunks(at: Tensor, weight: Tensor, inputs: Inputs) -> tuple[tuple[Tensor, ...], ...]:
-    batch, heads, tokens, _ = inputs.qkv[0].shape
-    step = max(1, AT_ONCE // (batch * heads * tokens * at.shape[1]))
-    return at.split(step), weight.split(step)
+    generator = torch.Generator().manual_seed(inputs.layer * 100_003 + inputs.step)
+    drawn = torch.rand(blocks.number, rows, generator=generator)
+    return (start[:, None] + (drawn * sizes[:, None]).long()).to(blocks.device)

@@ -91,6 +91,8 @@ def idle(policy: Policy) -> dict[str, str]:
     found: dict[str, str] = {}
     for part in policy.parts:
         found |= part.idle(policy.any_density)
+    if policy.alternatives is not None:
+        found |= policy.alternatives.idle()
     if instead := policy.in_place_of_density:
         found["density"] = f"its {instead} says how much is kept"
         if policy.selector.tolerance_of_purse is None:

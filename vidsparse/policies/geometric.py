@@ -32,7 +32,13 @@ class Band(Estimator):
 
     In raster order that is near in time; with all frames of a place side by side (``hwf``), near in
     space. At density s the band reaches ``1 - sqrt(1 - s)`` of the sequence to each side.
+
+    Attributes:
+        sink: Every query sees, beside the density, as many of the first positions as a frame has
+            tokens: in raster order the first frame.
     """
+
+    sink: bool = False
 
     needs_data: ClassVar[bool] = False
     per_layer: ClassVar[bool] = False
@@ -41,8 +47,84 @@ class Band(Estimator):
 
     def estimate(self, inputs: Inputs) -> Estimate:
         """Score blocks by their distance, ``(1, 1, N, N)``."""
-        at = torch.arange(inputs.blocks.number, device=inputs.blocks.device)
-        return Estimate(scores=-(at[:, None] - at).abs().float()[None, None])
+        blocks, grid = inputs.blocks, inputs.blocks.grid
+        at = torch.arange(blocks.number, device=blocks.device)
+        scores = -(at[:, None] - at).abs().float()[None, None]
+        if not self.sink:
+            return Estimate(scores=scores)
+        first, end = grid.prefix // blocks.block, grid.prefix + grid.frame_tokens
+        return Estimate(scores=scores, besides=(at >= first) & (at * blocks.block < end))
+
+    def besides(self, grid: TokenGrid) -> float:
+        """A frame's worth of keys."""
+        return grid.frame_tokens / grid.tokens if self.sink else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameBand(Estimator):
+    """A band around the query's place in its frame, the same in every frame: Re-ttention.
+
+    arXiv 2505.22918: places x and y of a frame of n tokens, in raster order, see one another in all
+    frames where ``|x - y| <= int(width * n) // 2``: about a row of the image.
+
+    Attributes:
+        width: Of the band, a share of a frame, in (0, 1].
+        overlap: Share of a block's pairs inside the band for the block to be.
+    """
+
+    width: float = 0.03125
+    overlap: float = 0.5
+
+    needs_data: ClassVar[bool] = False
+    per_layer: ClassVar[bool] = False
+    has_mask: ClassVar[bool] = True
+    measure: ClassVar[Measure] = Measure.RANK
+
+    def __post_init__(self) -> None:
+        if not 0 < self.width <= 1:
+            raise BadInputError(f"width must be in (0, 1], got {self.width:g}")
+        _check_overlap(self.overlap)
+
+    def idle(self, density: float | None) -> Mapping[str, str]:
+        """A density sets the width of the mask."""
+        return {} if density is None else {"width": DENSITY_DECIDES}
+
+    def reach(self, grid: TokenGrid) -> int:
+        """Places to either side of a query's own."""
+        return int(self.width * grid.frame_tokens) // 2
+
+    def estimate(self, inputs: Inputs) -> Estimate:
+        """Score blocks by the distance of places in raster order, ``(1, 1, N, N)``."""
+        grid = inputs.blocks.grid
+
+        def distance(q: Tensor, k: Tensor) -> Tensor:
+            return ((q[..., 1] - k[..., 1]) * grid.width + q[..., 2] - k[..., 2]).abs().float()
+
+        score = -block_distance(inputs.blocks, distance, self.overlap)
+        return Estimate(scores=score, threshold=-float(self.reach(grid)))
+
+    def token_density(self, grid: TokenGrid, block: int) -> float | None:
+        """Pairs of places within reach over all pairs, text besides."""
+        n, reach = grid.frame_tokens, self.reach(grid)
+        near = n * (2 * reach + 1) - reach * (reach + 1)
+        text = grid.tokens**2 - grid.video_tokens**2
+        return (near * grid.frames**2 + text) / grid.tokens**2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class First(Estimator):
+    """The first keys of the sequence, for all queries: with a checkerboard order, thinned keys."""
+
+    needs_data: ClassVar[bool] = False
+    per_layer: ClassVar[bool] = False
+    has_mask: ClassVar[bool] = False
+    measure: ClassVar[Measure] = Measure.RANK
+
+    def estimate(self, inputs: Inputs) -> Estimate:
+        """Score blocks by where they stand, ``(1, 1, N, N)``."""
+        number = inputs.blocks.number
+        at = torch.arange(number, device=inputs.blocks.device)
+        return Estimate(scores=-at.float().expand(1, 1, number, number))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +230,7 @@ class Neighbourhood(Estimator):
         return farthest - TIE * (1 - apart(grid, q, k, units))
 
 
+OUTSIDE_ON_IT = -1.0 + 2.0**-24  # in float32 the next number after -1
 FAR = 1e6  # what no window reaches
 TIE = 1e-3  # less than any two windows differ by
 
@@ -244,7 +327,7 @@ class Disc(Estimator):
             return (q[..., 1:] - k[..., 1:]).float().norm(dim=-1) / self.radius
 
         score = -block_distance(inputs.blocks, distance, self.overlap)
-        return Estimate(scores=score, threshold=math.nextafter(-1.0, 0.0))
+        return Estimate(scores=score, threshold=OUTSIDE_ON_IT)
 
 
 def _check_sizes(rule: object, names: tuple[str, ...]) -> None:

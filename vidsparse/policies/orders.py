@@ -51,6 +51,11 @@ class Order(Part, ABC):
     """Whether tokens leave the places they come in."""
 
     @property
+    def learned(self) -> bool:
+        """Whether it is made of the tokens themselves, and so is worth sharing."""
+        return not self.static
+
+    @property
     def spreads_frames(self) -> bool:
         """Whether the tokens of one frame stand in nearly every block."""
         return False
@@ -64,6 +69,15 @@ class Order(Part, ABC):
     def clusters_keys(self) -> bool:
         """Whether blocks of keys are."""
         return False
+
+    @property
+    def learns_while_dense(self) -> bool:
+        """Whether ``learn`` is to be called at dense steps."""
+        return False
+
+    def learn(self, inputs: Inputs) -> None:
+        """Look at a call that stays dense, for the first that does not."""
+        raise NotImplementedError
 
     @abstractmethod
     def arrange(self, inputs: Inputs) -> Arranged: ...
@@ -80,6 +94,10 @@ class Order(Part, ABC):
 
     def state_bytes(self, grid: TokenGrid) -> int:
         """Bytes a head remembers on the device."""
+        return 0
+
+    def parked_bytes(self, grid: TokenGrid, head_dim: int) -> int:
+        """Bytes a head always remembers in host memory."""
         return 0
 
     def label_bytes(self, grid: TokenGrid) -> int:
@@ -179,6 +197,47 @@ class Tile(StaticOrder):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Residues(StaticOrder):
+    """Every so-many-th token of each axis together, box by box in each such part.
+
+    The keys of a dilated window (NATTEN, arXiv 2504.16922) then fill blocks; without dilation it is
+    the order of ``Tile``.
+
+    Attributes:
+        tile_frames: Latent frames of a box, counted in its part.
+        tile_height: Rows of a box.
+        tile_width: Columns of a box.
+        dilation_frames: So many parts along the frames.
+        dilation_height: So many parts along the rows.
+        dilation_width: So many parts along the columns.
+    """
+
+    tile_frames: int = 2
+    tile_height: int = 8
+    tile_width: int = 8
+    dilation_frames: int = 1
+    dilation_height: int = 1
+    dilation_width: int = 1
+
+    def __post_init__(self) -> None:
+        for axis in ("frames", "height", "width"):
+            for name in (f"tile_{axis}", f"dilation_{axis}"):
+                if getattr(self, name) < 1:
+                    raise BadInputError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def positions(self, grid: TokenGrid) -> Tensor | None:
+        """Sort by part and box, stably."""
+        place = coordinates(grid)
+        dilation = torch.tensor([self.dilation_frames, self.dilation_height, self.dilation_width])
+        tile = torch.tensor([self.tile_frames, self.tile_height, self.tile_width])
+        keys = torch.cat([place % dilation, place // dilation // tile], dim=-1)
+        index = torch.zeros(len(place), dtype=torch.int64)
+        for column in keys.unbind(-1):
+            index = index * (int(column.max()) + 1) + column
+        return _with_text(index.argsort(stable=True), grid)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Hilbert(StaticOrder):
     """Along a 3-D Hilbert curve: tokens near on the curve are near in frame, row and column.
 
@@ -262,6 +321,128 @@ class Cycle(StaticOrder):
     def arrange(self, inputs: Inputs) -> Arranged:
         """Permute as this layer does."""
         return self.in_layer(inputs.layer, inputs.blocks.grid).arrange(inputs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkerboard(StaticOrder):
+    """Every other token, by the sum of frame, row and column, before those in between.
+
+    And of each half every other one first, three times over: the first half, quarter or eighth of
+    the sequence is a checkerboard of a stride of 2, 4 or 8.
+    """
+
+    @property
+    def spreads_frames(self) -> bool:
+        """Whether the tokens of one frame stand in nearly every block."""
+        return True
+
+    def positions(self, grid: TokenGrid) -> Tensor | None:
+        """Sort by the sum modulo 8, its bits turned round, stably."""
+        left = coordinates(grid).sum(dim=-1) % 8
+        turned = (left & 1) * 4 + (left & 2) + (left >> 2)
+        return _with_text(turned.argsort(stable=True), grid)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunks(Order):
+    """Boxes of time, of the plane and of both, by layer, each a block: VMoBA, arXiv 2506.23858.
+
+    A block is a whole box, whatever its size; boxes at the end of an axis are smaller where they
+    must be. Text is a block of its own at either end.
+
+    Attributes:
+        time_frames: Latent frames of the boxes of the first kind, which are whole frames.
+        plane_height: Rows of the boxes of the second kind, which reach through all frames.
+        plane_width: Their columns.
+        box_frames: Latent frames of the boxes of the third kind.
+        box_height: Their rows.
+        box_width: Their columns.
+    """
+
+    time_frames: int = 2
+    plane_height: int = 3
+    plane_width: int = 4
+    box_frames: int = 4
+    box_height: int = 6
+    box_width: int = 4
+
+    static: ClassVar[bool] = False
+    per_layer: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 1:
+                raise BadInputError(
+                    f"{field.name} must be at least 1, got {getattr(self, field.name)}"
+                )
+
+    @property
+    def learned(self) -> bool:
+        """Boxes are of the grid alone."""
+        return False
+
+    @property
+    def clusters_queries(self) -> bool:
+        """Blocks are boxes."""
+        return True
+
+    @property
+    def clusters_keys(self) -> bool:
+        """Blocks are boxes."""
+        return True
+
+    def in_layer(self, layer: int, grid: TokenGrid) -> Tile:
+        """The boxes of a layer."""
+        sizes = [
+            (self.time_frames, grid.height, grid.width),
+            (grid.frames, self.plane_height, self.plane_width),
+            (self.box_frames, self.box_height, self.box_width),
+        ]
+        frames, height, width = sizes[layer % 3]
+        return Tile(tile_frames=frames, tile_height=height, tile_width=width)
+
+    def arrange(self, inputs: Inputs) -> Arranged:
+        """Permute as this layer does, and say where boxes start."""
+        blocks, tile = inputs.blocks, self.in_layer(inputs.layer, inputs.blocks.grid)
+        order = cached_positions(tile, blocks.grid, blocks.device)
+        arranged = Arranged(inputs) if order is None else in_order(inputs, order)
+        starts = cached_starts(tile, blocks.grid, blocks.device)
+        found = dataclasses.replace(
+            arranged.inputs.blocks, order=None, q_offsets=starts, kv_offsets=starts
+        )
+        return arranged._replace(inputs=dataclasses.replace(arranged.inputs, blocks=found))
+
+    def again(self, inputs: Inputs) -> Arranged:
+        """Permute as this layer does: the order does not change."""
+        return self.arrange(inputs)
+
+    def block_counts(
+        self, grid: TokenGrid, block: int, key_block: int | None = None
+    ) -> tuple[int, int]:
+        """How many boxes there are, text among them, in the layers with the most."""
+        numbers = [
+            cached_starts(self.in_layer(layer, grid), grid, torch.device("cpu")).shape[-1] - 1
+            for layer in range(3)
+        ]
+        return max(numbers), max(numbers)
+
+
+@functools.lru_cache(maxsize=32)
+def cached_starts(tile: Tile, grid: TokenGrid, device: torch.device) -> Tensor:
+    """Where the boxes of a tile order start, and the last ends, int32 ``(1, 1, boxes + 1)``."""
+    edges = [
+        torch.tensor([min(size, length - at) for at in range(0, length, size)])
+        for length, size in (
+            (grid.frames, tile.tile_frames),
+            (grid.height, tile.tile_height),
+            (grid.width, tile.tile_width or grid.width),
+        )
+    ]
+    sizes = (edges[0][:, None, None] * edges[1][:, None] * edges[2]).flatten().tolist()
+    sizes = [size for size in (grid.prefix, *sizes, grid.suffix) if size]
+    with torch.inference_mode(False):
+        starts = torch.tensor([0, *sizes]).cumsum(dim=0).to(torch.int32)
+        return starts[None, None].to(device)
 
 
 def coordinates(grid: TokenGrid) -> Tensor:

@@ -17,16 +17,32 @@ from vidsparse.policies.compensation import (
 )
 from vidsparse.policies.estimator import Estimator
 from vidsparse.policies.exact import Antidiagonal, Exact
-from vidsparse.policies.geometric import Band, Disc, Neighbourhood, Places, Slab
+from vidsparse.policies.geometric import Band, Disc, First, FrameBand, Neighbourhood, Places, Slab
+from vidsparse.policies.natten import Natten
 from vidsparse.policies.observed import Observed
-from vidsparse.policies.orders import Axes, Cycle, Hilbert, Order, Raster, Tile
+from vidsparse.policies.orders import (
+    Axes,
+    Checkerboard,
+    Chunks,
+    Cycle,
+    Hilbert,
+    Order,
+    Raster,
+    Residues,
+    Tile,
+)
 from vidsparse.policies.part import Part
+from vidsparse.policies.peak import Peak
+from vidsparse.policies.percentile import Percentile
 from vidsparse.policies.pooled import Pooled, SubBlock
 from vidsparse.policies.radial import Radial
 from vidsparse.policies.random import Random
+from vidsparse.policies.refined import Refined
+from vidsparse.policies.rows import Rows
 from vidsparse.policies.selectors import Budget, Selector, Threshold, TopK, TopP
 from vidsparse.policies.semantic import Semantic
 from vidsparse.policies.stripes import Stripes
+from vidsparse.policies.tokens import Tokens
 from vidsparse.policies.tolerance import Tolerance
 from vidsparse.policies.value_aware import Routing, ValueAware
 
@@ -36,6 +52,9 @@ ORDERS: dict[str, type[Order]] = {
     "hilbert": Hilbert,
     "axes": Axes,
     "cycle": Cycle,
+    "chunks": Chunks,
+    "checkerboard": Checkerboard,
+    "residues": Residues,
     "semantic": Semantic,
 }
 
@@ -45,15 +64,19 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "subblock": SubBlock,
     "antidiagonal": Antidiagonal,
     "exact": Exact,
+    "peak": Peak,
     "routing": Routing,
     "observed": Observed,
     "radial": Radial,
     "band": Band,
+    "first": First,
+    "frame_band": FrameBand,
     "places": Places,
     "stripes": Stripes,
     "neighbourhood": Neighbourhood,
     "slab": Slab,
     "disc": Disc,
+    "natten": Natten,
     "random": Random,
 }
 
@@ -63,6 +86,10 @@ SELECTORS: dict[str, type[Selector]] = {
     "threshold": Threshold,
     "budget": Budget,
     "tolerance": Tolerance,
+    "percentile": Percentile,
+    "rows": Rows,
+    "refined": Refined,
+    "tokens": Tokens,
 }
 
 COMPENSATIONS: dict[str, type[Compensation]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -12,15 +11,17 @@ from torch import Tensor
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.policies.block_size import usual_block
+from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.choice import Alternative, Alternatives
 from vidsparse.policies.compensation import Compensation, NoCompensation
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
 from vidsparse.policies.fit import check_fit, check_numbers
-from vidsparse.policies.lists import plan_of_lists
+from vidsparse.policies.lists import lists_of_mask, plan_of_lists
 from vidsparse.policies.orders import Order, Raster
 from vidsparse.policies.part import Part
 from vidsparse.policies.scope import Scope, spend
 from vidsparse.policies.selectors import Selection, Selector, TopK, comparable
+from vidsparse.policies.work import Kernel, Work
 
 
 class Anchor(StrEnum):
@@ -100,6 +101,10 @@ class Policy:
         block = self.block_on(device, grid.tokens, head_dim)
         return self.order.block_counts(grid, block, self.key_block)[1] / grid.tokens
 
+    def besides(self, grid: TokenGrid) -> float:
+        """Share of all pairs that is kept beside the density; of the candidate with the most."""
+        return max(each.estimator.besides(grid) for each in self.candidates)
+
     @property
     def spreading_order(self) -> Order | None:
         """An order that puts a token of the first frame into nearly every block, if any."""
@@ -108,7 +113,7 @@ class Policy:
     @property
     def branches_share(self) -> bool:
         """Whether guidance branches can share an order, a choice or a plan of their step."""
-        chosen = self.alternatives is not None or not self.order.static
+        chosen = self.alternatives is not None or self.order.learned
         return chosen or (self.can_reuse_plans and not self.static)
 
     @property
@@ -132,17 +137,24 @@ class Policy:
         """Whether a layer's plan is the same at every step of full sparsity."""
         if self.rotate or any(each.estimator.needs_data for each in self.candidates):
             return False
-        return self.alternatives is None or not self.alternatives.choose_every
+        others = self.alternatives
+        return others is None or (not others.choose_every and others.choices is None)
 
     @property
     def can_reuse_plans(self) -> bool:
         """Whether a plan serves another call: levels and observations are of their own."""
-        return self.compensation.reuses_plans and not self.estimator.observes
+        is_whole = self.compensation.reuses_plans and self.selector.reuses_plans
+        return is_whole and not self.estimator.observes
+
+    def own_kept(self, blocks: Blocks) -> Tensor:
+        """Text, and the diagonal where the selector keeps it, boolean ``(M, N)``."""
+        return blocks.always_kept if self.selector.keeps_diagonal else blocks.text_kept
 
     def always(self, inputs: Inputs) -> Tensor:
         """What is kept whatever it scores, boolean ``(M, N)`` or ``(B|1, H|1, M, N)``."""
         blocks = inputs.blocks
-        always, only = blocks.always_kept, blocks.only
+        only = blocks.only
+        always = self.own_kept(blocks)
         if self.anchor in (Anchor.KEYS, Anchor.BOTH):
             always = always | blocks.first_frame(blocks.kv_block)[..., None, :]
         if self.anchor in (Anchor.QUERIES, Anchor.BOTH):
@@ -190,9 +202,20 @@ class Policy:
                     least=least, density=density, way=way,
                 )
             )  # fmt: skip
-        return plan_of_lists(lists, inputs.blocks)
+        plan = plan_of_lists(lists, inputs.blocks)
+        if estimate.besides is None:
+            return plan
+        keep = plan.to_block_mask() | estimate.besides
+        return plan_of_lists(lists_of_mask(keep), inputs.blocks)
 
-    @property
-    def attend(self) -> Callable[..., tuple[Tensor, float]]:
-        """Runs a plan: ``Compensation.attend``, or that of an estimator which observes."""
-        return self.estimator.attend if self.estimator.observes else self.compensation.attend
+    def attend(
+        self, work: Work, kernel: Kernel, *, way: float, replan: int
+    ) -> tuple[Tensor, float | Tensor]:
+        """Run a plan, as ``Compensation.attend``.
+
+        Or as an estimator that observes does, or a selector of tokens.
+        """
+        if self.selector.per_token:
+            return self.selector.attend(work, kernel, way=way)
+        part = self.estimator if self.estimator.observes else self.compensation
+        return part.attend(work, kernel, way=way, replan=replan)

@@ -27,6 +27,7 @@ class Pooled(Estimator):
     per_layer: ClassVar[bool] = False
     has_mask: ClassVar[bool] = False
     takes_clusters: ClassVar[bool] = True
+    scores_tokens: ClassVar[bool] = True
     measure: ClassVar[Measure] = Measure.LOG_MASS
 
     def estimate(self, inputs: Inputs) -> Estimate:

@@ -41,12 +41,17 @@ class Samples:
             inputs: In raster order.
             number: How many rows.
         """
-        q, k, v = inputs.qkv
         tokens = inputs.blocks.grid.tokens
         number = min(number, tokens)
         generator = torch.Generator().manual_seed(inputs.layer * 100_003 + inputs.step)
         place = torch.arange(number) + torch.rand(number, generator=generator)
         rows = (place * (tokens / number)).long().clamp(max=tokens - 1).to(inputs.blocks.device)
+        return cls.at(inputs, rows)
+
+    @classmethod
+    def at(cls, inputs: Inputs, rows: Tensor) -> Samples:
+        """Attend from these rows, int64 ``(R,)`` in raster order."""
+        q, k, v = inputs.qkv
         query = only_finite(q[:, :, rows])
         scores = (query @ k.mT).float() * inputs.scale
         lse = scores.logsumexp(dim=-1, keepdim=True)
@@ -102,6 +107,19 @@ class Candidate:
     row_block: Tensor
     token_block: Tensor
     stand_ins: tuple[Tensor, Tensor] | None
+
+    def recall(self, keep: Tensor) -> Tensor:
+        """Share of the mass that these blocks hold, mean over rows, ``(batch, heads)``.
+
+        Args:
+            keep: Boolean ``(B|1, H|1, M, N)``.
+        """
+        share = self.samples.share
+        keep = keep.expand(*share.shape[:2], -1, -1)
+        kept = keep.gather(2, self.row_block[..., None].expand(*share.shape[:3], keep.shape[-1]))
+        tokens = kept.gather(3, self.token_block[:, :, None].expand(share.shape))
+        held = (share * tokens).sum(dim=-1, dtype=torch.float32)
+        return (held / share.sum(dim=-1, dtype=torch.float32)).mean(dim=-1)
 
     def error(self, keep: Tensor) -> Tensor:
         """Squared error of the output if only these blocks are kept, mean over rows.

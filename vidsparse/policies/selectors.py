@@ -31,6 +31,7 @@ from vidsparse.policies.lists import lists_of_mask, plan_of_lists
 from vidsparse.policies.orders import Arranged
 from vidsparse.policies.part import Part
 from vidsparse.policies.scope import Scope, spend
+from vidsparse.policies.work import Kernel, Work
 
 if TYPE_CHECKING:
     from vidsparse.policies.choice import StaticEstimate
@@ -78,6 +79,12 @@ class Selector(Part, ABC):
     """Whether blocks may be of unequal size."""
     equal_rows: ClassVar[bool] = False
     """Whether every row keeps equally many blocks, and more of them under a higher density."""
+    keeps_diagonal: ClassVar[bool] = True
+    """Whether an equal block of queries always sees its own keys."""
+    reuses_plans: ClassVar[bool] = True
+    """Whether what it selects is all in a plan, which then serves another call."""
+    per_token: ClassVar[bool] = False
+    """Whether each token has blocks of its own: it then runs plans, by ``attend``."""
     judges_batches: ClassVar[bool] = False
     """Whether it decides at once, for all entries of a batch, that a plan serves another step."""
 
@@ -90,6 +97,10 @@ class Selector(Part, ABC):
     def tolerance_of_purse(self) -> float | None:
         """The tolerance that a mean density moves; None of a selector that takes a density."""
         return None
+
+    def attend(self, work: Work, kernel: Kernel, *, way: float) -> tuple[Tensor, Tensor]:
+        """Run a plan, in the place of ``Compensation.attend``; where blocks are of tokens."""
+        raise NotImplementedError
 
     @abstractmethod
     def select(self, these: Selection) -> Lists: ...

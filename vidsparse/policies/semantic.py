@@ -53,6 +53,18 @@ class Start(StrEnum):
     TILES = "tiles"
 
 
+class Remembered(StrEnum):
+    """What a cluster is remembered by from one step to the next.
+
+    Attributes:
+        MEMBERS: By a few of its tokens, whose mean is taken as they then are.
+        CENTROIDS: By its centroid, in host memory: a hundred times as many bytes.
+    """
+
+    MEMBERS = "members"
+    CENTROIDS = "centroids"
+
+
 Side = tuple[Tensor | None, Tensor | None, Tensor | None]
 """Of queries or of keys: their order, the offsets of their clusters, and the means if known."""
 GROUPS = {1: (1, 1, 1), 2: (1, 1, 2), 4: (1, 2, 2), 8: (2, 2, 2)}  # boxes of tokens
@@ -66,7 +78,8 @@ class Semantic(Order):
 
     The first call of a generation starts as ``start`` says. Later ones start where the
     clusters of the step before are now: at the mean of a few of their members, which costs a
-    hundredth of the memory of centroids and follows the tokens as they change. A call that is told
+    hundredth of the memory of centroids and follows the tokens as they change; or, as SVG2
+    publishes it, at the centroids of that step (``remembered``). A call that is told
     to remember leaves the labels of its tokens for the other guidance branch, a byte or two each,
     in host memory.
 
@@ -81,6 +94,9 @@ class Semantic(Order):
         group: Tokens that are clustered as one, by their mean: 1, 2 side by side, 4 in a square or
             8 in a cube. k-means then costs as many times less.
         sides: What is clustered; the other side stands box by box and is cut into equal blocks.
+        remembered: What later calls start from.
+        while_dense: Cluster at the dense steps before too, so that the many iterations of the first
+            call are behind the run when it becomes sparse.
         tile_frames: Latent frames of a box of that other side.
         tile_height: Rows of a box, in tokens.
         tile_width: Columns of a box, in tokens; None takes as many as fill a block.
@@ -94,6 +110,8 @@ class Semantic(Order):
     start: Start = Start.TOKENS
     group: int = 1
     sides: Sides = Sides.BOTH
+    remembered: Remembered = Remembered.MEMBERS
+    while_dense: bool = False
     tile_frames: int = 1
     tile_height: int = 8
     tile_width: int | None = None
@@ -139,6 +157,23 @@ class Semantic(Order):
             return found | dict.fromkeys(boxes, own)
         other = "kv_clusters" if self.sides is Sides.QUERIES else "q_clusters"
         return found | {other: f"clusters are of {self.sides} alone (sides={self.sides})"}
+
+    @property
+    def learns_while_dense(self) -> bool:
+        """Whether ``learn`` is to be called at dense steps."""
+        return self.while_dense
+
+    def learn(self, inputs: Inputs) -> None:
+        """Cluster, once a step: what the next call starts from."""
+        q, k, _ = inputs.qkv
+        numbers = self.clusters(inputs.blocks.grid)
+        for name, x, number in zip("qk", (q, k), numbers, strict=True):
+            if number and inputs.common.age(self._kept(name), inputs.step) != 0:
+                self._side(name, x, number, inputs)
+
+    def _kept(self, name: str) -> str:
+        """The name that the clusters of "q" or of "k" are remembered under."""
+        return f"{name} {self.remembered}"
 
     def arrange(self, inputs: Inputs) -> Arranged:
         """Cluster, and put tokens in the order of their clusters."""
@@ -198,7 +233,13 @@ class Semantic(Order):
 
     def state_bytes(self, grid: TokenGrid) -> int:
         """Bytes a head remembers on the device: the members of its clusters."""
-        return sum(self.clusters(grid)) * MEMBERS * 4
+        is_here = self.remembered is Remembered.MEMBERS
+        return sum(self.clusters(grid)) * MEMBERS * 4 if is_here else 0
+
+    def parked_bytes(self, grid: TokenGrid, head_dim: int) -> int:
+        """Bytes a head always remembers in host memory: centroids in float32."""
+        is_here = self.remembered is Remembered.MEMBERS
+        return 0 if is_here else sum(self.clusters(grid)) * head_dim * 4
 
     def label_bytes(self, grid: TokenGrid) -> int:
         """Bytes a head remembers in host memory: the labels of its tokens."""
@@ -213,15 +254,19 @@ class Semantic(Order):
         if box is not None:
             means = pool_blocks(permute_tokens(video, box), self.group, finite=True)
             grouped = means.to(video.dtype)
-        members = inputs.common.get(f"{name} members")
-        if members is None:
+        kept = inputs.common.get(self._kept(name))
+        if kept is None:
             clusters = self._first(grouped, number, grid)
         else:
-            start = mean_of(grouped, members)
+            is_mean = self.remembered is Remembered.CENTROIDS
+            start = kept if is_mean else mean_of(grouped, kept)
             clusters = kmeans(
                 grouped, number, iterations=self.iterations, centroids=start, finite=True
             )
-        inputs.common.put(f"{name} members", members_of(clusters), inputs.step)
+        if self.remembered is Remembered.CENTROIDS:
+            inputs.common.park(self._kept(name), clusters.centroids, inputs.step)
+        else:
+            inputs.common.put(self._kept(name), members_of(clusters), inputs.step)
         labels, order, offsets = clusters.labels, clusters.order, clusters.offsets
         if box is not None:
             each = labels.repeat_interleave(self.group, dim=-1)[..., : video.shape[2]]

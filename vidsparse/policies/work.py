@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from vidsparse.kernels.plan import BlockPlan
@@ -37,6 +38,7 @@ class Work:
         q_order: How to put the output back, int32 ``(B|1, H|1, seq)``; None if nothing moved.
         kv_order: The order of keys and values, likewise.
         levels: Blocks that take part through means of a few tokens.
+        silent: Heads whose output is zero for tokens of video, boolean ``(batch, heads)``.
     """
 
     inputs: Inputs
@@ -44,6 +46,20 @@ class Work:
     q_order: Tensor | None = None
     kv_order: Tensor | None = None
     levels: tuple[Level, ...] = ()
+    silent: Tensor | None = None
+
+    def silenced(self, out: Tensor) -> Tensor:
+        """The output with zeros where heads are silent, ``(batch, heads, seq, head_dim)``.
+
+        Args:
+            out: In raster order.
+        """
+        if self.silent is None:
+            return out
+        grid = self.inputs.blocks.grid
+        at = torch.arange(grid.tokens, device=out.device)
+        video = (at >= grid.prefix) & (at < grid.prefix + grid.video_tokens)
+        return out.masked_fill((self.silent[..., None] & video)[..., None], 0.0)
 
     def head_density(self) -> Tensor:
         """Density of each head, ``(B|1, H|1)``; a pair with a mean counts as one pair."""

@@ -270,7 +270,7 @@ def test_the_automatic_choice_takes_the_fastest_measured_engine_that_can_run(mon
         {"arch": [9, 0], "head_dim": 64, "q_block": 128, "kv_block": 128,
          "tflops": {"cpu": 5.0, "reference": 2.0}},
     ]  # fmt: skip
-    monkeypatch.setattr("vidsparse.kernels.engines.table._table", lambda: rows)
+    monkeypatch.setattr("vidsparse.kernels.engines.table._table", lambda part="rows": rows)
     case = Case(device_type="cpu", arch=(9, 0), head_dim=120)
     assert choose_engine(case).engine == "reference"  # flash is faster, and not here
     assert "reference 9, cpu 3" in choose_engine(case).why

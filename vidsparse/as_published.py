@@ -1,0 +1,226 @@
+"""How near each named method is to what its authors published, in words: a table of the docs.
+
+Constants that differ from model to model are rows of ``pipelines/published.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AsPublished:
+    """One method.
+
+    Attributes:
+        preset: Its name.
+        rule: What is done as published, with its constants.
+        rounded: What the paper decides token by token and we by blocks; empty if nothing.
+        differs: What is done otherwise, and why; empty if nothing.
+    """
+
+    preset: str
+    rule: str
+    rounded: str = ""
+    differs: str = ""
+
+
+AS_PUBLISHED: tuple[AsPublished, ...] = (
+    AsPublished(
+        preset="radial",
+        rule="the mask of its authors' code: near frames and the first one whole, bands that "
+        "halve with each doubling of the distance in time, distant frames thinned out",
+        rounded="a block is computed if a third of its pairs lie in the mask, counted on true "
+        "spans of tokens, where theirs drops blocks at the edges of frames",
+        differs="dense steps as published on its models alone; elsewhere the usual ramp",
+    ),
+    AsPublished(
+        preset="sta",
+        rule="a window of whole tiles around the tile of a query, moved inside at the borders",
+        differs="tiles of 4 x 4 x 4, where theirs are 6 x 8 x 8 (`tile_*`, `unit_*`); a head takes "
+        "the window or a slab by sampled error once a generation, where theirs are searched over "
+        "prompts for each step, layer and head",
+    ),
+    AsPublished(
+        preset="xattention",
+        rule="sums along antidiagonals at a stride of 8 in blocks of 128, softmax over a row, the "
+        "fewest blocks that hold .9",
+        differs="one threshold for all heads, where theirs are found for each; the diagonal stays",
+    ),
+    AsPublished(
+        preset="svg2-ear",
+        rule="the clusters of `svg2`; those that are skipped attend through their means, ln of "
+        "their size added; the clusters whose mean errs most are exact, as many keys as top-p .85 "
+        "pays for",
+        differs="clusters start at a few of their members of the step before, not at centroids; "
+        "keys are shared by need in a whole head; dense steps as published on its models alone",
+    ),
+    AsPublished(
+        preset="rectified",
+        rule="means of blocks of 128 along a curve; of each row the fewest that hold .3 and a "
+        "fifth at least; the output shrunk to its share of the mass, and mean values added of "
+        "blocks whose gain exceeds their error",
+        differs="a Hilbert curve in the smallest cube; means weighted by the size of blocks; no "
+        "blocks of the first frame and of neighbours, which a curve spreads; dense steps as "
+        "published on its models alone",
+    ),
+    AsPublished(
+        preset="draft-attention",
+        rule="means of windows of 8 x 16 of a frame; tokens reordered so that a window is a block "
+        "of 128; of all entries of a head's map, rows summing to one, the share `density` from the "
+        "percentile up, ties too; text exact besides; no diagonal; dense for 15 of 50 steps and "
+        "in the first layer",
+        rounded="nothing where 8 divides the rows and 16 the columns, which its authors ask for; "
+        "on other grids blocks are cut every 128 tokens of the same order, and text before the "
+        "video shifts them",
+        differs="a row that the percentile leaves empty keeps its best block",
+    ),
+    AsPublished(
+        preset="lite-attention",
+        rule="a block whose every score lags the running maximum of its row by more than `margin` "
+        "(-10, log2) is not visited again in the run; the first block visited always stays; "
+        "visits change direction at each step; `must_keep` ranges are never dropped; the first "
+        "step is dense; `margins` reads thresholds by layer and part of the run, which "
+        "`vidsparse.calibration.margin_for` finds for a relative L1 error of .05",
+        rounded="blocks of 128 x 128; theirs are 128 x 176 at a head of 128",
+        differs="the diagonal and text always stay; the direction follows the step's number, so a "
+        "cache that skips steps may keep it; `lite`, ours, starts at the diagonal, at -6, and "
+        "opens 1% of the blocks again at every step",
+    ),
+    AsPublished(
+        preset="svg",
+        rule="64 sampled rows; of a band in raster order and the same band with all frames of a "
+        "place side by side a head takes what errs less; the band reaches 1 - sqrt(1 - density) "
+        "of the sequence; on Wan `sink`: every query sees the first n positions of its order, n "
+        "a frame's tokens, beside the density; `choose_every=1` chooses at every step",
+        rounded="the band's width, to the blocks that the density pays for; theirs to 128 tokens",
+        differs="a head chooses once a generation, which was 0.4 to 0.8 dB better, and at the "
+        "density that runs, where theirs compares bands of fixed width; rows are drawn from the "
+        "whole sequence",
+    ),
+    AsPublished(
+        preset="svg2",
+        rule="k-means of queries (100) and, apart, of keys (500): 50 iterations at the first dense "
+        "step, then 2 at every step from the centroids of the one before; q clusters keep the "
+        "likeliest key clusters, by centroids and sizes, to .9 of the mass and a tenth of the "
+        "clusters at least; dense for 30% of the steps and in the first layer",
+        differs="a fixed number of iterations instead of a test for convergence; text is one "
+        "cluster at each end; guidance branches share the clusters and the plan of the first; "
+        "centroids wait in host memory (0.5 GB at Wan 14B)",
+    ),
+    AsPublished(
+        preset="adaspa",
+        rule="block sums of exact attention in blocks of 64; the same number of blocks in every "
+        "row of a head, at a mean density of .2; text exact besides, no diagonal; heads in three "
+        "classes by recall (over .8: half the density, as many of the lowest: one and a half "
+        "times); searched at steps 10 and 30 of 50, the second time under the log-sum-exps of "
+        "the first; dense for 10 steps",
+        differs="at most half of the heads give, where more than half keep over .8 and the paper "
+        "has no rule; a run of another length is searched every 20 steps: give `replan=8` for one "
+        "of 20; the log-sum-exps wait in host memory (0.5 GB at Wan 14B)",
+    ),
+    AsPublished(
+        preset="sparsed",
+        rule="mean exact attention of blocks of 128; of each row the best int(.3 n) + 1 blocks; "
+        "searched once, at the first step that is not dense, and kept; dense for 20% of the steps",
+        differs="a method for language: here text is exact, where its prompt's columns are "
+        "selected too, apart from the others",
+    ),
+    AsPublished(
+        preset="psa",
+        rule="the largest probability between a quarter of the tokens of two blocks, drawn at "
+        "random; a row's best 10% of blocks exactly, the next 5% through means of 2 keys, the next "
+        "20% of 8, the rest not at all, ln of the tokens added to a mean's score; blocks of 128 "
+        "along a curve; dense for 15 of 50 steps; `cap=True` limits means by the likeness of keys "
+        "(.7, .65, .6), as their older kernel does",
+        differs="a launch for each level, merged by log-sum-exp: the numbers of their one pass; "
+        "a Hilbert curve in the smallest cube instead of Gilbert's; the diagonal and the last "
+        "block are exact; draws are seeded by layer and step; shares by rank alone, where they "
+        "have shares of importance for Wan 14B",
+    ),
+    AsPublished(
+        preset="rainfusion",
+        rule="on rows of the first frame a head is temporal if a band with all frames of a place "
+        "side by side holds `recall` of the mass; else on evenly spaced rows spatial if a band in "
+        "raster order does; else textural: all queries see every other key, by frame + row + "
+        "column; half of the pairs in each; dense for 10% of the steps",
+        rounded="the bands; the checkerboard is exact, but for the block where its half ends",
+        differs="assumed, as the paper does not say it: recall .9, 64 rows, one choice a "
+        "generation, no key frames; the diagonal stays",
+    ),
+    AsPublished(
+        preset="sparse-vdit",
+        rule="a head takes, of a diagonal, many diagonals, vertical stripes, nothing at all (its "
+        "output is zero) and everything, what has the least error + .5 x density; everything "
+        "where all others lose more than 1; `choices` reads what "
+        "`vidsparse.calibration.choices_for` found offline, by layer, head and part of the run",
+        rounded="the patterns, to blocks",
+        differs="the error is relative to the mean square output of the layer's heads, since the "
+        "paper's has a scale of its model; patterns keep the density of the preset, where theirs "
+        "have fixed widths that are not given; without a file heads choose once in a generation, "
+        "on 64 rows; a skipped head computes its diagonal, and text rows stay exact",
+    ),
+    AsPublished(
+        preset="paro",
+        rule="of the six nestings of frame, row and column a head takes that of the least "
+        "alpha (1 - empty) + (1 - alpha) uneven, each over its sum; empty: share of blocks of 64 "
+        "of which 90% of the entries are below .001; uneven: mean of largest over mean entry; no "
+        "dense steps; `choices` reads what `vidsparse.calibration.choices_for` found offline; "
+        "`precision=int8` beside it",
+        differs="alpha, which is not published, is .5; the sign of emptiness is its words', not "
+        "its formula's; 16 blocks of queries stand for all; masks are made at every step from "
+        "block means, where theirs are stored for each step, layer and head (1 GB) from exact "
+        "maps of one prompt",
+    ),
+    AsPublished(
+        preset="re-ttention",
+        rule="places of a frame within int(.03125 n) // 2 of one another in raster order, in all "
+        "frames; at a dense step each row's share of the mass and the residual, dense less "
+        "sparse x share; at others sparse x share, which rises by .04 a step, plus the residual; "
+        "dense for 15 of 50 steps and every fifth one after",
+        rounded="the band, to blocks of which half the pairs lie in it, with all frames of a place "
+        "side by side: 3.25% of the pairs at CogVideoX's 13 x 30 x 45, where the rule has 3.16%",
+        differs="the share stops at one; the residual stands before the output projection, which "
+        "is linear, so the same; it waits in host memory in the model's dtype, 31 GB for each "
+        "guidance branch at Wan 14B in 16 bits: refused with the number above "
+        "`most_gigabytes=24`; means of blocks in its place were worse than no residual",
+    ),
+    AsPublished(
+        preset="gna",
+        rule="NATTEN's rule along each axis: window, stride and dilation; tokens in boxes of "
+        "2 x 8 x 8, those of each dilation's residue together; HunyuanVideo's window of 18 x 24 x "
+        "24 at a stride of 16 x 8 x 8, 9% of 30 x 48 x 80; FLUX at 4096 x 4096: `window_height=80 "
+        "window_width=80 stride_height=16 stride_width=16 tile_frames=1 tile_height=16 "
+        "tile_width=8` (9.8%)",
+        rounded="nothing where tiles divide strides, windows and what is left beside them, as in "
+        "these two; elsewhere a block is computed whole if half of its pairs lie in a window",
+        differs="one window for all layers: the tables by layer of Cosmos-Predict2, for weights "
+        "trained so, are not here; dense for 24% of the steps, assumed from STA",
+    ),
+    AsPublished(
+        preset="vmoba",
+        rule="blocks are boxes of 2 frames, of 3 x 4 places in all frames, of 4 x 6 x 4, by layer; "
+        "each token goes by q . mean(k) as it is, moved to [0, 1] by its smallest and largest; its "
+        "own box is in, others follow until .25 of the sum is, one at least; its attention is to "
+        "exactly those; a `density` is the number of boxes instead, as its top-k; dense for 12 of "
+        "50 steps",
+        differs="boxes at the end of an axis are smaller, where its sizes have to divide; text is "
+        "seen by all and sees all; its other scopes of the threshold, a box, a head or all, are "
+        "not here; queries are copied for each box that they picked",
+    ),
+    AsPublished(
+        preset="twilight",
+        rule="candidates by any estimator (`--set estimator=...`); scores of exact queries and "
+        "keys of 4 bits between each token's smallest and largest number; of each row's "
+        "candidates the fewest that hold .85 of their mass; the first two layers dense",
+        rounded="a query's choice, to blocks of queries: the mean of their probabilities",
+        differs="a method for decoding language, where one query chooses among pages of 16 and a "
+        "budget of 8,192: here half of the blocks are candidates; scores are made in plain torch",
+    ),
+    AsPublished(
+        preset="clear",
+        rule="keys with dx^2 + dy^2 < radius^2 and all text, in every layer",
+        rounded="the circle, to blocks of 8 x 8 tokens of which a third of the pairs lie in it",
+        differs="its weights are trained for the mask; on others it is no more than a window",
+    ),
+)
