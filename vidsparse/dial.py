@@ -59,7 +59,7 @@ def mean_density(
     means: float = 0.0,
     besides: float = 0.0,
 ) -> float:
-    """The mean density of a run, dense steps and layers and compensation included.
+    """The mean density of a run, dense steps and layers, compensation and correction included.
 
     Args:
         preset: What to compute, and when.
@@ -71,7 +71,7 @@ def mean_density(
     """
     schedule, ways = preset.schedule, preset.schedule.ways(run)
     planned = [1 - way * (1 - density) * (1 - besides) for way in ways]
-    more = preset.policy.compensation.pairs(ways, planned, replan=schedule.replan, means=means)
+    more = preset.policy.pairs(ways, planned, replan=schedule.replan, means=means)
     sparse = sum(planned + more) / len(ways)
     dense = min(1.0, schedule.dense_layers / layers) if layers else 0.0
     return dense + (1 - dense) * sparse

@@ -41,7 +41,8 @@ def layer_state_bytes(
     On the device: observed blocks, a bit each; a few members of each cluster; a choice, a byte a
     head. On the host, where it waits for the next call: a plan, a bit a block; the labels of
     clustered tokens; centroids, where they are kept; the residual of every token. Static
-    plans, which layers share, are not in it.
+    plans, which layers share, are not in it. With ``share_layers``, what is common is so of
+    neighbouring layers too.
 
     Args:
         preset: What runs.
@@ -59,22 +60,23 @@ def layer_state_bytes(
         139948800
     """
     policy, order, schedule = preset.policy, preset.policy.order, preset.schedule
-    remembers = schedule.share_branches or schedule.replan > 1
+    remembers = schedule.remembers
     block = policy.block_on("cuda", grid.tokens, head_dim)
     number = -(-grid.tokens // block)
-    own = common = mask = 0
+    own = common = mask = labels = 0
     if on_host:
         own += policy.compensation.state_bytes(grid, head_dim, itemsize)
         if remembers and policy.can_reuse_plans and not policy.static:
             rows, columns = order.block_counts(grid, block, policy.key_block)
             mask = rows * -(-columns // 8)
-        common += order.label_bytes(grid) if remembers else 0
+        labels = order.label_bytes(grid) * batch if remembers else 0
         common += order.parked_bytes(grid, head_dim) + policy.estimator.parked_bytes(grid)
     else:
         own += policy.estimator.state_bytes(number)
         common += order.state_bytes(grid)
         common += policy.alternatives is not None
     own, common = own * heads * batch, common * heads * batch
+    common += labels if order.same_in_heads else labels * heads
     common += mask if _one_mask_for_all(policy) else mask * heads * batch
     return StateBytes(own, common) if schedule.share_branches else StateBytes(own + common, 0)
 

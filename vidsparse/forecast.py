@@ -202,10 +202,10 @@ class _Mask:
         return sum(self._of_head(1 - way * (1 - density)) for density in named) / len(named)
 
     def steps(self, ways: list[float], named: Densities | None) -> list[float]:
-        """What a layer computes at each step, compensation included."""
+        """What a layer computes at each step, compensation and correction included."""
         policy = self._whole.policy
         planned = [self._with_besides(self.at(way, named)) for way in ways]
-        besides = policy.compensation.pairs(
+        besides = policy.pairs(
             ways,
             planned,
             replan=self._whole.schedule.replan,

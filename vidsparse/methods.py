@@ -5,8 +5,13 @@ from __future__ import annotations
 from vidsparse.policies.choice import Alternative, Alternatives
 from vidsparse.policies.choosing import ChooseBy
 from vidsparse.policies.compensation import Centroid, Levels, Rescale, Residual
+from vidsparse.policies.coreset import Coreset
+from vidsparse.policies.correction import Delta
+from vidsparse.policies.deviation import Deviation
 from vidsparse.policies.exact import Antidiagonal, Exact
 from vidsparse.policies.geometric import Axis, Band, Disc, First, FrameBand, Neighbourhood, Slab
+from vidsparse.policies.importance import Importance
+from vidsparse.policies.merged import Merged
 from vidsparse.policies.natten import Natten
 from vidsparse.policies.observed import Observed, Sweep
 from vidsparse.policies.orders import (
@@ -19,14 +24,16 @@ from vidsparse.policies.orders import (
     Residues,
     Tile,
 )
-from vidsparse.policies.peak import Peak
+from vidsparse.policies.peak import Peak, StridedPeak
 from vidsparse.policies.percentile import Percentile
 from vidsparse.policies.policy import Policy
-from vidsparse.policies.pooled import Pooled
+from vidsparse.policies.pooled import Pooled, SubBlock
+from vidsparse.policies.pruned import Kept
 from vidsparse.policies.radial import Radial
 from vidsparse.policies.random import Random
 from vidsparse.policies.refined import Refined
 from vidsparse.policies.rows import Rounding, Rows
+from vidsparse.policies.sampled_p import SampledP
 from vidsparse.policies.scope import Scope
 from vidsparse.policies.selectors import Budget, Threshold, TopP
 from vidsparse.policies.semantic import Remembered, Semantic, Start
@@ -34,6 +41,8 @@ from vidsparse.policies.stripes import Stripes
 from vidsparse.policies.tokens import Tokens
 from vidsparse.policies.tolerance import Tolerance
 from vidsparse.policies.value_aware import Routing, ValueAware
+from vidsparse.policies.vertical_slash import VerticalSlash
+from vidsparse.policies.window import Window
 from vidsparse.preset import Preset
 from vidsparse.schedule import Schedule
 
@@ -371,6 +380,102 @@ METHODS: tuple[Preset, ...] = (
             block=128,
         ),
         schedule=_dense_until(0.3),
+    ),
+    Preset(
+        name="delta",
+        summary="A window of neighbours; what every 64th row lacks of dense is added around it",
+        source="Delta Attention, arXiv 2505.11254",
+        policy=Policy(estimator=Window(), selector=Threshold(), correction=Delta()),
+    ),
+    Preset(
+        name="pbs",
+        summary="Keys in the order of their importance within segments; a draft up to its share",
+        source="PBS-Attn, arXiv 2510.21270",
+        policy=Policy(order=Importance(), estimator=Pooled(), selector=TopP(p=0.9), block=128),
+    ),
+    Preset(
+        name="proxyattn",
+        summary="Mean heads score blocks by their strongest pair for all; each head has its budget",
+        source="ProxyAttn, arXiv 2509.24745",
+        policy=Policy(
+            estimator=StridedPeak(), selector=SampledP(p=0.9), scoring_heads=4, block=128
+        ),
+    ),
+    Preset(
+        name="minference",
+        summary="The columns and the diagonals that a few exact rows attend to most",
+        source="MInference, arXiv 2407.02490",
+        policy=Policy(estimator=VerticalSlash(), selector=Threshold(), block=64),
+    ),
+    Preset(
+        name="mminference",
+        summary="Each head takes columns and diagonals, a grid of frames or columns, or an A-shape",
+        source="MMInference, arXiv 2504.16083",
+        policy=Policy(
+            estimator=VerticalSlash(),
+            selector=Threshold(),
+            block=64,
+            alternatives=Alternatives(
+                candidates=(
+                    Alternative(order=Axes(axes="hwf"), estimator=VerticalSlash()),
+                    Alternative(order=Axes(axes="wfh"), estimator=VerticalSlash()),
+                    Alternative(order=Raster(), estimator=Window()),
+                ),
+                choose_every=0,
+            ),
+        ),
+    ),
+    Preset(
+        name="tidal",
+        summary="One layer in seven selects, by exact mass, for itself and the next six",
+        source="TidalDecode, arXiv 2410.05076",
+        policy=Policy(estimator=Exact(rows=8), density=0.2),
+        schedule=Schedule(share_layers=7),
+    ),
+    Preset(
+        name="sparge",
+        summary="A draft up to its share of the mass; blocks of unlike tokens are kept whole",
+        source="SpargeAttn, arXiv 2502.18137",
+        policy=Policy(estimator=Pooled(), selector=TopP(p=0.98), min_similarity=0.6, block=64),
+    ),
+    Preset(
+        name="sol",
+        summary="Blocks a standard deviation above their row's mean; means stand in for the others",
+        source="Sol-Attn, arXiv 2607.24027",
+        policy=Policy(
+            estimator=Pooled(), selector=Deviation(tau=1.0), compensation=Centroid(), block=64
+        ),
+        schedule=Schedule(warmup=0.2, ramp_until=0.2),
+    ),
+    Preset(
+        name="subblock",
+        summary="Blocks by the mass between means of their quarters, equally many in every row",
+        source="SGLang, pull request 34148",
+        policy=Policy(estimator=SubBlock(parts=4), density=0.25, block=64),
+        schedule=Schedule(warmup=0.2, ramp_until=0.2),
+        min_tokens=4096,
+    ),
+    Preset(
+        name="coreset",
+        summary="Half of the tokens of small boxes attend to one another; the others copy a centre",
+        source="VORTA's coreset attention, arXiv 2505.18809",
+        policy=Policy(order=Coreset(), estimator=Kept(), selector=Threshold(), density=0.25),
+    ),
+    Preset(
+        name="vidtome",
+        summary="Tokens that are most like one of a drawn frame in their chunk attend through it",
+        source="VidToMe, arXiv 2312.10656, on keys",
+        policy=Policy(order=Merged(), estimator=Kept(), selector=Threshold(), density=0.105625),
+    ),
+    Preset(
+        name="freeswim",
+        summary="A window as large as the training size at 480p, moved inward at the edges",
+        source="FreeSwim, arXiv 2511.14712",
+        policy=Policy(
+            order=Tile(),
+            estimator=Neighbourhood(window_frames=4096, window_height=31, window_width=53),
+            selector=Threshold(),
+        ),
     ),
     Preset(
         name="random",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vidsparse.budgets import Budgets
+from vidsparse.errors import BadInputError
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.kernels.planning.bits import Lists, lists_of_bits, pack_lists, unpack_bits
 from vidsparse.kernels.planning.permute import in_token_order
@@ -35,6 +37,8 @@ class Planner:
 
     Attributes:
         notes: Sentences the user should read, such as a density that could not be met.
+        counts: Calls of this generation by whose plan they ran: ``made`` by themselves, ``kept``
+            from a branch or step before, ``of another layer``, or ``static``.
     """
 
     def __init__(self, policy: Policy, replan: int = 1, budgets: Budgets | None = None) -> None:
@@ -46,6 +50,7 @@ class Planner:
         self._densities = Memory(REMEMBERED, lambda density: 0)
         self._states = Memory(LAYERS, LayerState.nbytes)
         self.notes: dict[str, None] = {}
+        self.counts: Counter[str] = Counter()
 
     def start_run(self) -> None:
         """Forget what belongs to the run before; static plans stay."""
@@ -71,17 +76,23 @@ class Planner:
             way: How far the schedule has come from dense, in (0, 1].
         """
         if self.policy.static:
+            self.counts["static"] += 1
             plan = self._static_plan(inputs, self._density(inputs, way))
             return self._extended(self.policy.order.arrange(inputs), plan, way)
+        inputs = dataclasses.replace(inputs, way=way)
         again = self._remembered(inputs, way)
         if again is not None:
+            by_other = inputs.common.maker is not None and inputs.common.maker[0] != inputs.layer
+            self.counts["of another layer" if by_other else "kept"] += 1
             return self._extended(*again, way)
+        self.counts["made"] += 1
         arranged, plan = self._made(inputs, way)
         if inputs.remember and self.policy.can_reuse_plans:
             packed = pack_lists(plan.kv_count, plan.kv_index, plan.num_kv_blocks)
             inputs.common.park(PLAN, packed, inputs.step)
             inputs.common.way, inputs.common.verdict = way, None
             inputs.common.grid = inputs.blocks.grid
+            inputs.common.maker = inputs.layer, inputs.heads
         return self._extended(arranged, plan, way)
 
     def again(self, work: Work, q: Tensor, k: Tensor, v: Tensor) -> Work:
@@ -133,7 +144,7 @@ class Planner:
         )
 
         def deeper(steps: Sequence[float]) -> Iterator[Tensor]:
-            estimate = self.policy.estimator.estimate(work.inputs)
+            estimate = self.policy.estimate(work.inputs)
             density = self._density(work.inputs, way)
             assert density is not None
             for step in steps:
@@ -154,12 +165,13 @@ class Planner:
             arranged, keep = choose(policy, inputs, density, way, self._static_estimate)
             return arranged, plan_of_lists(lists_of_mask(keep), arranged.inputs.blocks)
         arranged = policy.order.arrange(inputs)
-        estimate = policy.estimator.estimate(arranged.inputs)
+        estimate = policy.estimate(arranged.inputs)
         return arranged, policy.plan(estimate, arranged.inputs, density=density, way=way)
 
     def _remembered(self, inputs: Inputs, way: float) -> tuple[Arranged, BlockPlan] | None:
         """The order and plan of an earlier call of this layer, if young and good enough."""
         common, step = inputs.common, inputs.step
+        _check_maker(common, inputs)
         age, verdict = common.age(PLAN, step), common.verdict
         if age is None or not 0 <= age < self._replan or common.way != way:
             return None
@@ -235,6 +247,17 @@ class Planner:
             return made
 
         return self._plans.get((geometry, each), plan)
+
+
+def _check_maker(common: LayerState, inputs: Inputs) -> None:
+    """Raise BadInputError where the plan of a neighbour is of other heads than a layer has."""
+    if common.maker is None or common.maker[1] == inputs.heads:
+        return
+    layer, heads = common.maker
+    raise BadInputError(
+        f"layer {inputs.layer} has {inputs.heads} heads, and layer {layer}, whose plan it would "
+        f"use, has {heads}: give share_layers=1, or one that keeps them apart"
+    )
 
 
 def _at_most_one(density: float | Tensor) -> float | Tensor:

@@ -90,16 +90,40 @@ class Preset:
                 f"budgets are densities at full sparsity, and preset {self.name!r} has none for "
                 "the layers that they leave out: give density too"
             )
+        if self.schedule.budgets is not None and self.policy.order.prunes:
+            raise BadInputError(
+                f"preset {self.name!r} keeps as many tokens in all heads: leave budgets out"
+            )
         if self.schedule.replan > 1 and not self.policy.can_reuse_plans:
             raise BadInputError(
                 f"preset {self.name!r} cannot use plans again: they depend on levels or on "
                 "observations of their own step (replan=1)"
             )
+        if self.schedule.share_layers > 1 and (problem := self._why_layers_do_not_share()):
+            raise BadInputError(f"preset {self.name!r} takes share_layers=1 alone: {problem}")
         if self.schedule.replan == 1 and self.policy.compensation.keeps_plans:
             raise BadInputError(
                 "compensation=residual is measured at a dense step whenever a plan is made, and "
                 "pays only while the plan is kept: give replan, of 2 steps at least, such as 5"
             )
+
+    def _why_layers_do_not_share(self) -> str | None:
+        """Why neighbouring layers cannot share a plan, in one clause; None if they can."""
+        policy = self.policy
+        orders, estimators = zip(*((e.order, e.estimator) for e in policy.candidates), strict=True)
+        if not policy.can_reuse_plans:
+            return "plans depend on levels or on observations of their own layer"
+        if policy.static:
+            return "the plan is made of the geometry, once for all layers"
+        if any(each.per_layer for each in (*orders, *estimators)):
+            return "its order or estimator differs from layer to layer"
+        if policy.selector.tolerance_of_purse is not None:
+            return "the error is measured of each layer, and that of a neighbour says nothing of it"
+        if self.schedule.budgets is not None:
+            return "budgets give each layer a density of its own"
+        if policy.alternatives is not None and policy.alternatives.choices is not None:
+            return "a file of choices names what the heads of each layer take"
+        return None
 
     def parts(self) -> tuple[Any, ...]:
         """The objects that hold the parameters."""
@@ -119,6 +143,8 @@ class Preset:
         hidden = {*self.idle(), *fit.fixed(self.policy)}
         if not self.policy.can_reuse_plans:
             hidden.add("replan")
+        if self._why_layers_do_not_share():
+            hidden.add("share_layers")
         return {name: value for name, value in values.items() if name not in hidden}
 
     def plain_parameters(self) -> dict[str, str | float | bool | None]:
@@ -136,7 +162,7 @@ class Preset:
             idle["replan"] = "the plan is the same at every step"
         if policy.any_density is None:
             idle["budgets"] = "they stand in for a density, and there is none"
-        if policy.order.clusters_queries or policy.order.clusters_keys:
+        if policy.order.makes_clusters:
             idle["precision"] = "clusters are blocks of unequal size, which are fastest in 16 bits"
         if policy.estimator.observes:
             idle["precision"] = "blocks are observed in the model's own dtype"
@@ -151,9 +177,10 @@ class Preset:
     def override(self, changes: Mapping[str, Any]) -> Preset:
         """The same preset with other parameters; strings are read as the parameter's type.
 
-        A part, ``order``, ``estimator``, ``selector`` or ``compensation``, is given by its name, or
-        as the object itself; its own parameters may be given in the same call. A parameter that
-        replaces another, as ``p`` does ``density``, puts the preset's own out of action.
+        A part, ``order``, ``estimator``, ``selector``, ``compensation`` or ``correction``, is given
+        by its name, or as the object itself; its own parameters may be given in the same call. A
+        parameter that replaces another, as ``p`` does ``density``, puts the preset's own out of
+        action.
 
         Raises:
             BadInputError: For a parameter that the preset does not have, with the near matches,
@@ -215,6 +242,10 @@ class Preset:
         schedule = with_values(self.schedule, values)
         if "replan" not in values and not policy.can_reuse_plans:
             schedule = dataclasses.replace(schedule, replan=1)
+        if "share_layers" not in values and schedule.share_layers > 1:
+            alone = dataclasses.replace(schedule, share_layers=1)
+            made = dataclasses.replace(self, policy=policy, schedule=alone)
+            schedule = alone if made._why_layers_do_not_share() else schedule
         own = {name: values[name] for name in types_of(Preset) if name in values}
         return dataclasses.replace(self, policy=policy, schedule=schedule, **own)
 

@@ -158,7 +158,7 @@ def call_cost(preset: Preset, block: int) -> CallCost:
 
 
 def _cost_in_16_bits(policy: Policy, block: int) -> CallCost:
-    if policy.order.clusters_queries or policy.order.clusters_keys:
+    if policy.order.makes_clusters:
         return CallCost(LAUNCHES, 0.045, 1.32)
     slope = 0.935 if block >= 128 else 1.16
     if policy.static:

@@ -25,6 +25,9 @@ class Schedule:
             ``warmup``, the ramp is a switch.
         cooldown: Share of the run that is dense at its end, in [0, 1]; one step at least, if not 0.
         dense_layers: The first so many layers are always dense.
+        share_layers: So many neighbouring layers use one order and one plan, made by the first of
+            them at each step at which it makes one: TidalDecode, arXiv 2410.05076. They are counted
+            from the first layer that is not always dense.
         budgets: A JSON file with a density for each layer, or each head of it, at full sparsity.
         replan: A layer's plan is made anew after so many steps; in between it is used again, once
             the ramp has come to its end. Under compensation residual each new plan, from then on,
@@ -41,6 +44,7 @@ class Schedule:
     dense_layers: int = 0
     replan: int = 1
     share_branches: bool = True
+    share_layers: int = 1
     budgets: Budgets | None = None
 
     def __post_init__(self) -> None:
@@ -56,8 +60,27 @@ class Schedule:
             )
         if self.dense_layers < 0:
             raise BadInputError(f"dense_layers must be at least 0, got {self.dense_layers}")
-        if self.replan < 1:
-            raise BadInputError(f"replan must be at least 1, got {self.replan}")
+        for name in ("replan", "share_layers"):
+            if getattr(self, name) < 1:
+                raise BadInputError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a plan may serve another call: of a branch, a step or a layer."""
+        return self.share_branches or self.replan > 1 or self.share_layers > 1
+
+    def first_of_layers(self, layer: int) -> int:
+        """The layer whose plan a layer uses, where neighbours share one.
+
+        Args:
+            layer: Index of a layer that is not always dense, from 0.
+
+        Example:
+            >>> schedule = Schedule(dense_layers=2, share_layers=7)
+            >>> [schedule.first_of_layers(layer) for layer in (2, 3, 8, 9, 15, 16)]
+            [2, 2, 2, 9, 9, 16]
+        """
+        return layer - (layer - self.dense_layers) % self.share_layers
 
     def way(self, progress: Progress, layer: int) -> float:
         """How far a call has come from dense, 0, to full sparsity, 1.

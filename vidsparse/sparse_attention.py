@@ -119,6 +119,7 @@ class SparseAttention:
     def start_generation(self) -> None:
         """Forget the generation before: its counts, and what its layers remembered."""
         self.stats.start_generation()
+        self._planner.counts.clear()
         self.start_run()
 
     def start_run(self) -> None:
@@ -199,6 +200,8 @@ class SparseAttention:
         order, schedule = self.preset.policy.order, self.preset.schedule
         if not order.learns_while_dense or not call.known or call.layer < schedule.dense_layers:
             return
+        if call.layer != schedule.first_of_layers(call.layer):  # whose order it will use
+            return
         if self._why_dense(q, k, call) is not None:
             return
         q, k, v = cast_as_attention(q, k, v)
@@ -239,7 +242,7 @@ class SparseAttention:
     ) -> Work:
         """Order a call and plan it; dtypes are as they come."""
         inputs = self._inputs(q, k, v, call)
-        if self.preset.policy.order.static:
+        if not self.preset.policy.order.makes_clusters:
             self.stats.blocks[str(call.grid)] = inputs.blocks.block
         if trains:
             return work_alone(self._planner, inputs, way, take)
@@ -338,11 +341,10 @@ class SparseAttention:
         blocks = Blocks(call.grid, block, q.device, key_block=policy.key_block)
         state, shared = LayerState(), None
         if call.known:
-            where = (call.expert, call.layer, call.sample, call.turn, q.shape[:2], str(q.device))
-            state = self._planner.state((call.branch, call.grid, *where))
-            if schedule.share_branches:
-                alike = _alike_in_branches(call.grid, policy)
-                shared = self._planner.state((alike, *where))
+            where = (call.expert, call.sample, call.turn, q.shape[0], str(q.device))
+            own = call.layer, q.shape[1]
+            state = self._planner.state((call.branch, call.grid, own, *where))
+            shared = self._shared_state(call, own, where)
         for each in (state, shared):
             if each is not None:
                 each.follow(call.share)
@@ -362,8 +364,27 @@ class SparseAttention:
             purse=self._purse,
             state=state,
             shared=shared,
-            remember=call.known and (schedule.share_branches or schedule.replan > 1),
+            remember=call.known and schedule.remembers,
         )
+
+    def _shared_state(
+        self, call: Call, own: tuple[int, int], where: tuple[Hashable, ...]
+    ) -> LayerState | None:
+        """What branches or neighbouring layers remember together; None if each keeps to itself.
+
+        Args:
+            call: Where in the generation this is.
+            own: The layer and its number of heads; neighbours that differ in it are to meet.
+            where: What else they have to agree in.
+        """
+        assert call.grid is not None
+        schedule, alike = self.preset.schedule, (call.branch, call.grid)
+        if schedule.share_branches:
+            alike = _alike_in_branches(call.grid, self.preset.policy)
+        elif schedule.share_layers == 1:
+            return None
+        together = own if schedule.share_layers == 1 else schedule.first_of_layers(call.layer)
+        return self._planner.state((alike, together, *where))
 
     def _full_density(self, call: Call, q: Tensor) -> float | None:
         """Share of the pairs at full sparsity; None leaves it to the parts of the policy.
@@ -441,6 +462,7 @@ class SparseAttention:
         self.stats.record(call.key, call.sigma, head_density)
         self.stats.memory_bytes = self._planner.nbytes()
         self.stats.host_memory_bytes = self._planner.host_nbytes()
+        self.stats.plans = dict(self._planner.counts)
         self.stats.notes |= self._planner.notes
 
 

@@ -26,12 +26,14 @@ class LayerState:
         way: How far the schedule had come when the plan was made.
         grid: The tokens that it was made of: branches' texts may differ in length.
         share: Which heads this is of, where devices share them.
+        maker: The layer that made the plan, where neighbours share one, and its number of heads.
     """
 
     def __init__(self) -> None:
         self.share: HeadShare | None = None
         self.verdict: tuple[int, Verdict] | None = None
         self.way: float | None = None
+        self.maker: tuple[int, int] | None = None
         self.grid: TokenGrid | None = None
         self.tensors: dict[str, Tensor] = {}
         self.on_host: dict[str, HostCopy] = {}

@@ -36,6 +36,8 @@ class Stats:
         sigmas: Noise level of each step.
         fallbacks: How many calls ran dense although the schedule wanted them sparse, by reason.
         engines: How many calls each kernel engine ran.
+        plans: How many sparse calls of the generation ran a plan of which origin: ``made`` for it,
+            ``kept`` from a branch or step before, ``of another layer``, or ``static``.
         blocks: Tokens in a block on each token grid; clusters, of sizes of their own, are left out.
         notes: Sentences the user should read, each said once.
         generations: How many generations the session has seen.
@@ -49,6 +51,7 @@ class Stats:
     sigmas: dict[int, float] = field(default_factory=dict)
     fallbacks: Counter[str] = field(default_factory=Counter)
     engines: Counter[str] = field(default_factory=Counter)
+    plans: dict[str, int] = field(default_factory=dict)
     blocks: dict[str, int] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)
     generations: int = 0
@@ -77,6 +80,7 @@ class Stats:
         self.calls.clear()
         self.sigmas.clear()
         self.blocks.clear()
+        self.plans = {}
         self.loads.clear()
         self.generations += 1
         self._timed.clear()
@@ -177,6 +181,11 @@ class Stats:
             share = self.plan_seconds / self.attention_seconds
             lines.insert(
                 1, f"sparse attention {self.attention_seconds:.1f} s, {share:.0%} of it planning"
+            )
+        if self.plans.get("of another layer"):
+            own = sum(self.plans.values()) - self.plans["of another layer"]
+            lines.append(
+                f"{self.plans['of another layer']} calls ran the plan of another layer, {own} not"
             )
         if self.loads:
             load = mean(self.step_imbalance.values())

@@ -17,8 +17,8 @@ def stats_to_dict(stats: Stats) -> dict[str, Any]:
         and ``layers``, each with its mean density; ``calls``, each with its step, layer and branch
         and the ``head_density`` of its heads, one number where all share a plan; ``load`` of those
         whose heads devices share, the work of the busiest over the mean; ``blocks``, tokens in
-        one, by token grid; ``fallbacks``, ``engines``, ``notes``, ``generations``, seconds and
-        bytes.
+        one, by token grid; ``plans``, sparse calls by the origin of their plan; ``fallbacks``,
+        ``engines``, ``notes``, ``generations``, seconds and bytes.
 
     Example:
         >>> import torch
@@ -50,6 +50,7 @@ def stats_to_dict(stats: Stats) -> dict[str, Any]:
         ],
         "engines": dict(stats.engines),
         "blocks": dict(stats.blocks),
+        "plans": dict(stats.plans),
         "fallbacks": dict(stats.fallbacks),
         "notes": list(stats.notes),
         "attention_seconds": stats.attention_seconds,

@@ -262,7 +262,7 @@ def test_what_is_no_part_is_refused():
         def estimate(self, inputs: Inputs) -> Estimate: ...
 
     for wrong, message in {
-        int: "a class below one of Order, Estimator, Selector, Compensation, got <class 'int'>",
+        int: "one of Order, Estimator, Selector, Compensation, Correction, got <class 'int'>",
         Last(): "a class below one of",
         Plain: "Plain has to be a frozen dataclass",
         Silent: "Silent does not say what its scores mean",

@@ -22,6 +22,8 @@ from vidsparse.sparse_attention import Call, SparseAttention
 GRID, LARGE = TokenGrid(6, 8, 8, 0, 3), TokenGrid(8, 12, 12)
 FILES = ("budgets", "margins", "choices", "most_gigabytes")  # they have tests of their own
 DONE = (0.03, 0.1, 0.3, 0.4, 0.5)
+OF_ANY_PART = ("scoring_heads", "min_similarity", "share_layers")  # they ask nothing of the others
+ALL_PARTS = ("draft", "balanced", "semantic", "paro", "pbs", "proxyattn", "sparge", "tidal")
 
 
 def dense(q, k, v):
@@ -54,6 +56,10 @@ def other_values(name, value):
         return [not value]
     if name == "axes":
         return ["fhw", "hwf"]
+    if name == "scoring_heads":
+        return [1, 2]
+    if name == "min_similarity":
+        return [0.15, 1.0]
     if name in ("block", "key_block"):
         return [32, 64]
     if name == "min_tokens":
@@ -70,6 +76,8 @@ def other_values(name, value):
 
 
 def acts(preset, name, value, grid, layers, before):
+    if name == "share_layers" and layers == 1:  # with one, there is nobody to share with
+        layers, before = 2, results(preset, grid, 2)
     for other in other_values(name, value):
         try:
             after = results(preset.override({name: other}), grid, layers)
@@ -92,7 +100,8 @@ def test_every_parameter_that_is_listed_acts(name):
         "tolerance": 0.5,
     }
     settings |= {f"{kind}_{axis}": 2 for kind in ("unit", "tile") for axis in ("height", "width")}
-    settings |= {"window_frames": 4, "window_height": 4, "window_width": 4}
+    settings |= {"window_frames": 4, "window_height": 4, "window_width": 4, "window": 64}
+    settings |= {"columns": 32, "diagonals": 48}
     preset, grid = PRESETS[name], GRID
     known = preset.parameters()
     if name == "gna":
@@ -109,16 +118,21 @@ def test_every_parameter_that_is_listed_acts(name):
         settings["density"] = 0.6
     if name == "rainfusion":  # bands that hold about enough
         settings |= {"density": 0.6, "recall": 0.6}
+    if name == "freeswim":
+        settings["window_width"] = 3  # two blocks of this grid
+    if name == "sparge":
+        settings |= {"min_similarity": 0.03, "p": 0.5}  # 16 random tokens are alike by 1 / 16
     if name == "turbo":
         settings["mean_density"] = 0.5  # a row of this grid would keep but one block
     preset = preset.override({key: value for key, value in settings.items() if key in known})
     # orders by layer, heads that choose alike, first layers that are dense
     layers = 3 if name in ("vmoba", "svg", "rainfusion") or preset.schedule.dense_layers else 1
     before = results(preset, grid, layers)
+    left_out = FILES if name in ALL_PARTS else (*FILES, *OF_ANY_PART)
     still = [
         key
         for key, value in preset.parameters().items()
-        if key not in FILES and not acts(preset, key, value, grid, layers, before)
+        if key not in left_out and not acts(preset, key, value, grid, layers, before)
     ]
     assert still == []
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +16,7 @@ import vidsparse
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.attention import ENGINES
 from vidsparse.policies.compensation import Compensation
+from vidsparse.policies.correction import Correction, Run
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
 from vidsparse.policies.orders import Arranged, Hilbert, Order
 from vidsparse.policies.policy import Policy
@@ -87,6 +89,18 @@ class Louder(Compensation):
         return self.factor * kernel(*work.inputs.qkv, work.plan), 0.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turned(Correction):
+    """The output with its sign turned, said to cost half of dense."""
+
+    def attend(self, run: Run, work: Work, kernel: Kernel) -> tuple[Tensor, float]:
+        out, besides = run()
+        return -out, besides + 0.5
+
+    def pairs(self, ways: Sequence[float]) -> list[float]:
+        return [0.5 * (way > 0) for way in ways]
+
+
 def qkv():
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(1, GRID.tokens, 2, 16, generator=generator) for _ in range(3)]
@@ -147,6 +161,13 @@ def test_a_compensation():
     plain, _ = attend(changed(density=0.25))
     louder, _ = attend(changed(density=0.25, compensation=Louder(factor=3.0)))
     torch.testing.assert_close(louder, 3 * plain)
+
+
+def test_a_correction():
+    plain, _ = attend(changed(density=0.25))
+    turned, stats = attend(changed(density=0.25, correction=Turned()))
+    torch.testing.assert_close(turned, -plain)
+    assert stats.mean_density == pytest.approx(0.25 + 0.5)
 
 
 def test_a_name_for_a_part_is_one_row(monkeypatch):

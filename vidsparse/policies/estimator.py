@@ -65,6 +65,11 @@ class Inputs:
         shared: What all guidance branches of this layer and geometry remember together; None if
             each keeps to itself.
         remember: Whether another call will want the order and the plan of this one again.
+        way: How far the schedule has come from dense, in (0, 1].
+        kept: How many tokens come first that attend for all, text before the video among them;
+            None where no order says so.
+        copies: Whose output each place takes in the end, int64 ``(batch, heads, seq)``, -1 for what
+            is no number; None where each keeps its own.
     """
 
     blocks: Blocks
@@ -83,6 +88,9 @@ class Inputs:
     state: LayerState = field(default_factory=LayerState)
     shared: LayerState | None = None
     remember: bool = False
+    way: float = 1.0
+    kept: int | None = None
+    copies: Tensor | None = None
 
     @property
     def all_heads(self) -> int:
@@ -164,12 +172,17 @@ class Estimate:
         log_mass: From which ``top_p`` counts how many blocks each row keeps, if not the scores.
         besides: What is kept beside all that the selector keeps, and beside its density, boolean,
             broadcastable to the scores.
+        scales: Whether the mask is so many times larger where the threshold is, as it then is on
+            the way to full sparsity.
+        spent: Whether the order has spent the density: then the mask is what it pays for.
     """
 
     scores: Tensor
     threshold: float | None = None
     log_mass: Tensor | None = None
     besides: Tensor | None = None
+    scales: bool = False
+    spent: bool = False
 
 
 class Estimator(Part, ABC):
@@ -187,6 +200,8 @@ class Estimator(Part, ABC):
     """Whether it scores blocks of unequal size."""
     scores_tokens: ClassVar[bool] = False
     """Whether ``Inputs.tokens``, each query against mean keys, is what it goes by."""
+    of_pruned: ClassVar[bool] = False
+    """Whether it scores pairs of tokens that attend for all."""
     observes: ClassVar[bool] = False
     """Whether it learns from what the kernel saw: it then runs plans, and has an ``observe``."""
     keeps_over_steps: ClassVar[str | None] = None

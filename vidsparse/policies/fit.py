@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from vidsparse.errors import BadInputError
 from vidsparse.policies.estimator import Measure
+from vidsparse.policies.few_heads import why_not_few_heads
+from vidsparse.policies.judge import why_no_judge
 
 if TYPE_CHECKING:
     from vidsparse.policies.policy import Policy
@@ -26,6 +28,10 @@ def check_numbers(policy: Policy) -> None:
         raise BadInputError(f"floor must be in [0, 1], got {policy.floor:g}")
     if not 0 <= policy.rotate < 1:
         raise BadInputError(f"rotate must be in [0, 1), got {policy.rotate:g}")
+    if policy.scoring_heads is not None and policy.scoring_heads < 1:
+        raise BadInputError(f"scoring_heads must be at least 1, got {policy.scoring_heads}")
+    if policy.min_similarity is not None and not -1 <= policy.min_similarity <= 1:
+        raise BadInputError(f"min_similarity must be in [-1, 1], got {policy.min_similarity:g}")
     if policy.block is not None and (policy.block % 16 or not 16 <= policy.block <= 256):
         raise BadInputError(f"block must be a multiple of 16 from 16 to 256, got {policy.block}")
     keys = policy.key_block
@@ -42,6 +48,10 @@ def check_fit(policy: Policy) -> None:
     for part in policy.parts:
         if problem := part.refuses(policy):
             raise BadInputError(problem)
+    if policy.scoring_heads is not None and (problem := why_not_few_heads(policy)):
+        raise BadInputError(problem)
+    if policy.min_similarity is not None and (problem := why_no_judge(policy)):
+        raise BadInputError(problem)
     estimator, selector = policy.estimator, policy.selector
     if estimator.measure is Measure.RANK and not selector.takes_ranks:
         raise BadInputError(
@@ -65,9 +75,11 @@ def _takes_unequal(policy: Policy) -> bool:
 
 def _check_orders(policy: Policy) -> None:
     if policy.alternatives is not None and not all(each.order.static for each in policy.candidates):
-        raise BadInputError("heads choose among static orders: a semantic one cannot compete")
+        raise BadInputError(
+            "heads choose among static orders: one that follows the data cannot compete"
+        )
     anchored = policy.anchor != "none"
-    if not policy.order.static and (anchored or not _takes_unequal(policy)):
+    if policy.order.makes_clusters and (anchored or not _takes_unequal(policy)):
         raise BadInputError(
             "a semantic order makes clusters, not equal blocks: use estimator pooled, "
             "value_aware or routing, anchor=none and compensation none or centroid"
@@ -77,6 +89,11 @@ def _check_orders(policy: Policy) -> None:
             f"key_block={policy.key_block} cuts keys finer than queries: use estimator pooled, "
             "subblock, value_aware or routing, any selector but threshold, and compensation none "
             "or centroid"
+        )
+    if anchored and not policy.order.static:
+        raise BadInputError(
+            f"anchor={policy.anchor} keeps the blocks of the first frame, and the order moves keys "
+            "by what they are: leave anchor=none"
         )
     if anchored and (order := policy.spreading_order) is not None:
         raise BadInputError(
@@ -112,5 +129,7 @@ def fixed(policy: Policy) -> frozenset[str]:
     """Parameters of a policy that can be but one thing beside its parts."""
     spreads = not policy.order.static or policy.spreading_order is not None
     alone = {"anchor"} if spreads else set[str]()
+    alone |= set[str]() if why_not_few_heads(policy) is None else {"scoring_heads"}
+    alone |= set[str]() if why_no_judge(policy) is None else {"min_similarity"}
     alone |= set[str]() if _takes_unequal(policy) else {"key_block"}
     return frozenset(alone).union(*(part.fixed for part in policy.parts))

@@ -44,9 +44,13 @@ class Order(Part, ABC):
     __slots__ = ()
 
     static: ClassVar[bool] = True
-    """Whether the order depends on nothing but the grid and the layer; else it makes clusters."""
+    """Whether the order depends on nothing but the grid and the layer."""
     per_layer: ClassVar[bool] = False
     """Whether layers differ."""
+    prunes: ClassVar[bool] = False
+    """Whether some tokens attend for all."""
+    same_in_heads: ClassVar[bool] = False
+    """Whether what is remembered in host memory is of all heads at once."""
     moves: ClassVar[bool] = True
     """Whether tokens leave the places they come in."""
 
@@ -78,6 +82,11 @@ class Order(Part, ABC):
     def learn(self, inputs: Inputs) -> None:
         """Look at a call that stays dense, for the first that does not."""
         raise NotImplementedError
+
+    @property
+    def makes_clusters(self) -> bool:
+        """Whether blocks of either are."""
+        return self.clusters_queries or self.clusters_keys
 
     @abstractmethod
     def arrange(self, inputs: Inputs) -> Arranged: ...

@@ -10,7 +10,9 @@ if TYPE_CHECKING:
 
 
 class Part:
-    """An order, an estimator, a selector or a compensation: a frozen dataclass of its parameters.
+    """An order, an estimator, a selector, a compensation or a correction.
+
+    A frozen dataclass of its parameters.
 
     What a part of one kind declares besides, and which of it has a default, its base class says.
     """

@@ -15,9 +15,14 @@ from vidsparse.policies.compensation import (
     Rescale,
     Residual,
 )
+from vidsparse.policies.coreset import Coreset
+from vidsparse.policies.correction import Correction, Delta, NoCorrection
+from vidsparse.policies.deviation import Deviation
 from vidsparse.policies.estimator import Estimator
 from vidsparse.policies.exact import Antidiagonal, Exact
 from vidsparse.policies.geometric import Band, Disc, First, FrameBand, Neighbourhood, Places, Slab
+from vidsparse.policies.importance import Importance
+from vidsparse.policies.merged import Merged
 from vidsparse.policies.natten import Natten
 from vidsparse.policies.observed import Observed
 from vidsparse.policies.orders import (
@@ -32,19 +37,23 @@ from vidsparse.policies.orders import (
     Tile,
 )
 from vidsparse.policies.part import Part
-from vidsparse.policies.peak import Peak
+from vidsparse.policies.peak import Peak, StridedPeak
 from vidsparse.policies.percentile import Percentile
 from vidsparse.policies.pooled import Pooled, SubBlock
+from vidsparse.policies.pruned import Kept
 from vidsparse.policies.radial import Radial
 from vidsparse.policies.random import Random
 from vidsparse.policies.refined import Refined
 from vidsparse.policies.rows import Rows
+from vidsparse.policies.sampled_p import SampledP
 from vidsparse.policies.selectors import Budget, Selector, Threshold, TopK, TopP
 from vidsparse.policies.semantic import Semantic
 from vidsparse.policies.stripes import Stripes
 from vidsparse.policies.tokens import Tokens
 from vidsparse.policies.tolerance import Tolerance
 from vidsparse.policies.value_aware import Routing, ValueAware
+from vidsparse.policies.vertical_slash import VerticalSlash
+from vidsparse.policies.window import Window
 
 ORDERS: dict[str, type[Order]] = {
     "raster": Raster,
@@ -56,6 +65,9 @@ ORDERS: dict[str, type[Order]] = {
     "checkerboard": Checkerboard,
     "residues": Residues,
     "semantic": Semantic,
+    "importance": Importance,
+    "coreset": Coreset,
+    "merged": Merged,
 }
 
 ESTIMATORS: dict[str, type[Estimator]] = {
@@ -65,6 +77,7 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "antidiagonal": Antidiagonal,
     "exact": Exact,
     "peak": Peak,
+    "strided_peak": StridedPeak,
     "routing": Routing,
     "observed": Observed,
     "radial": Radial,
@@ -77,6 +90,9 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "slab": Slab,
     "disc": Disc,
     "natten": Natten,
+    "window": Window,
+    "vertical_slash": VerticalSlash,
+    "kept": Kept,
     "random": Random,
 }
 
@@ -90,6 +106,8 @@ SELECTORS: dict[str, type[Selector]] = {
     "rows": Rows,
     "refined": Refined,
     "tokens": Tokens,
+    "sampled_p": SampledP,
+    "deviation": Deviation,
 }
 
 COMPENSATIONS: dict[str, type[Compensation]] = {
@@ -100,11 +118,17 @@ COMPENSATIONS: dict[str, type[Compensation]] = {
     "residual": Residual,
 }
 
+CORRECTIONS: dict[str, type[Correction]] = {
+    "none": NoCorrection,
+    "delta": Delta,
+}
+
 PARTS: Mapping[str, dict[str, Any]] = {
     "order": ORDERS,
     "estimator": ESTIMATORS,
     "selector": SELECTORS,
     "compensation": COMPENSATIONS,
+    "correction": CORRECTIONS,
 }
 """The tables by the name of the part."""
 
@@ -113,6 +137,7 @@ KINDS: Mapping[str, type[Part]] = {
     "estimator": Estimator,
     "selector": Selector,
     "compensation": Compensation,
+    "correction": Correction,
 }
 
 
@@ -121,7 +146,8 @@ def register_part(name: str, part: type[Part]) -> None:
 
     Args:
         name: Of letters, digits and ``_``.
-        part: A frozen dataclass below ``Order``, ``Estimator``, ``Selector`` or ``Compensation``.
+        part: A frozen dataclass below ``Order``, ``Estimator``, ``Selector``, ``Compensation`` or
+            ``Correction``.
 
     Raises:
         BadInputError: When it is no such class, or another part of its kind has the name.

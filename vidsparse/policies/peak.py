@@ -1,4 +1,4 @@
-"""The highest attention of a sample of each block's tokens: PSA's importance, arXiv 2512.04025."""
+"""The highest attention between sampled tokens of two blocks, as PSA and ProxyAttn score them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
@@ -18,7 +19,7 @@ AT_ONCE = 1 << 26  # scores held at a time: 256 MiB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peak(Estimator):
-    """Log of the largest attention probability between sampled tokens of two blocks.
+    """Log of the largest attention probability between drawn tokens of two blocks: 2512.04025.
 
     Of every block the same positions are drawn, others in each head, layer and step; the sampled
     queries attend to the sampled keys alone. A short last block repeats its last token.
@@ -52,6 +53,34 @@ class Peak(Estimator):
         return places[0].to(inputs.blocks.device)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StridedPeak(Estimator):
+    """Log of the largest share that any sampled query of a block gives any sampled key of another.
+
+    ProxyAttn, arXiv 2509.24745: of every ``stride`` tokens the first stands for all, softmax goes
+    over the sampled keys. A strong key is not averaged away, as it is by the mean of its block; so
+    it costs 1/stride^2 of all scores of each head, and ``scoring_heads`` make that few heads.
+
+    Attributes:
+        stride: Tokens of which one is sampled: 1, 2, 4, 8 or 16.
+    """
+
+    stride: int = 4
+
+    measure: ClassVar[Measure] = Measure.LOG_MASS
+
+    def __post_init__(self) -> None:
+        if self.stride not in (1, 2, 4, 8, 16):
+            raise BadInputError(f"stride must be 1, 2, 4, 8 or 16, got {self.stride}")
+
+    def estimate(self, inputs: Inputs) -> Estimate:
+        """Score each block by its largest sampled share, ``(batch, heads, M, N)``."""
+        blocks, (q, k, _) = inputs.blocks, inputs.qkv
+        query, key = (x[:, :, :: self.stride] for x in (only_finite(q), k))
+        rows, columns = blocks.block // self.stride, blocks.kv_block // self.stride
+        return Estimate(scores=largest_shares(query, key, rows, columns, inputs.scale).log())
+
+
 def peaks(inputs: Inputs, places: Tensor) -> Tensor:
     """Largest probability of each block pair, float32 ``(batch, heads, M, N)``.
 
@@ -68,10 +97,23 @@ def peaks(inputs: Inputs, places: Tensor) -> Tensor:
         return x.gather(2, index).float()
 
     number = places.shape[1]
-    query, key = only_finite(drawn(q)), drawn(k).mT
-    rows = max(1, AT_ONCE // (q.shape[0] * q.shape[1] * number * key.shape[-1]))
+    return largest_shares(only_finite(drawn(q)), drawn(k), number, number, inputs.scale)
+
+
+def largest_shares(query: Tensor, key: Tensor, rows: int, columns: int, scale: float) -> Tensor:
+    """Largest attention in each tile of a map, float32 ``(batch, heads, M, N)``.
+
+    Args:
+        query: ``(batch, heads, q_len, head_dim)``.
+        key: ``(batch, heads, kv_len, head_dim)``.
+        rows: Queries in a tile; the last may have fewer.
+        columns: Keys in a tile, likewise.
+        scale: Score scale.
+    """
+    of_a_row = query.shape[0] * query.shape[1] * rows * key.shape[2]
     found = []
-    for part in query.split(rows * number, dim=2):
-        share = (part @ key * inputs.scale).softmax(dim=-1)
-        found.append(share.unflatten(3, (-1, number)).unflatten(2, (-1, number)).amax(dim=(3, 5)))
+    for part in query.split(rows * max(1, AT_ONCE // of_a_row), dim=2):
+        share = (part @ key.mT).float().mul_(scale).softmax(dim=-1)
+        share = F.pad(share, (0, -key.shape[2] % columns, 0, -part.shape[2] % rows))
+        found.append(share.unflatten(3, (-1, columns)).unflatten(2, (-1, rows)).amax(dim=(3, 5)))
     return torch.cat(found, dim=2)

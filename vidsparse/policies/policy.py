@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,8 +17,11 @@ from vidsparse.policies.block_size import usual_block
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.choice import Alternative, Alternatives
 from vidsparse.policies.compensation import Compensation, NoCompensation
+from vidsparse.policies.correction import Correction, NoCorrection
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
+from vidsparse.policies.few_heads import by_few_heads, for_all_heads
 from vidsparse.policies.fit import check_fit, check_numbers
+from vidsparse.policies.judge import unlike, without_unlike
 from vidsparse.policies.lists import lists_of_mask, plan_of_lists
 from vidsparse.policies.orders import Order, Raster
 from vidsparse.policies.part import Part
@@ -49,6 +55,12 @@ class Policy:
         estimator: Scores the blocks.
         selector: How blocks are kept.
         compensation: What is done for the blocks that are skipped.
+        correction: What a few exact rows then say of the output.
+        scoring_heads: So many mean heads, each of a group of neighbours, score blocks for all;
+            at least 1. None lets every head score for itself.
+        min_similarity: Blocks whose tokens are no more alike, by their mean cosine in [-1, 1], are
+            not judged by their mean: of such keys every row reads the block, and such queries read
+            all keys. None judges every block.
         alternatives: Other orders and estimators; each head takes what errs least on sampled rows.
         density: Share of query-key pairs that are computed once the schedule has left the dense
             steps, in (0, 1]. None leaves it to the mean density, to the selector, or to the
@@ -69,6 +81,9 @@ class Policy:
     estimator: Estimator
     selector: Selector = TopK()  # noqa: RUF009
     compensation: Compensation = NoCompensation()  # noqa: RUF009
+    correction: Correction = NoCorrection()  # noqa: RUF009
+    scoring_heads: int | None = None
+    min_similarity: float | None = None
     alternatives: Alternatives | None = None
     density: float | None = None
     mean_density: float | None = None
@@ -84,8 +99,8 @@ class Policy:
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """The order, the estimator, the selector and the compensation."""
-        return self.order, self.estimator, self.selector, self.compensation
+        """The order, the estimator, the selector, the compensation and the correction."""
+        return self.order, self.estimator, self.selector, self.compensation, self.correction
 
     @property
     def any_density(self) -> float | None:
@@ -160,6 +175,9 @@ class Policy:
         if self.anchor in (Anchor.QUERIES, Anchor.BOTH):
             first = blocks.first_frame(blocks.block)
             always = always | (first if only is None else first[..., only])[..., None]
+        if self.min_similarity is not None:
+            queries, keys = unlike(inputs, self.min_similarity)
+            always = always | queries[..., None] | keys.unsqueeze(-2)
         always = self.compensation.always(always)
         if self.rotate:
             period = max(2, round(1 / self.rotate))
@@ -167,6 +185,13 @@ class Policy:
             rows = rows if only is None else only
             always = always | ((rows[:, None] + columns + inputs.step) % period == 0)
         return always
+
+    def estimate(self, inputs: Inputs) -> Estimate:
+        """Score blocks, by every head or by a few for all."""
+        if self.scoring_heads is None:
+            return self.estimator.estimate(inputs)
+        few = by_few_heads(inputs, self.scoring_heads)
+        return for_all_heads(self.estimator.estimate(few), inputs.heads)
 
     def plan(
         self,
@@ -189,6 +214,8 @@ class Policy:
         """
         density = self.density if density is None else density
         measure = self.estimator.measure if measure is None else measure
+        if self.min_similarity is not None:
+            estimate = without_unlike(estimate, unlike(inputs, self.min_similarity)[1], measure)
         always, number = self.always(inputs), estimate.scores.shape[-1]
         least = max(1, round(self.floor * number))
         if isinstance(density, Tensor):
@@ -211,11 +238,31 @@ class Policy:
     def attend(
         self, work: Work, kernel: Kernel, *, way: float, replan: int
     ) -> tuple[Tensor, float | Tensor]:
-        """Run a plan, as ``Compensation.attend``.
+        """Run a plan, finish and correct its output; see ``Compensation.attend``.
 
-        Or as an estimator that observes does, or a selector of tokens.
+        An estimator that observes, or a selector of tokens, runs it in the place of the
+        compensation.
         """
+        run = partial(self._run, work, kernel, way=way, replan=replan)
+        out, besides = self.correction.attend(run, work, kernel)
+        copies = work.inputs.copies
+        if copies is not None:
+            taken = out.gather(2, copies.clamp(min=0)[..., None].expand(out.shape))
+            out = taken.masked_fill((copies < 0)[..., None], math.nan)
+        return out, besides
+
+    def _run(
+        self, work: Work, kernel: Kernel, *, way: float, replan: int
+    ) -> tuple[Tensor, float | Tensor]:
+        """Run a plan by the part that does, uncorrected."""
         if self.selector.per_token:
             return self.selector.attend(work, kernel, way=way)
         part = self.estimator if self.estimator.observes else self.compensation
         return part.attend(work, kernel, way=way, replan=replan)
+
+    def pairs(
+        self, ways: Sequence[float], densities: Sequence[float], *, replan: int, means: float
+    ) -> list[float]:
+        """What is computed at each step beside the plan; see ``Compensation.pairs``."""
+        besides = self.compensation.pairs(ways, densities, replan=replan, means=means)
+        return [sum(both) for both in zip(besides, self.correction.pairs(ways), strict=True)]

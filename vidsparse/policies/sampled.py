@@ -1,7 +1,8 @@
-"""The true error of a candidate plan on a few query rows, from their exact attention."""
+"""The exact attention of a few query rows, and from it the true error of a candidate plan."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,6 +13,39 @@ from vidsparse.kernels.plan import block_of_token
 from vidsparse.kernels.planning.pooling import only_finite
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.orders import Arranged
+
+AT_ONCE = 1 << 26  # scores held at a time: 256 MiB
+
+
+def draw_rows(inputs: Inputs, number: int) -> Tensor:
+    """Query rows drawn at random, one from each of equally many stretches, int64 ``(R,)``.
+
+    Args:
+        inputs: The call; each layer and step draws others.
+        number: How many, at most as many as there are tokens.
+    """
+    tokens = inputs.blocks.grid.tokens
+    number = min(number, tokens)
+    generator = torch.Generator().manual_seed(inputs.layer * 100_003 + inputs.step)
+    place = torch.arange(number) + torch.rand(number, generator=generator)
+    rows = (place * (tokens / number)).long().clamp(max=tokens - 1)
+    return rows.to(inputs.blocks.device, non_blocking=True)
+
+
+def shares_of_rows(inputs: Inputs, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Exact attention of some rows to every token, in parts that fit into memory.
+
+    Args:
+        inputs: The call.
+        rows: Which, int64 ``(R,)``.
+
+    Yields:
+        Some of the rows, and their shares, float32 ``(batch, heads, rows, seq)``.
+    """
+    q, k, _ = inputs.qkv
+    for part in rows.split(max(1, AT_ONCE // (q.shape[0] * q.shape[1] * k.shape[2]))):
+        scores = only_finite(q.index_select(2, part)) @ k.mT
+        yield part, scores.float().mul_(inputs.scale).softmax(dim=-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,12 +75,7 @@ class Samples:
             inputs: In raster order.
             number: How many rows.
         """
-        tokens = inputs.blocks.grid.tokens
-        number = min(number, tokens)
-        generator = torch.Generator().manual_seed(inputs.layer * 100_003 + inputs.step)
-        place = torch.arange(number) + torch.rand(number, generator=generator)
-        rows = (place * (tokens / number)).long().clamp(max=tokens - 1).to(inputs.blocks.device)
-        return cls.at(inputs, rows)
+        return cls.at(inputs, draw_rows(inputs, number))
 
     @classmethod
     def at(cls, inputs: Inputs, rows: Tensor) -> Samples:

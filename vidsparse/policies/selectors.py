@@ -219,13 +219,17 @@ class Threshold(Selector):
     def select(self, these: Selection) -> Lists:
         """Keep what scores above the threshold, or the best of the map."""
         estimate = these.estimate
-        if these.density is None:
+        if these.density is None or estimate.spent:
             assert estimate.threshold is not None
+            threshold = estimate.threshold / (these.way if estimate.scales else 1.0)
             return select_threshold(
-                estimate.scores, estimate.threshold, min_count=these.least, always=these.always
+                estimate.scores, threshold, min_count=these.least, always=these.always
             )
         scores = comparable(estimate.scores, these.measure)
-        keep = best_of_map(scores, these.always, these.inputs.blocks.sizes, these.density)
+        blocks = these.inputs.blocks
+        keep = best_of_map(
+            scores, these.always, blocks.sizes, these.density, tokens=blocks.grid.tokens
+        )
         return lists_of_mask(keep, these.least)
 
 
@@ -265,7 +269,9 @@ def mass_left(mass: Tensor, of: MassOf) -> Tensor:
     return share.unflatten(-1, mass.shape[-2:]) if of is MassOf.HEAD else share
 
 
-def best_of_map(scores: Tensor, always: Tensor, sizes: Tensor, density: float) -> Tensor:
+def best_of_map(
+    scores: Tensor, always: Tensor, sizes: Tensor, density: float, *, tokens: int | None = None
+) -> Tensor:
     """Keep the best blocks of each head's whole map, ties kept or dropped as one: for static masks.
 
     Args:
@@ -274,6 +280,7 @@ def best_of_map(scores: Tensor, always: Tensor, sizes: Tensor, density: float) -
         sizes: Tokens in each block, ``(N,)``.
         density: Share of all query-key pairs, in (0, 1]. The best tie is kept even if it costs
             more.
+        tokens: Their sum, where it is known; else it is read from the device, which waits.
 
     Returns:
         Boolean, shape of ``scores``.
@@ -283,7 +290,8 @@ def best_of_map(scores: Tensor, always: Tensor, sizes: Tensor, density: float) -
     flat = scores.masked_fill(always, math.inf).flatten(-2)
     order = flat.argsort(dim=-1, descending=True)
     spent = cost[order].cumsum(-1)
-    budget = int(density * int(sizes.sum()) ** 2 * (1 + 1e-9))
+    tokens = int(sizes.sum()) if tokens is None else tokens
+    budget = int(density * tokens**2 * (1 + 1e-9))
     affordable = (spent <= budget).sum(-1, keepdim=True)
     ranked = flat.gather(-1, order)
     last = ranked.gather(-1, (affordable - 1).clamp(min=0))

@@ -110,7 +110,7 @@ class Tolerance(Selector):
             arranged = per_head(inputs, policy.candidates, choice)
         else:
             arranged = policy.order.arrange(inputs)
-        estimate = policy.estimator.estimate(arranged.inputs)
+        estimate = policy.estimate(arranged.inputs)
         scores = comparable(estimate.scores, policy.estimator.measure)
         candidate = samples.under(arranged, centroids=policy.compensation.through_means)
         search = _Search(scores, policy.always(arranged.inputs), arranged.inputs, candidate)
@@ -118,7 +118,7 @@ class Tolerance(Selector):
         density = search.lowest_density(self._allowed(inputs, way))
         if inputs.purse is not None:
             means = arranged.inputs.blocks.columns / inputs.blocks.grid.tokens
-            besides = policy.compensation.pairs([1.0], [0.0], replan=1, means=means)[0]
+            besides = policy.pairs([1.0], [0.0], replan=1, means=means)[0]
             density = inputs.purse.bound(density, way, besides)
         return arranged, search.plan(density)
 

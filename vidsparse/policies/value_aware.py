@@ -74,7 +74,7 @@ class ValueAware(Estimator):
 
     def refuses(self, policy: Policy) -> str | None:
         """Rows are drawn in equal blocks."""
-        if self.mass is Mass.ROWS and not policy.order.static:
+        if self.mass is Mass.ROWS and policy.order.makes_clusters:
             return "mass=rows draws rows in equal blocks, and a semantic order makes clusters"
         return None
 
