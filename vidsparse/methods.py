@@ -24,7 +24,7 @@ from vidsparse.policies.orders import (
     Residues,
     Tile,
 )
-from vidsparse.policies.peak import Peak, StridedPeak
+from vidsparse.policies.peak import Peak
 from vidsparse.policies.percentile import Percentile
 from vidsparse.policies.policy import Policy
 from vidsparse.policies.pooled import Pooled, SubBlock
@@ -37,6 +37,7 @@ from vidsparse.policies.sampled_p import SampledP
 from vidsparse.policies.scope import Scope
 from vidsparse.policies.selectors import Budget, Threshold, TopP
 from vidsparse.policies.semantic import Remembered, Semantic, Start
+from vidsparse.policies.strided_peak import StridedPeak
 from vidsparse.policies.stripes import Stripes
 from vidsparse.policies.tokens import Tokens
 from vidsparse.policies.tolerance import Tolerance

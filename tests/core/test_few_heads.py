@@ -8,10 +8,10 @@ import torch
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.policies.few_heads import by_few_heads, group_of_head
-from vidsparse.policies.peak import StridedPeak
 from vidsparse.policies.pooled import Pooled, SubBlock
 from vidsparse.policies.sampled_p import SampledP
 from vidsparse.policies.selectors import Selection
+from vidsparse.policies.strided_peak import StridedPeak
 from vidsparse.policies.value_aware import ValueAware
 from vidsparse.presets import PRESETS
 

@@ -108,6 +108,10 @@ def test_every_parameter_that_is_listed_acts(name):
         settings |= {f"stride_{axis}": 2 for axis in ("frames", "height", "width")}
     if name == "psa":
         settings, grid = {"min_tokens": 0, "tile_width": 4}, LARGE
+    if name == "freeswim":
+        settings["window_width"] = 3  # two blocks of this grid
+    if name == "sparge":
+        settings |= {"min_similarity": 0.03, "p": 0.5}  # 16 random tokens are alike by 1 / 16
     if not preset.schedule.ramp_until:
         settings["ramp_until"] = 0.4  # a warm-up needs room
     if name == "lite-attention":  # drops blocks in so few steps
@@ -118,10 +122,6 @@ def test_every_parameter_that_is_listed_acts(name):
         settings["density"] = 0.6
     if name == "rainfusion":  # bands that hold about enough
         settings |= {"density": 0.6, "recall": 0.6}
-    if name == "freeswim":
-        settings["window_width"] = 3  # two blocks of this grid
-    if name == "sparge":
-        settings |= {"min_similarity": 0.03, "p": 0.5}  # 16 random tokens are alike by 1 / 16
     if name == "turbo":
         settings["mean_density"] = 0.5  # a row of this grid would keep but one block
     preset = preset.override({key: value for key, value in settings.items() if key in known})

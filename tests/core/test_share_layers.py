@@ -69,10 +69,11 @@ def test_two_of_sixteen_layers_select_and_the_others_follow():
     assert not torch.equal(found[0], found[28])
 
 
-@pytest.mark.parametrize("name", ["semantic", "paro", "pbs", "re-ttention"])
+@pytest.mark.parametrize("name", ["semantic", "paro", "pbs", "draft"])
 @pytest.mark.parametrize("share_branches", [True, False])
 def test_orders_choices_and_residuals_go_with_a_plan_of_another_layer(name, share_branches):
-    changes = {"share_layers": 3, "share_branches": share_branches, "replan": 2}
+    changes: dict[str, Any] = {"share_layers": 3, "share_branches": share_branches, "replan": 2}
+    changes |= {"compensation": "residual"} if name == "draft" else {}
     engine, works = make(name, **changes)
     for step in range(4):
         for layer in range(4):
@@ -81,7 +82,7 @@ def test_orders_choices_and_residuals_go_with_a_plan_of_another_layer(name, shar
                 call = dataclasses.replace(CALL, layer=layer, step=step, branch=branch)
                 out = attend(engine, tensors, call)
                 assert out.isfinite().all()
-                if name == "re-ttention" and step % 2 == 0:  # measured for every layer by itself
+                if name == "draft" and step % 2 == 0:  # measured for every layer by itself
                     torch.testing.assert_close(out, dense(*tensors), atol=1e-5, rtol=1e-4)
     by_call = {(n // 8, n % 8 // 2, n % 2): work for n, (_, work) in enumerate(works)}
     for step in range(4):
@@ -137,7 +138,7 @@ def test_neighbours_remember_one_plan():
         ("psa", "plans depend on levels"),
         ("lite", "on observations of their own layer"),
         ("radial", "made of the geometry"),
-        ("vmoba", "differs from layer to layer"),
+        ("vmoba", "observations of their own layer"),
         ("auto", "the error is measured of each layer"),
     ],
 )
@@ -149,5 +150,7 @@ def test_layers_that_cannot_share_say_why(name, message):
 
 def test_parts_that_cannot_share_leave_it_out_and_none_is_refused():
     assert PRESETS["tidal"].override({"order": "cycle"}).schedule.share_layers == 1
+    with pytest.raises(BadInputError, match="differs from layer to layer"):
+        PRESETS["draft"].override({"order": "cycle", "share_layers": 2})
     with pytest.raises(BadInputError, match="share_layers must be at least 1, got 0"):
         PRESETS["tidal"].override({"share_layers": 0})

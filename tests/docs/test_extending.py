@@ -93,7 +93,7 @@ class Louder(Compensation):
 class Turned(Correction):
     """The output with its sign turned, said to cost half of dense."""
 
-    def attend(self, run: Run, work: Work, kernel: Kernel) -> tuple[Tensor, float]:
+    def attend(self, run: Run, work: Work, kernel: Kernel) -> tuple[Tensor, float | Tensor]:
         out, besides = run()
         return -out, besides + 0.5
 

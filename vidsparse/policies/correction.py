@@ -17,7 +17,7 @@ from vidsparse.policies.part import Part
 from vidsparse.policies.work import Kernel, Work
 
 Run = Callable[[], tuple[Tensor, float | Tensor]]
-"""Runs a plan, with its compensation or as another part does; as ``Policy.attend``."""
+"""Runs a plan with its compensation, or while observing: output, and density beside the plan."""
 
 
 class Correction(Part):

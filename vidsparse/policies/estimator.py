@@ -170,19 +170,19 @@ class Estimate:
         threshold: The estimator's own cut-off: blocks that score at least this belong to its
             mask. None when it only ranks blocks, and a density must say how many are kept.
         log_mass: From which ``top_p`` counts how many blocks each row keeps, if not the scores.
-        besides: What is kept beside all that the selector keeps, and beside its density, boolean,
-            broadcastable to the scores.
         scales: Whether the mask is so many times larger where the threshold is, as it then is on
             the way to full sparsity.
         spent: Whether the order has spent the density: then the mask is what it pays for.
+        besides: What is kept beside all that the selector keeps, and beside its density, boolean,
+            broadcastable to the scores.
     """
 
     scores: Tensor
     threshold: float | None = None
     log_mass: Tensor | None = None
-    besides: Tensor | None = None
     scales: bool = False
     spent: bool = False
+    besides: Tensor | None = None
 
 
 class Estimator(Part, ABC):
@@ -198,10 +198,10 @@ class Estimator(Part, ABC):
     """Whether its estimate has a threshold, so that it needs no density."""
     takes_clusters: ClassVar[bool] = False
     """Whether it scores blocks of unequal size."""
-    scores_tokens: ClassVar[bool] = False
-    """Whether ``Inputs.tokens``, each query against mean keys, is what it goes by."""
     of_pruned: ClassVar[bool] = False
     """Whether it scores pairs of tokens that attend for all."""
+    scores_tokens: ClassVar[bool] = False
+    """Whether ``Inputs.tokens``, each query against mean keys, is what it goes by."""
     observes: ClassVar[bool] = False
     """Whether it learns from what the kernel saw: it then runs plans, and has an ``observe``."""
     keeps_over_steps: ClassVar[str | None] = None

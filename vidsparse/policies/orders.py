@@ -75,6 +75,11 @@ class Order(Part, ABC):
         return False
 
     @property
+    def makes_clusters(self) -> bool:
+        """Whether blocks of either are."""
+        return self.clusters_queries or self.clusters_keys
+
+    @property
     def learns_while_dense(self) -> bool:
         """Whether ``learn`` is to be called at dense steps."""
         return False
@@ -82,11 +87,6 @@ class Order(Part, ABC):
     def learn(self, inputs: Inputs) -> None:
         """Look at a call that stays dense, for the first that does not."""
         raise NotImplementedError
-
-    @property
-    def makes_clusters(self) -> bool:
-        """Whether blocks of either are."""
-        return self.clusters_queries or self.clusters_keys
 
     @abstractmethod
     def arrange(self, inputs: Inputs) -> Arranged: ...

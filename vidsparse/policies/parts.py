@@ -37,7 +37,7 @@ from vidsparse.policies.orders import (
     Tile,
 )
 from vidsparse.policies.part import Part
-from vidsparse.policies.peak import Peak, StridedPeak
+from vidsparse.policies.peak import Peak
 from vidsparse.policies.percentile import Percentile
 from vidsparse.policies.pooled import Pooled, SubBlock
 from vidsparse.policies.pruned import Kept
@@ -48,6 +48,7 @@ from vidsparse.policies.rows import Rows
 from vidsparse.policies.sampled_p import SampledP
 from vidsparse.policies.selectors import Budget, Selector, Threshold, TopK, TopP
 from vidsparse.policies.semantic import Semantic
+from vidsparse.policies.strided_peak import StridedPeak
 from vidsparse.policies.stripes import Stripes
 from vidsparse.policies.tokens import Tokens
 from vidsparse.policies.tolerance import Tolerance
@@ -89,10 +90,10 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "neighbourhood": Neighbourhood,
     "slab": Slab,
     "disc": Disc,
-    "natten": Natten,
     "window": Window,
     "vertical_slash": VerticalSlash,
     "kept": Kept,
+    "natten": Natten,
     "random": Random,
 }
 
@@ -102,12 +103,12 @@ SELECTORS: dict[str, type[Selector]] = {
     "threshold": Threshold,
     "budget": Budget,
     "tolerance": Tolerance,
+    "sampled_p": SampledP,
+    "deviation": Deviation,
     "percentile": Percentile,
     "rows": Rows,
     "refined": Refined,
     "tokens": Tokens,
-    "sampled_p": SampledP,
-    "deviation": Deviation,
 }
 
 COMPENSATIONS: dict[str, type[Compensation]] = {

@@ -1,4 +1,4 @@
-"""The highest attention between sampled tokens of two blocks, as PSA and ProxyAttn score them."""
+"""The highest attention of a sample of each block's tokens: PSA's importance, arXiv 2512.04025."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AT_ONCE = 1 << 26  # scores held at a time: 256 MiB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peak(Estimator):
-    """Log of the largest attention probability between drawn tokens of two blocks: 2512.04025.
+    """Log of the largest attention probability between sampled tokens of two blocks.
 
     Of every block the same positions are drawn, others in each head, layer and step; the sampled
     queries attend to the sampled keys alone. A short last block repeats its last token.
@@ -51,34 +51,6 @@ class Peak(Estimator):
         number = max(1, round(self.sample * block))
         places = own_of(inputs.share, drawn[None, :, :number].sort(dim=-1).values)
         return places[0].to(inputs.blocks.device)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StridedPeak(Estimator):
-    """Log of the largest share that any sampled query of a block gives any sampled key of another.
-
-    ProxyAttn, arXiv 2509.24745: of every ``stride`` tokens the first stands for all, softmax goes
-    over the sampled keys. A strong key is not averaged away, as it is by the mean of its block; so
-    it costs 1/stride^2 of all scores of each head, and ``scoring_heads`` make that few heads.
-
-    Attributes:
-        stride: Tokens of which one is sampled: 1, 2, 4, 8 or 16.
-    """
-
-    stride: int = 4
-
-    measure: ClassVar[Measure] = Measure.LOG_MASS
-
-    def __post_init__(self) -> None:
-        if self.stride not in (1, 2, 4, 8, 16):
-            raise BadInputError(f"stride must be 1, 2, 4, 8 or 16, got {self.stride}")
-
-    def estimate(self, inputs: Inputs) -> Estimate:
-        """Score each block by its largest sampled share, ``(batch, heads, M, N)``."""
-        blocks, (q, k, _) = inputs.blocks, inputs.qkv
-        query, key = (x[:, :, :: self.stride] for x in (only_finite(q), k))
-        rows, columns = blocks.block // self.stride, blocks.kv_block // self.stride
-        return Estimate(scores=largest_shares(query, key, rows, columns, inputs.scale).log())
 
 
 def peaks(inputs: Inputs, places: Tensor) -> Tensor:

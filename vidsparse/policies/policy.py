@@ -17,7 +17,7 @@ from vidsparse.policies.block_size import usual_block
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.choice import Alternative, Alternatives
 from vidsparse.policies.compensation import Compensation, NoCompensation
-from vidsparse.policies.correction import Correction, NoCorrection
+from vidsparse.policies.correction import Correction, NoCorrection, Run
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
 from vidsparse.policies.few_heads import by_few_heads, for_all_heads
 from vidsparse.policies.fit import check_fit, check_numbers
@@ -240,10 +240,10 @@ class Policy:
     ) -> tuple[Tensor, float | Tensor]:
         """Run a plan, finish and correct its output; see ``Compensation.attend``.
 
-        An estimator that observes, or a selector of tokens, runs it in the place of the
-        compensation.
+        An estimator that observes runs it in the place of the compensation, as does a selector of
+        tokens.
         """
-        run = partial(self._run, work, kernel, way=way, replan=replan)
+        run = self._run(work, kernel, way, replan)
         out, besides = self.correction.attend(run, work, kernel)
         copies = work.inputs.copies
         if copies is not None:
@@ -251,14 +251,12 @@ class Policy:
             out = taken.masked_fill((copies < 0)[..., None], math.nan)
         return out, besides
 
-    def _run(
-        self, work: Work, kernel: Kernel, *, way: float, replan: int
-    ) -> tuple[Tensor, float | Tensor]:
-        """Run a plan by the part that does, uncorrected."""
+    def _run(self, work: Work, kernel: Kernel, way: float, replan: int) -> Run:
+        """What runs the plan, before it is corrected."""
         if self.selector.per_token:
-            return self.selector.attend(work, kernel, way=way)
+            return partial(self.selector.attend, work, kernel, way=way)
         part = self.estimator if self.estimator.observes else self.compensation
-        return part.attend(work, kernel, way=way, replan=replan)
+        return partial(part.attend, work, kernel, way=way, replan=replan)
 
     def pairs(
         self, ways: Sequence[float], densities: Sequence[float], *, replan: int, means: float
