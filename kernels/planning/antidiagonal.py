@@ -44,7 +44,7 @@ def antidiagonal_scores(
     if use_triton(impl, q):
         from vidsparse.kernels.triton.antidiagonal import launch
 
-        return launch(q, k, q_block=block, kv_block=block, stride=stride, scale=scale)[0]
+        return launch(q, k, block, stride, scale)
     query = _groups(q, stride).flatten(3)
     key = _groups(k, stride).flip(3).flatten(3)
     share = (query @ key.mT * (scale / stride)).softmax(dim=-1)

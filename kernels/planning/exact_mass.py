@@ -21,7 +21,7 @@ def exact_mass(
     lse: Tensor | None = None,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Average softmax over blocks; on a GPU in about half the time of dense attention.
+    """Average softmax over blocks; without values.
 
     No map of scores is ever written: a row leaves one number for each block of keys.
 
@@ -42,9 +42,9 @@ def exact_mass(
         BadInputError: For another ``impl``, or larger blocks on a GPU.
     """
     if use_triton(impl, q):
-        from vidsparse.kernels.triton.antidiagonal import launch
+        from vidsparse.kernels.triton.exact_mass import launch
 
-        return launch(q, k, q_block=q_block, kv_block=kv_block, stride=1, scale=scale, lse=lse)
+        return launch(q, k, q_block=q_block, kv_block=kv_block, scale=scale, lse=lse)
     key, found, sums = k.float().mT, [], []
     per_block = q.shape[0] * q.shape[1] * k.shape[2] * q_block
     at_once = q_block * max(1, AT_ONCE // per_block)

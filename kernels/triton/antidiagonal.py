@@ -1,9 +1,8 @@
-"""Scores of groups of tokens reduced to blocks: one matrix product, and sums in registers.
+"""Antidiagonal scores: one matrix product over groups of tokens, reduced to blocks in registers.
 
-Groups are antidiagonals, or single tokens where the stride is one. Each query group leaves one
-number for each key block, the log-sum over the block's groups. That is 1 / (block / stride) of the
-map of groups, and enough for a second, light kernel to normalise and to average over query blocks:
-the product is computed once, and in tiles that fill tensor cores.
+Each query group leaves one number for each key block, the log-sum over the block's groups. That is
+1 / (block / stride) of the map of groups, and enough for a second, light kernel to normalise and
+to average over query blocks: the product is computed once, and in tiles that fill tensor cores.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
-from vidsparse.kernels.triton.primitives import LN2, LOG2E
+from vidsparse.kernels.triton.primitives import LOG2E
 
 SCRATCH = 2**28  # bytes of log-sums that may exist at a time
 GROUP = 8  # tiles of queries that share their keys in L2
@@ -71,24 +70,19 @@ def _log_sums(
 
 @triton.jit(do_not_specialize=["first"])
 def _block_means(
-    sums_ptr, out_ptr, lse_ptr, first, rows, q_blocks, blocks,
-    WIDTH: tl.constexpr, WIDE: tl.constexpr, BJ: tl.constexpr, LSE_GIVEN: tl.constexpr,
+    sums_ptr, out_ptr, first, rows, q_blocks, blocks,
+    WIDTH: tl.constexpr, WIDE: tl.constexpr, BJ: tl.constexpr,
 ):  # fmt: skip
-    """One query block: normalise its groups, by their own sums or given ones, and average them."""
+    """One query block: normalise its groups, and average them."""
     i = tl.program_id(0)
     head = tl.program_id(1).to(tl.int64)
     lane = tl.arange(0, WIDE)
     u = i * WIDTH + lane
     mine = (lane < WIDTH) & (u < rows)
     row_at = (head * rows + u) * blocks
-    lse_at = lse_ptr + (first + head) * rows + u
-    number = tl.minimum(rows - i * WIDTH, WIDTH).to(tl.float32)
     m = tl.full([WIDE], float("-inf"), tl.float32)
-    l = tl.full([WIDE], 1.0 if LSE_GIVEN else 0.0, tl.float32)
-    if LSE_GIVEN:
-        m = tl.load(lse_at, mask=mine, other=0.0) * LOG2E
-    end = 0 if LSE_GIVEN else blocks
-    for start in tl.range(0, end, BJ):
+    l = tl.zeros([WIDE], tl.float32)
+    for start in tl.range(0, blocks, BJ):
         j = start + tl.arange(0, BJ)
         mask = mine[:, None] & (j < blocks)[None, :]
         # groups that do not exist are zeros, to stay finite; they weigh nothing below
@@ -97,8 +91,7 @@ def _block_means(
         m_new = tl.maximum(m, tl.max(s, 1))
         l = l * tl.exp2(m - m_new) + tl.sum(tl.exp2(s - m_new[:, None]), 1)
         m = m_new
-    if not LSE_GIVEN:
-        tl.store(lse_at, (m + tl.log2(tl.where(mine, l, 1.0))) * LN2, mask=mine)
+    number = tl.minimum(rows - i * WIDTH, WIDTH).to(tl.float32)
     weight = tl.where(mine, 1.0 / (l * number), 0.0)
     for start in tl.range(0, blocks, BJ):
         j = start + tl.arange(0, BJ)
@@ -109,40 +102,15 @@ def _block_means(
         tl.store(to, score, mask=j < blocks)
 
 
-def launch(
-    q: Tensor,
-    k: Tensor,
-    *,
-    q_block: int,
-    kv_block: int,
-    stride: int,
-    scale: float,
-    lse: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Run the kernels for as many heads at a time as the scratch takes.
-
-    Args:
-        q: ``(batch, heads, q_len, head_dim)``.
-        k: ``(batch, heads, kv_len, head_dim)``.
-        q_block: Queries in a block.
-        kv_block: Keys in a block.
-        stride: Tokens in a group.
-        scale: Score scale.
-        lse: Log-sum-exp to divide each group of queries by, ``(batch, heads, groups)``.
-
-    Returns:
-        Float32 ``(batch, heads, M, N)``, and the log-sum-exp.
-    """
+def launch(q: Tensor, k: Tensor, block: int, stride: int, scale: float) -> Tensor:
+    """Run the kernels for as many heads at a time as the scratch takes."""
     batch, heads, q_len, head_dim = q.shape
-    kv_len, height, width = k.shape[2], q_block // stride, kv_block // stride
-    tall, wide = triton.next_power_of_2(height), triton.next_power_of_2(width)
-    if max(tall, wide) > 256:
-        most = max(height, width)
-        raise BadInputError(f"block / stride must be at most 256 on a GPU, got {most}")
+    kv_len, width = k.shape[2], block // stride
+    wide = triton.next_power_of_2(width)
+    if wide > 256:
+        raise BadInputError(f"block / stride must be at most 256 on a GPU, got {width}")
     rows = triton.cdiv(q_len, stride)
-    q_blocks, blocks = triton.cdiv(q_len, q_block), triton.cdiv(kv_len, kv_block)
-    given = lse is not None
-    lse = lse.contiguous() if given else q.new_empty((batch, heads, rows), dtype=torch.float32)
+    q_blocks, blocks = triton.cdiv(q_len, block), triton.cdiv(kv_len, block)
     out = torch.empty((batch, heads, q_blocks, blocks), dtype=torch.float32, device=q.device)
     together = max(1, min(batch * heads, SCRATCH // (4 * rows * blocks)))
     sums = torch.empty((together, rows, blocks), dtype=torch.float32, device=q.device)
@@ -158,10 +126,10 @@ def launch(
             GROUP=GROUP, num_warps=warps, num_stages=3,
         )  # fmt: skip
         _block_means[(q_blocks, number)](
-            sums, out, lse, first, rows, q_blocks, blocks,
-            WIDTH=height, WIDE=tall, BJ=max(16, 2048 // tall), LSE_GIVEN=given, num_warps=4,
+            sums, out, first, rows, q_blocks, blocks,
+            WIDTH=width, WIDE=wide, BJ=max(16, 2048 // wide), num_warps=4,
         )  # fmt: skip
-    return out, lse
+    return out
 
 
 def _tile(q: Tensor) -> tuple[int, int, int, int]:

@@ -16,8 +16,8 @@ of a list lie end to end, and the ragged one goes first. What differs:
 On an H200 a step of 128 x 128 takes some 2,200 cycles; the tensor cores need half of them, the
 exponentials too. Issue slots are 42 % busy: two warps a scheduler do not hide what each waits for.
 Slower by 4 to 14 % were: consumers that take turns, all exponentials before the next products, an
-addition in place of the conversion to float (results/low_bit_variants_h200.json). Queries are held
-in registers: 2 to 10 % faster than read from shared memory at each step.
+addition in place of the conversion to float (results/low_bit_variants_h200.json). Queries held in
+registers are as fast, within 2 % (results/search_and_observing_h200.json).
 Near 690 W, clocks fall as the rate grows.
 """
 
@@ -293,7 +293,7 @@ def _consume(
         scale_next = _scale_at(scales, listed, num_tiles - 2, last_slot, SLOT, KV, SLOTS)
         mbarrier.wait(q_full.index(W), done & 1)
         mbarrier.wait(full.index(step & (STAGES - 1)), (step // STAGES) & 1)
-        q = qs.index(W).reshape([64, D]).load(gl.DotOperandLayout(0, SCORES, 4))
+        q = qs.index(W).reshape([64, D])
         k = ks.index(step & (STAGES - 1)).reshape([BN, D]).permute((1, 0))
         s = warpgroup_mma(q, k, blank, use_acc=False, is_async=True)
         s = warpgroup_mma_wait(0, deps=(s,))
