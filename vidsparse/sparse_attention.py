@@ -200,8 +200,6 @@ class SparseAttention:
         order, schedule = self.preset.policy.order, self.preset.schedule
         if not order.learns_while_dense or not call.known or call.layer < schedule.dense_layers:
             return
-        if call.layer != schedule.first_of_layers(call.layer):  # whose order it will use
-            return
         if self._why_dense(q, k, call) is not None:
             return
         q, k, v = cast_as_attention(q, k, v)
