@@ -233,7 +233,7 @@ AS_PUBLISHED: tuple[AsPublished, ...] = (
         '"sinks"). '
         "Runs are of the plan's order. `exact_at=middle` takes the nearest row to all "
         "others. `correction=delta` fits every preset: with clusters, stand-ins, levels, and "
-        "while observing",
+        "while observing; a head that `sparse-vdit` skips stays zero",
     ),
     AsPublished(
         preset="pbs",

@@ -72,7 +72,9 @@ def test_what_all_rows_of_a_run_lack_alike_is_made_good():
     assert engine.stats.mean_density < 0.4
 
 
-@pytest.mark.parametrize("name", ["semantic", "balanced", "psa", "svg", "lite", "rectified"])
+@pytest.mark.parametrize(
+    "name", ["semantic", "balanced", "psa", "svg", "lite", "rectified", "coreset"]
+)
 def test_any_method_can_be_corrected(name):
     """With clusters and stand-ins, boxes, means of tokens, orders of heads, and while observing."""
     grid = TokenGrid(4, 8, 8, suffix=3)

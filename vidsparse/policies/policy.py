@@ -243,13 +243,17 @@ class Policy:
         An estimator that observes runs it in the place of the compensation, as does a selector of
         tokens.
         """
-        run = self._run(work, kernel, way, replan)
-        out, besides = self.correction.attend(run, work, kernel)
-        copies = work.inputs.copies
-        if copies is not None:
-            taken = out.gather(2, copies.clamp(min=0)[..., None].expand(out.shape))
-            out = taken.masked_fill((copies < 0)[..., None], math.nan)
-        return out, besides
+        planned = self._run(work, kernel, way, replan)
+
+        def run() -> tuple[Tensor, float | Tensor]:
+            out, besides = planned()
+            copies = work.inputs.copies
+            if copies is not None:
+                taken = out.gather(2, copies.clamp(min=0)[..., None].expand(out.shape))
+                out = taken.masked_fill((copies < 0)[..., None], math.nan)
+            return out, besides
+
+        return self.correction.attend(run, work, kernel)
 
     def _run(self, work: Work, kernel: Kernel, way: float, replan: int) -> Run:
         """What runs the plan, before it is corrected."""
