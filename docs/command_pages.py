@@ -21,6 +21,8 @@ EXAMPLES = {
     "generate": (
         'vidsparse generate "a red circle moving right over a blue background" -o circle.mp4',
         "vidsparse generate --prompts prompts.txt --preset fast -o videos",
+        'vidsparse generate "it turns its head" --model ./Wan2.1-I2V --image cat.png -o cat.mp4',
+        'vidsparse generate "a cat" --model ./Wan2.1 --quantize int8 --offload group -o cat.mp4',
     ),
     "compare": (
         "vidsparse compare --prompts prompts.txt --preset draft,semantic --seeds 0,1 -o report",
@@ -33,15 +35,26 @@ EXAMPLES = {
         "vidsparse plan --model wan2.1-14b --size 1280x720 --frames 81 --preset radial",
         "vidsparse plan --grid 21x45x80 --preset balanced --set mean_density=0.25 --json",
     ),
-    "bench": ("vidsparse bench kernels --density 0.25 --rounds 3",),
+    "tune": (
+        "vidsparse tune --prompts prompts.txt --target-psnr 28 -o my.toml",
+        "vidsparse tune --model wan2.1-1.3b --prompts prompts.txt --target-seconds 60 -o fast.toml",
+    ),
+    "bench": (
+        "vidsparse bench kernels --density 0.25 --rounds 3",
+        "vidsparse bench pipeline --model wan2.1-14b --layers 8 --compile -o wan.json",
+        "vidsparse bench pipeline --model flux.1-dev --size 2048x2048 --quantize fp8 --compile",
+    ),
     "presets": ("vidsparse presets", "vidsparse presets balanced --set selector=top_p --set p=0.3"),
     "doctor": ("vidsparse doctor",),
 }
 MORE = {
-    "generate": "[What a video says of itself](../comparing.md#what-a-video-says-of-itself)",
+    "generate": "[What a video says of itself](../comparing.md#what-a-video-says-of-itself), "
+    "[the stack](../setups.md#the-stack-in-one-command), "
+    "[what a pipeline is given](../setups.md#what-a-pipeline-is-given)",
     "compare": "[How to read a report](../comparing.md#how-to-read-it)",
     "inspect": "[Looking closer](../comparing.md#looking-closer)",
     "plan": "[The schedule and the dial](../methods.md#the-schedule-and-the-dial)",
+    "tune": "[A preset for your prompts](../comparing.md#a-preset-for-your-prompts)",
     "bench": "[Kernels on a GPU](../performance.md#kernels-on-a-gpu)",
     "presets": "[Methods](../methods.md)",
     "doctor": "[Kernels on a GPU](../performance.md#kernels-on-a-gpu)",

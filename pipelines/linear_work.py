@@ -23,6 +23,16 @@ def linear_work(model: Model, transformer: nn.Module) -> int:
         model: Its row.
         transformer: With or without weights.
     """
+    return sum(module.weight.numel() for module in _passed(model, transformer))
+
+
+def widest(model: Model, transformer: nn.Module) -> int:
+    """Most numbers of a token that go into or out of one of those linear layers."""
+    passed = _passed(model, transformer)
+    return max(max(module.weight.shape) for module in passed)
+
+
+def _passed(model: Model, transformer: nn.Module) -> list[nn.Linear]:
     layers = {id(layer) for layer in model.layers(transformer)}
     paths = {path for path, module in transformer.named_modules() if id(module) in layers}
     blocks = {_block(path) for path in paths}
@@ -31,13 +41,13 @@ def linear_work(model: Model, transformer: nn.Module) -> int:
         for path, module in transformer.named_modules()
         if path not in paths and _is_attention(module)
     }
-    return sum(
-        module.weight.numel()
+    return [
+        module
         for path, module in transformer.named_modules()
         if isinstance(module, nn.Linear)
         and _block(path) in blocks
         and not _apart(path.removeprefix(_block(path)), path, attentions)
-    )
+    ]
 
 
 def _block(path: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -31,7 +31,11 @@ class Hub:
         steps: Denoising steps.
         guidance: Guidance scale.
         fps: Frames per second.
-        spatial: Pixels per latent of its VAE, in height and in width.
+        spatial: Pixels per latent of its VAE, in height and in width; None where a pipeline with
+            empty weights has to be asked how a video becomes tokens, which takes a second.
+        scheduler: Class and config of its scheduler, without what is that class's default.
+        vae: The same of its VAE.
+        settings: Of the pipeline itself, such as ``boundary_ratio``.
     """
 
     short: str
@@ -43,7 +47,10 @@ class Hub:
     steps: int
     guidance: float
     fps: float
-    spatial: int = 8
+    spatial: int | None = 8
+    scheduler: tuple[str, Arguments]
+    vae: tuple[str, Arguments]
+    settings: Arguments = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +59,8 @@ class Release:
 
     Attributes:
         name: As its authors call it.
-        config: What its transformer's config says, and that of no other release.
+        config: What its transformer's config says, and that of no other release; where it has a
+            hub, all that is not the default of its class.
         experts: How many transformers its pipeline has.
         hub: Where it is, and how it is run; None where the command line has no name for it.
     """

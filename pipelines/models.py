@@ -21,6 +21,12 @@ REVERSED_SIGMA = (1.0, 0.0)  # 1 - timestep / 1000
 
 WAN_14B = {"num_layers": 40, "num_attention_heads": 40, "pos_embed_seq_len": None}
 WAN_T2V = {"in_channels": 16, "image_dim": None}
+WAN_SCHEDULER = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+WAN_720P = ("UniPCMultistepScheduler", WAN_SCHEDULER | {"flow_shift": 5.0})
+WAN_TI2V_VAE = {
+    "base_dim": 160, "decoder_base_dim": 256, "z_dim": 48, "is_residual": True, "patch_size": 2,
+    "in_channels": 12, "out_channels": 12, "scale_factor_spatial": 16,
+}  # fmt: skip
 WAN_HUB = Hub(
     short="wan2.1-1.3b",
     repository="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
@@ -31,6 +37,8 @@ WAN_HUB = Hub(
     steps=50,
     guidance=5.0,
     fps=16,
+    scheduler=("UniPCMultistepScheduler", WAN_SCHEDULER | {"flow_shift": 3.0}),
+    vae=("AutoencoderKLWan", {}),
 )
 WAN_RELEASES = (
     Release(
@@ -43,7 +51,7 @@ WAN_RELEASES = (
         config=WAN_14B | WAN_T2V,
         hub=replace(
             WAN_HUB, short="wan2.1-14b", repository="Wan-AI/Wan2.1-T2V-14B-Diffusers",
-            height=720, width=1280,
+            height=720, width=1280, scheduler=WAN_720P,
         ),
     ),
     Release(name="Wan2.1-I2V-14B", config=WAN_14B | {"in_channels": 36, "image_dim": 1280}),
@@ -53,7 +61,8 @@ WAN_RELEASES = (
         experts=2,
         hub=replace(
             WAN_HUB, short="wan2.2-a14b", repository="Wan-AI/Wan2.2-T2V-A14B-Diffusers",
-            height=720, width=1280, steps=40, guidance=4.0,
+            height=720, width=1280, steps=40, guidance=4.0, settings={"boundary_ratio": 0.875},
+            scheduler=("UniPCMultistepScheduler", WAN_SCHEDULER | {"flow_shift": 12.0}),
         ),
     ),
     Release(
@@ -62,15 +71,35 @@ WAN_RELEASES = (
     Release(
         name="Wan2.2-TI2V-5B",
         config={
-            "num_layers": 30, "num_attention_heads": 24, "in_channels": 48, "ffn_dim": 14336,
+            "num_layers": 30, "num_attention_heads": 24, "in_channels": 48, "out_channels": 48,
+            "ffn_dim": 14336,
         },
         hub=replace(
             WAN_HUB, short="wan2.2-ti2v-5b", repository="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
-            frames=121, height=704, width=1280, fps=24, spatial=16,
+            frames=121, height=704, width=1280, fps=24, spatial=16, scheduler=WAN_720P,
+            vae=("AutoencoderKLWan", WAN_TI2V_VAE), settings={"expand_timesteps": True},
         ),
     ),
 )  # fmt: skip
 COGVIDEOX_5B = {"num_layers": 42, "num_attention_heads": 48, "in_channels": 16}
+COGVIDEOX_NOISE = {
+    "prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "snr_shift_scale": 1.0,
+    "timestep_spacing": "trailing",
+}  # fmt: skip
+LTX_NOISE = {
+    "use_dynamic_shifting": True, "base_shift": 0.95, "max_shift": 2.05, "shift_terminal": 0.1,
+    "base_image_seq_len": 1024,
+}  # fmt: skip
+FLOW = "FlowMatchEulerDiscreteScheduler"
+QWEN_NOISE = {
+    "use_dynamic_shifting": True, "max_shift": 0.9, "max_image_seq_len": 8192,
+    "shift_terminal": 0.02, "time_shift_type": "exponential",
+}  # fmt: skip
+FLUX_VAE = {
+    "latent_channels": 16, "layers_per_block": 2, "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "use_quant_conv": False, "use_post_quant_conv": False,
+}  # fmt: skip
 
 VIDEO = (
     Model(
@@ -123,6 +152,20 @@ VIDEO = (
                     "in_channels": 16,
                     "image_condition_type": None,
                 },
+                hub=Hub(
+                    short="hunyuanvideo",
+                    repository="hunyuanvideo-community/HunyuanVideo",
+                    pipeline="HunyuanVideoPipeline",
+                    frames=129,
+                    height=720,
+                    width=1280,
+                    steps=50,
+                    guidance=6.0,
+                    fps=15,
+                    spatial=None,
+                    scheduler=(FLOW, {"shift": 7.0}),
+                    vae=("AutoencoderKLHunyuanVideo", {}),
+                ),
             ),
         ),
         pipeline=PipelineFacts(fps=15),
@@ -158,7 +201,25 @@ VIDEO = (
         text="prefix",
         guidance="uncond first",
         releases=(
-            Release(name="CogVideoX-5B", config=COGVIDEOX_5B | {"patch_size_t": None}),
+            Release(
+                name="CogVideoX-5b",
+                config=COGVIDEOX_5B
+                | {"patch_size_t": None, "use_rotary_positional_embeddings": True},
+                hub=Hub(
+                    short="cogvideox-5b",
+                    repository="zai-org/CogVideoX-5b",
+                    pipeline="CogVideoXPipeline",
+                    frames=49,
+                    height=480,
+                    width=720,
+                    steps=50,
+                    guidance=6.0,
+                    fps=8,
+                    spatial=None,
+                    scheduler=("CogVideoXDDIMScheduler", COGVIDEOX_NOISE),
+                    vae=("AutoencoderKLCogVideoX", {}),
+                ),
+            ),
             Release(name="CogVideoX1.5-5B", config=COGVIDEOX_5B | {"patch_size_t": 2}),
         ),
         pipeline=PipelineFacts(fps=8),
@@ -191,6 +252,26 @@ VIDEO = (
         video_shape=grid_readers.packed_video,
         text="prefix",
         guidance="uncond first",
+        releases=(
+            Release(
+                name="LTX-Video",
+                config={"num_layers": 28, "num_attention_heads": 32, "in_channels": 128},
+                hub=Hub(
+                    short="ltx-video",
+                    repository="Lightricks/LTX-Video",
+                    pipeline="LTXPipeline",
+                    frames=161,
+                    height=512,
+                    width=704,
+                    steps=50,
+                    guidance=3.0,
+                    fps=24,
+                    spatial=None,
+                    scheduler=(FLOW, LTX_NOISE),
+                    vae=("AutoencoderKLLTXVideo", {}),
+                ),
+            ),
+        ),
         pipeline=PipelineFacts(prompt_apart=True),
         tested="pipeline",
     ),
@@ -291,6 +372,31 @@ IMAGE = (
         video_shape=grid_readers.image_ids,
         text=grid_readers.text_length,
         noise=SIGMA,
+        releases=(
+            Release(
+                name="FLUX.1-dev",
+                config={
+                    "num_layers": 19,
+                    "num_single_layers": 38,
+                    "in_channels": 64,
+                    "guidance_embeds": True,
+                },
+                hub=Hub(
+                    short="flux.1-dev",
+                    repository="black-forest-labs/FLUX.1-dev",
+                    pipeline="FluxPipeline",
+                    frames=1,
+                    height=1024,
+                    width=1024,
+                    steps=28,
+                    guidance=3.5,
+                    fps=1,
+                    spatial=None,
+                    scheduler=(FLOW, {"use_dynamic_shifting": True, "shift": 3.0}),
+                    vae=("AutoencoderKL", FLUX_VAE),
+                ),
+            ),
+        ),
         tested="pipeline",
     ),
     Model(
@@ -338,6 +444,26 @@ IMAGE = (
         noise=SIGMA,
         padding=r"transformer_blocks\.\d+\.attn",
         padding_argument="encoder_hidden_states_mask",
+        releases=(
+            Release(
+                name="Qwen-Image",
+                config={"num_layers": 60, "num_attention_heads": 24, "in_channels": 64},
+                hub=Hub(
+                    short="qwen-image",
+                    repository="Qwen/Qwen-Image",
+                    pipeline="QwenImagePipeline",
+                    frames=1,
+                    height=1024,
+                    width=1024,
+                    steps=50,
+                    guidance=1.0,  # without a negative prompt there is none
+                    fps=1,
+                    spatial=None,
+                    scheduler=(FLOW, QWEN_NOISE),
+                    vae=("AutoencoderKLQwenImage", {}),
+                ),
+            ),
+        ),
     ),
     Model(
         name="Krea 2",

@@ -19,7 +19,7 @@ from vidsparse.presets import PRESETS
 T2V_14B, I2V_14B, T2V_1_3B = "Wan2.1-T2V-14B", "Wan2.1-I2V-14B", "Wan2.1-T2V-1.3B"
 T2V_A14B, I2V_A14B, TI2V_5B = "Wan2.2-T2V-A14B", "Wan2.2-I2V-A14B", "Wan2.2-TI2V-5B"
 HUNYUAN, COSMOS = "HunyuanVideo", "Cosmos-1.0-Diffusion-14B-Text2World"
-COG, COG_15 = "CogVideoX-5B", "CogVideoX1.5-5B"
+COG, COG_15 = "CogVideoX-5b", "CogVideoX1.5-5B"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

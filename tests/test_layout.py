@@ -106,7 +106,7 @@ def within(name: str, *packages: str) -> bool:
     return any(f"{name}.".startswith(f"{package}.") for package in packages)
 
 
-UPPER = ("comparison", "bench", "cli")  # the floors above the rooms
+UPPER = ("comparison", "bench", "tuning", "cli")  # the floors above the rooms
 APPLICATIONS = tuple(f"vidsparse.{name}" for name in UPPER)
 COMMAND_LINE = ("typer", "click", "rich")
 
@@ -137,11 +137,16 @@ def may_running(found: Import) -> bool:
 
 
 def may_comparison(found: Import) -> bool:
-    return not within(found.name, "vidsparse.cli", "vidsparse.bench", *COMMAND_LINE)
+    above = ("vidsparse.cli", "vidsparse.bench", "vidsparse.tuning")
+    return not within(found.name, *above, *COMMAND_LINE)
 
 
 def may_bench(found: Import) -> bool:
-    return not within(found.name, "vidsparse.cli", *COMMAND_LINE)
+    return not within(found.name, "vidsparse.cli", "vidsparse.tuning", *COMMAND_LINE)
+
+
+def may_tuning(found: Import) -> bool:
+    return not within(found.name, "vidsparse.cli", "vidsparse.bench", *COMMAND_LINE)
 
 
 def may_pipelines(found: Import) -> bool:
@@ -163,6 +168,7 @@ FLOORS: dict[str, tuple[list[Path], Callable[[Import], bool]]] = {
     "pipelines": (files_under("pipelines", "running"), may_pipelines),
     "comparison": (files_under("vidsparse/comparison"), may_comparison),
     "bench": (files_under("vidsparse/bench"), may_bench),
+    "tuning": (files_under("vidsparse/tuning"), may_tuning),
 }
 
 

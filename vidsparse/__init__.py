@@ -17,7 +17,7 @@ from vidsparse.grid import TokenGrid
 from vidsparse.versions import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from vidsparse.comparison.reporter import Reporter
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vidsparse.policies.parts import register_part
     from vidsparse.preset import Preset
     from vidsparse.presets import PRESETS, register
+    from vidsparse.tuning.tune import Tuned
 
 __all__ = [
     "PRESETS",
@@ -40,6 +41,7 @@ __all__ = [
     "register_part",
     "session_of",
     "sparsify",
+    "tune",
 ]
 __version__ = VERSION
 _LATER = {  # these import torch
@@ -69,7 +71,8 @@ def sparsify(
 
     Args:
         target: A diffusers pipeline, or a transformer of one.
-        preset: A name in ``PRESETS``, a preset of your own, or ``FILE.py:NAME`` for one in a file.
+        preset: A name in ``PRESETS``, a preset of your own, or ``FILE.py:NAME`` for one in a
+            file, or a preset file such as ``tune`` writes, by its path.
             What its authors publish for this model is taken where no parameter says otherwise;
             ``session.preset`` is what runs.
         strict: Raise ``DenseFallbackError`` where a call would fall back to dense.
@@ -106,6 +109,8 @@ def compare(
     width: int | None = None,
     steps: int | None = None,
     guidance: float | None = None,
+    inputs: Mapping[str, str | Path | Sequence[str | Path]] | None = None,
+    strength: float | None = None,
     fps: float | None = None,
     repeats: int = 1,
     noise_floor: bool = False,
@@ -123,7 +128,7 @@ def compare(
     and code is used again.
 
     Args:
-        pipe: A diffusers pipeline that makes videos or images from text, without a session.
+        pipe: A diffusers pipeline that makes videos or images, without a session.
         presets: Names in ``PRESETS``, or presets of your own.
         prompts: What the videos show.
         seeds: Of the noise; every prompt is made with each.
@@ -134,6 +139,9 @@ def compare(
         width: In pixels.
         steps: Denoising steps.
         guidance: Guidance scale.
+        inputs: Files that the pipeline is given beside the prompt, by what they are to it:
+            "image", "last-image", "video", "mask" or "control". A size that is left out is theirs.
+        strength: That of the pipeline's call.
         fps: Frames per second of the files.
         repeats: How often each generation is timed, dense and sparse in turns.
         noise_floor: Also compare dense with dense by another engine.
@@ -160,13 +168,14 @@ def compare(
     from vidsparse.comparison.run import run_comparison
 
     video: dict[str, Any] = {"frames": frames, "height": height, "width": width}
-    video |= {"steps": steps, "guidance": guidance}
+    video |= {"steps": steps, "guidance": guidance, "strength": strength}
     spec = of_pipe.spec_of(
         pipe,
         presets,
         prompts,
         seeds,
         video=video,
+        inputs=inputs or {},
         fps=fps,
         strict=strict,
         parameters=parameters,
@@ -175,13 +184,98 @@ def compare(
         wants_errors=attention_error,
         repeats=repeats,
     )
-    measured = {"fps": fps, "noise_floor": noise_floor, "attention_error": attention_error}
+    measured: dict[str, Any] = {
+        "inputs": inputs,
+        "fps": fps,
+        "noise_floor": noise_floor,
+        "attention_error": attention_error,
+    }
     command = of_pipe.describe_call(spec, video | measured | {"strict": strict} | parameters)
     reporter = PythonScreen() if progress is True else progress or Silent()
     with of_pipe.as_it_was(pipe):
         return run_comparison(
             spec, Path(out), command=command, reporter=reporter, overwrite=overwrite
         )
+
+
+def tune(
+    pipe: Any,
+    prompts: str | Sequence[str],
+    presets: str | Preset | Sequence[str | Preset] = ("balanced", "semantic"),
+    *,
+    target_psnr: float | None = None,
+    target_lpips: float | None = None,
+    target_seconds: float | None = None,
+    out: str | Path = "tuned.toml",
+    seeds: int | Sequence[int] = 0,
+    frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    weights: Weights | None = None,
+    strict: bool = False,
+    overwrite: bool = False,
+    progress: bool | Reporter = True,
+    **parameters: Any,
+) -> Tuned:
+    """Find the cheapest preset that meets a target on a few prompts, and write it to a file.
+
+    Whole runs are measured against dense ones of the same seed: first how much of the attention is
+    needed, then how the steps and the layers best share it. What was run is kept in a folder beside
+    the file, so that a later call goes on where this one stopped.
+
+    Args:
+        pipe: A diffusers pipeline that makes videos or images from text, without a session.
+        prompts: What the videos show; two or three are enough.
+        presets: Where to start: names, or presets of vidsparse with other parameters.
+        target_psnr: In dB against dense, at least; give one target.
+        target_lpips: Against dense, at most.
+        target_seconds: Of a run, at most: then the best that is in time is sought.
+        out: The preset file, which ``sparsify``, ``compare`` and ``--preset`` take by its path.
+        seeds: Of the noise; every prompt is made with each.
+        frames: Frames of a video; this and what follows is as the model's authors recommend
+            where it is left out.
+        height: In pixels.
+        width: In pixels.
+        steps: Denoising steps.
+        guidance: Guidance scale.
+        weights: Local weights of LPIPS.
+        strict: Raise ``DenseFallbackError`` where a call would fall back to dense.
+        overwrite: Whether a file that is there may be replaced.
+        progress: Show a bar over all of the work, on a terminal or in a notebook; or who is told
+            of it instead.
+        **parameters: Parameters of every preset to change.
+
+    Returns:
+        The preset, its file, and what every trial did; ``met`` says whether the target is met. If
+        it is not, the file has the best there is.
+
+    Raises:
+        BadInputError: For what cannot be tuned; nothing is made then.
+        VidsparseError: When a run fails; what was finished is kept.
+    """
+    from pathlib import Path
+
+    from vidsparse.cli.progress import PythonScreen
+    from vidsparse.comparison import of_pipe
+    from vidsparse.comparison.reporter import Silent
+    from vidsparse.tuning.tune import read_target, run_tuning
+
+    target = read_target(target_psnr, target_lpips, target_seconds)
+    video: dict[str, Any] = {"frames": frames, "height": height, "width": width}
+    video |= {"steps": steps, "guidance": guidance}
+    spec = of_pipe.spec_of(
+        pipe, presets, prompts, seeds, video=video, strict=strict, parameters=parameters,
+        weights=weights,
+    )  # fmt: skip
+    given = {f"target_{target.measure.value}": target.value} | video | parameters
+    reporter = PythonScreen() if progress is True else progress or Silent()
+    with of_pipe.as_it_was(pipe):
+        return run_tuning(
+            spec, target, Path(out), command=of_pipe.describe_call(spec, given, name="tune"),
+            reporter=reporter, overwrite=overwrite,
+        )  # fmt: skip
 
 
 def session_of(target: Any) -> Session | None:

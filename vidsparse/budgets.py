@@ -42,9 +42,22 @@ class Budgets:
             content = json.loads(Path(path).read_text())
         except (OSError, ValueError) as error:
             raise BadInputError(f"cannot read the budgets file {path}: {error}") from None
+        return cls.made_of(path, content)
+
+    @classmethod
+    def made_of(cls, path: str, content: Any) -> Budgets:
+        """What a file holds.
+
+        Args:
+            path: The file.
+            content: Densities by layer.
+
+        Raises:
+            BadInputError: When it is something else.
+        """
         if not isinstance(content, Mapping):
             raise BadInputError(f"the budgets file {path} must map layers to densities")
-        layers = {str(name): _densities(path, name, value) for name, value in content.items()}
+        layers = {str(name): _densities(path, str(name), value) for name, value in content.items()}
         return cls(str(path), tuple(sorted(layers.items())))
 
     def of(self, expert: str, layer: int, heads: int) -> Densities | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 from vidsparse.errors import BadInputError
@@ -11,6 +12,7 @@ from vidsparse.methods import METHODS
 from vidsparse.own_presets import load_offered, names_offered, read_file, split_file
 from vidsparse.parameters import suggest
 from vidsparse.preset import Preset
+from vidsparse.preset_files import PresetFile
 
 ALIASES: Mapping[str, str] = {"temporal": "lite"}
 CALL = "a call of vidsparse.register"
@@ -28,7 +30,7 @@ def find_preset(name: str) -> Preset:
     Args:
         name: In ``PRESETS``, or of an entry point of the group ``vidsparse.presets`` of an
             installed package, or ``FILE.py:NAME`` for the preset ``NAME`` of a Python file, which
-            is then run.
+            is then run, or ``FILE.toml`` for a preset file such as ``vidsparse tune`` writes.
 
     Raises:
         BadInputError: When there is none, with the near matches; or the file or the package does
@@ -38,6 +40,11 @@ def find_preset(name: str) -> Preset:
         path, variable = found
         preset = read_file(path, variable)
         _put(preset, f"{path}:{variable}")
+        return preset
+    if name.endswith(".toml"):
+        file = PresetFile.read(Path(name).expanduser().resolve())
+        preset = file.preset(find_preset(file.base))
+        _put(preset, str(file.path))
         return preset
     name = ALIASES.get(name, name)
     if name not in PRESETS and name in names_offered():

@@ -1,17 +1,19 @@
 """How long a run takes: predicted from a model's shapes, a GPU's rates and what a preset computes.
 
 A layer is its linear layers (at the GPU's rate), all else that reads and writes tokens (at its
-memory's), and self-attention: dense at the rate of the fastest engine that diffusers takes by
-itself, or sparse by the line through timed calls. The rates of the H200 are fitted to measured
-forward calls of five models (benchmarks/results/real_sizes_h200.json and
-real_sizes_compiled_h200.json, ladder_calls_h200.json, ladder_shapes_h200.json); those of other GPUs
-are its shares of the published peak and bandwidth, which makes them estimates.
+memory's), both never less than launches take, and self-attention: dense at the rate of the fastest
+engine that diffusers takes by itself, or sparse by the line through timed calls. The rates of the
+H200 are fitted to measured forward calls of five models (benchmarks/results/real_sizes_h200.json
+and real_sizes_compiled_h200.json, ladder_calls_h200.json, ladder_shapes_h200.json), the floor of
+launches to a run of the shipped model, its text encoder and VAE among it
+(compare_49x256x256_h200.txt); those of other GPUs are its shares of the published peak and
+bandwidth, which makes them estimates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vidsparse.errors import BadInputError
@@ -25,8 +27,10 @@ PEAK, BANDWIDTH = 989.0, 4.8  # of an H200: TFLOP/s in bf16, TB/s
 LINEAR, WIDE, NARROW = 790.0, 577.0, 433.0  # TFLOP/s there: linear layers, heads of 128, of 64
 OTHER = {False: 0.11, True: 0.043}  # ns for a number of a token in a layer: eager, compiled
 QUANTIZING, EIGHT_BITS, INT8_DENSE = 0.011, 0.68, 0.642  # shares of a dense call in 16 bits
+MOST = 4_000_000  # tokens; no model is meant for more
 WORTH = 1.03  # times as fast: less is next to nothing
 LAUNCHES = 2.0  # ms that planning takes at least: launches, whatever the GPU
+FLOOR = 1.6  # ms that a layer takes at least besides attention, eager: launches, whatever the GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +128,8 @@ def dense_step(shapes: Shapes, gpu: Gpu, *, compiled: bool = False) -> StepTime:
     passed = shapes.tokens * shapes.samples
     products = 2 * shapes.linear * passed / (LINEAR * gpu.peak / PEAK * 1e12)
     other = OTHER[compiled] * 1e-9 * BANDWIDTH / gpu.bandwidth * passed * numbers * shapes.layers
-    return StepTime(pairs / (rate * 1e12), products + other)
+    floor = 0.0 if compiled else 1e-3 * FLOOR * shapes.layers * shapes.samples
+    return StepTime(pairs / (rate * 1e12), max(products + other, floor))
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +201,8 @@ class RunTimes:
         steps: Denoising steps.
         dense: A dense step.
         sparse: Seconds of the sparse run.
-        eight_bits: Whether that computes attention in eight bits.
+        tokens: Of the sequence.
+        gains_from: Tokens from which on it is worth its while; None where it never is.
     """
 
     gpu: Gpu
@@ -205,7 +211,8 @@ class RunTimes:
     steps: int
     dense: StepTime
     sparse: float
-    eight_bits: bool = False
+    tokens: int = 0
+    gains_from: int | None = None
 
     @property
     def gain(self) -> float:
@@ -222,6 +229,7 @@ class RunTimes:
             "sparse_seconds": self.sparse,
             "gain": self.gain,
             "attention_share": self.dense.attention_share,
+            "break_even_tokens": self.gains_from,
         }
 
     def rows(self) -> list[tuple[str, str]]:
@@ -233,22 +241,33 @@ class RunTimes:
             (f"run with {self.preset}", f"{minutes(self.sparse)} ({self.gain:.2f}x)"),
         ]
 
-    def notes(self) -> list[str]:
-        """Sentences the user should read."""
+    def basis(self) -> list[str]:
+        """What the times are made of."""
         basis = (
             "predicted, within 10 % of what was measured on this GPU"
             if self.gpu is GPUS[MEASURED]
             else f"an estimate from the published peak of the {self.gpu.label}: none was at hand"
         )
-        found = [f"times are {basis}; text encoder and VAE are left out"]
-        if self.eight_bits:
-            found.append("eight bits are predicted from single calls: no whole run was measured")
+        return [f"times are {basis}; text encoder and VAE are left out"]
+
+    def notes(self) -> list[str]:
+        """Sentences the user should read."""
+        found = self.basis()
         share = f"self-attention is {self.dense.attention_share:.0%} of a dense step"
         if self.gain < 1:
             found.append(f"{self.preset} is slower than dense here: planning outweighs it, {share}")
         elif self.gain < WORTH:
             found.append(f"{self.preset} gains next to nothing here: {share}")
-        return found
+        return found + self.nothing_to_gain()
+
+    def nothing_to_gain(self) -> list[str]:
+        """A sentence where a longer sequence of the same model would gain, and this does not."""
+        if self.gain >= WORTH or not self.gains_from or self.gains_from <= self.tokens:
+            return []
+        return [
+            f"at {self.tokens:,} tokens this model gains nothing with {self.preset}: it does from "
+            f"about {self.gains_from:,} tokens on"
+        ]
 
 
 def predict(found: Forecast, shapes: Shapes, gpu: str, *, compiled: bool = False) -> RunTimes:
@@ -273,8 +292,32 @@ def predict(found: Forecast, shapes: Shapes, gpu: str, *, compiled: bool = False
         steps=len(found.step_density),
         dense=dense,
         sparse=sparse_run(dense, shapes, cost, found.step_density),
-        eight_bits=found.preset.precision is not Precision.MODEL,
+        tokens=shapes.tokens,
+        gains_from=break_even(found, shapes, where, compiled=compiled),
     )
+
+
+def break_even(found: Forecast, shapes: Shapes, gpu: Gpu, *, compiled: bool) -> int | None:
+    """Tokens from which on a preset is worth its while, if it keeps as much of them as planned.
+
+    Returns:
+        To two digits; None where it is not even at ``MOST`` tokens, or everything runs dense.
+    """
+    cost = call_cost(found.preset, found.block)
+
+    def gains(tokens: int) -> bool:
+        other = replace(shapes, tokens=tokens)
+        dense = dense_step(other, gpu, compiled=compiled)
+        seconds = len(found.step_density) * dense.seconds
+        return seconds >= WORTH * sparse_run(dense, other, cost, found.step_density)
+
+    low, high = max(1, found.preset.min_tokens), MOST
+    if found.dense_steps_share == 1 or not gains(high):
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if gains(middle) else (middle, high)
+    return round(high, 2 - len(str(high)))
 
 
 def minutes(seconds: float) -> str:

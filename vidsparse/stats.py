@@ -85,6 +85,13 @@ class Stats:
         self.generations += 1
         self._timed.clear()
 
+    def forget(self) -> None:
+        """Forget all that was counted, of the session too; what was said stays."""
+        self.start_generation()
+        self.fallbacks.clear()
+        self.engines.clear()
+        self.generations = 0
+
     def time(self, whole: Stopwatch, planning: Stopwatch) -> None:
         """Note how long a sparse attention call took, and its planning within that."""
         self._timed.append((whole, planning))

@@ -60,8 +60,8 @@ def _log_sums(
     whole = kv_len // KV
     for block in tl.range(0, whole):
         m, l = _take(
-            q, m, l, k_ptr, to + tl.cast(block, tl.int64) * rows, block, kv_len, k_s, k_d, row_valid,
-            scale_log2, D, BD, BN, KV, BN != KV,
+            q, m, l, k_ptr, to + tl.cast(block, tl.int64) * rows, block, kv_len, k_s, k_d,
+            row_valid, scale_log2, D, BD, BN, KV, BN != KV,
         )  # fmt: skip
     if whole < blocks:
         m, l = _take(

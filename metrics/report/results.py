@@ -223,6 +223,9 @@ class Results(Record):
     Attributes:
         dense_engines: Milliseconds of one dense attention call by engine; ``diffusers`` is stock.
         not_measured: Why a metric is not there, by its label.
+        stack: What diffusers did to the pipeline, dense and sparse, such as "compiled".
+        inputs: What the pipeline was given beside the prompt: files by what they are to it.
+        strength: That of its call, where it was told one.
     """
 
     schema_version: Literal[1]
@@ -232,6 +235,9 @@ class Results(Record):
     device: str
     gpu: str | None
     dtype: str
+    stack: list[str] = Field(default_factory=list)
+    inputs: dict[str, list[str]] = Field(default_factory=dict)
+    strength: float | None = None
     engine: str
     versions: dict[str, str]
     video: Video

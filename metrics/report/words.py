@@ -63,9 +63,21 @@ def conditions(results: Results) -> str:
         f"{count(len(results.prompts), 'prompt')} x {count(len(results.seeds), 'seed')} "
         f"({', '.join(map(str, results.seeds))}), {results.steps} steps, guidance "
         f"{results.guidance:g}, {video.frames} x {video.height} x {video.width} {rate}, "
-        f"{video.tokens:,} tokens, {results.gpu or results.device} in {results.dtype}; "
+        f"{video.tokens:,} tokens, {ran_in(results)}{given(results)}; "
         f"{ran_on}{noise}; {results.schedule_note}."
     )
+
+
+def ran_in(results: Results) -> str:
+    """Where, in which dtype, and what diffusers did to dense and sparse alike."""
+    return ", ".join([f"{results.gpu or results.device} in {results.dtype}", *results.stack])
+
+
+def given(results: Results) -> str:
+    """What the pipeline was given beside the prompt."""
+    said = [f"{role} {', '.join(files)}" for role, files in results.inputs.items()]
+    said += [f"strength {results.strength:g}"] if results.strength is not None else []
+    return f", given {', '.join(said)}" if said else ""
 
 
 def warnings(results: Results) -> list[str]:
@@ -244,7 +256,7 @@ def setting(results: Results) -> str:
         f"{counts if number > 1 else ''}seed {', '.join(map(str, results.seeds))}, "
         f"{results.steps} steps, {video.frames} x {video.height} x {video.width}, "
         f"{video.tokens:,} tokens, engine {results.engine} on "
-        f"{results.gpu or results.device} in {results.dtype}"
+        f"{ran_in(results)}"
     )
 
 
@@ -313,6 +325,9 @@ def facts(results: Results) -> list[tuple[str, str]]:
         ("model", results.model),
         ("device", results.gpu or results.device),
         ("dtype", results.dtype),
+        *([("dense and sparse", ", ".join(results.stack))] if results.stack else []),
+        *((role, ", ".join(files)) for role, files in results.inputs.items()),
+        *([("strength", f"{results.strength:g}")] if results.strength is not None else []),
         ("kernel engine", results.engine),
         *([("CPU", machine(results))] if machine(results) else []),
         *([("dense attention, a call", engines)] if engines else []),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,11 @@ from vidsparse.errors import BadInputError
 from vidsparse.pipelines.model import Hub, Release
 from vidsparse.pipelines.models import IMAGE, VIDEO, find_model
 from vidsparse.pipelines.running.defaults import default_settings, takes_guidance
-from vidsparse.pipelines.running.geometry import Geometry, geometry_of, makes_images, transformer_of
+from vidsparse.pipelines.running.generate import TOLD
+from vidsparse.pipelines.running.geometry import Geometry, geometry_of, transformer_of
+from vidsparse.pipelines.running.inputs import Inputs, inputs_of, makes_images
 from vidsparse.pipelines.running.limits import check_number, check_steps
+from vidsparse.pipelines.running.named import named_releases, named_skeleton
 from vidsparse.pipelines.running.skeleton import skeleton
 from vidsparse.policies.block_size import WIDE
 
@@ -41,6 +44,7 @@ class Checkpoint:
         pipeline: Class of its pipeline.
         image: Whether it makes images.
         takes_guidance: Whether it can be told a guidance scale.
+        inputs: What it takes beside the prompt.
     """
 
     source: str | Path
@@ -59,6 +63,7 @@ class Checkpoint:
     pipeline: str = ""
     image: bool = False
     takes_guidance: bool = True
+    inputs: Inputs = field(default_factory=Inputs)
 
     def size(
         self, frames: int | None = None, height: int | None = None, width: int | None = None
@@ -94,19 +99,24 @@ class Checkpoint:
 
 
 def _of_hub(release: Release, hub: Hub) -> Checkpoint:
+    settings = {
+        "release": release.name,
+        "frames": hub.frames,
+        "height": hub.height,
+        "width": hub.width,
+        "steps": hub.steps,
+        "guidance": hub.guidance,
+        "fps": hub.fps,
+    }
+    if hub.spatial is None:
+        return replace(checkpoint_of(named_skeleton(hub.short), hub.repository), **settings)
     size_multiple = hub.spatial * max(Geometry().patch)
     return Checkpoint(
         source=hub.repository,
         geometry=Geometry(spatial=hub.spatial, size_multiple=size_multiple),
         layers=release.config["num_layers"],
-        release=release.name,
-        frames=hub.frames,
-        height=hub.height,
-        width=hub.width,
-        steps=hub.steps,
-        guidance=hub.guidance,
-        fps=hub.fps,
         pipeline=hub.pipeline,
+        **settings,
     )
 
 
@@ -123,12 +133,36 @@ _TINY = Checkpoint(
     configs=TINY,
     pipeline="WanPipeline",
 )
-CHECKPOINTS: Mapping[str, Checkpoint] = {"tiny": _TINY} | {
-    release.hub.short: _of_hub(release, release.hub)
-    for row in VIDEO + IMAGE
-    for release in row.releases
-    if release.hub is not None
-}
+
+
+class _Checkpoints(Mapping[str, Checkpoint]):
+    """Each is put together when it is asked for, at most once."""
+
+    def __init__(self) -> None:
+        self._hubs = {name: (found, hub) for name, (_, found, hub) in named_releases().items()}
+        self._made = {"tiny": _TINY}
+        self.sources: dict[str, str | Path] = {"tiny": TINY}
+        self.sources |= {name: hub.repository for name, (_, hub) in self._hubs.items()}
+
+    def __getitem__(self, name: str) -> Checkpoint:
+        if name not in self._made:
+            self._made[name] = _of_hub(*self._hubs[name])
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sources)
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+
+CHECKPOINTS = _Checkpoints()
+
+
+def named(source: str | Path) -> Checkpoint | None:
+    """The checkpoint of ``CHECKPOINTS`` that comes from a folder or a hub id; None if none does."""
+    names = [name for name, known in CHECKPOINTS.sources.items() if known == source]
+    return CHECKPOINTS[names[0]] if names else None
 
 
 def find_checkpoint(model: str | Path) -> Checkpoint:
@@ -138,9 +172,8 @@ def find_checkpoint(model: str | Path) -> Checkpoint:
         BadInputError: When it is none of these, or its configs cannot be had or read.
     """
     source = find_source(model)
-    for row in CHECKPOINTS.values():
-        if row.source == source:
-            return row
+    if known := named(source):
+        return known
     if isinstance(source, Path):
         return _read_folder(source, source)
     return _read_folder(source, _configs_of(source))
@@ -153,16 +186,28 @@ def find_source(model: str | Path) -> str | Path:
         BadInputError: When it is none of these.
     """
     if str(model) in CHECKPOINTS:
-        return CHECKPOINTS[str(model)].source
+        return CHECKPOINTS.sources[str(model)]
     folder = Path(model).expanduser()
     if folder.is_dir():
         return TINY if folder.resolve() == TINY.resolve() else folder.resolve()
     if not is_hub_id(str(model)):
         raise BadInputError(
-            f"there is no model folder {model}: give a folder, a hub id such as "
-            f"Wan-AI/Wan2.1-T2V-1.3B-Diffusers, or one of {', '.join(CHECKPOINTS)}"
+            f"there is no model folder {model}{_unnamed(str(model))}: give a folder, a hub id such "
+            f"as Wan-AI/Wan2.1-T2V-1.3B-Diffusers, or one of {', '.join(CHECKPOINTS)}"
         )
     return str(model)
+
+
+def _unnamed(text: str) -> str:
+    """What to say of a model that is supported, and has no name on the command line."""
+    unnamed = [row for row in VIDEO + IMAGE if not any(each.hub for each in row.releases)]
+    known = [name.strip() for row in unnamed for name in re.split("[,;]", row.name)]
+    found = [name for name in known if _letters(name) == _letters(text)]
+    return f" ({found[0]} is supported, but has no name here)" if found else ""
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"[^a-z]", "", text.lower())
 
 
 def is_hub_id(text: str) -> bool:
@@ -196,6 +241,7 @@ def checkpoint_of(pipe: Any, source: str | Path) -> Checkpoint:
         pipeline=type(pipe).__name__,
         image=makes_images(pipe),
         takes_guidance=takes_guidance(pipe),
+        inputs=inputs_of(pipe, told=TOLD),
         least_steps=model.pipeline.least_steps,
         **default_settings(pipe),
     )

@@ -104,6 +104,7 @@ class TransformerConfig(_Config):
     patch_size_t: Count | None = None
     all_patch_size: Counts | None = None
     in_channels: Count | None = None
+    out_channels: Count | None = None
     sample_size: Count | Counts | None = None
     sample_height: Count | None = None
     sample_width: Count | None = None

@@ -6,12 +6,8 @@ from typing import Any
 
 from vidsparse.pipelines.model import PipelineFacts
 from vidsparse.pipelines.models import find_model
-from vidsparse.pipelines.running.geometry import (
-    call_parameters,
-    geometry_of,
-    makes_images,
-    transformer_of,
-)
+from vidsparse.pipelines.running.geometry import geometry_of, transformer_of
+from vidsparse.pipelines.running.inputs import call_parameters, makes_images
 
 
 def default_settings(pipe: Any) -> dict[str, Any]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+
+from PIL import Image
 
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.grid_readers import patch_of
 from vidsparse.pipelines.models import find_model
+from vidsparse.pipelines.running.inputs import call_parameters, makes_images
 from vidsparse.pipelines.running.limits import check_number
 
 
@@ -117,16 +119,6 @@ def transformer_of(pipe: Any) -> Any:
     return getattr(found, "_orig_mod", found)
 
 
-def call_parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
-    """The parameters of a pipeline's call."""
-    return inspect.signature(type(pipe).__call__).parameters
-
-
-def makes_images(pipe: Any) -> bool:
-    """Whether a pipeline makes images: nobody can tell it how many frames."""
-    return "num_frames" not in call_parameters(pipe)
-
-
 def _nearest(value: int, offset: int, step: int, *, at_least: int) -> str:
     """The possible values on both sides of one that is not ``offset + k * step``."""
     below = value - (value - offset) % step
@@ -156,15 +148,20 @@ def _patch(vae: Any, transformer: Any) -> tuple[int, int, int]:
     """Latents per token.
 
     Where a pipeline packs latents itself, its transformer has more channels than there are
-    latents, and the patch in its config is none.
+    latents, and the patch in its config is none. Of those that take masks or other images beside
+    the latents, the channels that come out say it.
     """
     latents = vae.config.get("latent_channels") or vae.config.get("z_dim") or 0
-    channels = transformer.config.get("in_channels") or 0
-    if latents and channels % latents == 0:
-        side = math.isqrt(channels // latents)
-        if side > 1 and side**2 * latents == channels:
-            return 1, side, side
+    for name in ("in_channels", "out_channels"):
+        channels = transformer.config.get(name) or 0
+        if latents and channels % latents == 0:
+            side = math.isqrt(channels // latents)
+            if side > 1 and side**2 * latents == channels:
+                return 1, side, side
     return patch_of(transformer.config)
+
+
+_PICTURES = {"image": Image.new("RGB", (16, 16))}  # what a check may look at before the size
 
 
 def _size_multiple(pipe: Any, token: int) -> int:
@@ -175,14 +172,14 @@ def _size_multiple(pipe: Any, token: int) -> int:
 
 def _accepts(pipe: Any, size: int) -> bool:
     """Whether a pipeline's own check has nothing to say against a height and width."""
-    given = {"prompt": "a", "height": size, "width": size}
+    given = {"prompt": "a", "height": size, "width": size, **_PICTURES}
     parameters = inspect.signature(pipe.check_inputs).parameters if _checks(pipe) else {}
     arguments = {
         name: given.get(name)
         for name, parameter in parameters.items()
         if name in given or parameter.default is parameter.empty
     }
-    if not given.keys() <= arguments.keys():
+    if not {"prompt", "height", "width"} <= arguments.keys():
         return True
     try:
         pipe.check_inputs(**arguments)

@@ -13,6 +13,7 @@ LIMITS: Mapping[str, tuple[float, float]] = {
     "width": (1, 65_536),
     "guidance": (0, 1_000),
     "fps": (0.01, 999),  # below, a file cannot say it
+    "strength": (0, 1),
 }
 
 

@@ -19,6 +19,7 @@ from vidsparse.pipelines.running.configs import (
     read_weight_map,
 )
 from vidsparse.pipelines.running.offline import import_diffusers, without_network
+from vidsparse.pipelines.running.stack import Stack
 from vidsparse.pipelines.running.stored import check_tensors, header
 
 __all__ = ["TINY", "Dtype", "check_folder", "load_pipeline", "resolve_device", "resolve_dtype"]
@@ -34,6 +35,7 @@ def load_pipeline(
     dtype: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    stack: Stack | None = None,
 ) -> Any:
     """Load a diffusers pipeline from a folder, a hub id, or a name in ``CHECKPOINTS``.
 
@@ -43,18 +45,22 @@ def load_pipeline(
         dtype: "float32", "bfloat16" or "float16"; by default float32 on a CPU, else bfloat16.
         trust_remote_code: Run Python code that comes with the model.
         allow_pickle: Also read pickle files (.bin, .pt), which can run any code.
+        stack: What diffusers does to it: eight-bit weights, offload, a cache and the like.
 
     Raises:
-        BadInputError: When the model is missing or incomplete, to the last tensor, or there is no
-            such device.
+        BadInputError: When the model is missing or incomplete, to the last tensor, there is no
+            such device, or the model cannot have what the stack asks for.
         VidsparseError: When diffusers cannot load it.
     """
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
+    stack = stack or Stack()
+    stack.check(device, dtype)
     found = find_source(source)
     safe = None if allow_pickle else True
     folder = found if isinstance(found, Path) else _fetch(found, safe, trust_remote_code)
     check_folder(folder, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    stack.check_folder(folder)
     import_diffusers()
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
@@ -66,12 +72,15 @@ def load_pipeline(
                 dtype=getattr(torch, dtype),
                 use_safetensors=safe,
                 trust_remote_code=trust_remote_code,
+                **stack.loading(folder),
             )
     except BadInputError:
         raise
     except Exception as error:  # a library that is given anything raises anything
         raise _explain(found, error) from error
-    return pipe.to(device)
+    with without_network():
+        stack.set_up(pipe, device)
+    return pipe
 
 
 def _fetch(hub_id: str, safe: bool | None, trust_remote_code: bool) -> Path:

@@ -1,17 +1,19 @@
-"""What a transformer works on, from its config: for the time of a run."""
+"""What a transformer works on, from its config: for the time and the memory of a run."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
-from vidsparse.pipelines.linear_work import linear_work
-from vidsparse.pipelines.models import IMAGE, VIDEO, find_model
-from vidsparse.pipelines.running.checkpoints import Checkpoint
+from vidsparse.pipelines.linear_work import linear_work, widest
+from vidsparse.pipelines.models import find_model
+from vidsparse.pipelines.running.checkpoints import CHECKPOINTS, Checkpoint
 from vidsparse.pipelines.running.geometry import transformer_of
-from vidsparse.pipelines.running.skeleton import diffusers_class, skeleton
+from vidsparse.pipelines.running.named import named_releases, named_skeleton, named_transformer
+from vidsparse.pipelines.running.skeleton import skeleton
+from vidsparse.preset import Preset
+from vidsparse.run_memory import Memory, estimate
 from vidsparse.run_time import Shapes
 
 
@@ -27,7 +29,7 @@ def shapes_of(checkpoint: Checkpoint, grid: TokenGrid) -> Shapes:
     Raises:
         BadInputError: When its configs do not say how wide it is.
     """
-    transformer = _transformer(checkpoint)
+    transformer, _ = empty_transformer(checkpoint)
     model, config = find_model(transformer), transformer.config
     layers = model.layers(transformer)
     heads = getattr(config, "num_attention_heads", None)
@@ -49,17 +51,52 @@ def shapes_of(checkpoint: Checkpoint, grid: TokenGrid) -> Shapes:
     )
 
 
-def _transformer(checkpoint: Checkpoint) -> Any:
-    """Without weights."""
-    if checkpoint.configs is not None:
-        return transformer_of(skeleton(checkpoint.configs))
-    from accelerate import init_empty_weights
+def memory_of(checkpoint: Checkpoint, preset: Preset, grid: TokenGrid) -> Memory:
+    """The memory of a run in 16 bits, estimated.
 
-    row, config = next(
-        (row, release.config)
-        for row in VIDEO + IMAGE
-        for release in row.releases
-        if release.name == checkpoint.release
+    Args:
+        checkpoint: As ``shapes_of`` takes it.
+        preset: What runs.
+        grid: Its tokens.
+
+    Raises:
+        BadInputError: As ``shapes_of`` does.
+    """
+    shapes, (transformer, experts) = shapes_of(checkpoint, grid), empty_transformer(checkpoint)
+    model = find_model(transformer)
+    return estimate(
+        preset,
+        grid,
+        shapes,
+        weights=experts * transformer.num_parameters(),
+        inner=widest(model, transformer),
+        batch=1 if model.guidance == "calls" else shapes.samples,
     )
-    with init_empty_weights():
-        return diffusers_class(row.transformers[0], Path(checkpoint.source))(**config)
+
+
+def empty_transformer(checkpoint: Checkpoint) -> tuple[Any, int]:
+    """The first transformer of a checkpoint without weights, and how many there are.
+
+    Raises:
+        BadInputError: As ``empty_pipeline`` does.
+    """
+    if checkpoint.configs is None:
+        short = _short(checkpoint)
+        return named_transformer(short), named_releases()[short][1].experts
+    pipe = skeleton(checkpoint.configs)
+    return transformer_of(pipe), 1 + (getattr(pipe, "transformer_2", None) is not None)
+
+
+def _short(checkpoint: Checkpoint) -> str:
+    return next(name for name, known in CHECKPOINTS.sources.items() if known == checkpoint.source)
+
+
+def empty_pipeline(checkpoint: Checkpoint) -> Any:
+    """The pipeline of a checkpoint without weights and text encoders; nobody may change it.
+
+    Raises:
+        BadInputError: For a hub id whose configs nobody has fetched, or what ``skeleton`` refuses.
+    """
+    if checkpoint.configs is not None:
+        return skeleton(checkpoint.configs)
+    return named_skeleton(_short(checkpoint))

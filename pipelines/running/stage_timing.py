@@ -56,6 +56,12 @@ class Probe:
         """Time in ``text_encoder``, in self-``attention`` and in ``vae``; waits for a GPU."""
         return {name: sum(w.seconds for w in each) for name, each in self._watches.items()}
 
+    def forget(self) -> None:
+        """Forget what was timed until now."""
+        self.latents.clear()
+        for watches in self._watches.values():
+            watches.clear()
+
     def remove(self) -> None:
         """Take the hooks away; does nothing the second time."""
         self._undo.run()

@@ -1,3 +1,4 @@
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -7,6 +8,10 @@ import pytest
 from vidsparse.cli import run
 from vidsparse.pipelines.running.checkpoints import TINY
 
+PIPELINES = Path(__file__).parents[1] / "pipelines"
+BUILDERS = runpy.run_path(str(PIPELINES / "tiny_pipelines.py"))["BUILDERS"]
+EDITS = runpy.run_path(str(PIPELINES / "tiny_edits.py"))
+TEXT = {"cogvideox": 226, "mochi": 256}  # as their pipelines take it by default
 SMALL = "--frames 9 --height 96 --width 96 --steps 2 --guidance 1 --set min_tokens=0"
 
 
@@ -47,3 +52,16 @@ def other_model(tmp_path: Path) -> Path:
     for part in TINY.iterdir():
         (folder / part.name).symlink_to(part.resolve())
     return folder
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of each pipeline from text, made once, and of those that take more."""
+    root = tmp_path_factory.mktemp("models")
+    for name, build in BUILDERS.items():
+        text = {"text_tokens": TEXT[name]} if name in TEXT else {}
+        build(**text).save_pretrained(root / name, safe_serialization=True)
+    EDITS["wan"](root / "wan")
+    for kind, source in EDITS["FROM"].items():
+        EDITS["turn_into"](kind, root / source, root / kind)
+    return root

@@ -2,8 +2,6 @@
 
 import json
 import re
-import runpy
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +10,6 @@ from PIL import Image
 from vidsparse.cli import run
 from vidsparse.pipelines.running.video import read_video
 
-HELPER = Path(__file__).parents[1] / "pipelines" / "tiny_pipelines.py"
-BUILDERS = runpy.run_path(str(HELPER))["BUILDERS"]
-TEXT = {"cogvideox": 226, "mochi": 256}  # as their pipelines take it by default
 SPARSE = "--preset draft --density 0.3 --set min_tokens=0 --set block=16"
 SIZES = {
     "cogvideox": (9, 96, 64),
@@ -32,16 +27,6 @@ GRIDS = {
     "flux": ("512+1x24x32", 512),
     "pixart": ("1x8x10", 0),
 }
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """A folder of each pipeline, made once."""
-    root = tmp_path_factory.mktemp("models")
-    for name, build in BUILDERS.items():
-        text = {"text_tokens": TEXT[name]} if name in TEXT else {}
-        build(**text).save_pretrained(root / name, safe_serialization=True)
-    return root
 
 
 def arguments(models, name, *, steps=3):

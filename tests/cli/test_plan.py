@@ -216,11 +216,10 @@ def test_a_grid_has_no_time(cli):
     assert "need --model" in outcome.err
 
 
-def test_eight_bits_are_predicted_and_said_to_be(cli):
+def test_eight_bits_are_predicted(cli):
     floats = read(cli("plan --model wan2.1-14b --json"))
     eight = read(cli("plan --model wan2.1-14b --precision int8 --json"))
     assert eight["time"]["sparse_seconds"] < floats["time"]["sparse_seconds"]
-    assert any("eight bits" in note for note in eight["notes"])
 
 
 def test_a_model_of_unknown_width_is_planned_without_a_time(cli, monkeypatch):
@@ -232,3 +231,43 @@ def test_a_model_of_unknown_width_is_planned_without_a_time(cli, monkeypatch):
     assert "time" not in found
     assert found["notes"][-1] == "nobody says how wide it is"
     assert "nobody says" in cli("plan --model tiny --gpu h200").err
+
+
+def test_all_presets_are_shown_to_choose_from(cli):
+    found = read(cli("plan --model tiny --all --json"))
+    rows = {row["preset"]: row for row in found["presets"]}
+    assert rows.keys() >= PRESETS.keys() - {"mine"}
+    alone = read(cli("plan --model tiny --preset draft --json"))
+    assert rows["draft"]["mean_density"] == alone["mean_density"]
+    assert rows["draft"]["seconds"] == alone["time"]["sparse_seconds"]
+    assert found["dense_seconds"] == alone["time"]["dense_seconds"]
+    seconds = [row["seconds"] for row in found["presets"] if row["seconds"] is not None]
+    assert seconds == sorted(seconds)
+    assert rows["svg2"]["seconds"] is None
+    assert any("svg2" in note and "depends on what they see" in note for note in found["notes"])
+    assert any("at 2,800 tokens this model gains nothing" in note for note in found["notes"])
+
+
+def test_all_of_a_grid_has_densities_and_no_times(cli):
+    outcome = cli("plan --grid 7x20x20 --all")
+    assert outcome.code == 0
+    assert "balanced" in outcome.out
+    assert "a run" not in outcome.out
+
+
+def test_all_and_one_preset_do_not_go_together(cli):
+    assert "--all plans every preset as it is" in cli("plan --model tiny --all --density 0.3").err
+
+
+def test_the_memory_of_a_run_is_said(cli):
+    found = read(cli("plan --model wan2.1-1.3b --json"))
+    memory = found["memory"]
+    assert memory["weights"] == pytest.approx(2 * 1.42e9, rel=0.02)
+    assert memory["total"] == memory["weights"] + memory["activations"] + memory["kept"]
+    assert any(note.startswith("memory is that of the transformer") for note in found["notes"])
+    assert read(cli("plan --model wan2.2-a14b --json"))["memory"]["weights"] > 4 * 13e9
+
+
+def test_a_supported_model_without_a_name_is_told_apart_from_a_slip(cli):
+    assert "(Mochi is supported, but has no name here)" in cli("plan --model mochi").err
+    assert "is supported" not in cli("plan --model wan3").err

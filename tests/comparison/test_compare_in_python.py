@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import pytest
 import torch
 
 import vidsparse
+from vidsparse.comparison import of_pipe
 from vidsparse.comparison.models import LoadedModel
 from vidsparse.errors import BadInputError
 from vidsparse.metrics.report.results import read_results
 from vidsparse.metrics.weights import Weights
 from vidsparse.pipelines.running import generate as pipeline
 from vidsparse.pipelines.running.load import load_pipeline
-from vidsparse.pipelines.running.video import read_video
+from vidsparse.pipelines.running.video import read_video, write_video
 
 PROMPT = "a red circle moving right"
 SMALL: dict[str, Any] = {
@@ -228,6 +230,9 @@ def test_a_preset_of_ones_own_is_compared_under_its_name(pipe, tmp_path):
         ({"seeds": [0.5]}, "seeds takes different whole numbers"),
         ({"repeats": 0}, "repeats must be a whole number from 1 on, got 0"),
         ({"height": 100}, "height 100 is not possible"),
+        ({"inputs": {"picture": "a.png"}}, "unknown input 'picture': choose image, last-image"),
+        ({"inputs": {"video": "no.mp4"}}, r"--video no\.mp4: there is no such file"),
+        ({"strength": 0.5}, r"WanPipeline takes no strength: leave .*\(strength=\) out"),
         ({"weights": Weights(lpips_alex=Path(__file__))}, "weights lpips_alex: .* cannot be read"),
     ],
 )
@@ -265,3 +270,27 @@ def test_what_is_no_pipeline_or_has_a_session_is_refused(pipe, tmp_path):
         pytest.raises(BadInputError, match="has a vidsparse session"),
     ):
         vidsparse.compare(pipe, "draft", PROMPT, out=tmp_path, **SMALL)
+
+
+def test_files_are_given_by_what_they_are(tmp_path):
+    wan = runpy.run_path(str(Path(__file__).parents[1] / "pipelines" / "conftest.py"))
+    write_video(tmp_path / "video.mp4", np.zeros((11, 64, 96, 3), np.uint8), 12)
+    video: dict[str, Any] = {"steps": 4, "strength": 0.5}
+    spec = of_pipe.spec_of(
+        wan["video_to_video"](), "draft", PROMPT, 0, video=video,
+        inputs={"video": [tmp_path / "video.mp4"]},
+    )  # fmt: skip
+    (request,) = spec.job.requests
+    assert (request.frames, request.height, request.width) == (9, 64, 96)
+    assert (request.strength, spec.job.fps) == (0.5, 12)
+    assert [file.role for file in request.inputs] == ["video"]
+
+
+def test_a_pipeline_that_is_compiled_is_known_to_be(pipe):
+    assert not LoadedModel(pipe).stack.compile
+    pipe.transformer.blocks[0].compile()
+    try:
+        assert LoadedModel(pipe).stack.compile
+    finally:
+        pipe.transformer.blocks[0]._compiled_call_impl = None
+    assert not LoadedModel(pipe).stack.compile

@@ -41,7 +41,9 @@ def test_every_row_is_taken_as_it_stands(row, release):
 def test_no_method_has_two_rows_for_a_model_and_every_model_is_in_the_table():
     pairs = [(row.preset, release) for row, release in PAIRS]
     assert len(set(pairs)) == len(pairs)
-    assert {release for _, release in pairs} == {each.name for each in RELEASES}
+    has_name = {each.name for each in RELEASES if each.hub is not None}
+    published = {release for _, release in pairs}
+    assert published | has_name == {each.name for each in RELEASES}
 
 
 @pytest.mark.parametrize(("row", "release"), PAIRS, ids=IDS)
@@ -163,10 +165,15 @@ REAL = {  # as their configs on the hub say, where they differ from diffusers' d
         1,
     ),
     "HunyuanVideo": ("HunyuanVideoTransformer3DModel", {}, 1),
-    "CogVideoX-5B": ("CogVideoXTransformer3DModel", COG_5B, 1),
+    "CogVideoX-5b": (
+        "CogVideoXTransformer3DModel", COG_5B | {"use_rotary_positional_embeddings": True}, 1
+    ),
     "CogVideoX1.5-5B": ("CogVideoXTransformer3DModel", COG_5B | {"patch_size_t": 2}, 1),
     "Cosmos-1.0-Diffusion-14B-Text2World": ("CosmosTransformer3DModel", COSMOS_14B, 1),
-}
+    "LTX-Video": ("LTXVideoTransformer3DModel", {}, 1),
+    "FLUX.1-dev": ("FluxTransformer2DModel", {"guidance_embeds": True}, 1),
+    "Qwen-Image": ("QwenImageTransformer2DModel", {}, 1),
+}  # fmt: skip
 NONE = {
     "first and last frame": (
         "WanTransformer3DModel", WAN_I2V | {"pos_embed_seq_len": 514}, 1
@@ -177,6 +184,10 @@ NONE = {
     ),
     "CogVideoX-2B": ("CogVideoXTransformer3DModel", {}, 1),
     "Cosmos 7B": ("CosmosTransformer3DModel", {}, 1),
+    "LTX-Video 13B": (
+        "LTXVideoTransformer3DModel", {"num_layers": 48, "attention_head_dim": 128}, 1
+    ),
+    "FLUX.1-schnell": ("FluxTransformer2DModel", {}, 1),
     "Cosmos-Predict2-14B": (
         "CosmosTransformer3DModel", COSMOS_14B | {"extra_pos_embed_type": None}, 1
     ),
@@ -184,7 +195,7 @@ NONE = {
 
 
 def row_of(kind):
-    return next(row for row in VIDEO if kind in row.transformers)
+    return next(row for row in VIDEO + IMAGE if kind in row.transformers)
 
 
 @pytest.mark.parametrize("name", [each.name for each in RELEASES])

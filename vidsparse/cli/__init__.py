@@ -22,6 +22,7 @@ from vidsparse.cli.options import flatten
 from vidsparse.cli.plan import plan
 from vidsparse.cli.presets import presets
 from vidsparse.cli.screen import complain, quiet_libraries
+from vidsparse.cli.tune import tune
 from vidsparse.errors import BadInputError, VidsparseError
 
 _UsageError: Any = typer.BadParameter.__base__  # of click, wherever typer keeps it
@@ -46,7 +47,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (generate, compare, inspect, plan, bench, presets, doctor):
+for _command in (generate, compare, inspect, plan, tune, bench, presets, doctor):
     app.command()(flatten(_command))
 
 

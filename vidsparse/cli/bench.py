@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from vidsparse.cli.bench_pipeline import PipelineOptions, bench_pipeline
 from vidsparse.cli.options import Json, Overwrite, check_free
 from vidsparse.cli.screen import answer, answer_json, note, plain_table
 from vidsparse.errors import BadInputError
@@ -19,50 +22,91 @@ class Part(StrEnum):
 
     Attributes:
         KERNELS: Every kernel engine at real shapes, beside dense attention.
+        PIPELINE: Whole denoising runs of a model of real size with random weights.
     """
 
     KERNELS = "kernels"
+    PIPELINE = "pipeline"
+
+
+PANEL = "Kernels"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelOptions:
+    """What ``bench kernels`` measures."""
+
+    shape: Annotated[
+        list[str] | None, typer.Option(help="A shape; repeat for more.", rich_help_panel=PANEL)
+    ] = None
+    density: Annotated[
+        list[float] | None, typer.Option(help="A density; repeat for more.", rich_help_panel=PANEL)
+    ] = None
+    engine: Annotated[
+        list[str] | None, typer.Option(help="An engine; repeat for more.", rich_help_panel=PANEL)
+    ] = None
+    rounds: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Timed rounds.", rich_help_panel=PANEL)
+    ] = 7
+    q_block: Annotated[
+        int | None,
+        typer.Option(min=1, max=4096, help="Tokens in a query block.", rich_help_panel=PANEL),
+    ] = None
+    kv_block: Annotated[
+        int | None,
+        typer.Option(min=1, max=4096, help="Tokens in a key block.", rich_help_panel=PANEL),
+    ] = None
+    radial: Annotated[bool, typer.Option(help="Run radial lists too.", rich_help_panel=PANEL)] = (
+        True
+    )
 
 
 def bench(
     ctx: typer.Context,
+    kernels: KernelOptions,
+    pipeline: PipelineOptions,
     part: Annotated[Part, typer.Argument(help="What to measure.")] = Part.KERNELS,
-    shape: Annotated[list[str] | None, typer.Option(help="A shape; repeat for more.")] = None,
-    density: Annotated[list[float] | None, typer.Option(help="A density; repeat for more.")] = None,
-    engine: Annotated[list[str] | None, typer.Option(help="An engine; repeat for more.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, max=10_000, help="Timed rounds.")] = 7,
-    q_block: Annotated[
-        int | None, typer.Option(min=1, max=4096, help="Tokens in a query block.")
-    ] = None,
-    kv_block: Annotated[
-        int | None, typer.Option(min=1, max=4096, help="Tokens in a key block.")
-    ] = None,
-    radial: Annotated[bool, typer.Option(help="Run radial lists too.")] = True,
     json: Json = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write JSON here.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Measure how fast sparse attention is here, against the best dense attention."""
+    others = kernels if part is Part.PIPELINE else pipeline
+    if given := [
+        f.name for f in dataclasses.fields(others) if getattr(others, f.name) != f.default
+    ]:
+        other = Part.KERNELS if part is Part.PIPELINE else Part.PIPELINE
+        name = given[0].replace("_", "-")
+        raise BadInputError(f"--{name} belongs to `vidsparse bench {other.value}`: leave it out")
+    command = shlex.join(["vidsparse", *ctx.obj])
+    if part is Part.PIPELINE:
+        bench_pipeline(pipeline, command, output, json=json, overwrite=overwrite)
+        return
+    if output is not None:
+        check_free(output, overwrite=overwrite)
+    _bench_kernels(kernels, command, output, json=json)
+
+
+def _bench_kernels(
+    options: KernelOptions, command: str, output: Path | None, *, json: bool
+) -> None:
     from vidsparse.bench import kernel_bench
     from vidsparse.kernels.engines.table import check_engine
 
-    if output is not None:
-        check_free(output, overwrite=overwrite)
-    for name in engine or ():
+    for name in options.engine or ():
         check_engine(name)
-    for share in density or ():
+    for share in options.density or ():
         if not 0 < share <= 1:
             raise BadInputError(f"--density must be in (0, 1], got {share:g}")
     settings = kernel_bench.Settings(
-        shapes=tuple(shape or ()),
-        densities=tuple(density or kernel_bench.DENSITIES),
-        engines=tuple(engine or ()),
-        rounds=rounds,
-        radial=radial,
-        q_block=q_block or kernel_bench.usual_block(),
-        kv_block=kv_block or kernel_bench.usual_block(),
+        shapes=tuple(options.shape or ()),
+        densities=tuple(options.density or kernel_bench.DENSITIES),
+        engines=tuple(options.engine or ()),
+        rounds=options.rounds,
+        radial=options.radial,
+        q_block=options.q_block or kernel_bench.usual_block(),
+        kv_block=options.kv_block or kernel_bench.usual_block(),
     )
-    command = shlex.join(["vidsparse", *ctx.obj])
     rows: list[dict[str, Any]] = []
 
     def keep(row: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from vidsparse.cli.options import Json, PresetChanges, option, ray_option, whole
 from vidsparse.cli.progress import Screen
 from vidsparse.cli.run_options import Prompt, RunOptions
 from vidsparse.cli.screen import answer, answer_json, note
+from vidsparse.cli.stack_options import InputOptions, StackOptions
 from vidsparse.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 def compare(
     context: typer.Context,
     run: RunOptions,
+    given: InputOptions,
+    stack: StackOptions,
     changes: PresetChanges,
     prompt: Prompt = None,
     prompts: Annotated[
@@ -73,7 +76,7 @@ def compare(
 
     presets = read_presets(preset, changes)
     numbers = read_seeds(seeds, run.seed)
-    job = replace(run, seed=numbers[0]).job(_prompts(prompt, prompts))
+    job = replace(run, seed=numbers[0]).job(_prompts(prompt, prompts), given, stack)
     spec = Spec(
         job=job,
         presets=[job.effective(chosen) for chosen in presets],

@@ -13,6 +13,7 @@ from vidsparse.cli.options import Json, Overwrite, PresetChanges, check_free, op
 from vidsparse.cli.progress import Screen
 from vidsparse.cli.run_options import Prompt, RunOptions
 from vidsparse.cli.screen import answer_json, complain
+from vidsparse.cli.stack_options import InputOptions, StackOptions
 from vidsparse.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -27,10 +28,12 @@ MOST_TEXT = 10_000_000
 
 def generate(
     run: RunOptions,
+    given: InputOptions,
+    stack: StackOptions,
     changes: PresetChanges,
     prompt: Prompt = None,
     preset: Annotated[
-        str, option("A name that `vidsparse presets` lists, or FILE.py:NAME.", panel="Sparsity")
+        str, option("A name of `vidsparse presets`, FILE.py:NAME, or FILE.toml.", panel="Sparsity")
     ] = "balanced",
     dense: Annotated[bool, option("No sparsity at all.", "--dense", panel="Sparsity")] = False,
     prompts: Annotated[
@@ -52,7 +55,7 @@ def generate(
     if prompts is not None and prompt is not None:
         raise BadInputError("give a prompt or --prompts FILE, not both")
     chosen = None if dense else changes.preset(preset)
-    job = run.job([prompt] if prompts is None else read_prompts(prompts))
+    job = run.job([prompt] if prompts is None else read_prompts(prompts), given, stack)
     chosen = chosen and job.effective(chosen)
     if prompts is None:
         paths = [output or Path(f"out{job.suffix}")]

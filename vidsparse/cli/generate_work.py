@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import vidsparse
 from vidsparse.cli.progress import Screen
 from vidsparse.cli.screen import answer, complain, note, step_bar
+from vidsparse.comparison.job import given_beside
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,14 +95,15 @@ class GenerateWork:
         path, request = self._paths[number], self._job.requests[number]
         preset, many = self._preset, len(self._paths) > 1
         label = path.stem if many else preset.name if preset else "dense"
-        strict = self._job.strict
+        strict, stack = self._job.strict, self._job.model.stack
+        stack.start_over()
         result = run_request(self._pipe, request, preset, label, strict=strict)
         facts = self._facts(number, result)
         if self._finished is None:
             self._job.write(path, result.frames, request, preset)
         else:
             self._finished.write(number, result.frames, facts)
-        return Made(final_line(path, result), facts)
+        return Made(final_line(path, result, stack.describe()), facts)
 
     def facts_of(self, number: int) -> dict[str, Any] | None:
         """What is said of a video that is finished; None if it is not."""
@@ -152,6 +154,8 @@ class GenerateWork:
             "engines": dict(stats.engines) if stats else {},
             "fallbacks": dict(stats.fallbacks) if stats else {},
             "notes": list(stats.notes) if stats else [],
+            "stack": self._job.model.stack.describe(),
+            **given_beside(request),
         }
 
 
@@ -178,9 +182,9 @@ class Video:
         return self._work.facts_of(self._number) is not None
 
 
-def final_line(path: Path, result: Result) -> str:
+def final_line(path: Path, result: Result, stack: list[str]) -> str:
     """Say where the video is, how long it took, how sparse it was and what fell back."""
-    start = f"[bold]{path}[/bold] in {result.seconds:.1f} s"
+    start = ", ".join([f"[bold]{path}[/bold] in {result.seconds:.1f} s", *stack])
     if result.stats is None:
         return f"{start}, dense"
     stats = result.stats

@@ -21,6 +21,7 @@ from vidsparse.cli.options import (
 from vidsparse.cli.progress import Screen
 from vidsparse.cli.run_options import Prompt, RunOptions
 from vidsparse.cli.screen import answer, answer_json, note, plain_table, step_bar
+from vidsparse.cli.stack_options import InputOptions
 from vidsparse.errors import BadInputError
 from vidsparse.files import replace_file
 from vidsparse.progress import Progress
@@ -34,10 +35,11 @@ if TYPE_CHECKING:
 def inspect(
     context: typer.Context,
     run: RunOptions,
+    given: InputOptions,
     changes: PresetChanges,
     prompt: Prompt = None,
     preset: Annotated[
-        str, option("A name that `vidsparse presets` lists, or FILE.py:NAME.", panel="Sparsity")
+        str, option("A name of `vidsparse presets`, FILE.py:NAME, or FILE.toml.", panel="Sparsity")
     ] = "balanced",
     layers: Annotated[
         str | None, option("Such as 0,5; by default first, middle and last.", panel="Pictures")
@@ -58,7 +60,7 @@ def inspect(
     from vidsparse.pipelines.running.video import check_writable
 
     chosen = changes.preset(preset)
-    job = run.job([prompt])
+    job = run.job([prompt], given)
     chosen = job.effective(chosen)
     total = job.requests[0].steps
     drawn_steps = read_numbers("--at-steps", at_steps, total) or [total // 2, total - 1]

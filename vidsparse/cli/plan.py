@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from vidsparse.cli.options import Json, PresetChanges, option
@@ -14,9 +15,12 @@ if TYPE_CHECKING:
     from vidsparse.forecast import Forecast
     from vidsparse.pipelines.running.checkpoints import Checkpoint
     from vidsparse.pipelines.running.geometry import Geometry
-    from vidsparse.run_time import RunTimes
 
 GRID_STEPS = 50  # of a run when only a grid is given
+ABOUT_MEMORY = (
+    "memory is that of the transformer in 16 bits: its weights, activations as in the one run "
+    "whose peak was measured (Wan 2.1 14B on an H200), and what the preset keeps between calls"
+)
 
 
 def plan(
@@ -30,7 +34,7 @@ def plan(
     size: Annotated[str | None, option("WIDTHxHEIGHT in pixels.", "--size")] = None,
     frames: Annotated[int | None, option("Frames of the video; 1 for images.", "--frames")] = None,
     preset: Annotated[
-        str, option("A name that `vidsparse presets` lists, or FILE.py:NAME.")
+        str, option("A name of `vidsparse presets`, FILE.py:NAME, or FILE.toml.")
     ] = "balanced",
     steps: Annotated[
         int | None, option("Denoising steps; by default the model's, or 50.", "--steps")
@@ -42,14 +46,19 @@ def plan(
     compiled: Annotated[
         bool, option("Of a transformer whose blocks are compiled.", "--compiled")
     ] = False,
+    all: Annotated[
+        bool, option("Every preset beside the others, to choose from.", "--all")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Say how much a preset computes on a grid, and how long a run takes."""
+    from vidsparse.cli.plan_all import Run, plan_all, read_shapes
     from vidsparse.forecast import forecast
     from vidsparse.pipelines.published import apply
     from vidsparse.pipelines.running.checkpoints import find_checkpoint
+    from vidsparse.pipelines.running.shapes import memory_of
+    from vidsparse.run_time import MEASURED, predict
 
-    chosen = changes.preset(preset)
     if (grid is None) == (model is None):
         raise BadInputError("give --grid, such as 21x45x80, or --model, such as wan2.1-14b")
     if grid is not None and (gpu is not None or compiled):
@@ -61,21 +70,29 @@ def plan(
     checkpoint = find_checkpoint(model) if model else _grid_checkpoint()
     tokens = TokenGrid.parse(grid) if grid else _model_grid(checkpoint, size, frames)
     number = checkpoint.or_default("steps", steps)
-    chosen, said = apply(chosen, checkpoint.release)
+    if all:
+        plan_all(Run(checkpoint, tokens, number, gpu, compiled), changes, preset, json=json)
+        return
+    chosen, said = apply(changes.preset(preset), checkpoint.release)
     found = forecast(chosen, tokens, number, checkpoint.layers, checkpoint.head_dim)
-    times, why_none = _times(found, checkpoint, gpu, compiled) if model else (None, [])
+    shapes, why_none = read_shapes(checkpoint, tokens, wanted=gpu is not None or compiled)
+    times = shapes and predict(found, shapes, gpu or MEASURED, compiled=compiled)
+    memory = None if times is None else memory_of(checkpoint, chosen, tokens)
     notes = [
         *([said] if said else []),
         *found.notes,
         *([] if grid else _about_text(checkpoint.geometry)),
         *(why_none if times is None else times.notes()),
+        *([ABOUT_MEMORY] if memory else []),
     ]
     text = {"text_tokens": tokens.prefix + tokens.suffix, "layers": checkpoint.layers}
     if json:
         told = {} if times is None else {"time": times.to_json()}
+        told |= {} if memory is None else {"memory": memory.to_json()}
         answer_json(found.to_json() | text | told | {"notes": notes})
         return
-    answer(_table(found, text, times))
+    rows = [*(times.rows() if times else ()), *([memory.row()] if memory else ())]
+    answer(_table(found, text, rows))
     for sentence in notes:
         note(sentence)
 
@@ -116,27 +133,7 @@ def read_size(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _times(
-    found: Forecast, checkpoint: Checkpoint, gpu: str | None, compiled: bool
-) -> tuple[RunTimes | None, list[str]]:
-    """The time of a run, or a sentence why there is none, which is an error where it was asked for.
-
-    Raises:
-        BadInputError: For an unknown GPU, or a model of which too little is known for ``--gpu``.
-    """
-    from vidsparse.pipelines.running import shapes
-    from vidsparse.run_time import MEASURED, predict
-
-    try:
-        known = shapes.shapes_of(checkpoint, found.grid)
-    except BadInputError as error:
-        if gpu is not None or compiled:
-            raise
-        return None, [str(error)]
-    return predict(found, known, gpu or MEASURED, compiled=compiled), []
-
-
-def _table(found: Forecast, more: dict[str, int | None], times: RunTimes | None) -> Any:
+def _table(found: Forecast, more: dict[str, int | None], of_run: Sequence[tuple[str, str]]) -> Any:
     table = plain_table(preset="left", **{found.preset.name: "right"})
     facts = found.to_json()
     table.add_row("grid", facts["grid"])
@@ -151,6 +148,6 @@ def _table(found: Forecast, more: dict[str, int | None], times: RunTimes | None)
         table.add_row("mean density asked for", f"{asked:.3f}")
     table.add_row(f"mean density over {facts['steps']} steps", f"{found.mean_density:.3f}")
     table.add_row("steps that are dense", f"{found.dense_steps_share:.0%}")
-    for name, value in () if times is None else times.rows():
+    for name, value in of_run:
         table.add_row(name, value)
     return table

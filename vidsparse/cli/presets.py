@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Mapping
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 def presets(
     changes: PresetChanges,
     name: Annotated[
-        str | None, typer.Argument(help="Show this one's parameters; may be FILE.py:NAME.")
+        str | None,
+        typer.Argument(help="Show this one's; FILE.py:NAME, or FILE.toml."),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -59,6 +61,8 @@ def presets(
     answer(table)
     if published:
         answer(_published_table(published))
+    for sentence in read_told(preset):
+        note(sentence)
 
 
 def describe(preset: Preset) -> dict[str, dict[str, Any]]:
@@ -73,6 +77,26 @@ def describe(preset: Preset) -> dict[str, dict[str, Any]]:
         name: {"value": value, "part": meanings[name][0], "meaning": meanings[name][1]}
         for name, value in preset.plain_parameters().items()
     }
+
+
+def read_told(preset: Preset) -> list[str]:
+    """What a preset file says beside the preset, a line for each table."""
+    from vidsparse.preset_files import PresetFile
+
+    path = Path(preset.source)
+    if path.suffix != ".toml":
+        return []
+    told = PresetFile.read(path).told
+    return [
+        f"{name}: {', '.join(f'{key} {_shown(value)}' for key, value in table.items())}"
+        for name, table in told.items()
+    ]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"({', '.join(f'{key} {_shown(each)}' for key, each in value.items())})"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def read_published(preset: str) -> list[dict[str, Any]]:

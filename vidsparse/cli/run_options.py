@@ -11,12 +11,14 @@ import typer
 
 from vidsparse.cli.options import option
 from vidsparse.cli.screen import note
+from vidsparse.cli.stack_options import InputOptions, StackOptions
 from vidsparse.errors import BadInputError
 
 if TYPE_CHECKING:
     from vidsparse.comparison.job import Job
     from vidsparse.pipelines.running.checkpoints import Checkpoint
     from vidsparse.pipelines.running.generate import Request
+    from vidsparse.pipelines.running.pictures import InputFile
 
 Prompt = Annotated[
     str | None,
@@ -32,7 +34,8 @@ class RunOptions:
         str,
         option(
             "Folder or hub id of a diffusers pipeline, or a name: tiny (the pipeline that ships), "
-            "wan2.1-1.3b, wan2.1-14b, wan2.2-a14b, wan2.2-ti2v-5b.",
+            "wan2.1-1.3b, wan2.1-14b, wan2.2-a14b, wan2.2-ti2v-5b, hunyuanvideo, cogvideox-5b, "
+            "ltx-video, flux.1-dev, qwen-image.",
             panel="Model",
         ),
     ] = "tiny"
@@ -61,16 +64,27 @@ class RunOptions:
         option("Fail where a call would fall back to dense.", "--strict", panel="Sparsity"),
     ] = False
 
-    def job(self, prompts: Sequence[str | None]) -> Job:
+    def job(
+        self,
+        prompts: Sequence[str | None],
+        given: InputOptions = InputOptions(),  # noqa: B008 it cannot be changed
+        options: StackOptions = StackOptions(),  # noqa: B008
+    ) -> Job:
         """Check everything that can be checked without weights.
 
+        Args:
+            prompts: One for each video; None lets the shipped pipeline draw it.
+            given: What the pipeline is given beside them.
+            options: What diffusers does to it.
+
         Raises:
-            BadInputError: For a model, device, size or prompt that is not possible.
+            BadInputError: For a model, device, size, prompt or file that is not possible.
         """
         from vidsparse.comparison.job import Job
         from vidsparse.comparison.models import StoredModel
         from vidsparse.pipelines.running import load
         from vidsparse.pipelines.running.checkpoints import find_checkpoint, find_source
+        from vidsparse.pipelines.running.given import rate_from
 
         source = find_source(self.model)
         trust = {"allow_pickle": self.allow_pickle, "trust_remote_code": self.trust_remote_code}
@@ -79,22 +93,45 @@ class RunOptions:
         checkpoint = find_checkpoint(self.model)
         device = load.resolve_device(self.device)
         dtype = load.resolve_dtype(self.dtype, device)
+        files = given.files()
+        requests = [self._request(checkpoint, prompt, files, given.strength) for prompt in prompts]
+        rate = rate_from(checkpoint, files)
+        if files and None in (self.height, self.width):
+            first = requests[0]
+            note(f"made at {first.frames} x {first.height} x {first.width}, for what is given")
+        stack = options.stack(device, dtype, requests[0].steps, given.strength)
+        if checkpoint.configs is not None:
+            stack.check_folder(checkpoint.configs)
         return Job(
-            model=StoredModel(source=checkpoint.source, device=device, dtype=dtype, **trust),
+            model=StoredModel(
+                source=checkpoint.source, device=device, dtype=dtype, stack=stack, **trust
+            ),
             checkpoint=checkpoint,
             device=device,
             dtype=dtype,
-            fps=checkpoint.or_default("fps", self.fps),
-            requests=[self._request(checkpoint, prompt) for prompt in prompts],
+            fps=checkpoint.or_default("fps", rate if self.fps is None else self.fps),
+            requests=requests,
             strict=self.strict,
         )
 
-    def _request(self, checkpoint: Checkpoint, prompt: str | None) -> Request:
+    def _request(
+        self,
+        checkpoint: Checkpoint,
+        prompt: str | None,
+        files: Sequence[InputFile],
+        strength: float | None,
+    ) -> Request:
         from vidsparse.comparison.job import make_request
 
         names = ("seed", "frames", "height", "width", "steps", "guidance")
         asked = {name: getattr(self, name) for name in names}
-        return make_request(checkpoint, self._prompt(checkpoint, prompt), **asked)
+        return make_request(
+            checkpoint,
+            self._prompt(checkpoint, prompt),
+            inputs=files,
+            strength=strength,
+            **asked,
+        )
 
     def _prompt(self, checkpoint: Checkpoint, prompt: str | None) -> str:
         """The prompt, drawn or looked over by the shipped pipeline's own grammar."""

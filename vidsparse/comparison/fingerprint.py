@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     from vidsparse.pipelines.running.generate import Request
 
 PACKAGE = Path(__file__).resolve().parent.parent
-NOT_OF_PIXELS = ("cli", "comparison", "bench", "metrics")  # rooms that only call, measure or show
+NOT_OF_PIXELS = (
+    "cli",
+    "comparison",
+    "bench",
+    "metrics",
+    "tuning",
+)  # rooms that only call, measure or show
 
 
 def of_machine(job: Job) -> dict[str, Any]:
@@ -38,6 +44,7 @@ def of_machine(job: Job) -> dict[str, Any]:
         "device": job.device,
         "machine": machine,
         "dtype": job.dtype,
+        "stack": repr(job.model.stack),
         **versions(),
         "code": code(pixel_files()),
     }
@@ -46,7 +53,8 @@ def of_machine(job: Job) -> dict[str, Any]:
 def of_run(machine: Mapping[str, Any], request: Request, preset: Preset | None) -> dict[str, Any]:
     """The settings of one generation; how a preset is described does not count."""
     nameless = preset and replace(preset, summary="", source="")
-    return {**machine, **asdict(request), "preset": repr(nameless)}
+    inputs = [(file.role, file.sha256) for file in request.inputs]
+    return {**machine, **asdict(request), "inputs": inputs, "preset": repr(nameless)}
 
 
 def of_scoring(weights: Weights | None, fps: float, judge: Path | None = None) -> dict[str, Any]:

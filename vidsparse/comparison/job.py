@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from vidsparse.comparison.models import Model
     from vidsparse.pipelines.running.checkpoints import Checkpoint
     from vidsparse.pipelines.running.generate import Request
+    from vidsparse.pipelines.running.pictures import InputFile
     from vidsparse.preset import Preset
 
 
@@ -59,6 +61,9 @@ class Job:
         names = ("prompt", "seed", "steps", "guidance")
         about = {name: getattr(request, name) for name in names}
         about |= {"preset": preset and preset.name, "vidsparse": VERSION}
+        about |= given_beside(request)
+        if stack := self.model.stack.describe():
+            about["stack"] = stack
         if self.checkpoint.image:
             write_image(path, frames, about=about)
         else:
@@ -78,6 +83,15 @@ class Job:
         return pipe
 
 
+def given_beside(request: Request) -> dict[str, Any]:
+    """What a run was given beside its prompt, for a record; empty where that was all."""
+    files: dict[str, list[str]] = {}
+    for file in request.inputs:
+        files.setdefault(file.role, []).append(str(file.path))
+    strength = {} if request.strength is None else {"strength": request.strength}
+    return {**({"inputs": files} if files else {}), **strength}
+
+
 def make_request(
     checkpoint: Checkpoint,
     prompt: str,
@@ -88,23 +102,33 @@ def make_request(
     width: int | None = None,
     steps: int | None = None,
     guidance: float | None = None,
+    inputs: Sequence[InputFile] = (),
+    strength: float | None = None,
 ) -> Request:
-    """What to generate; what is left out is as the model's authors recommend.
+    """What to generate; what is left out is as the inputs have it, or the model's authors.
 
     Raises:
         BadInputError: For what the model cannot do.
     """
     from vidsparse.errors import BadInputError
     from vidsparse.pipelines.running.generate import Request
+    from vidsparse.pipelines.running.given import size_from
+    from vidsparse.pipelines.running.limits import check_steps
 
-    size = checkpoint.size(frames, height, width)
+    checkpoint.inputs.check(checkpoint.pipeline, {file.role for file in inputs}, strength)
+    asked = size_from(checkpoint, inputs, frames=frames, height=height, width=width)
+    size = checkpoint.size(**asked)
     if guidance is not None and not checkpoint.takes_guidance:
         raise BadInputError(
             f"{checkpoint.pipeline} takes no guidance scale: leave --guidance (guidance=) out"
         )
+    number = checkpoint.or_default("steps", steps)
+    check_steps(number, checkpoint.inputs.least_steps(checkpoint.least_steps, strength))
     return Request(
         prompt=prompt,
-        steps=checkpoint.or_default("steps", steps),
+        steps=number,
+        inputs=tuple(inputs),
+        strength=strength,
         guidance=checkpoint.or_default("guidance", guidance),
         seed=seed,
         **size,

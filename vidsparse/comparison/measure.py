@@ -55,6 +55,7 @@ def measure(
     *,
     strict: bool = False,
     reference: np.ndarray | None = None,
+    compiled: bool = False,
 ) -> Measured:
     """Generate one video, dense (as diffusers does it) without a preset, and measure it.
 
@@ -65,18 +66,25 @@ def measure(
         on_step: Told of every step.
         strict: Raise where a call would fall back to dense.
         reference: Latents of the dense run.
+        compiled: Whether its code is compiled, which happens anew for each measurement: the
+            first step is then done once before, untimed.
     """
     from vidsparse.pipelines.running.checkpoints import geometry_of
-    from vidsparse.pipelines.running.generate import generate
+    from vidsparse.pipelines.running.generate import first_step, generate
     from vidsparse.pipelines.running.stage_timing import Probe
     from vidsparse.pipelines.session import Session
 
-    device = torch.device(pipe.device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    device = torch.device(getattr(pipe, "_execution_device", pipe.device))
     machine = here()
     attached = Session(pipe, preset, strict=strict) if preset else nullcontext()
     with attached as session, Probe(pipe) as probe:
+        if compiled:
+            first_step(pipe, request)
+            probe.forget()
+            if session:
+                session.stats.forget()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         started = perf_counter()
         frames = generate(pipe, request, on_step)
         total = perf_counter() - started
@@ -118,7 +126,7 @@ def dense_by_another_engine(pipe: Any, request: Request, on_step: OnStep) -> tup
     from vidsparse.comparison.baselines import another_engine
     from vidsparse.pipelines.running.generate import generate
 
-    name, engine = another_engine(torch.device(pipe.device))
+    name, engine = another_engine(torch.device(getattr(pipe, "_execution_device", pipe.device)))
     with engine:
         frames = generate(pipe, request, on_step)
     return f"dense against dense with PyTorch's {name}", frames
@@ -127,11 +135,10 @@ def dense_by_another_engine(pipe: Any, request: Request, on_step: OnStep) -> tup
 def warm_up(pipe: Any, request: Request, preset: Preset | None) -> None:
     """Run a step at full sparsity, or a dense one and the decoder, so that it is not timed."""
     from vidsparse.pipelines.running import generate
-    from vidsparse.pipelines.running.defaults import least_steps
     from vidsparse.pipelines.session import Session
 
     if preset is None:
-        generate.generate(pipe, replace(request, steps=least_steps(pipe)))
+        generate.generate(pipe, replace(request, steps=generate.fewest_steps(pipe, request)))
         return
     at_once = {"warmup": 0.0, "ramp_until": 0.0, "cooldown": 0.0, "dense_layers": 0}
     with Session(pipe, preset.override(at_once)):

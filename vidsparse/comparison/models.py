@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,11 +15,12 @@ from torch import nn
 from vidsparse.comparison.fingerprint import of_files
 from vidsparse.errors import BadInputError
 from vidsparse.pipelines.running.checkpoints import (
-    CHECKPOINTS,
     Checkpoint,
     checkpoint_of,
     find_source,
+    named,
 )
+from vidsparse.pipelines.running.stack import Stack, is_compiled, lora_files
 
 SAMPLES = 64  # numbers of each tensor that tell one set of weights from another
 
@@ -35,6 +36,11 @@ class Model(Protocol):
         """What changes when the weights do, as plain values; None where nobody can say."""
         ...
 
+    @property
+    def stack(self) -> Stack:
+        """What diffusers does to it, as far as we asked for it."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredModel:
@@ -46,6 +52,7 @@ class StoredModel:
         dtype: Of its weights.
         trust_remote_code: Whether to run Python code that comes with it.
         allow_pickle: Whether to read pickle files.
+        stack: What diffusers does to it as it is loaded.
     """
 
     source: str | Path
@@ -53,6 +60,7 @@ class StoredModel:
     dtype: str
     trust_remote_code: bool = False
     allow_pickle: bool = False
+    stack: Stack = field(default_factory=Stack)
 
     def load(self) -> Any:
         """Load it."""
@@ -64,13 +72,15 @@ class StoredModel:
             dtype=self.dtype,
             trust_remote_code=self.trust_remote_code,
             allow_pickle=self.allow_pickle,
+            stack=self.stack,
         )
 
     def weights(self) -> Any:
-        """Name, size and time of change of its files; None on the hub."""
+        """Name, size and time of change of its files, of a LoRA's too; None of it on the hub."""
+        lora = of_files(lora_files(self.stack.lora)) if self.stack.lora else []
         if not isinstance(self.source, Path):
-            return None
-        return of_files(self.source.rglob("*.safetensors"))
+            return lora or None
+        return [*of_files(self.source.rglob("*.safetensors")), *lora]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +92,11 @@ class LoadedModel:
     """
 
     pipe: Any
+
+    @property
+    def stack(self) -> Stack:
+        """Whether it is compiled, which its times depend on; all else was done by others."""
+        return Stack(compile=is_compiled(self.pipe))
 
     def load(self) -> Any:
         """It, as it is."""
@@ -102,10 +117,8 @@ class LoadedModel:
         """
         source = _source_of(self.pipe)
         found = checkpoint_of(self.pipe, source)
-        for row in CHECKPOINTS.values():
-            if row.source == source:
-                return replace(row, release=found.release)
-        return found
+        row = named(source)
+        return found if row is None else replace(row, release=found.release)
 
 
 def _source_of(pipe: Any) -> str | Path:

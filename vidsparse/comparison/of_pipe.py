@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ from vidsparse.errors import BadInputError
 from vidsparse.metrics.scores import Scorer
 from vidsparse.metrics.weights import Weights
 from vidsparse.pipelines.running.geometry import transformer_of
+from vidsparse.pipelines.running.given import rate_from
+from vidsparse.pipelines.running.pictures import look_at_all
 from vidsparse.pipelines.session import session_of
 from vidsparse.preset import Preset
 from vidsparse.presets import find_preset
@@ -32,6 +36,7 @@ def spec_of(
     seeds: int | Sequence[int],
     *,
     video: Mapping[str, Any],
+    inputs: Mapping[str, str | Path | Sequence[str | Path]] = MappingProxyType({}),
     fps: float | None = None,
     strict: bool = False,
     parameters: Mapping[str, Any] | None = None,
@@ -47,8 +52,9 @@ def spec_of(
         presets: Names, or presets of your own.
         prompts: What the videos show.
         seeds: Of the noise.
-        video: ``frames``, ``height``, ``width``, ``steps`` and ``guidance``; what is None is as
-            the model's authors recommend.
+        video: ``frames``, ``height``, ``width``, ``steps``, ``guidance`` and ``strength``; what is
+            None is as the inputs have it, or the model's authors recommend.
+        inputs: Files that the pipeline is given, by what they are to it.
         fps: Frames per second of the files.
         strict: Whether to fail where a call would fall back to dense.
         parameters: Of every preset to change.
@@ -66,6 +72,7 @@ def spec_of(
     model = LoadedModel(pipe)
     checkpoint = model.checkpoint()
     texts, numbers = read_prompts(prompts), read_seeds(seeds)
+    files = look_at_all(inputs)
     if not isinstance(repeats, int) or repeats < 1:
         raise BadInputError(f"repeats must be a whole number from 1 on, got {repeats!r}")
     if weights is not None:
@@ -75,8 +82,10 @@ def spec_of(
         checkpoint=checkpoint,
         device=str(getattr(pipe, "_execution_device", pipe.device)),
         dtype=str(transformer_of(pipe).dtype).removeprefix("torch."),
-        fps=checkpoint.or_default("fps", fps),
-        requests=[make_request(checkpoint, text, seed=numbers[0], **video) for text in texts],
+        fps=checkpoint.or_default("fps", rate_from(checkpoint, files) if fps is None else fps),
+        requests=[
+            make_request(checkpoint, text, seed=numbers[0], inputs=files, **video) for text in texts
+        ],
         strict=strict,
     )
     return Spec(
@@ -152,7 +161,7 @@ def read_seeds(given: int | Sequence[int]) -> list[int]:
     return found
 
 
-def describe_call(spec: Spec, given: Mapping[str, Any]) -> str:
+def describe_call(spec: Spec, given: Mapping[str, Any], name: str = "compare") -> str:
     """The call in Python, for the report; what was left out is left out."""
     changed = {k: v for k, v in given.items() if v is not None and v is not False}
     said = {
@@ -161,7 +170,7 @@ def describe_call(spec: Spec, given: Mapping[str, Any]) -> str:
         "seeds": list(spec.seeds),
         **changed,
     }
-    return f"vidsparse.compare(pipe, {', '.join(f'{k}={v!r}' for k, v in said.items())})"
+    return f"vidsparse.{name}(pipe, {', '.join(f'{k}={v!r}' for k, v in said.items())})"
 
 
 @contextmanager

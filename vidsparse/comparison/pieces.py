@@ -93,6 +93,7 @@ class CompareWork:
     def _do(self, piece: Piece, on_step: OnStep) -> None:
         if piece.needs_pipe:
             self._load()
+            self._spec.job.model.stack.start_over()
         piece.do(on_step)
 
     def _load(self) -> None:
@@ -206,9 +207,16 @@ class CompareWork:
         if name not in self._warm:
             measure.warm_up(self._pipe, case.request, preset)
             self._warm.add(name)
-        strict = self._spec.job.strict
+        job = self._spec.job
+        job.model.stack.start_over()
         return measure.measure(
-            self._pipe, case.request, preset, on_step, strict=strict, reference=reference
+            self._pipe,
+            case.request,
+            preset,
+            on_step,
+            strict=job.strict,
+            reference=reference,
+            compiled=job.model.stack.compile,
         )
 
     def _do_floor(self, case: Case, on_step: OnStep) -> None:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vidsparse.comparison.finished import Finished
+from vidsparse.comparison.job import given_beside
 from vidsparse.comparison.spec import DENSE, Case
 from vidsparse.comparison.store import SHEET
 from vidsparse.comparison.summary import summarize_preset
@@ -43,6 +44,8 @@ def make_results(finished: Finished, command: str) -> Results:
         device=job.device,
         gpu=_gpu(job.device),
         dtype=job.dtype,
+        stack=job.model.stack.describe(),
+        **given_beside(request),
         engine=_engines(clips),
         versions={name: value for name, value in versions().items() if value},
         video=_video(finished),

@@ -1,0 +1,281 @@
+"""What diffusers itself does to a pipeline beside sparse attention, in the order that works.
+
+Weights are quantised as they load; then come a LoRA, tiles, a cache, the place of the weights, and
+the compiler, which has to see all that went before.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from vidsparse.errors import BadInputError
+from vidsparse.pipelines.running.caches import MAG, Cache
+from vidsparse.pipelines.running.configs import read_index, read_json
+from vidsparse.pipelines.running.skeleton import pipeline_class
+
+Quantize = Literal["fp8", "int8"]
+Offload = Literal["model", "group", "sequential"]
+TRANSFORMERS = ("transformer", "transformer_2")
+FP8_SINCE = (8, 9)  # compute capability
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stack:
+    """What is done to a pipeline as it is loaded.
+
+    Attributes:
+        compile: Whether ``torch.compile`` makes the blocks of its transformers faster.
+        quantize: Eight bits for their weights: "int8" keeps them in 8 bits and computes in the
+            model's dtype; "fp8" computes in 8 bits too.
+        cache: That skips calls.
+        offload: Where weights wait: "model" moves a component at a time to the GPU, "group" a
+            block of a transformer, "sequential" a layer.
+        lora: A ``.safetensors`` file, or the folder of one.
+        vae_tiling: Whether the VAE decodes in tiles.
+        steps: Of every run, which MagCache has to know.
+    """
+
+    compile: bool = False
+    quantize: Quantize | None = None
+    cache: Cache | None = None
+    offload: Offload | None = None
+    lora: Path | None = None
+    vae_tiling: bool = False
+    steps: int | None = field(default=None, repr=False)  # of a request, which says it itself
+
+    def check(self, device: str, dtype: str) -> None:
+        """Make sure that these go together, and that what they need is here.
+
+        Args:
+            device: To run on.
+            dtype: Of the weights.
+
+        Raises:
+            BadInputError: Naming the two that do not, or the package that is missing.
+        """
+        for option, words, value in (
+            ("quantize", Quantize, self.quantize), ("offload", Offload, self.offload),
+        ):  # fmt: skip
+            if value is not None and value not in get_args(words):
+                raise BadInputError(
+                    f"unknown --{option} {value!r}: choose {', '.join(get_args(words))}"
+                )
+        if self.compile and self.cache is not None:
+            raise BadInputError(
+                f"--compile and --cache {self.cache.name} cannot go together: diffusers' caches "
+                "stop the compiler at every block; leave one of them out"
+            )
+        if self.compile and self.offload == "sequential":
+            raise BadInputError(
+                "--compile and --offload sequential cannot go together: the compiler would stop at "
+                "every layer; take --offload group or model"
+            )
+        if self.quantize is not None:
+            _require("torchao", "--quantize", "torchao")
+        if self.quantize == "fp8":
+            _check_fp8(device, dtype)
+        if self.offload is not None and device.startswith("cpu"):
+            raise BadInputError(f"--offload {self.offload} needs a GPU: a CPU's weights are there")
+        if self.lora is not None:
+            _require("peft", "--lora", "peft")
+            _lora_file(self.lora)
+
+    def check_folder(self, folder: Path) -> None:
+        """Make sure, before weights load, that the pipeline of a folder can have these.
+
+        Raises:
+            BadInputError: When it cannot.
+        """
+        components = read_index(folder).components()
+        if self.lora is not None:
+            kind = pipeline_class(read_index(folder).pipeline, folder)
+            if not hasattr(kind, "load_lora_weights"):
+                raise BadInputError(f"--lora: diffusers loads no LoRA into {kind.__name__}")
+        own = [name for name in TRANSFORMERS if name in components]
+        for stored in (folder / name / "config.json" for name in own):
+            if self.quantize is not None and read_json(stored).get("quantization_config"):
+                raise BadInputError(
+                    f"--quantize {self.quantize}: the weights of {stored.parent} are quantised "
+                    "already, leave it out"
+                )
+        if self.cache is not None:
+            self.cache.check([components[name][1] for name in own])
+
+    def loading(self, folder: Path) -> dict[str, Any]:
+        """Arguments of ``from_pretrained``: how the transformers' weights are quantised."""
+        if self.quantize is None:
+            return {}
+        from diffusers.quantizers.pipe_quant_config import PipelineQuantizationConfig
+        from diffusers.quantizers.quantization_config import TorchAoConfig
+
+        config, components = _torchao_config(self.quantize), read_index(folder).components()
+        mapping: Any = {name: TorchAoConfig(config) for name in TRANSFORMERS if name in components}
+        return {"quantization_config": PipelineQuantizationConfig(quant_mapping=mapping)}
+
+    def set_up(self, pipe: Any, device: str) -> None:
+        """Do all of it to a pipeline that was just loaded, and bring it to its device.
+
+        Raises:
+            BadInputError: When the pipeline cannot have something.
+        """
+        if self.lora is not None:
+            _load_lora(pipe, self.lora)
+        if self.vae_tiling:
+            _tile(pipe.vae)
+        if self.cache is not None:
+            for transformer in _transformers(pipe):
+                self.cache.enable(transformer, self.steps)
+        self._place(pipe, device)
+        if self.compile:
+            for transformer in _transformers(pipe):
+                _compile(transformer, whole=self.offload != "group")
+
+    def _place(self, pipe: Any, device: str) -> None:
+        match self.offload:
+            case None:
+                pipe.to(device)
+            case "model":
+                pipe.enable_model_cpu_offload(device=device)
+            case "sequential":
+                pipe.enable_sequential_cpu_offload(device=device)
+            case "group":
+                # With a cache blocks are skipped, which what is fetched ahead would wait for.
+                _offload_groups(pipe, torch.device(device), ahead=self.cache is None)
+
+    def describe(self) -> list[str]:
+        """Each thing that is done, for a person and for a record."""
+        said = {
+            "compiled": self.compile,
+            f"{self.quantize} weights (torchao)": self.quantize,
+            f"{self.cache}": self.cache,
+            f"{self.offload} offload": self.offload,
+            f"LoRA {self.lora}": self.lora,
+            "VAE in tiles": self.vae_tiling,
+        }
+        return [text for text, is_done in said.items() if is_done]
+
+    def start_over(self) -> None:
+        """Forget compiled code before another session or probe begins.
+
+        Each has it made anew, which torch does eight times, and then runs it as it is, silently.
+        """
+        if self.compile:
+            torch._dynamo.reset()
+
+    def check_strength(self, strength: float | None) -> None:
+        """Make sure that runs of a strength can have the cache.
+
+        Raises:
+            BadInputError: When they cannot.
+        """
+        if strength is not None and self.cache is not None and self.cache.name == MAG:
+            raise BadInputError(
+                "--cache mag and --strength cannot go together: its ratios are those of a whole "
+                "run; take first-block or taylorseer"
+            )
+
+
+def is_compiled(pipe: Any) -> bool:
+    """Whether a transformer of a pipeline is compiled, or a part of one."""
+    return any(
+        getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
+        for transformer in _transformers(pipe)
+        for module in transformer.modules()
+    )
+
+
+def lora_files(path: Path) -> list[Path]:
+    """The files of a LoRA."""
+    return sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+
+
+def _lora_file(path: Path) -> Path:
+    found = lora_files(path)
+    if len(found) != 1 or not found[0].is_file() or found[0].suffix != ".safetensors":
+        raise BadInputError(
+            f"--lora {path} must be a .safetensors file, or a folder that holds one of them"
+        )
+    return found[0]
+
+
+def _require(module: str, option: str, package: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise BadInputError(f"{option} needs {package}: pip install {package}")
+
+
+def _check_fp8(device: str, dtype: str) -> None:
+    if not device.startswith("cuda"):
+        raise BadInputError("--quantize fp8 needs an NVIDIA GPU: take int8 here")
+    if torch.cuda.get_device_capability(device) < FP8_SINCE:
+        raise BadInputError(
+            f"--quantize fp8 needs compute capability 8.9, and {device} has "
+            f"{'.'.join(map(str, torch.cuda.get_device_capability(device)))}: take int8"
+        )
+    if dtype != "bfloat16":
+        raise BadInputError(f"--quantize fp8 needs --dtype bfloat16, got {dtype}")
+
+
+def _torchao_config(quantize: Quantize) -> Any:
+    from torchao import quantization
+
+    if quantize == "int8":
+        return quantization.Int8WeightOnlyConfig()
+    return quantization.Float8DynamicActivationFloat8WeightConfig(granularity=quantization.PerRow())
+
+
+def _transformers(pipe: Any) -> Iterator[Any]:
+    yield from (each for name in TRANSFORMERS if (each := getattr(pipe, name, None)) is not None)
+
+
+def _load_lora(pipe: Any, path: Path) -> None:
+    file = _lora_file(path)
+    try:
+        pipe.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
+    except Exception as error:  # a library that is given anything raises anything
+        raise BadInputError(f"--lora {path} does not fit {type(pipe).__name__}: {error}") from error
+    if not pipe.get_list_adapters():
+        raise BadInputError(
+            f"--lora {path} holds nothing for {type(pipe).__name__}: is it of another model?"
+        )
+
+
+def _tile(vae: Any) -> None:
+    try:
+        vae.enable_tiling()
+    except (AttributeError, NotImplementedError) as error:
+        raise BadInputError(
+            f"--vae-tiling: diffusers has no tiles for {type(vae).__name__}, leave it out"
+        ) from error
+
+
+def _offload_groups(pipe: Any, device: torch.device, *, ahead: bool) -> None:
+    """Transformers block by block, all else layer by layer; the next is fetched meanwhile."""
+    stream = ahead and device.type == "cuda"
+    pipe.enable_group_offload(
+        onload_device=device,
+        offload_type="leaf_level",
+        use_stream=stream,
+        exclude_modules=list(TRANSFORMERS),
+    )
+    for transformer in _transformers(pipe):
+        transformer.enable_group_offload(
+            onload_device=device,
+            offload_type="block_level",
+            num_blocks_per_group=1,
+            use_stream=stream,
+        )
+
+
+def _compile(transformer: nn.Module, *, whole: bool) -> None:
+    """Compile its blocks, where diffusers knows them, else all of it at once."""
+    if getattr(transformer, "_repeated_blocks", None):
+        transformer.compile_repeated_blocks(fullgraph=whole)  # type: ignore[operator]
+    else:
+        transformer.compile(fullgraph=whole)

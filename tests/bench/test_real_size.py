@@ -1,0 +1,106 @@
+"""Pipelines with random weights, without text encoder and VAE: whole runs of every kind."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from vidsparse.bench import denoising, dense_engine, real_size
+from vidsparse.bench.denoising import Video
+from vidsparse.bench.dense_engine import DenseEngine, dense_preset
+from vidsparse.bench.quantized import Quantize, quantize_blocks
+from vidsparse.comparison.baselines import dense_calls
+from vidsparse.errors import BadInputError
+from vidsparse.pipelines.models import find_model
+from vidsparse.pipelines.running.checkpoints import CHECKPOINTS, TINY, find_checkpoint
+from vidsparse.pipelines.running.shapes import empty_pipeline
+from vidsparse.pipelines.session import Session
+
+WHERE = Path(__file__).parents[1] / "pipelines" / "tiny_pipelines.py"
+BUILD = runpy.run_path(str(WHERE))["BUILDERS"]
+SMALL = {"cogvideox": (9, 32), "ltx": (9, 32), "hunyuan_video": (9, 32), "flux": (1, 32)}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_pipeline_of_every_kind_denoises_without_its_text_encoder(name, tmp_path):
+    BUILD[name]().save_pretrained(tmp_path)
+    found = find_checkpoint(tmp_path)
+    frames, side = SMALL[name]
+    real = real_size.build(found, layers=None, device="cpu", dtype="float32")
+    assert real.pipe.components["vae"] is None
+    video = Video(frames=frames, height=side, width=side, guidance=found.guidance)
+    calls = []
+    hook = real.pipe.transformer.register_forward_hook(lambda *seen: calls.append(seen))
+    made = denoising.run(real.pipe, video, 2)
+    hook.remove()
+    assert len(calls) == 2  # guidance is in the batch, or in the transformer
+    assert len(made.step_seconds) == 2
+    assert sum(made.step_seconds) <= made.seconds
+    assert made.latents.isfinite().all()
+    with real_size.without_blocks(real):
+        denoising.run(real.pipe, video, 2)
+    assert (
+        real_size.lists_of(find_model(real.pipe.transformer), real.pipe.transformer) == real.whole
+    )
+
+
+def test_fewer_blocks_keep_the_class_and_every_other_size():
+    real = real_size.build(find_checkpoint("tiny"), layers=3, device="cpu", dtype="bfloat16")
+    transformer, whole = real.pipe.transformer, empty_pipeline(find_checkpoint("tiny")).transformer
+    assert (real.blocks, real.all_blocks, len(transformer.blocks)) == (3, 8, 3)
+    changed = {key for key, value in whole.config.items() if transformer.config[key] != value}
+    assert changed == {"num_layers"}
+    dtypes = {name: each.dtype for name, each in transformer.named_parameters()}
+    assert dtypes["blocks.0.attn1.to_q.weight"] == torch.bfloat16
+    assert dtypes["blocks.0.scale_shift_table"] == torch.float32  # as diffusers keeps it
+
+
+@pytest.mark.parametrize("layers", [0, 4, 61])
+def test_a_model_of_two_kinds_of_blocks_has_fewer_of_both(layers):
+    whole = {"transformer_blocks": 20, "single_transformer_blocks": 40}
+    with pytest.raises(BadInputError, match=f"--layers {layers} is not possible: the model has 20"):
+        real_size.fewer(whole, layers)
+
+
+@pytest.mark.parametrize("name", [name for name in CHECKPOINTS if name != "tiny"])
+def test_every_name_can_be_built(name):
+    """The lists of blocks are found, and text of a width that somebody says."""
+    transformer = empty_pipeline(find_checkpoint(name)).transformer
+    lists = real_size.lists_of(find_model(transformer), transformer)
+    assert sum(lists.values()) == find_checkpoint(name).layers
+    assert any(transformer.config.get(key) for key in real_size.TEXT_WIDTH)
+
+
+def test_quantized_blocks_make_nearly_the_same():
+    pytest.importorskip("torchao")
+    real = real_size.build(find_checkpoint(TINY), layers=1, device="cpu", dtype="float32")
+    linear = real.pipe.transformer.blocks[0].attn1.to_q
+    x = torch.randn(1, 8, linear.in_features)
+    before = linear(x)
+    count = quantize_blocks(real.pipe.transformer, real.lists, Quantize.INT8)
+    blocks = real.pipe.transformer.blocks.modules()
+    assert count == sum(isinstance(module, nn.Linear) for module in blocks)
+    error = (real.pipe.transformer.blocks[0].attn1.to_q(x) - before).norm() / before.norm()
+    assert 0 < error < 0.05
+
+
+def test_an_engine_computes_every_dense_call_of_a_session(monkeypatch):
+    real = real_size.build(find_checkpoint(TINY), layers=2, device="cpu", dtype="float32")
+    video = Video(frames=5, height=64, width=64, guidance=4.0)
+    stock = denoising.run(real.pipe, video, 2).latents
+    calls = []
+
+    def seen(q, k, v):
+        calls.append(q.shape)
+        return dense_calls(q, k, v)
+
+    monkeypatch.setattr(dense_engine, "dense_calls", seen)
+    layers = find_model(real.pipe.transformer).layers(real.pipe.transformer)
+    with Session(real.pipe, dense_preset()), DenseEngine(layers, "torch flash"):
+        made = denoising.run(real.pipe, video, 2).latents
+    assert calls == [(1, 4, 128, 64)] * 8  # layers, steps, branches
+    torch.testing.assert_close(made, stock, rtol=1e-4, atol=1e-4)
+    denoising.run(real.pipe, video, 2)
+    assert len(calls) == 8

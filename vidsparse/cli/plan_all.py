@@ -1,0 +1,192 @@
+"""``vidsparse plan --all``: every preset beside the others, to choose from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vidsparse.cli.options import PresetChanges
+from vidsparse.cli.screen import answer, answer_json, note, plain_table
+from vidsparse.errors import BadInputError
+from vidsparse.grid import TokenGrid
+
+if TYPE_CHECKING:
+    from vidsparse.forecast import Forecast
+    from vidsparse.pipelines.running.checkpoints import Checkpoint
+    from vidsparse.preset import Preset
+    from vidsparse.run_time import RunTimes, Shapes
+
+DEFAULT = "balanced"  # of --preset, which --all leaves out
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What is planned.
+
+    Attributes:
+        checkpoint: Of which model.
+        grid: Its tokens.
+        steps: Denoising steps.
+        gpu: Where; the measured one when None.
+        compiled: Whether blocks are compiled.
+    """
+
+    checkpoint: Checkpoint
+    grid: TokenGrid
+    steps: int
+    gpu: str | None
+    compiled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A preset, planned.
+
+    Attributes:
+        preset: As it would run on the model.
+        found: What it computes; None where that depends on what it sees.
+        times: Of a run; None where that, or the model, is not known.
+    """
+
+    preset: Preset
+    found: Forecast | None
+    times: RunTimes | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "preset": self.preset.name,
+            "mean_density": self.found and self.found.mean_density,
+            "dense_steps_share": self.found and self.found.dense_steps_share,
+            "seconds": self.times and self.times.sparse,
+            "gain": self.times and self.times.gain,
+            "summary": self.preset.summary,
+        }
+
+
+def read_shapes(
+    checkpoint: Checkpoint, grid: TokenGrid, *, wanted: bool
+) -> tuple[Shapes | None, list[str]]:
+    """What the time of a run follows from, or a sentence why nothing is known, if that is no error.
+
+    Args:
+        checkpoint: Of which model; a grid alone has no source, and nothing is said then.
+        grid: Its tokens.
+        wanted: Whether a time was asked for.
+
+    Raises:
+        BadInputError: For a model of which too little is known, where a time was asked for.
+    """
+    from vidsparse.pipelines.running import shapes
+
+    if not checkpoint.source:
+        return None, []
+    try:
+        return shapes.shapes_of(checkpoint, grid), []
+    except BadInputError as error:
+        if wanted:
+            raise
+        return None, [str(error)]
+
+
+def plan_all(run: Run, changes: PresetChanges, preset: str, *, json: bool) -> None:
+    """Say of every preset how much it computes and how long a run takes, the fastest first.
+
+    Raises:
+        BadInputError: For an unknown GPU, or another preset or a change, which would be of one.
+    """
+    from vidsparse.presets import PRESETS
+
+    if preset != DEFAULT or changes.set or changes.density is not None or changes.precision:
+        raise BadInputError(
+            "--all plans every preset as it is: leave out --preset, --set, --density and "
+            "--precision, or plan one preset"
+        )
+    wanted = run.gpu is not None or run.compiled
+    shapes, why_none = read_shapes(run.checkpoint, run.grid, wanted=wanted)
+    choices, notes = [], dict.fromkeys(why_none)
+    for each in list(PRESETS.values()):
+        choice, said = _plan(each, run, shapes)
+        choices.append(choice)
+        notes |= dict.fromkeys(said)
+    choices.sort(key=_order)
+    if unknown := [choice.preset.name for choice in choices if choice.found is None]:
+        notes[
+            f"how much {', '.join(unknown)} compute depends on what they see: they run with a "
+            "mean density too (--set mean_density=0.35)"
+        ] = None
+    if json:
+        dense = next((each.times for each in choices if each.times), None)
+        answer_json(
+            {
+                "grid": str(run.grid),
+                "tokens": run.grid.tokens,
+                "steps": run.steps,
+                "dense_seconds": dense and run.steps * dense.dense.seconds,
+                "attention_share": dense and dense.dense.attention_share,
+                "gpu": dense and dense.gpu.label,
+                "presets": [choice.to_json() for choice in choices],
+                "notes": list(notes),
+            }
+        )
+        return
+    answer(_table(choices))
+    for sentence in notes:
+        note(sentence)
+
+
+def _plan(preset: Preset, run: Run, shapes: Shapes | None) -> tuple[Choice, list[str]]:
+    from vidsparse.forecast import forecast
+    from vidsparse.pipelines.published import apply
+    from vidsparse.run_time import MEASURED, predict
+
+    known = run.checkpoint
+    preset, said = apply(preset, known.release)
+    notes = [said] if said else []
+    if preset.policy.any_density is None and not preset.policy.static:
+        return Choice(preset, None, None), notes
+    found = forecast(preset, run.grid, run.steps, known.layers, known.head_dim)
+    times = shapes and predict(found, shapes, run.gpu or MEASURED, compiled=run.compiled)
+    if times is None:
+        return Choice(preset, found, None), notes
+    nothing = times.nothing_to_gain() if preset.name == DEFAULT else []
+    return Choice(preset, found, times), [*notes, *times.basis(), *nothing]
+
+
+def _order(choice: Choice) -> tuple[bool, float, str]:
+    if choice.times is not None:
+        return False, choice.times.sparse, choice.preset.name
+    density = choice.found.mean_density if choice.found else 2.0
+    return choice.found is None, density, choice.preset.name
+
+
+def _table(choices: list[Choice]) -> Any:
+    timed = next((choice.times for choice in choices if choice.times), None)
+    table = plain_table(
+        preset="left", mean_density="right", dense_steps="right",
+        **({"a run": "right", "times dense": "right"} if timed else {}), summary="left",
+    )  # fmt: skip
+    if timed is not None:
+        share = f"attention is {timed.dense.attention_share:.0%} of it"
+        seconds = _minutes(timed.steps * timed.dense.seconds)
+        table.add_row("dense", "1.000", "100%", seconds, "1.00x", f"[dim]{share}")
+    for choice in choices:
+        found, times = choice.found, choice.times
+        table.add_row(
+            f"[bold]{choice.preset.name}[/bold]",
+            f"{found.mean_density:.3f}" if found else "",
+            f"{found.dense_steps_share:.0%}" if found else "",
+            *(_of_time(times) if timed else ()),
+            f"[dim]{choice.preset.summary}",
+        )
+    return table
+
+
+def _of_time(times: RunTimes | None) -> tuple[str, str]:
+    return ("", "") if times is None else (_minutes(times.sparse), f"{times.gain:.2f}x")
+
+
+def _minutes(seconds: float) -> str:
+    from vidsparse.run_time import minutes
+
+    return minutes(seconds)
