@@ -97,6 +97,7 @@ def test_every_parameter_that_is_listed_acts(name):
         "min_tokens": 0,
         "q_clusters": 6,
         "kv_clusters": 11,
+        "first_iterations": 8,
         "block": 16,
         "radius": 3.0,
         "tolerance": 0.5,
