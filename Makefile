@@ -1,6 +1,7 @@
 # Everything runs in .venv, which the first target creates with the interpreter PYTHON.
 PYTHON ?= python3
 PROMPT = a blue circle swaying over a light yellow dotted background
+SIZE = --frames 25 --height 192 --width 192 --steps 12
 TOO_OLD = vidsparse needs Python 3.11 or newer (make PYTHON=python3.12 takes another)
 PIP = .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
@@ -8,7 +9,7 @@ PIP = .venv/bin/python -m pip install -qq --disable-pip-version-check -c constra
 .NOTPARALLEL:
 
 demo: .venv/core.stamp
-	.venv/bin/vidsparse compare "$(PROMPT)" --preset balanced,draft --seed 0 -o demo
+	.venv/bin/vidsparse compare "$(PROMPT)" --preset balanced,fast $(SIZE) --repeats 2 --seed 0 -o demo
 
 test: .venv/dev.stamp
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)

@@ -1,9 +1,10 @@
-"""The ``cpu`` engine against torch's dense attention, at the shapes of the shipped pipeline.
+"""The engines of CPUs against torch's dense attention, at the shapes of the shipped pipeline.
 
     python benchmarks/cpu_engine.py -o benchmarks/results/cpu_engine.json
 
-Candidate and baseline take turns; the ratio is of medians, in one process. Before timing, the
-engine is compared with the reference.
+All take turns in one process, forwards and then backwards; a speed-up is the median of the ratios
+of one turn. Before timing, each engine is compared with the reference. ``native`` is compiled here;
+``cpu`` gathers keys and is what runs where there is no compiler.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,10 @@ import torch
 import torch.nn.functional as F
 
 from vidsparse.grid import TokenGrid
-from vidsparse.kernels.engines.cpu import cpu_attention
+from vidsparse.kernels.attention import attention
 from vidsparse.kernels.engines.reference import reference_attention
 from vidsparse.kernels.plan import BlockPlan
+from vidsparse.kernels.threads import one_thread
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.policy import Policy
@@ -35,18 +38,22 @@ from vidsparse.policies.pooled import Pooled
 HEADS, HEAD_DIM, BLOCK = 4, 64, 64
 GRIDS = ("7x12x12", "7x16x16", "7x20x20", "9x22x22", "13x32x32")
 DENSITIES = (0.5, 0.25, 0.1)
+ENGINES = ("native", "cpu")
 
 
 def main() -> None:
     args = parse()
     torch.manual_seed(0)
-    rows = [row for grid in GRIDS for row in run_grid(TokenGrid.parse(grid), args.repeats)]
+    began, rows = os.getloadavg()[0], []
+    for threads in args.threads or [torch.get_num_threads()]:
+        torch.set_num_threads(threads)
+        for grid in args.grid or GRIDS:
+            rows += run_grid(TokenGrid.parse(grid), args.repeats, args.engine or list(ENGINES))
     record = {
         "command": " ".join(sys.argv),
         "shape": f"1 x {HEADS} heads x tokens x {HEAD_DIM}, float32, block {BLOCK}, top_k plans",
         "cpu": cpu_name(),
-        "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0],
+        "load_average": [began, os.getloadavg()[0]],
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "rows": rows,
     }
@@ -55,59 +62,59 @@ def main() -> None:
         args.output.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def run_grid(grid: TokenGrid, repeats: int) -> list[dict[str, Any]]:
+def run_grid(grid: TokenGrid, repeats: int, engines: Sequence[str]) -> list[dict[str, Any]]:
     q, k, v = (torch.randn(1, grid.tokens, HEADS, HEAD_DIM).transpose(1, 2) for _ in range(3))
     inputs = Inputs(
         blocks=Blocks(grid, BLOCK, q.device), q=q, k=k, scale=HEAD_DIM**-0.5, heads=HEADS
     )
-    scale = HEAD_DIM**-0.5
     policy = Policy(estimator=Pooled(), density=DENSITIES[0], block=BLOCK)
 
     def plan(density: float) -> BlockPlan:
         anew = dataclasses.replace(inputs)  # block means are part of the price
-        return policy.plan(policy.estimator.estimate(anew), anew, density=density)
+        with one_thread(q):  # as in a session
+            return policy.plan(policy.estimator.estimate(anew), anew, density=density)
 
-    def dense() -> None:
-        F.scaled_dot_product_attention(q, k, v)
+    def sparse(density: float, engine: str) -> None:
+        attention(q, k, v, plan(density), engine=engine)
 
     rows = []
     for density in DENSITIES:
         made = plan(density)
         if grid.tokens < 5_000:
             expected, _ = reference_attention(q, k, v, made)
-            torch.testing.assert_close(cpu_attention(q, k, v, made, scale=scale)[0], expected)
-
-        def sparse(density: float = density) -> None:  # planning is part of the price
-            cpu_attention(q, k, v, plan(density), scale=scale)
-
-        dense_s, sparse_s = take_turns(dense, sparse, repeats)
-        rows.append(
-            {
-                "tokens": grid.tokens,
-                "density": made.density,
-                "dense_ms": 1e3 * dense_s,
-                "sparse_ms": 1e3 * sparse_s,
-                "speedup": dense_s / sparse_s,
-            }
-        )
-        print(
-            f"{grid.tokens:6d} tokens  density {made.density:.3f}  dense {1e3 * dense_s:7.1f} ms  "
-            f"sparse {1e3 * sparse_s:7.1f} ms  {dense_s / sparse_s:.2f}x",
-            flush=True,
-        )
+            for engine in engines:
+                torch.testing.assert_close(attention(q, k, v, made, engine=engine), expected)
+        dense = {"dense": partial(F.scaled_dot_product_attention, q, k, v)}
+        candidates = dense | {engine: partial(sparse, density, engine) for engine in engines}
+        times = take_turns(candidates, repeats)
+        row = {
+            "tokens": grid.tokens,
+            "density": made.density,
+            "threads": torch.get_num_threads(),
+            "dense_ms": 1e3 * statistics.median(times["dense"]),
+        }
+        for engine in engines:
+            ratios = [d / s for d, s in zip(times["dense"], times[engine], strict=True)]
+            row[f"{engine}_ms"] = 1e3 * statistics.median(times[engine])
+            row[f"{engine}_speedup"] = statistics.median(ratios)
+        rows.append(row)
+        print("  ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
     return rows
 
 
-def take_turns(a: Callable[[], None], b: Callable[[], None], repeats: int) -> tuple[float, float]:
-    """Median seconds of each, measured alternately after one call each."""
-    times: tuple[list[float], list[float]] = ([], [])
+def take_turns(
+    candidates: Mapping[str, Callable[[], object]], repeats: int
+) -> dict[str, list[float]]:
+    """Seconds of each, turn by turn, after one call each."""
+    times: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(repeats + 1):
-        for function, into in zip((a, b), times, strict=True):
+        names = list(candidates)[:: 1 if turn % 2 else -1]
+        for name in names:
             start = time.perf_counter()
-            function()
+            candidates[name]()
             if turn:
-                into.append(time.perf_counter() - start)
-    return statistics.median(times[0]), statistics.median(times[1])
+                times[name].append(time.perf_counter() - start)
+    return times
 
 
 def cpu_name() -> str:
@@ -120,7 +127,10 @@ def cpu_name() -> str:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--grid", action="append", help=f"repeatable; by default {GRIDS}")
+    parser.add_argument("--engine", action="append", help=f"repeatable; by default {ENGINES}")
+    parser.add_argument("--threads", type=int, action="append", help="repeatable")
     parser.add_argument("-o", "--output", type=Path)
     return parser.parse_args()
 

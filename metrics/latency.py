@@ -121,6 +121,31 @@ def amdahl(dense: Stages, sparse: Stages, density: float) -> Amdahl:
     )
 
 
+def tokens_to_gain(dense: Stages, sparse: Stages, tokens: int, gain: float) -> float | None:
+    """From how many tokens on a preset gains so much, by its times at another length.
+
+    Attention grows with the square of the tokens; planning and all else with the tokens.
+
+    Args:
+        dense: Times of the dense run.
+        sparse: Times of the sparse run.
+        tokens: Of both.
+        gain: Speed-up that is asked for, above 1.
+
+    Returns:
+        None where no length gives it: attention itself does not gain as much.
+
+    Example:
+        >>> dense = Stages(total=10, attention=2)
+        >>> tokens_to_gain(dense, Stages(total=9, attention=1), 1_000, 1.5)
+        8000.0
+    """
+    left = dense.attention - gain * sparse.attention
+    if left <= 0:
+        return None
+    return tokens * (gain * sparse.planning + (gain - 1) * dense.equal_work) / left
+
+
 def timing_doubts(dense: Stages, sparse: Stages, density: float) -> list[str]:
     r"""Why the speed-up of a sparse run over its dense run may not be that of sparsity.
 

@@ -37,6 +37,15 @@ def device():
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+@pytest.fixture(scope="session")
+def cpu_engine():
+    """The engine that runs plans on a CPU here: compiled where there is a compiler."""
+    from vidsparse.kernels.engines.case import Case
+    from vidsparse.kernels.engines.table import choose_engine
+
+    return choose_engine(Case(device_type="cpu", dtype=torch.float32)).engine
+
+
 def pytest_collection_modifyitems(items):
     if torch.cuda.is_available():
         return

@@ -94,6 +94,7 @@ def test_tracked_files_include_what_an_install_needs():
     template = "vidsparse/metrics/report/template"
     needed |= {f"{template}/{name}" for name in ("page.html.j2", "player.js", "style.css")}
     needed |= {f"{tiny}/judge.safetensors", "vidsparse/kernels/measured.json"}
+    needed |= {"vidsparse/kernels/native/attend.cpp"}
     assert needed - shipped_files() == set()
 
 

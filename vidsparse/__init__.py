@@ -76,7 +76,7 @@ def sparsify(
             What its authors publish for this model is taken where no parameter says otherwise;
             ``session.preset`` is what runs.
         strict: Raise ``DenseFallbackError`` where a call would fall back to dense.
-        engine: Kernel engine: "auto", or "triton", "flash", "flex", "xformers", "cpu" or
+        engine: Kernel engine: "auto", or "triton", "flash", "flex", "xformers", "native", "cpu" or
             "reference"; ``vidsparse doctor`` says which of them run here. "int8" is what
             ``precision="int8"`` runs on, dense steps included.
         **parameters: Parameters of the preset to change, such as ``density=0.3`` or

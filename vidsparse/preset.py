@@ -60,8 +60,8 @@ class Preset:
         source: Where the method comes from.
         policy: What to compute at full sparsity.
         schedule: When to compute how much.
-        min_tokens: Shorter sequences run dense: from about 1,000 tokens on, the ``cpu`` engine
-            gains at density 0.25 (benchmarks/results/cpu_engine.json).
+        min_tokens: Shorter sequences run dense: from about 1,000 tokens on, a CPU gains at
+            density 0.25 (benchmarks/results/cpu_engine.json).
         precision: What attention computes in.
         dense: What runs dense steps.
         told: Parameters and parts that ``override`` was given: what is published for a model

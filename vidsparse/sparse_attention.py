@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -18,8 +18,9 @@ from vidsparse.kernels.attention import attention
 from vidsparse.kernels.autocast import cast_as_attention, without_autocast
 from vidsparse.kernels.dense import MODEL, dense_attention, fastest_dense
 from vidsparse.kernels.engines.case import Case
-from vidsparse.kernels.engines.table import check_engine
+from vidsparse.kernels.engines.table import check_engine, why_gathered
 from vidsparse.kernels.planning.permute import unpermute_tokens
+from vidsparse.kernels.threads import one_thread
 from vidsparse.planner import Planner
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.estimator import Inputs
@@ -186,14 +187,23 @@ class SparseAttention:
         q, k, v = cast_as_attention(q, k, v)
         with without_autocast(q):
             with Stopwatch(q.device) as total:
-                with Stopwatch(q.device) as planning:
+                with Stopwatch(q.device) as planning, self._quietly(q):
                     work = self._plan(q, k, v, call, way, trains, take)
                 out, besides = policy.attend(work, self._kernel(work), way=way, replan=replan)
-                out = self._finished(out, besides, work, call)
+                with self._quietly(q):
+                    out = self._finished(out, besides, work, call)
             self.stats.time(total, planning)
+            if q.device.type == "cpu" and (note := why_gathered(self.stats.engines)):
+                self.stats.notes.setdefault(note)
             for observe in self.observers:
                 observe(call, work, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), out)
         return out.transpose(1, 2)
+
+    def _quietly(self, q: Tensor) -> AbstractContextManager[None]:
+        """On one thread, where plans are made at every step by drafts: clusters take threads."""
+        policy = self.preset.policy
+        drafts = policy.order.static and policy.alternatives is None
+        return one_thread(q) if drafts and self.preset.schedule.replan == 1 else nullcontext()
 
     def _learn(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> None:
         """Show a dense step to an order that learns, in layers that will be sparse."""

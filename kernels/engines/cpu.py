@@ -1,9 +1,9 @@
 """Attention under a block plan by gathering: real savings without a kernel.
 
 Query blocks that read equally many tokens form a group; a group gathers its keys and values once
-and runs through torch's own scaled-dot-product attention as one batch, a few blocks at a time so
-that the gathered keys stay in cache. Blocks of unequal size run one by one. Runs on any device;
-made for CPUs.
+and runs through torch's own scaled-dot-product attention as one batch, many blocks at a time: every
+batch ends with a wait for all threads. Blocks of unequal size run one by one. Runs on any device;
+made for CPUs on which ``native`` cannot be compiled.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from torch import Tensor
 from vidsparse.kernels.engines.cpu_clusters import attend_clusters
 from vidsparse.kernels.plan import BlockPlan
 
-CPU_TOKENS = 8_192  # keys gathered for one batch: 2 MiB at head_dim 64 in float32
+CPU_TOKENS = 131_072  # keys gathered for one batch: fewer would stay in cache, and wait more often
 ACCELERATOR_TOKENS = 524_288  # there, launches cost more than cache misses
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +19,12 @@ from vidsparse.kernels.engines.cpu_observe import observe_gathered
 from vidsparse.kernels.engines.flash import flash_attention, flash_unsupported
 from vidsparse.kernels.engines.flex import flex_attention, flex_unsupported
 from vidsparse.kernels.engines.int8 import int8_unsupported, low_bit_attention
+from vidsparse.kernels.engines.native import native_attention, native_unsupported, observe_native
 from vidsparse.kernels.engines.observe import Observed, observe_reference
 from vidsparse.kernels.engines.reference import reference_attention
 from vidsparse.kernels.engines.triton import observe_triton, triton_attention, triton_unsupported
 from vidsparse.kernels.engines.xformers import xformers_attention, xformers_unsupported
+from vidsparse.kernels.native import build
 
 MEASURED = Path(__file__).parent.parent / "measured.json"
 
@@ -89,6 +91,13 @@ ENGINES: dict[str, Engine] = {
             automatic=False,  # whether a plan is block-diagonal cannot be seen without a sync
         ),
         Engine(
+            name="native",
+            run=native_attention,
+            unsupported=native_unsupported,
+            observe=observe_native,
+            takes_pooled=True,
+        ),
+        Engine(
             name="cpu",
             run=cpu_attention,
             unsupported=lambda case: [],
@@ -104,7 +113,10 @@ ENGINES: dict[str, Engine] = {
         ),
     )
 }
-WITHOUT_MEASUREMENT = {"cpu": ("cpu", "reference"), "cuda": ("triton", "flash", "flex", "cpu")}
+WITHOUT_MEASUREMENT = {
+    "cpu": ("native", "cpu", "reference"),
+    "cuda": ("triton", "flash", "flex", "cpu"),
+}
 
 
 def choose_engine(case: Case) -> Choice:
@@ -130,8 +142,11 @@ def choose_engine(case: Case) -> Choice:
 
 
 def _why_preferred(name: str, case: Case) -> str:
+    if case.device_type == "cpu" and name == "native":
+        return "a loop compiled on this machine, the fastest engine on a CPU"
     if case.device_type == "cpu":
-        return "gathered keys, the fastest engine on a CPU"
+        reasons = "; ".join(ENGINES["native"].why_not(case))
+        return f"gathered keys, slower than native, which cannot run: {reasons}"
     where = case.device_type if case.arch is None else f"sm_{case.arch[0]}{case.arch[1]}"
     return f"nothing was measured on {where}; this is the first in line that can run it"
 
@@ -149,6 +164,18 @@ def resolve_engine(engine: str, case: Case) -> str:
     if reasons := ENGINES[engine].why_not(case):
         raise BadInputError(f"engine {engine!r} cannot run this: {'; '.join(reasons)}")
     return engine
+
+
+def why_gathered(ran: Mapping[str, int]) -> str | None:
+    """What a user should know where keys were gathered for lack of the compiled engine, or None.
+
+    Args:
+        ran: How often each engine ran.
+    """
+    problem = build.why_not() if "cpu" in ran else None
+    if problem is None:
+        return None
+    return f"attention gathers keys, which is slow on a busy CPU, as native cannot run: {problem}"
 
 
 def check_engine(engine: str, *, observe: bool = False) -> None:

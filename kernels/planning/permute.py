@@ -32,7 +32,7 @@ def permute_tokens(x: Tensor, order: Tensor, *, impl: str = "auto") -> Tensor:
         from vidsparse.kernels.triton.permute import gather
 
         return gather(x, order)
-    return x.gather(2, _rows(order, x))
+    return _taken(x, order)
 
 
 def in_token_order(x: Tensor, order: Tensor | None) -> Tensor:
@@ -58,8 +58,10 @@ def unpermute_tokens(
 
         return scatter(y, order, made)
     if torch.is_grad_enabled() and y.requires_grad:
-        return y.gather(2, _rows(inverse_order(order), y))
-    return made.scatter_(2, _rows(order, y), y)
+        return _taken(y, inverse_order(order))
+    if _shared(order):
+        return made.index_copy_(2, order[0, 0].long(), y)
+    return made.copy_(_taken(y, inverse_order(order)))
 
 
 def inverse_order(order: Tensor) -> Tensor:
@@ -99,8 +101,17 @@ def order_by_label(labels: Tensor, clusters: int, *, impl: str = "auto") -> tupl
     return order, torch.cat([torch.zeros_like(ends[..., :1]), ends], dim=-1)
 
 
-def _rows(order: Tensor, x: Tensor) -> Tensor:
-    return order.long().expand(x.shape[:3])[..., None].expand(x.shape)
+def _taken(x: Tensor, order: Tensor) -> Tensor:
+    """Whole rows in an order, contiguous: number by number, a gather takes ten times as long."""
+    if _shared(order):
+        return x.index_select(2, order[0, 0])
+    batch, heads, seq, dim = x.shape
+    first = torch.arange(batch * heads, device=x.device).view(batch, heads, 1) * seq
+    return x.reshape(-1, dim).index_select(0, (order + first).flatten()).view(x.shape)
+
+
+def _shared(order: Tensor) -> bool:
+    return order.shape[:2] == (1, 1)
 
 
 def _check(x: Tensor, order: Tensor) -> None:

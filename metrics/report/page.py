@@ -120,7 +120,14 @@ def _player(results: Results, at: int, preview: Preview) -> dict[str, Any]:
         "fps": results.video.fps,
         "caption": words.caption(results, clip),
         "said": _said(clip, results.video.frames),
+        "worst": _worst(clip),
     }
+
+
+def _worst(clip: Clip) -> int:
+    """The frame furthest from dense, which an eye should see first; 0 where none is."""
+    known = [(value, at) for at, value in enumerate(clip.curves["psnr"]) if value is not None]
+    return min(known, default=(0.0, 0))[1]
 
 
 def _said(clip: Clip, frames: int) -> list[str]:
@@ -133,10 +140,12 @@ def _said(clip: Clip, frames: int) -> list[str]:
 
     if clip.identical:
         return ["identical"] * frames
-    return [
+    found = [
         ", ".join(filter(None, (said(name, curve[frame]) for name, curve in known.items())))
         for frame in range(frames)
     ]
+    found[_worst(clip)] += ", the worst of this clip"
+    return found
 
 
 def _stages(results: Results) -> str:

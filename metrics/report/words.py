@@ -9,10 +9,13 @@ import statistics
 from collections import Counter
 from typing import Any
 
+from vidsparse.metrics.latency import tokens_to_gain
 from vidsparse.metrics.report.results import Clip, NoiseFloor, PresetSummary, Range, Results
 from vidsparse.metrics.statistics import FEWEST_FOR_INTERVAL, Summary, compare_to_floor
 
 STOCK = "diffusers"  # the dense engine of a pipeline that nobody changed
+WORTH = 1.03  # times as fast: less is next to nothing
+AIM = 1.1  # times as fast: what a person might notice
 HIDDEN = ("psnr_pooled", "psnr_worst_frame", "ssim_worst_frame")  # after the others
 
 
@@ -24,7 +27,40 @@ def headline(results: Results) -> str:
     best = max(rows, key=lambda row: row.speedup.median)
     quality = number(best.scores["psnr"].mean, "dB PSNR")
     doubt = ", timing in doubt" if best.timing else ""
+    if best.speedup.median < WORTH:
+        return (
+            f"Nothing gained at {results.video.tokens:,} tokens: {best.preset} is "
+            f"{best.speedup.median:.2f}x as fast as dense at {quality}{doubt}"
+        )
     return f"{best.preset}: {best.speedup.median:.2f}x as fast as dense at {quality}{doubt}"
+
+
+def too_short(results: Results) -> list[str]:
+    """Of presets that gained nothing, how many tokens they need."""
+    lines = []
+    for row in results.summary:
+        tokens = results.video.tokens
+        found = [
+            tokens_to_gain(clip.dense_time, clip.time, tokens, AIM)
+            for clip in results.clips
+            if clip.preset == row.preset and clip.time and clip.dense_time
+        ]
+        if row.speedup.median >= WORTH or not found:
+            continue
+        known = [each for each in found if each is not None]
+        if len(known) < len(found):
+            why = "its attention calls are hardly faster than dense ones, which no length changes"
+        elif (needed := statistics.median(known)) > tokens:
+            why = f"by these times it gains {AIM:g}x from about {_rounded(needed):,} tokens on"
+        else:
+            why = f"by its attention alone it would gain {AIM:g}x: the rest took longer"
+        lines.append(f"{row.preset} gained nothing at {tokens:,} tokens: {why}")
+    return lines
+
+
+def _rounded(number: float) -> int:
+    """To two digits."""
+    return int(float(f"{number:.1e}"))
 
 
 def floor(results: Results) -> str:
@@ -89,7 +125,7 @@ def warnings(results: Results) -> list[str]:
         f"{preset} fell back to dense: {reason} ({count(number, 'call')} in all)": None
         for (preset, reason), number in calls.items()
     }
-    lines |= dict.fromkeys(timing(results))
+    lines |= dict.fromkeys(timing(results)) | dict.fromkeys(too_short(results))
     lines |= {f"{clip.preset}: {line}": None for clip in results.clips for line in clip.notes}
     if len(results.prompts) < 5:
         lines["Fewer than five prompts: no claim that one preset is better than another."] = None

@@ -59,7 +59,7 @@ def test_compare_writes_videos_a_sheet_and_the_results(draft, results):
     assert floor["identical"] or floor["psnr"] > clip["scores"]["psnr"]
 
 
-def test_a_clip_says_where_it_is_sparse_and_where_it_errs(results):
+def test_a_clip_says_where_it_is_sparse_and_where_it_errs(results, cpu_engine):
     (clip,) = results["clips"]
     preset = vidsparse.PRESETS["draft"].override({"min_tokens": 0})
     expected = forecast(preset, TokenGrid(3, 12, 12), 2, 8)
@@ -75,7 +75,7 @@ def test_a_clip_says_where_it_is_sparse_and_where_it_errs(results):
     assert all(0 < row[1] < 1 for row in clip["attention_error"])
     assert clip["step_latent_error"][0] == 0
     assert 0 < clip["step_latent_error"][1] < 2
-    assert clip["engines"] == {"cpu": 8}
+    assert clip["engines"] == {cpu_engine: 8}
 
 
 def test_a_clip_says_where_its_time_goes(results):

@@ -183,7 +183,7 @@ def test_a_report_replaces_no_file_of_something_else(cli, tmp_path, no_weights, 
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_a_program_is_told_everything_in_one_object(cli, tmp_path):
+def test_a_program_is_told_everything_in_one_object(cli, tmp_path, cpu_engine):
     path = tmp_path / "clip.mp4"
     code, out, _ = cli("generate", PROMPTS[0], *SMALL, "--seed", 4, "-o", path, "--json")
     assert code == 0
@@ -193,7 +193,7 @@ def test_a_program_is_told_everything_in_one_object(cli, tmp_path):
     assert 0 < told["mean_density"] < 1
     assert told["dense_steps_share"] == 0.5
     assert 0 < told["seconds"] < 300
-    assert told["engines"] == {"cpu": 8}
+    assert told["engines"] == {cpu_engine: 8}
     assert (told["fallbacks"], told["notes"]) == ({}, [])
     with av.open(path) as container:
         about = json.loads(container.metadata["comment"])

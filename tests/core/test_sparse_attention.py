@@ -180,7 +180,7 @@ def test_both_engines_and_a_scale_of_the_models_give_the_same(dense):
 
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("engine", ["auto", "cpu", "reference"])
-def test_every_sparse_call_counts_the_engine_that_ran(dense, name, engine):
+def test_every_sparse_call_counts_the_engine_that_ran(dense, name, engine, cpu_engine):
     attention = SparseAttention(preset(name), engine=engine, strict=True)
     works: list[Any] = []
     attention.observers.append(lambda call, work, *tensors: works.append(work))
@@ -188,7 +188,7 @@ def test_every_sparse_call_counts_the_engine_that_ran(dense, name, engine):
     for step in range(3):
         attention(q, k, v, dataclasses.replace(CALL, step=step), dense)
     ran = attention.stats.engines
-    assert list(ran) == ["cpu" if engine == "auto" else engine]
+    assert list(ran) == [cpu_engine if engine == "auto" else engine]
     kernels = sum(1 + len(work.levels) for work in works)
     besides = {"re-ttention": 1, "delta": 3}.get(name, 0)  # a residual's measure, exact rows
     assert ran.total() == kernels + besides == 3 * (1 + 2 * (name == "psa")) + besides
@@ -266,3 +266,44 @@ def test_time_is_measured_and_planning_is_part_of_it(dense):
 def test_the_engines_that_exist_are_named_to_the_user():
     assert sparsify.__doc__ is not None
     assert all(f'"{name}"' in sparsify.__doc__ for name in ("auto", *ENGINES))
+
+
+@pytest.mark.parametrize(("name", "planning"), [("balanced", 1), ("draft", 1), ("semantic", 2)])
+def test_drafts_are_made_on_one_thread_and_attention_takes_all(
+    dense, name, planning, cpu_engine, monkeypatch
+):
+    seen = {}
+
+    def note(owner, what, key):
+        real = getattr(owner, what)
+
+        def noted(*args, **named):
+            seen.setdefault(key, torch.get_num_threads())
+            return real(*args, **named)
+
+        monkeypatch.setattr(owner, what, noted)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        attention = SparseAttention(preset(name), engine=cpu_engine)
+        note(attention._planner, "work", "planning")
+        note(attention, "_kernel", "attention")
+        q, k, v = qkv()
+        attention(q, k, v, CALL, dense)
+        assert seen == {"planning": planning, "attention": 2}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_where_nothing_can_be_compiled_a_note_says_so(dense, monkeypatch):
+    q, k, v = qkv()
+    for problem in (None, "no compiler"):
+        monkeypatch.setattr("vidsparse.kernels.native.build.why_not", lambda said=problem: said)
+        attention = SparseAttention(preset("draft"), engine="cpu")
+        attention(q, k, v, CALL, dense)
+        found = [note for note in attention.stats.notes if "gathers keys" in note]
+        assert [note.endswith("native cannot run: no compiler") for note in found] == [True] * bool(
+            problem
+        )

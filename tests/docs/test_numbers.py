@@ -2,12 +2,14 @@
 
 import json
 import re
+import runpy
 from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
 from scipy import stats
 
+from vidsparse.metrics.report.results import read_results
 from vidsparse.pipelines.models import MODELS
 
 ROOT = Path(__file__).parents[2]
@@ -126,6 +128,14 @@ def test_two_gpus(how):
         *((alone, p) for p in ("balanced", "fast") for alone in (True, False)),
     ]
     assert rows[how] == [found.get(key, "") for key in keys]
+
+
+def test_the_demo_of_the_readme_is_that_of_its_record():
+    script = runpy.run_path(str(ROOT / "docs" / "demo_pictures.py"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    results = read_results(ROOT / script["RECORD"])
+    assert script["with_demo"](readme, results) == readme
+    assert (ROOT / "docs" / "demo.webp").stat().st_size < 2_000_000
 
 
 def test_the_readme_counts_the_models():

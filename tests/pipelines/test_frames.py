@@ -14,15 +14,15 @@ OURS = Path(vidsparse.__file__).parent
 MOST = 10
 
 
-def test_a_call_passes_ten_of_our_frames_from_the_tap_to_the_kernel(monkeypatch):
+def test_a_call_passes_ten_of_our_frames_from_the_tap_to_the_kernel(monkeypatch, cpu_engine):
     seen = []
-    cpu = ENGINES["cpu"]
+    cpu = ENGINES[cpu_engine]
 
     def spy(*args, **named):
         seen.append([frame.filename for frame in traceback.extract_stack()])
         return cpu.run(*args, **named)
 
-    monkeypatch.setitem(ENGINES, "cpu", dataclasses.replace(cpu, run=spy))
+    monkeypatch.setitem(ENGINES, cpu_engine, dataclasses.replace(cpu, run=spy))
     pipe = load_pipeline("tiny", device="cpu")
     with vidsparse.sparsify(pipe, "draft", min_tokens=0):
         pipe(

@@ -78,13 +78,13 @@ def fresh():
     torch._dynamo.reset()
 
 
-def test_a_plan_that_keeps_everything_has_the_gradients_of_dense_attention():
+def test_a_plan_that_keeps_everything_has_the_gradients_of_dense_attention(cpu_engine):
     model = wan()
     dense = trained(model)
     with sparsify(model, "draft", density=0.999) as session:
         whole = trained(model)
         assert session.stats.mean_density == 1
-        assert session.stats.engines == {"cpu": LAYERS}
+        assert session.stats.engines == {cpu_engine: LAYERS}
     assert_same(whole, dense, rtol=1e-3, atol=1e-7)
     with sparsify(model, "draft", density=0.2):
         assert differ(trained(model), dense)
@@ -191,7 +191,7 @@ def test_a_backward_pass_can_be_made_twice():
     assert_same(gradients(model), once)
 
 
-def test_a_checkpoint_around_the_whole_model():
+def test_a_checkpoint_around_the_whole_model(cpu_engine):
     model = wan()
     with sparsify(model, "semantic") as session:
         expected = trained(model)
@@ -203,7 +203,7 @@ def test_a_checkpoint_around_the_whole_model():
         gradients(model)
         other.backward()
         assert session.stats.generations == generations == 3
-        assert session.stats.engines == {"cpu": 3 * LAYERS}
+        assert session.stats.engines == {cpu_engine: 3 * LAYERS}
     assert_same(gradients(model), expected)
 
 
@@ -313,7 +313,7 @@ WAYS = [(whole, None), (whole, False), (blocks, None), (blocks, False), (blocks,
 @pytest.mark.parametrize(("way", "reentrant"), WAYS)
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @torch._dynamo.config.patch(skip_fwd_side_effects_in_bwd_under_checkpoint=True)
-def test_compiled_code_has_the_same_gradients(backend, way, reentrant):
+def test_compiled_code_has_the_same_gradients(backend, way, reentrant, cpu_engine):
     """Torch wants that option before it compiles a checkpoint around anything with a hook."""
     model = wan()
     with sparsify(model, "semantic"):
@@ -327,7 +327,7 @@ def test_compiled_code_has_the_same_gradients(backend, way, reentrant):
         for loss, truth in zip(losses, expected, strict=True):  # the oldest first
             loss.backward()
             assert_same(gradients(model), truth, rtol=1e-3, atol=1e-6)
-        assert dict(session.stats.engines) == engines == {"cpu": 2 * LAYERS}
+        assert dict(session.stats.engines) == engines == {cpu_engine: 2 * LAYERS}
         assert not session.stats.fallbacks
 
 

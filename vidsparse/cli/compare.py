@@ -71,6 +71,7 @@ def compare(
 ) -> None:
     """Make dense and sparse videos from the same seeds, and report what it cost and saved."""
     from vidsparse.cli.comparison_table import footer, make_table
+    from vidsparse.cli.on_a_gpu import on_a_gpu
     from vidsparse.comparison.run import run_comparison
     from vidsparse.comparison.spec import Spec
 
@@ -94,7 +95,8 @@ def compare(
         answer_json(found.results.model_dump(mode="json"))
         return
     answer(make_table(found.results))
-    for line in footer(found.results, output, job.suffix):
+    *said, where = footer(found.results, output, job.suffix)
+    for line in (*said, *on_a_gpu(found.results, spec.presets), where):
         answer(line)
 
 

@@ -69,11 +69,12 @@ def footer(results: Results, folder: Path, suffix: str = ".mp4") -> list[str]:
         *(f"[dim]{plain_text(line)}[/dim]" for line in dim),
         *(f"{row.preset}: {row.sentence}" for row in results.summary if several),
         *map(plain_text, words.timing(results)),
+        *words.too_short(results),
         *words.pairs(results, numbers=False),
         *words.fallbacks(results),
         *dict.fromkeys(sentence for clip in results.clips for sentence in clip.notes),
-        f"{folder}: index.html, report.md, results.json, results.csv, sheet.png, "
-        f"{', '.join(f'{name}{suffix}' for name in (DENSE, *presets))}",
+        f"report: {folder / 'index.html'}, beside it report.md, results.json, results.csv, "
+        f"sheet.png, {', '.join(f'{name}{suffix}' for name in (DENSE, *presets))}",
     ]
 
 

@@ -244,6 +244,7 @@
     does();
   });
 
+  frame = view.worst;
   open(0);
   follow();
 })();

@@ -16,7 +16,8 @@ from vidsparse.kernels.engines.table import ENGINES, choose_engine
 from vidsparse.kernels.plan import BlockPlan, Pooled
 from vidsparse.kernels.planning.pooling import pool_ragged
 
-EVERYWHERE = ["cpu", "reference", "triton"]  # run without a package, on a CPU and on a GPU
+ON_CPUS = [] if torch.cuda.is_available() else ["native"]
+EVERYWHERE = ["cpu", "reference", "triton", *ON_CPUS]  # run without a package where tests run
 
 # batch, heads, q_len, kv_len, head_dim, q_block, kv_block
 SHAPES = [
@@ -58,7 +59,7 @@ def assert_as_exact_as_torch(ours, q, k, v, plan, oracle):
 @pytest.mark.parametrize("with_pooled", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("engine", ["cpu", "triton"])
+@pytest.mark.parametrize("engine", ["cpu", "triton", *ON_CPUS])
 def test_engines_are_as_exact_as_torch_on_awkward_shapes(
     oracle, device, engine, shape, dtype, with_pooled
 ):
@@ -141,7 +142,7 @@ def test_a_full_plan_on_the_cpu_engine_is_bit_equal_to_torch(oracle, dtype):
     assert torch.equal(ours, F.scaled_dot_product_attention(q, k, v))
 
 
-@pytest.mark.parametrize("engine", ["cpu", "triton"])
+@pytest.mark.parametrize("engine", ["cpu", "triton", *ON_CPUS])
 def test_keys_that_nobody_keeps_are_never_read(oracle, device, engine):
     q, k, v = oracle.qkv(1, 2, 90, 90, 16, device=device)
     keep = torch.eye(6, device=device).bool().expand(1, 1, 6, 6).clone()
@@ -153,7 +154,7 @@ def test_keys_that_nobody_keeps_are_never_read(oracle, device, engine):
     assert torch.equal(attention(q, k, v, plan, engine=engine), clean)
 
 
-@pytest.mark.parametrize("engine", ["cpu", "triton"])
+@pytest.mark.parametrize("engine", ["cpu", "triton", *ON_CPUS])
 def test_no_element_of_the_output_is_left_unwritten(oracle, device, engine, monkeypatch):
     q, k, v = oracle.qkv(2, 2, 77, 77, 8, device=device)
     plan = oracle.plan(2, 2, 77, 77, 16, 16, device=device)
@@ -183,7 +184,7 @@ def test_every_engine_takes_a_scale(oracle, device, engine):
 
 def test_an_unknown_engine_is_refused_with_the_names_there_are(oracle):
     q, k, v = oracle.qkv(1, 1, 16, 16, 8)
-    names = "cpu, flash, flex, int8, reference, triton, xformers"
+    names = "cpu, flash, flex, int8, native, reference, triton, xformers"
     with pytest.raises(BadInputError, match=f"unknown engine 'warp': choose auto, {names}"):
         attention(q, k, v, oracle.plan(1, 1, 16, 16, 16, 16), engine="warp")
 
@@ -196,13 +197,14 @@ def test_an_engine_that_cannot_run_says_why(oracle, engine):
 
 
 @pytest.mark.parametrize("return_lse", [False, True])
-def test_the_cpu_engine_runs_clusters_with_and_without_stand_ins(oracle, return_lse):
+@pytest.mark.parametrize("engine", ["cpu", "native"])
+def test_engines_of_cpus_run_clusters_with_and_without_stand_ins(oracle, engine, return_lse):
     q, k, v = oracle.qkv(2, 3, 40, 40, 8)
     plan = oracle.plan(2, 3, 40, 40, 16, 16, q_blocks=3, kv_blocks=4)
     means = [pool_ragged(x, plan.kv_offsets.expand(2, 3, -1)) for x in (k, v)]
     pooled = Pooled(key=means[0], value=means[1], size=plan.kv_sizes)
     for each in (plan, dataclasses.replace(plan, pooled=pooled)):
-        found = attention(q, k, v, each, engine="cpu", return_lse=return_lse)
+        found = attention(q, k, v, each, engine=engine, return_lse=return_lse)
         expected = attention(q, k, v, each, engine="reference", return_lse=return_lse)
         torch.testing.assert_close(found, expected)
 
@@ -257,7 +259,7 @@ def test_validate_names_what_is_wrong_with_a_plan(oracle):
 @pytest.mark.parametrize("device_type", ["cpu", "mps"])
 def test_the_automatic_choice_without_a_gpu_is_the_cpu_engine_and_says_why(device_type):
     choice = choose_engine(Case(device_type=device_type, dtype=torch.float32))
-    assert choice.engine in ("cpu", "triton" if device_type != "cpu" else "cpu")
+    assert choice.engine == ("native" if device_type == "cpu" else "cpu")
     assert choice.why
 
 

@@ -11,7 +11,7 @@ from vidsparse.errors import BadInputError
 from vidsparse.kernels.attention import attention
 from vidsparse.kernels.engines.case import Case
 
-ENGINES = ["triton", "cpu", "reference"]
+ENGINES = ["triton", "cpu", "reference"] + ["native"] * (not torch.cuda.is_available())
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -47,11 +47,11 @@ def test_larger_or_unequal_blocks_are_refused(oracle):
 @pytest.mark.parametrize("engine", ["flash", "flex", "xformers"])
 def test_an_engine_that_cannot_observe_is_refused_and_names_those_that_can(oracle, engine):
     q, k, v = oracle.qkv(1, 1, 40, 40, 16)
-    with pytest.raises(BadInputError, match=r"does not report .*: choose auto, triton, cpu, refer"):
+    with pytest.raises(BadInputError, match=r"does not report .*auto, triton, native, cpu, refer"):
         attention(q, k, v, oracle.plan(1, 1, 40, 40, 16, 16), engine=engine, observe=True)
 
 
-def test_the_engine_that_ran_is_counted_once_a_call(oracle):
+def test_the_engine_that_ran_is_counted_once_a_call(oracle, cpu_engine):
     q, k, v = oracle.qkv(1, 1, 40, 40, 16)
     plan = oracle.plan(1, 1, 40, 40, 16, 16)
     ran = Counter()
@@ -59,7 +59,7 @@ def test_the_engine_that_ran_is_counted_once_a_call(oracle):
     attention(q, k, v, plan, ran=ran, return_lse=True)
     attention(q, k, v, plan, ran=ran, observe=True)
     attention(q, k, v, plan, ran=ran, observe=True, engine="reference")
-    assert ran == {"cpu": 3, "reference": 1}
+    assert ran == {cpu_engine: 3, "reference": 1}
 
 
 def test_an_engine_is_resolved_once_a_call(oracle, monkeypatch):

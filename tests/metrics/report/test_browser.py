@@ -51,6 +51,10 @@ def page(browser, address, motion):
     page.on("dialog", lambda dialog: (page.said.append(dialog.message), dialog.dismiss()))
     page.goto(address)
     until(page, f"({PIXELS})(1).reduce((a, b) => a + b) > 0")
+    page.opened_at = page.locator("#frame").inner_text(), page.locator("#said").inner_text()
+    page.locator("#scrub").fill("0")
+    page.locator("#scrub").blur()  # which would keep keys to itself
+    wait_for_frame(page, 0)
     yield page
     assert [text for text in page.said if "getImageData" not in text] == []  # that is us
     assert [url for url in page.asked if not url.startswith(("file:", "blob:", "data:"))] == []
@@ -94,6 +98,15 @@ def changed(page, pane, before, least):
 def wait_for_frame(page, number):
     until(page, f"document.querySelector('#frame').textContent.startsWith('{number} ')")
     page.wait_for_timeout(250)  # the seek, then the drawing
+
+
+def test_it_opens_at_the_worst_frame(page, make_results, tmp_path):
+    curve = make_results(tmp_path).clips[0].curves["psnr"]
+    worst = min((value, at) for at, value in enumerate(curve) if value is not None)[1]
+    number, said = page.opened_at
+    assert worst > 0
+    assert number == f"{worst} / 11"
+    assert said.endswith(", the worst of this clip")
 
 
 def test_scrubbing_shows_another_frame_in_all_panes(page):
