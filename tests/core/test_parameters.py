@@ -22,8 +22,6 @@ from vidsparse.sparse_attention import Call, SparseAttention
 GRID, LARGE = TokenGrid(6, 8, 8, 0, 3), TokenGrid(8, 12, 12)
 FILES = ("budgets", "margins", "choices", "most_gigabytes")  # they have tests of their own
 DONE = (0.03, 0.1, 0.3, 0.4, 0.5)
-OF_ANY_PART = ("scoring_heads", "min_similarity", "share_layers")  # they ask nothing of the others
-ALL_PARTS = ("draft", "balanced", "semantic", "paro", "pbs", "proxyattn", "sparge", "tidal")
 
 
 def dense(q, k, v):
@@ -74,8 +72,9 @@ def other_values(name, value):
 
 
 def acts(preset, name, value, grid, layers, before):
-    if name == "share_layers" and layers == 1:  # with one, there is nobody to share with
-        layers, before = 2, list(results(preset, grid, 2))
+    two = preset.schedule.dense_layers + 2  # with one, there is nobody to share with
+    if name == "share_layers" and layers < two:
+        layers, before = two, list(results(preset, grid, two))
     for other in other_values(name, value):
         try:
             after = results(preset.override({name: other}), grid, layers)
@@ -131,11 +130,10 @@ def test_every_parameter_that_is_listed_acts(name):
     # orders by layer, heads that choose alike, first layers that are dense
     layers = 3 if name in ("vmoba", "svg", "rainfusion") or preset.schedule.dense_layers else 1
     before = list(results(preset, grid, layers))
-    left_out = FILES if name in ALL_PARTS else (*FILES, *OF_ANY_PART)
     still = [
         key
         for key, value in preset.parameters().items()
-        if key not in left_out and not acts(preset, key, value, grid, layers, before)
+        if key not in FILES and not acts(preset, key, value, grid, layers, before)
     ]
     assert still == []
 
