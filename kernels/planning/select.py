@@ -99,7 +99,9 @@ def select_threshold(
     if use_triton(impl, scores):
         from vidsparse.kernels.triton.select import rows
 
-        threshold = torch.as_tensor(threshold, dtype=torch.float32, device=scores.device)
+        if not isinstance(threshold, Tensor):  # filled there: a copy from the host would wait
+            threshold = torch.full((), threshold, dtype=torch.float32, device=scores.device)
+        threshold = threshold.to(scores.device, torch.float32)
         cutoff = sort_keys(threshold.nan_to_num(float("inf"), float("inf"), float("-inf")))
         cutoff = cutoff[..., 0] if cutoff.ndim else cutoff
         return rows(scores, always, scores.shape[-1], least=min_count, cutoff=cutoff)

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vidsparse.errors import BadInputError
 from vidsparse.pipelines.running.inputs import CONTROL, MASK, PARAMETERS, VIDEO
-from vidsparse.pipelines.running.video import read_video
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,14 +138,14 @@ def _image_size(path: Path) -> tuple[int, int] | None:
 def _video_size(role: str, path: Path) -> tuple[int, int, int, float | None]:
     """Frames, height, width and frames per second of a video, counted: few files say it right."""
     if path.suffix.lower() == ".npy":
-        frames, height, width, _ = read_video(path).shape
+        frames, height, width, _ = _read_frames(path).shape
         return frames, height, width, None
     count = height = width = 0
     for frame in _frames(role, path, None):
         count, (height, width, _) = count + 1, frame.shape
     if not count:
         raise BadInputError(f"--{role} {path} cannot be read as a video: it has no frame")
-    with av.open(str(path)) as container:
+    with _open(path) as container:
         rate = container.streams.video[0].average_rate
     return count, height, width, float(rate) if rate else None
 
@@ -155,10 +153,10 @@ def _video_size(role: str, path: Path) -> tuple[int, int, int, float | None]:
 def _frames(role: str, path: Path, most: int | None) -> Iterator[np.ndarray]:
     """The first frames of a video, uint8 ``(height, width, 3)`` each."""
     if path.suffix.lower() == ".npy":
-        yield from read_video(path)[:most]
+        yield from _read_frames(path)[:most]
         return
     try:
-        with av.open(str(path)) as container:
+        with _open(path) as container:
             decoded: Any = container.decode(video=0)
             for number, frame in enumerate(decoded):
                 if number == most:
@@ -166,3 +164,16 @@ def _frames(role: str, path: Path, most: int | None) -> Iterator[np.ndarray]:
                 yield frame.to_ndarray(format="rgb24")
     except (OSError, ValueError, IndexError) as error:  # PyAV's own are of these
         raise BadInputError(f"--{role} {path} cannot be read as a video: {error}") from error
+
+
+def _read_frames(path: Path) -> np.ndarray:
+    from vidsparse.pipelines.running.video import read_video
+
+    return read_video(path)
+
+
+def _open(path: Path) -> Any:
+    """PyAV's container; it is imported only where there is a video."""
+    import av
+
+    return av.open(str(path))

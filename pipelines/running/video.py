@@ -15,7 +15,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import imageio.v3 as iio
 import numpy as np
 from PIL import Image
@@ -251,6 +250,8 @@ def _metadata(about: Mapping[str, Any]) -> dict[str, str]:
 
 def _encode(suffix: str, frames: np.ndarray, fps: float, metadata: Mapping[str, str]) -> bytes:
     """Encode a video; one thread and no random identifiers, so that nothing depends on chance."""
+    import av
+
     # PyAV itself: imageio's plugin, which wraps it, has no way to set the quality.
     codec, options = _CODECS[suffix]
     buffer, exact = io.BytesIO(), {"fflags": "+bitexact"}

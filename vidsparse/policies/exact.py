@@ -121,4 +121,4 @@ def _sampled_rows(inputs: Inputs, rows: int) -> Tensor:
     sizes = (blocks.grid.tokens - start).clamp(max=blocks.block)
     generator = torch.Generator().manual_seed(inputs.layer * 100_003 + inputs.step)
     drawn = torch.rand(blocks.number, rows, generator=generator)
-    return (start[:, None] + (drawn * sizes[:, None]).long()).to(blocks.device)
+    return (start[:, None] + (drawn * sizes[:, None]).long()).to(blocks.device, non_blocking=True)
