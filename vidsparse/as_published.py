@@ -226,63 +226,55 @@ AS_PUBLISHED: tuple[AsPublished, ...] = (
     AsPublished(
         preset="delta",
         rule="every 64th row (`exact_every`), the first of its run, attends densely; the "
-        "difference is "
-        "added to all rows of the run",
+        "difference is added to all rows of the run",
         rounded="the window and the first tokens, to whole blocks",
         differs="the paper is of language models. The window of 2,048 tokens lies half on either "
-        "side and "
-        'is whole blocks, as are the 64 first tokens (our number: the paper says "sinks"). Runs '
-        "are of the plan's order. `exact_at=middle` takes the nearest row to all others. "
-        "`correction=delta` fits every preset: with clusters, stand-ins, levels, and while "
-        "observing; a head that `sparse-vdit` skips stays zero",
+        "side and is whole blocks, as are the 64 first tokens (our number: the paper says "
+        '"sinks"). '
+        "Runs are of the plan's order. `exact_at=middle` takes the nearest row to all "
+        "others. `correction=delta` fits every preset: with clusters, stand-ins, levels, and "
+        "while observing; a head that `sparse-vdit` skips stays zero",
     ),
     AsPublished(
         preset="pbs",
         rule="keys and values of each segment of 256 in the order of their importance, queries as "
-        "they "
-        "are; means of blocks of 128, the fewest that hold .9 of a row's mass",
+        "they are; means of blocks of 128, the fewest that hold .9 of a row's mass",
         differs="the paper's are language models: what is important there the last 128 queries "
-        "say, here "
-        "128 drawn from the whole sequence (`judges`). There a row always keeps its own segment, "
-        "since it may not look ahead, and the first block; here its diagonal block and text",
+        "say, here 128 drawn from the whole sequence (`judges`). There a row always keeps its own "
+        "segment, since it may not look ahead, and the first block; here its diagonal block and "
+        "text",
     ),
     AsPublished(
         preset="proxyattn",
         rule="q and k are means over groups of heads; of every few tokens the first stands for "
-        "all; a "
-        "block scores the largest share between any two; each head keeps, in every row, as many "
-        "blocks as hold a share of the exact mass of 128 rows",
+        "all; a block scores the largest share between any two; each head keeps, in every row, as "
+        "many blocks as hold a share of the exact mass of 128 rows",
         differs="known from descriptions alone. Assumed: 4 groups of neighbouring heads (the "
-        "paper groups "
-        "by likeness; in video models heads differ more), one token in 4, a share of 0.9, blocks "
-        "of 128. The exact rows are drawn from the whole sequence, there they are the last "
-        "block's. `scoring_heads=4` fits every estimator that looks at data in an order that "
+        "paper groups by likeness; in video models heads differ more), one token in 4, a share of "
+        "0.9, blocks of 128. The exact rows are drawn from the whole sequence, there they are the "
+        "last block's. `scoring_heads=4` fits every estimator that looks at data in an order that "
         "heads share",
     ),
     AsPublished(
         preset="minference",
         rule="1,000 columns and 6,096 diagonals of each head, by the exact attention of 64 rows; "
-        "the "
-        "first column and the main diagonal always",
+        "the first column and the main diagonal always",
         rounded="columns and diagonals, to whole blocks of 64: 16 columns and 96 diagonals of them",
         differs="both are counted in whole blocks of 64, so 16 columns and 96 diagonals of them. "
-        "The rows "
-        "are drawn from the whole sequence, there they are the last, and diagonals run to both "
-        "sides. A density makes both more or fewer by one factor. Which heads take the block- "
-        "sparse pattern instead was searched offline for each language model: not here",
+        "The rows are drawn from the whole sequence, there they are the last, and diagonals run "
+        "to both sides. A density makes both more or fewer by one factor. Which heads take the "
+        "block-sparse pattern instead was searched offline for each language model: not here",
     ),
     AsPublished(
         preset="mminference",
         rule="the grid: with the frames of a place side by side (stride of a frame) or the frames "
-        "and "
-        "rows of a column (stride of a row), columns are tokens of one residue; each head takes "
-        "the pattern that errs least",
+        "and rows of a column (stride of a row), columns are tokens of one residue; each head "
+        "takes the pattern that errs least",
         rounded="as `minference`; the phase of a grid, to whole blocks",
         differs="the stride is known in a grid, so only the phase is searched, in whole blocks. "
-        "Heads "
-        "choose once a generation by the error of 64 sampled rows at density 0.25, there offline. "
-        "The constants of `minference` serve in all orders (assumed). Text is exact, which is its "
-        "modality boundary",
+        "Heads choose once a generation by the error of 64 sampled rows at density 0.25, there "
+        "offline. The constants of `minference` serve in all orders (assumed). Text is exact, "
+        "which is its modality boundary",
     ),
     AsPublished(
         preset="tidal",
@@ -290,82 +282,71 @@ AS_PUBLISHED: tuple[AsPublished, ...] = (
         "`dense_layers=2` is the paper's start",
         rounded="the choice of single tokens, to blocks of keys for blocks of queries",
         differs="the paper is of decoding, where one query picks single tokens by exact scores, "
-        "and where "
-        "a layer near 9 or 13, found for each model, is the only one to select again. Here every "
-        "seventh layer does (with two dense ones 2, 9, 16, ...), each query block picks key "
-        "blocks, by the exact mass of 8 of its rows, and the density is ours. `share_layers=7` "
-        "fits every preset whose plans layers can share; it is refused where an order or "
-        "estimator differs by layer, where errors are measured, under budgets, and where heads "
-        "differ in number. `session.stats.plans` counts whose plan each call ran",
+        "and where a layer near 9 or 13, found for each model, is the only one to select again. "
+        "Here every seventh layer does (with two dense ones 2, 9, 16, ...), each query block "
+        "picks key blocks, by the exact mass of 8 of its rows, and the density is ours. "
+        "`share_layers=7` fits every preset whose plans layers can share; it is refused where an "
+        "order or estimator differs by layer, where errors are measured, under budgets, and where "
+        "heads differ in number. `session.stats.plans` counts whose plan each call ran",
     ),
     AsPublished(
         preset="sparge",
         rule="the mean cosine of all pairs of a block's tokens; at most .6, its keys are left out "
-        "of "
-        "the softmax and read by every row, its queries read all keys; of the others the fewest "
-        "blocks that hold .98 of a row's mass",
+        "of the softmax and read by every row, its queries read all keys; of the others the "
+        "fewest blocks that hold .98 of a row's mass",
         differs="blocks are 64 x 64 (there 128 x 64, or 64 x 128 on Hopper). The thresholds are "
-        "one "
-        "setting of the release for all layers and heads; its search for each head, the skipping "
-        "of products of small weights inside the kernel, and its low bits are not here "
+        "one setting of the release for all layers and heads; its search for each head, the "
+        "skipping of products of small weights inside the kernel, and its low bits are not here "
         "(`precision=int8` is ours). `min_similarity=0.6` fits every estimator that looks at data "
         "in equal blocks",
     ),
     AsPublished(
         preset="sol",
-        rule="threshold `mean + tau * deviation` of the scores of the means, tau 1, and the blocks "
-        "beside the diagonal; all others through their mean key and value, in one softmax; a "
-        "fifth of the run dense",
+        rule="threshold `mean + tau * deviation` of the scores of the means, tau 1, and the "
+        "blocks beside the diagonal; all others through their mean key and value, in one softmax; "
+        "a fifth of the run dense",
         differs="the deviation is the paper's exact form. A block is decided by its mean query, "
-        "as there. "
-        "Sinks are text alone. On a ramp, if one is asked for, tau is that which keeps the ramp's "
-        "share of normal scores",
+        "as there. Sinks are text alone. On a ramp, if one is asked for, tau is that which keeps "
+        "the ramp's share of normal scores",
     ),
     AsPublished(
         preset="subblock",
         rule="log-sum-exp over 4 x 4 means of blocks of 64, a quarter of the blocks in each row, "
-        "from "
-        "4,096 tokens on",
+        "from 4,096 tokens on",
         differs="ten dense steps, of 50 assumed, so 0.2 of the run",
     ),
     AsPublished(
         preset="coreset",
         rule="boxes of 2 x 3 x 2; the centre and the five tokens whose queries are least like its "
-        "own "
-        "are kept, with their keys and values; they attend to one another, a token that is not "
-        "kept takes its centre's output",
+        "own are kept, with their keys and values; they attend to one another, a token that is "
+        "not kept takes its centre's output",
         rounded="the last block of what is kept may hold tokens that are not",
         differs="the rule for Wan (for HunyuanVideo keys are chosen by their own likeness). The "
-        "last "
-        "block of what is kept may hold tokens that are not, and a row of none of them reads its "
-        "own block, which nobody uses. Boxes that end short are kept to the same share (there the "
-        "grid must divide). Text is exact. VORTA gives it to some heads, by a router that is "
+        "last block of what is kept may hold tokens that are not, and a row of none of them reads "
+        "its own block, which nobody uses. Boxes that end short are kept to the same share (there "
+        "the grid must divide). Text is exact. VORTA gives it to some heads, by a router that is "
         "trained; here every head has it, since an error on sampled rows does not see copies. "
         "Another density keeps its root of the tokens",
     ),
     AsPublished(
         preset="vidtome",
         rule="chunks of 4 frames, one of them drawn; of the tokens of the other three the .9 with "
-        "the "
-        "largest cosine to one of it leave, and take its output; what is left is a density of "
+        "the largest cosine to one of it leave, and take its output; what is left is a density of "
         ".1056, ((1 + 3 x .1) / 4)^2",
         rounded="as `coreset`",
         differs="the paper merges hidden states before the projections, which saves those too, "
-        "and then "
-        "merges chunks with one another: not here. Here likeness is of the keys of all heads "
-        "together, which are made of the hidden states, and what leaves is neither averaged nor "
-        "weighted, as there. Blocks are rounded as for `coreset`",
+        "and then merges chunks with one another: not here. Here likeness is of the keys of all "
+        "heads together, which are made of the hidden states, and what leaves is neither averaged "
+        "nor weighted, as there. Blocks are rounded as for `coreset`",
     ),
     AsPublished(
         preset="freeswim",
         rule="all frames, 31 rows x 53 columns: half of the training grid at 480p (15, 26) on "
-        "either "
-        "side; at the edge the window moves inward and stays as large",
+        "either side; at the edge the window moves inward and stays as large",
         rounded="the window, to blocks of which a third of the pairs lie in it",
         differs="blocks with a third of their pairs inside are kept. The branch with the whole "
-        "field, "
-        "whose cross-attention replaces that of the window, is of a pipeline, as is the start "
-        "from a small video: not here. Nor is the factor of 1.046 on the scores. Give "
+        "field, whose cross-attention replaces that of the window, is of a pipeline, as is the "
+        "start from a small video: not here. Nor is the factor of 1.046 on the scores. Give "
         "`window_height` and `window_width` of the size that your model was trained at",
     ),
 )

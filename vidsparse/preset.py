@@ -121,6 +121,8 @@ class Preset:
             return "the error is measured of each layer, and that of a neighbour says nothing of it"
         if self.schedule.budgets is not None:
             return "budgets give each layer a density of its own"
+        if policy.alternatives is not None and policy.alternatives.choices is not None:
+            return "a file of choices names what the heads of each layer take"
         return None
 
     def parts(self) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.policies.few_heads import by_few_heads, group_of_head
 from vidsparse.policies.pooled import Pooled, SubBlock
-from vidsparse.policies.sampled_p import SampledP
+from vidsparse.policies.sampled_p import SampledP, block_mass_of_rows
 from vidsparse.policies.selectors import Selection
 from vidsparse.policies.strided_peak import StridedPeak
 from vidsparse.policies.value_aware import ValueAware
@@ -96,6 +96,13 @@ def test_a_head_keeps_as_many_blocks_as_hold_the_share_of_its_exact_rows(make_in
             assert count[entry, head].tolist() == [needed] * 8
 
 
+def test_rows_that_are_averaged_in_parts_weigh_alike(make_inputs, monkeypatch):
+    inputs = call(make_inputs)
+    whole = block_mass_of_rows(inputs, 23)
+    monkeypatch.setattr("vidsparse.policies.sampled_p.ROWS", 5)
+    torch.testing.assert_close(block_mass_of_rows(inputs, 23), whole)
+
+
 def test_under_a_density_one_share_serves_the_layer(make_inputs):
     grid = TokenGrid(2, 16, 16)
     inputs = call(make_inputs, grid=grid)
@@ -134,6 +141,7 @@ def test_a_query_that_is_no_number_scores_as_zero(make_inputs):
         ("semantic", {"scoring_heads": 2}, "here heads differ"),
         ("paro", {"scoring_heads": 2}, "here heads differ"),
         ("pbs", {"scoring_heads": 2}, "here heads differ"),
+        ("vmoba", {"scoring_heads": 2}, "this selector goes by the tokens of each head"),
         ("proxyattn", {"stride": 3}, "stride must be 1, 2, 4, 8 or 16, got 3"),
         ("proxyattn", {"budget_rows": 0}, "budget_rows must be at least 1, got 0"),
         ("proxyattn", {"p": 1.5}, r"p must be in \(0, 1\], got 1.5"),

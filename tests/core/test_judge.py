@@ -126,6 +126,8 @@ def test_subblock_sums_the_mass_of_four_by_four_means(make_inputs):
         ("semantic", {"min_similarity": 0.5}, "the order makes clusters"),
         ("paro", {"min_similarity": 0.5}, "heads choose among several"),
         ("radial", {"min_similarity": 0.5}, "which this estimator does without"),
+        ("coreset", {"min_similarity": 0.5}, "which this estimator does without"),
+        ("draft", {"selector": "tokens", "min_similarity": 0.5}, "picks blocks for each token"),
         ("sol", {"tau": 6}, r"tau must be in \[-5, 5\], got 6"),
         ("sol", {"tau": "none"}, "selector=deviation needs tau"),
         ("sol", {"near": -1}, "near must be at least 0, got -1"),

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from vidsparse.calibrated import write_calibrated
 from vidsparse.errors import BadInputError
 from vidsparse.footprint import layer_state_bytes
 from vidsparse.grid import TokenGrid
@@ -154,3 +155,9 @@ def test_parts_that_cannot_share_leave_it_out_and_none_is_refused():
         PRESETS["draft"].override({"order": "cycle", "share_layers": 2})
     with pytest.raises(BadInputError, match="share_layers must be at least 1, got 0"):
         PRESETS["tidal"].override({"share_layers": 0})
+
+
+def test_layers_whose_heads_a_file_names_do_not_share(tmp_path):
+    path = write_calibrated(tmp_path / "orders.toml", "paro", [(1.0, {"0": ["hwf"]})])
+    with pytest.raises(BadInputError, match="a file of choices names what the heads of each layer"):
+        PRESETS["paro"].override({"choices": path, "share_layers": 2})

@@ -70,6 +70,8 @@ def why_not_few_heads(policy: Policy) -> str | None:
     """Why a few heads cannot score for all, in one sentence; None if they can."""
     if not policy.estimator.needs_data or policy.estimator.observes:
         return "scoring_heads are means of queries and keys, and this estimator scores by neither"
+    if policy.selector.per_token:
+        return "scoring_heads score blocks, and this selector goes by the tokens of each head"
     if not policy.order.static or policy.alternatives is not None:
         return "scoring_heads take blocks that are the same in all heads, and here heads differ"
     return None

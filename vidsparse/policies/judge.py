@@ -58,6 +58,9 @@ def why_no_judge(policy: Policy) -> str | None:
         return "min_similarity judges equal blocks, and the order makes clusters"
     if policy.alternatives is not None:
         return "min_similarity judges the blocks of one order, and heads choose among several"
-    if not policy.estimator.needs_data or policy.estimator.observes:
+    estimator = policy.estimator
+    if not estimator.needs_data or estimator.observes or estimator.of_pruned:
         return "min_similarity judges means of queries and keys, which this estimator does without"
+    if policy.selector.per_token:
+        return "min_similarity keeps whole blocks, and this selector picks blocks for each token"
     return None

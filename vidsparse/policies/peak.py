@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
@@ -68,10 +69,23 @@ def peaks(inputs: Inputs, places: Tensor) -> Tensor:
         return x.gather(2, index).float()
 
     number = places.shape[1]
-    query, key = only_finite(drawn(q)), drawn(k).mT
-    rows = max(1, AT_ONCE // (q.shape[0] * q.shape[1] * number * key.shape[-1]))
+    return largest_shares(only_finite(drawn(q)), drawn(k), number, number, inputs.scale)
+
+
+def largest_shares(query: Tensor, key: Tensor, rows: int, columns: int, scale: float) -> Tensor:
+    """Largest attention in each tile of a map, float32 ``(batch, heads, M, N)``.
+
+    Args:
+        query: ``(batch, heads, q_len, head_dim)``.
+        key: ``(batch, heads, kv_len, head_dim)``.
+        rows: Queries in a tile; the last may have fewer.
+        columns: Keys in a tile, likewise.
+        scale: Score scale.
+    """
+    of_a_row = query.shape[0] * query.shape[1] * rows * key.shape[2]
     found = []
-    for part in query.split(rows * number, dim=2):
-        share = (part @ key * inputs.scale).softmax(dim=-1)
-        found.append(share.unflatten(3, (-1, number)).unflatten(2, (-1, number)).amax(dim=(3, 5)))
+    for part in query.split(rows * max(1, AT_ONCE // of_a_row), dim=2):
+        share = (part @ key.mT).float().mul_(scale).softmax(dim=-1)
+        share = F.pad(share, (0, -key.shape[2] % columns, 0, -part.shape[2] % rows))
+        found.append(share.unflatten(3, (-1, columns)).unflatten(2, (-1, rows)).amax(dim=(3, 5)))
     return torch.cat(found, dim=2)

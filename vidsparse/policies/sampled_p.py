@@ -12,13 +12,17 @@ from torch import Tensor
 
 from vidsparse.errors import BadInputError
 from vidsparse.head_sharing import all_of, own_of
+from vidsparse.kernels.planning.exact_mass import exact_mass
+from vidsparse.kernels.planning.pooling import only_finite
 from vidsparse.kernels.planning.select import Lists, select_row_budget
 from vidsparse.policies.estimator import Inputs
-from vidsparse.policies.sampled import draw_rows, shares_of_rows
+from vidsparse.policies.sampled import draw_rows
 from vidsparse.policies.selectors import Selection, Selector
 
 if TYPE_CHECKING:
     from vidsparse.policies.policy import Policy
+
+ROWS = 256  # whose mass is averaged at a time, the most that a GPU's kernel takes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,10 +100,12 @@ def block_mass_of_rows(inputs: Inputs, number: int) -> Tensor:
         inputs: Of equal blocks of keys.
         number: Query rows, one drawn from each of as many stretches of the sequence.
     """
-    q, blocks = inputs.qkv[0], inputs.blocks
-    rows, missing = draw_rows(inputs, number), -q.shape[2] % blocks.kv_block
-    total = torch.zeros(*q.shape[:2], blocks.columns, device=q.device)
-    for _, share in shares_of_rows(inputs, rows):
-        of_blocks = F.pad(share.sum(dim=2), (0, missing)).unflatten(-1, (-1, blocks.kv_block))
-        total += of_blocks.sum(dim=-1)
-    return total / len(rows)
+    blocks, (q, k, _), rows = inputs.blocks, inputs.qkv, draw_rows(inputs, number)
+    at_once = min(len(rows), ROWS)
+    mass, _ = exact_mass(
+        only_finite(q.index_select(2, rows)), k, q_block=at_once, kv_block=blocks.kv_block,
+        scale=inputs.scale,
+    )  # fmt: skip
+    start = torch.arange(mass.shape[2], device=q.device) * at_once
+    number_of = (len(rows) - start).clamp(max=at_once)
+    return (mass * (number_of / len(rows))[:, None]).sum(dim=2)

@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-import torch.nn.functional as F
-
 from vidsparse.errors import BadInputError
 from vidsparse.kernels.planning.pooling import only_finite
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
-from vidsparse.policies.sampled import AT_ONCE
+from vidsparse.policies.peak import largest_shares
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +35,5 @@ class StridedPeak(Estimator):
         """Score each block by its largest sampled share, ``(batch, heads, M, N)``."""
         blocks, (q, k, _) = inputs.blocks, inputs.qkv
         query, key = (x[:, :, :: self.stride] for x in (only_finite(q), k))
-        of_rows, of_columns = blocks.block // self.stride, blocks.kv_block // self.stride
-        each = query.shape[0] * query.shape[1] * key.shape[2] * of_rows
-        made = []
-        for rows in query.split(of_rows * max(1, AT_ONCE // each), dim=2):
-            share = (rows @ key.mT).float().mul_(inputs.scale).softmax(dim=-1)
-            share = F.pad(share, (0, -key.shape[2] % of_columns, 0, -rows.shape[2] % of_rows))
-            share = share.unflatten(-1, (-1, of_columns)).amax(dim=-1)
-            made.append(share.unflatten(2, (-1, of_rows)).amax(dim=3))
-        return Estimate(scores=torch.cat(made, dim=2).log())
+        rows, columns = blocks.block // self.stride, blocks.kv_block // self.stride
+        return Estimate(scores=largest_shares(query, key, rows, columns, inputs.scale).log())
