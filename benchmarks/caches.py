@@ -54,7 +54,7 @@ def row(studio: Studio, preset: str, cache: str, whole: Counter[str], dense: Any
     with contextlib.ExitStack() as stack:
         session = None
         if preset:
-            changes = {"block": BLOCK, "min_tokens": 0}
+            changes: dict[str, Any] = {"block": BLOCK, "min_tokens": 0}
             session = stack.enter_context(vidsparse.sparsify(studio.pipe, preset, **changes))
         if cache:
             read_cache(cache).enable(transformer, STEPS)

@@ -15,7 +15,7 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffusers
 import torch
@@ -25,10 +25,27 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
-from whole_runs import DEVICE, MODELS, Model
 
 import vidsparse
 from vidsparse.pipelines.running.stack import Stack
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class Model(NamedTuple):
+    """A Wan transformer, and the frames, height and width of what it makes."""
+
+    layers: int
+    heads: int
+    ffn: int
+    size: tuple[int, int, int]
+    shift: float
+
+
+MODELS = {
+    "wan-14b": Model(40, 40, 13824, (81, 720, 1280), 5.0),
+    "small": Model(2, 2, 64, (9, 64, 96), 3.0),
+}
 
 
 def main() -> None:

@@ -111,8 +111,8 @@ def test_dense_steps_by_the_fastest_engine_are_counted(dense_measured_on_cpu):
     preset = PRESETS["draft"].override({"dense": "fastest", "density": 0.5, "min_tokens": 0})
     engine, (q, k, v) = SparseAttention(preset), qkv()
     out = run(engine, q, k, v, at=0)
-    turned = [x.transpose(1, 2) for x in (q, k, v)]
-    exact = torch.nn.functional.scaled_dot_product_attention(*turned).transpose(1, 2)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    exact = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
     torch.testing.assert_close(out, exact, rtol=1e-4, atol=1e-5)
     assert dict(engine.stats.engines) == {"reference": 1}
 

@@ -34,7 +34,8 @@ def outputs(name, device, engine):
         for layer in range(3 if name == "vmoba" else 1):
             q, k, v = (torch.randn(1, GRID.tokens, 2, 64, generator=draw) for _ in range(3))
             call = Call(grid=GRID, layer=layer, step=step, progress=Progress.alone(0.5))
-            made.append(attention(*(x.to(device) for x in (2 * q, k, v)), call, dense).cpu())
+            q, k, v = (x.to(device) for x in (2 * q, k, v))
+            made.append(attention(q, k, v, call, dense).cpu())
     return torch.stack(made), attention.stats.mean_density
 
 

@@ -49,7 +49,8 @@ def preset(name, head_dim):
     sparse = SparseAttention(PRESETS[name].override({"min_tokens": 0} | block), engine="triton")
     for at, progress in list(enumerate(Progress.first(10).steps()))[-2:]:
         call = Call(grid=GRID, layer=0, step=at, progress=progress, layers=1)
-        sparse(*qkv(head_dim), call, dense)
+        q, k, v = qkv(head_dim)
+        sparse(q, k, v, call, dense)
     assert not sparse.stats.fallbacks, sparse.stats.fallbacks
 
 

@@ -76,7 +76,7 @@ def _on_the_gpu(arch):
     torch.empty = lambda *shape, pin_memory=False, **named: zeros(*shape, **named)
     torch.empty_like = torch.zeros_like
     torch.Tensor.new_empty = torch.Tensor.new_zeros
-    torch.Tensor.is_cuda = property(lambda self: True)
+    torch.Tensor.is_cuda = property(lambda self: True)  # pyright: ignore[reportAttributeAccessIssue]
     dispatch._interpreted = lambda: True  # nobody then asks for a device of CUDA
     torch.cuda.get_device_capability = lambda device=None: divmod(arch, 10)
     torch.cuda.get_device_properties = lambda device: SimpleNamespace(multi_processor_count=132)

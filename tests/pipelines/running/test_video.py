@@ -220,7 +220,7 @@ def test_float_frames_and_unknown_suffixes_are_refused_before_anything_is_writte
 def test_ctrl_c_while_writing_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "clip.mp4"
     path.write_bytes(b"old")
-    monkeypatch.setattr(video.av, "VideoFrame", FailingFrame(KeyboardInterrupt()))
+    monkeypatch.setattr(av, "VideoFrame", FailingFrame(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         write_video(path, smooth(), fps=16)
     assert list(tmp_path.iterdir()) == [path]
@@ -238,7 +238,7 @@ def test_a_full_disk_keeps_the_frames_elsewhere_and_says_where(tmp_path, temp_fo
     out = tmp_path / "out"
     out.mkdir()
     full = FailingFrame(OSError(28, "No space left on device"))
-    monkeypatch.setattr(video.av, "VideoFrame", full)
+    monkeypatch.setattr(av, "VideoFrame", full)
     with pytest.raises(VidsparseError, match="No space left") as raised:
         write_video(out / "clip.mp4", smooth(), fps=16)
     assert not list(out.iterdir())
