@@ -74,7 +74,7 @@ def measure(
     more: dict[str, Any] = {} if DEVICE == "cuda" else {"min_tokens": 0}
     for name in (STOCK, *args.presets.split(",")):
         preset, _, precision = name.partition(":")
-        precise = more | ({"precision": precision} if precision else {})
+        precise: dict[str, Any] = more | ({"precision": precision} if precision else {})
         attached = nullcontext() if name == STOCK else sparsify(real.pipe, preset, **precise)
         with attached as session:
             try:
