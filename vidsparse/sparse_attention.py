@@ -189,7 +189,7 @@ class SparseAttention:
             with Stopwatch(q.device) as total:
                 with Stopwatch(q.device) as planning, self._quietly(q):
                     work = self._plan(q, k, v, call, way, trains, take)
-                out, besides = policy.attend(work, self._kernel(work), way=way, replan=replan)
+                out, besides = policy.attending(work, self._kernel(work), way=way, replan=replan)()
                 with self._quietly(q):
                     out = self._finished(out, besides, work, call)
             self.stats.time(total, planning)
@@ -266,7 +266,7 @@ class SparseAttention:
         with without_autocast(q), self._uncounted():
             work = self._planner.again(take.work, *(x.transpose(1, 2) for x in (q, k, v)))
             policy, replan = self.preset.policy, self.preset.schedule.replan
-            out, besides = policy.attend(work, self._kernel(work), way=take.way, replan=replan)
+            out, besides = policy.attending(work, self._kernel(work), way=take.way, replan=replan)()
             return self._finished(out, besides, work, call).transpose(1, 2)
 
     @contextmanager

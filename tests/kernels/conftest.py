@@ -10,6 +10,8 @@ import torch
 from vidsparse.kernels.plan import BlockPlan, Pooled
 from vidsparse.kernels.validate import validated
 
+collect_ignore = ["compile_for_hopper.py", "compile_portable.py", "no_gpu.py"]  # scripts
+
 
 def _of(x, batch, head):
     """One head's part of a tensor that may be shared."""

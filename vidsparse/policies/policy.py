@@ -235,15 +235,15 @@ class Policy:
         keep = plan.to_block_mask() | estimate.besides
         return plan_of_lists(lists_of_mask(keep), inputs.blocks)
 
-    def attend(
-        self, work: Work, kernel: Kernel, *, way: float, replan: int
-    ) -> tuple[Tensor, float | Tensor]:
-        """Run a plan, finish and correct its output; see ``Compensation.attend``.
+    def attending(self, work: Work, kernel: Kernel, *, way: float, replan: int) -> Run:
+        """What runs a plan, finishes and corrects its output; see ``Compensation.attend``.
 
         An estimator that observes runs it in the place of the compensation, as does a selector of
         tokens.
         """
         planned = self._run(work, kernel, way, replan)
+        if work.inputs.copies is None and isinstance(self.correction, NoCorrection):
+            return planned
 
         def run() -> tuple[Tensor, float | Tensor]:
             out, besides = planned()
@@ -253,7 +253,7 @@ class Policy:
                 out = taken.masked_fill((copies < 0)[..., None], math.nan)
             return out, besides
 
-        return self.correction.attend(run, work, kernel)
+        return partial(self.correction.attend, run, work, kernel)
 
     def _run(self, work: Work, kernel: Kernel, way: float, replan: int) -> Run:
         """What runs the plan, before it is corrected."""

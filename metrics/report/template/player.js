@@ -128,8 +128,10 @@
       video.pause();
       return;
     }
+    const there = isThere() && !video.seeking;
     wanted = null;
     if (frame >= view.frames - 1) video.currentTime = 0;
+    else if (!there) video.currentTime = (frame + 0.5) / view.fps; // it starts where it was opened
     video.play().catch((error) => { if (error.name !== "AbortError") throw error; });
   }
 
@@ -184,7 +186,7 @@
   });
   video.addEventListener("seeked", () => {
     if (video.paused && wanted !== null && !isThere()) video.currentTime = wanted;
-    else draw();
+    else if (!video.requestVideoFrameCallback) draw(); // else `presented` draws what is there
   });
   video.addEventListener("canplay", () => { if (video.paused && !video.seeking && isThere()) draw(); });
   for (const name of ["play", "pause"]) video.addEventListener(name, settled);
