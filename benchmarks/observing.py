@@ -2,8 +2,8 @@
 
     python benchmarks/observing.py -o observing.json
 
-Each kernel three times in turn, the last two timed; the order turns every round, since a card near its
-power limit favours what comes after a rest. Median, least and most milliseconds.
+Each kernel three times in turn, the last two timed; the order turns every round, since a card near
+its power limit favours what comes after a rest. Median, least and most milliseconds.
 """
 
 from __future__ import annotations
