@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,9 +25,14 @@ class Correction(Part):
     """What is done to the output of a plan, once its compensation has been at it.
 
     The defaults are those of one that does nothing.
+
+    Attributes:
+        corrects: Whether it changes an output.
     """
 
     __slots__ = ()
+
+    corrects: ClassVar[bool] = True
 
     def attend(self, run: Run, work: Work, kernel: Kernel) -> tuple[Tensor, float | Tensor]:
         """Run a plan and correct its output.
@@ -54,6 +60,8 @@ class Correction(Part):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoCorrection(Correction):
     """The output stays as the plan and the compensation made it."""
+
+    corrects: ClassVar[bool] = False
 
 
 class Row(StrEnum):

@@ -242,7 +242,7 @@ class Policy:
         tokens.
         """
         planned = self._run(work, kernel, way, replan)
-        if work.inputs.copies is None and isinstance(self.correction, NoCorrection):
+        if work.inputs.copies is None and not self.correction.corrects:
             return planned
 
         def run() -> tuple[Tensor, float | Tensor]:
