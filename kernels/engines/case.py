@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,15 +50,7 @@ class Case:
     @classmethod
     def of_dense(cls, q: Tensor) -> Case:
         """The case of attention to all keys, of q ``(batch, heads, seq, head_dim)``."""
-        return cls(
-            device_type=q.device.type,
-            arch=torch.cuda.get_device_capability(q.device) if q.is_cuda else None,
-            dtype=q.dtype,
-            head_dim=q.shape[3],
-            heads=q.shape[1],
-            q_len=q.shape[2],
-            kv_len=q.shape[2],
-        )
+        return cls(**_of_queries(q), kv_len=q.shape[2])
 
     @classmethod
     def of(
@@ -74,12 +67,7 @@ class Case:
         if plan.pooled is not None:
             tensors += [plan.pooled.key, plan.pooled.value]
         return cls(
-            device_type=q.device.type,
-            arch=torch.cuda.get_device_capability(q.device) if q.is_cuda else None,
-            dtype=q.dtype,
-            head_dim=q.shape[3],
-            heads=q.shape[1],
-            q_len=q.shape[2],
+            **_of_queries(q),
             kv_len=k.shape[2],
             q_block=plan.q_block,
             kv_block=plan.kv_block,
@@ -89,3 +77,15 @@ class Case:
             needs_grad=torch.is_grad_enabled() and any(x.requires_grad for x in tensors),
             observe=observe,
         )
+
+
+def _of_queries(q: Tensor) -> dict[str, Any]:
+    """The facts that queries ``(batch, heads, seq, head_dim)`` tell."""
+    return {
+        "device_type": q.device.type,
+        "arch": torch.cuda.get_device_capability(q.device) if q.is_cuda else None,
+        "dtype": q.dtype,
+        "head_dim": q.shape[3],
+        "heads": q.shape[1],
+        "q_len": q.shape[2],
+    }

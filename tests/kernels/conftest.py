@@ -1,7 +1,12 @@
 """An oracle of its own for attention under a plan, and random plans with awkward shapes."""
 
+import json
 import math
+import os
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +15,8 @@ import torch
 from vidsparse.kernels.plan import BlockPlan, Pooled
 from vidsparse.kernels.validate import validated
 
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 collect_ignore = ["compile_for_hopper.py", "compile_portable.py", "no_gpu.py"]  # scripts
 
 
@@ -144,3 +151,20 @@ def oracle():
         pooled=pooled,
         qkv=qkv,
     )
+
+
+@pytest.fixture(scope="session")
+def run_compiled():
+    """Runs a script of this folder in a process of its own, where kernels are not interpreted."""
+
+    def run(script, *arguments):
+        env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        env["PYTHONPATH"] = str(ROOT)
+        command = [sys.executable, str(HERE / script), *map(str, arguments)]
+        done = subprocess.run(
+            command, env=env, capture_output=True, text=True, check=False, cwd=ROOT
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return json.loads(done.stdout)
+
+    return run

@@ -1,32 +1,24 @@
 """The Hopper kernels compile where there is no GPU, as their launches call them, without spills."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-SCRIPT = Path(__file__).with_name("compile_for_hopper.py")
-ROOT = Path(__file__).resolve().parents[2]
 
+@pytest.fixture
+def compiled(run_compiled):
+    """Counts of wgmma in what a launch compiles."""
 
-def compiled(what, *numbers):
-    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    env["PYTHONPATH"] = str(ROOT)
-    command = [sys.executable, str(SCRIPT), what, *map(str, numbers)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-2000:]
-    seen = json.loads(done.stdout)
-    assert seen["stack"] <= 16
-    assert seen["shared"] <= 227 * 1024
-    return seen["wgmma"]
+    def run(*what):
+        seen = run_compiled("compile_for_hopper.py", *what)
+        assert seen["stack"] <= 16
+        assert seen["shared"] <= 227 * 1024
+        return seen["wgmma"]
+
+    return run
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("kv_block", [64, 128])
-def test_eight_bits(head_dim, kv_block):
+def test_eight_bits(compiled, head_dim, kv_block):
     found = compiled("low_bit", head_dim, 128, kv_block)
     consumers, sites = 2, 3  # the first scores, the first product, the loop
     assert found[".s32.s8.s8"] == consumers * sites * head_dim // 32
@@ -44,6 +36,6 @@ def test_eight_bits(head_dim, kv_block):
         ("packed", 64, 64, 64),
     ],
 )
-def test_sixteen_bits(what, head_dim, q_block, kv_block):
+def test_sixteen_bits(compiled, what, head_dim, q_block, kv_block):
     found = compiled(what, head_dim, q_block, kv_block)
     assert found[".f32.bf16.bf16"] > 0

@@ -14,6 +14,7 @@ from torch import Tensor
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.planning.pooling import only_finite
+from vidsparse.policies.checks import check_sizes
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.orders import Arranged, coordinates
 from vidsparse.policies.pruned import PruningOrder, kept_first, wanted
@@ -42,9 +43,7 @@ class Coreset(PruningOrder):
     box_width: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("box_frames", "box_height", "box_width"):
-            if getattr(self, name) < 1:
-                raise BadInputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_sizes(self, "box_frames", "box_height", "box_width")
         if not 2 <= self.box_frames * self.box_height * self.box_width <= 256:
             raise BadInputError("a box of a coreset holds from 2 to 256 tokens")
 

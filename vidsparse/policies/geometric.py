@@ -18,6 +18,7 @@ from torch import Tensor
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.policies.blocks import Blocks
+from vidsparse.policies.checks import check_overlap, check_sizes
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
 from vidsparse.policies.orders import coordinates
 
@@ -83,7 +84,7 @@ class FrameBand(Estimator):
     def __post_init__(self) -> None:
         if not 0 < self.width <= 1:
             raise BadInputError(f"width must be in (0, 1], got {self.width:g}")
-        _check_overlap(self.overlap)
+        check_overlap(self.overlap)
 
     def idle(self, density: float | None) -> Mapping[str, str]:
         """A density sets the width of the mask."""
@@ -191,8 +192,8 @@ class Neighbourhood(Estimator):
     def __post_init__(self) -> None:
         sizes = ("window_frames", "window_height", "window_width")
         units = ("unit_frames", "unit_height", "unit_width", "stride", "dilation")
-        _check_sizes(self, (*sizes, *units))
-        _check_overlap(self.overlap)
+        check_sizes(self, *sizes, *units)
+        check_overlap(self.overlap)
 
     def estimate(self, inputs: Inputs) -> Estimate:
         """Score blocks by the window that would hold them, ``(1, 1, N, N)``."""
@@ -278,8 +279,8 @@ class Slab(Estimator):
     measure: ClassVar[Measure] = Measure.RANK
 
     def __post_init__(self) -> None:
-        _check_sizes(self, ("unit_frames", "unit_height", "unit_width"))
-        _check_overlap(self.overlap)
+        check_sizes(self, "unit_frames", "unit_height", "unit_width")
+        check_overlap(self.overlap)
 
     def estimate(self, inputs: Inputs) -> Estimate:
         """Score blocks by how many boxes away they are, ``(1, 1, N, N)``."""
@@ -314,7 +315,7 @@ class Disc(Estimator):
     def __post_init__(self) -> None:
         if not self.radius > 0:
             raise BadInputError(f"radius must be above 0 tokens, got {self.radius:g}")
-        _check_overlap(self.overlap)
+        check_overlap(self.overlap)
 
     def idle(self, density: float | None) -> Mapping[str, str]:
         """A density sets the width of the mask."""
@@ -328,17 +329,6 @@ class Disc(Estimator):
 
         score = -block_distance(inputs.blocks, distance, self.overlap)
         return Estimate(scores=score, threshold=OUTSIDE_ON_IT)
-
-
-def _check_sizes(rule: object, names: tuple[str, ...]) -> None:
-    for name in names:
-        if getattr(rule, name) < 1:
-            raise BadInputError(f"{name} must be at least 1, got {getattr(rule, name)}")
-
-
-def _check_overlap(overlap: float) -> None:
-    if not 0 < overlap <= 1:
-        raise BadInputError(f"overlap must be in (0, 1], got {overlap}")
 
 
 def block_distance(blocks: Blocks, distance: Distance, overlap: float) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
+from vidsparse.policies.checks import check_overlap, check_sizes
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
 from vidsparse.policies.geometric import FAR, block_distance
 
@@ -58,18 +59,14 @@ class Natten(Estimator):
 
     def __post_init__(self) -> None:
         for axis in AXES:
-            for of in ("window", "stride", "dilation"):
-                if getattr(self, f"{of}_{axis}") < 1:
-                    name = f"{of}_{axis}"
-                    raise BadInputError(f"{name} must be at least 1, got {getattr(self, name)}")
+            check_sizes(self, f"window_{axis}", f"stride_{axis}", f"dilation_{axis}")
             window, stride = getattr(self, f"window_{axis}"), getattr(self, f"stride_{axis}")
             if stride > window:
                 raise BadInputError(
                     f"stride_{axis}={stride} is more than window_{axis}={window}: queries would "
                     "not see themselves; give a stride of at most the window"
                 )
-        if not 0 < self.overlap <= 1:
-            raise BadInputError(f"overlap must be in (0, 1], got {self.overlap}")
+        check_overlap(self.overlap)
 
     def estimate(self, inputs: Inputs) -> Estimate:
         """Score blocks by the window that would hold them, ``(1, 1, N, N)``."""

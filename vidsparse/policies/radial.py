@@ -24,6 +24,7 @@ from torch import Tensor
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.policies.blocks import Blocks
+from vidsparse.policies.checks import check_overlap
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
 from vidsparse.policies.geometric import DENSITY_DECIDES
 
@@ -57,8 +58,7 @@ class Radial(Estimator):
     def __post_init__(self) -> None:
         if not 0 < self.decay <= 8:
             raise BadInputError(f"decay must be in (0, 8], got {self.decay}")
-        if not 0 < self.overlap <= 1:
-            raise BadInputError(f"overlap must be in (0, 1], got {self.overlap}")
+        check_overlap(self.overlap)
 
     def idle(self, density: float | None) -> Mapping[str, str]:
         """A density sets the width of the bands."""

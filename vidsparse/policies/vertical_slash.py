@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vidsparse.errors import BadInputError
+from vidsparse.policies.checks import check_sizes
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
 from vidsparse.policies.sampled import draw_rows, shares_of_rows
 
@@ -39,9 +39,7 @@ class VerticalSlash(Estimator):
     measure: ClassVar[Measure] = Measure.RANK
 
     def __post_init__(self) -> None:
-        for name in ("columns", "diagonals", "pattern_rows"):
-            if getattr(self, name) < 1:
-                raise BadInputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_sizes(self, "columns", "diagonals", "pattern_rows")
 
     def estimate(self, inputs: Inputs) -> Estimate:
         """Score blocks by how many columns or diagonals it takes, ``(batch, heads, N, N)``."""
