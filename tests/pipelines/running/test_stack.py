@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
@@ -64,6 +65,26 @@ def test_weights_that_wait_elsewhere_change_nothing(wan, untouched, offload):
     with vidsparse.sparsify(pipe, "draft", strict=True, **SPARSE) as session:
         wan.generate(pipe)
     assert session.stats.mean_density < 1
+
+
+def test_layers_of_the_shipped_pipeline_that_wait_change_nothing(monkeypatch):
+    """diffusers names the device ``cpu:0``; a copy of a parameter to there is a plain tensor."""
+    on_cpu = accelerate.cpu_offload
+    monkeypatch.setattr(
+        accelerate, "cpu_offload", lambda module, _, **how: on_cpu(module, "cpu", **how)
+    )
+    call: dict[str, Any] = {"num_frames": 5, "height": 64, "width": 64, "num_inference_steps": 2}
+    made = []
+    for offload in (None, "sequential"):
+        pipe = load_pipeline(stack=Stack(quantize="int8"))
+        Stack(offload=offload).set_up(pipe, "cpu")
+        pipe.set_progress_bar_config(disable=True)
+        waits = {parameter.device.type for parameter in pipe.transformer.parameters()}
+        assert waits == ({"cpu"} if offload is None else {"meta"})
+        draw = torch.Generator().manual_seed(0)
+        with vidsparse.sparsify(pipe, "draft", strict=True, **SPARSE):
+            made.append(pipe("a circle", output_type="latent", generator=draw, **call).frames)
+    assert torch.equal(*made)
 
 
 def test_a_lora_is_loaded_from_its_file_or_folder(wan, stored, lora):
