@@ -3,11 +3,11 @@
     python benchmarks/tune_held_out.py -o benchmarks/results/tune_held_out_h200.json
 
 The search of ``tune`` on the shipped pipeline, for each target: mean PSNR against dense of two
-prompts. What it finds, and the rung of the ladder that is nearest in time, its mean density turned
-until it takes the same, then draw eight other prompts. A batch is drawn at once. On a GPU the small
-pipeline waits for launches, whatever is computed, so time is what a run of Wan 2.1 14B at 720p would
-take on an H200 by the prices of ``vidsparse plan``, at the density that ran here; the seconds that
-the batch took here stand beside it. ``--tiny`` tries the script on a CPU.
+prompts. What it finds draws eight other prompts, and so does the rung of the ladder that is nearest
+in time, its mean density turned until it takes as long. A batch is drawn at once. On a GPU the
+small pipeline waits for launches, whatever is computed, so time is what a run of Wan 2.1 14B at
+720p would take on an H200 by the prices of ``vidsparse plan``, at the density that ran here; the
+seconds that the batch took here stand beside it. ``--tiny`` tries the script on a CPU.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-import torch
 from caches import WAN_14B
 from ladder import DEVICE, PROMPTS, Studio, about, scores, write
 
@@ -243,7 +242,6 @@ def parse() -> argparse.Namespace:
         args.size, args.steps, args.block, args.prompts, args.seeds = "5x64x64", 8, 16, 3, 1
         args.tune_seeds = 1
         args.output = args.output or Path(tempfile.mkdtemp()) / "tiny.json"
-        torch.set_num_threads(2)
     return args
 
 

@@ -23,7 +23,7 @@ from vidsparse.pipelines.running.load import load_pipeline
 from vidsparse.pipelines.running.stack import Stack, is_compiled, lora_files
 
 SPARSE: dict[str, Any] = {"min_tokens": 0, "block": 16, "density": 0.3, "warmup": 0.05}
-STEPS = 3
+STEPS, CPU = 3, torch.device("cpu")
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_layers_of_the_shipped_pipeline_that_wait_change_nothing(monkeypatch):
     """diffusers names the device ``cpu:0``; a copy of a parameter to there is a plain tensor."""
     on_cpu = accelerate.cpu_offload
     monkeypatch.setattr(
-        accelerate, "cpu_offload", lambda module, _, **how: on_cpu(module, "cpu", **how)
+        accelerate, "cpu_offload", lambda module, _, **how: on_cpu(module, CPU, **how)
     )
     call: dict[str, Any] = {"num_frames": 5, "height": 64, "width": 64, "num_inference_steps": 2}
     made = []
