@@ -1,0 +1,146 @@
+"""Plans that are exact to the token: which blocks are whole, which partial, and of those the bits.
+
+Rules of geometry repeat: moved along the grid, a block sees the same pairs. So each different
+pattern of pairs is kept once, as bits, and a partial block names its pattern. That takes any rule
+in any order of tokens, where coordinates tested in a kernel would need code for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vidsparse.errors import BadInputError
+from vidsparse.kernels.plan import WORD, BlockPlan, Partial, block_sizes
+from vidsparse.kernels.planning.bits import pack_bits
+
+Pairs = Callable[[Tensor, Tensor], Tensor]
+"""Whether queries see keys, boolean ``(number, q_block, kv_block)``.
+
+Given are positions, int64 ``(number, q_block, 1)`` and ``(number, 1, kv_block)``.
+"""
+
+PAIRS_AT_ONCE = 16 * 2**20
+MOST_BYTES = 256 * 2**20
+
+
+def plan_of_pairs(
+    pairs: Pairs,
+    *,
+    q_len: int,
+    kv_len: int,
+    q_block: int,
+    kv_block: int,
+    candidates: Tensor,
+    whole: Tensor | None = None,
+) -> BlockPlan:
+    """The plan of exactly the pairs of a rule, the same for all heads.
+
+    Asks for every pair of the candidates and reads their patterns back from the device: made for
+    rules of the geometry, whose plan is kept.
+
+    Args:
+        pairs: The rule.
+        q_len: Query tokens.
+        kv_len: Key tokens.
+        q_block: Tokens in a query block.
+        kv_block: Tokens in a key block.
+        candidates: Blocks that may hold a pair, boolean ``(M, N)``, on the device of the plan.
+        whole: Blocks that are computed whole besides, boolean ``(M, N)``.
+
+    Raises:
+        BadInputError: When the patterns need more than 256 MB.
+    """
+    device = candidates.device
+    keep = torch.zeros_like(candidates) if whole is None else whole.clone()
+    pattern = torch.zeros(keep.shape, dtype=torch.int32, device=device)
+    sizes = block_sizes(q_len, q_block, device)[:, None] * block_sizes(kv_len, kv_block, device)
+    table = _Table(q_block, kv_block)
+    inside = torch.arange(q_block, device=device), torch.arange(kv_block, device=device)
+    for some in (candidates & ~keep).nonzero().split(max(1, PAIRS_AT_ONCE // (q_block * kv_block))):
+        m, n = some.unbind(-1)
+        query = (m[:, None] * q_block + inside[0])[:, :, None]
+        key = (n[:, None] * kv_block + inside[1])[:, None]
+        seen = pairs(query.clamp(max=q_len - 1), key.clamp(max=kv_len - 1))
+        seen = seen & (query < q_len) & (key < kv_len)
+        number = seen.sum(dim=(1, 2))
+        partial = (number > 0) & (number < sizes[m, n])
+        keep[m, n] = number > 0
+        pattern[m[partial], n[partial]] = table.numbers(seen[partial])
+    sides = {"q_len": q_len, "kv_len": kv_len, "q_block": q_block, "kv_block": kv_block}
+    if not bool(pattern.any()):
+        return BlockPlan.from_mask(keep[None, None], **sides)
+    if kv_len % kv_block:  # in lists with partial blocks the short one is partial too, and last
+        short = inside[1] < kv_len % kv_block
+        number = table.numbers(short.expand(1, q_block, -1)).to(device)
+        is_whole = keep[:, -1] & (pattern[:, -1] == 0) & (pattern > 0).any(dim=-1)
+        pattern[:, -1] = pattern[:, -1].where(~is_whole, number)
+    return _whole_first(keep[None, None], pattern[None, None], table.bits(device), sides)
+
+
+def pack_pairs(tiles: Tensor) -> Tensor:
+    """The bits of blocks, int32 ``(number, q_block, words)``.
+
+    Args:
+        tiles: Which pairs of each block are computed, boolean ``(number, q_block, kv_block)``.
+    """
+    return pack_bits(F.pad(tiles, (0, -tiles.shape[-1] % WORD))).view(torch.int32)
+
+
+def _whole_first(keep: Tensor, pattern: Tensor, bits: Tensor, sides: dict[str, int]) -> BlockPlan:
+    """Lists of whole blocks, then of partial ones, given both as ``(1, 1, M, N)``."""
+    partial = pattern > 0
+    index = torch.where(keep, partial.to(torch.uint8), 2).argsort(dim=-1, stable=True)
+    count = keep.sum(dim=-1, dtype=torch.int32)
+    index = index[..., : max(1, int(count.max()))]
+    return BlockPlan(
+        kv_count=count,
+        kv_index=index.to(torch.int32).contiguous(),
+        partial=Partial(
+            count=partial.sum(dim=-1, dtype=torch.int32),
+            pattern=pattern.gather(-1, index).contiguous(),
+            bits=bits,
+        ),
+        **sides,
+    )
+
+
+class _Table:
+    """Different patterns in the order in which they were met; the first is all ones."""
+
+    def __init__(self, q_block: int, kv_block: int) -> None:
+        ones = torch.full((1, q_block, -(-kv_block // WORD)), -1, dtype=torch.int32)
+        self._parts = [ones]
+        self._bytes = ones.numel() * ones.element_size()
+        self._numbers = {ones.numpy().tobytes(): 0}
+        self._blocks = f"{q_block} x {kv_block}"
+
+    def numbers(self, tiles: Tensor) -> Tensor:
+        """The number of each pattern, boolean ``(number, q_block, kv_block)``, as int32.
+
+        Raises:
+            BadInputError: When there are too many to keep.
+        """
+        words = pack_pairs(tiles).cpu()
+        found, new = [], []
+        for at, pattern in enumerate(words.numpy()):
+            key = pattern.tobytes()
+            if key not in self._numbers:
+                self._numbers[key] = len(self._numbers)
+                new.append(at)
+            found.append(self._numbers[key])
+        self._parts.append(words[new])
+        if len(self._numbers) * self._bytes > MOST_BYTES:
+            raise BadInputError(
+                f"the rule makes more than {len(self._numbers):,} different patterns of blocks of "
+                f"{self._blocks}, {len(self._numbers) * self._bytes / 1e6:.0f} MB of bits: give "
+                "masks=block, or an order whose boxes repeat along the grid"
+            )
+        return torch.tensor(found, dtype=torch.int32).to(tiles.device)
+
+    def bits(self, device: torch.device) -> Tensor:
+        """All patterns, int32 ``(P, q_block, words)``."""
+        return torch.cat(self._parts).to(device)
