@@ -38,8 +38,8 @@ class Partial:
     """Which listed blocks are partial, and which of their pairs are computed.
 
     A list then names its whole blocks first and its partial ones after them, so that a kernel's
-    loop over whole blocks is the same as without; where a list has partial blocks, a short last
-    block of keys is one of them.
+    loop over whole blocks is the same as without. Where a list has partial blocks, a short last
+    block of keys counts among them, of pattern 0 if all of its keys are seen.
 
     Attributes:
         count: How many of each list's last entries are partial, int32 ``(B|1, H|1, M)`` as

@@ -71,14 +71,17 @@ def plan_of_pairs(
         keep[m, n] = number > 0
         pattern[m[partial], n[partial]] = table.numbers(seen[partial])
     sides = {"q_len": q_len, "kv_len": kv_len, "q_block": q_block, "kv_block": kv_block}
-    if not bool(pattern.any()):
-        return BlockPlan.from_mask(keep[None, None], **sides)
-    if kv_len % kv_block:  # in lists with partial blocks the short one is partial too, and last
-        short = inside[1] < kv_len % kv_block
-        number = table.numbers(short.expand(1, q_block, -1)).to(device)
-        is_whole = keep[:, -1] & (pattern[:, -1] == 0) & (pattern > 0).any(dim=-1)
-        pattern[:, -1] = pattern[:, -1].where(~is_whole, number)
     return _whole_first(keep[None, None], pattern[None, None], table.bits(device), sides)
+
+
+def with_whole(plan: BlockPlan, whole: Tensor) -> BlockPlan:
+    """A plan of equal blocks, and blocks that are computed whole, boolean ``(B|1, H|1, M, N)``."""
+    keep = plan.to_block_mask() | whole
+    sides = {name: getattr(plan, name) for name in ("q_len", "kv_len", "q_block", "kv_block")}
+    if plan.partial is None:
+        return BlockPlan.from_mask(keep, **sides)
+    pattern = plan.pattern_of_blocks().masked_fill(whole, 0)
+    return _whole_first(keep, pattern, plan.partial.bits, sides)
 
 
 def pack_pairs(tiles: Tensor) -> Tensor:
@@ -91,8 +94,12 @@ def pack_pairs(tiles: Tensor) -> Tensor:
 
 
 def _whole_first(keep: Tensor, pattern: Tensor, bits: Tensor, sides: dict[str, int]) -> BlockPlan:
-    """Lists of whole blocks, then of partial ones, given both as ``(1, 1, M, N)``."""
+    """Lists of whole blocks, then of those with a pattern, given both as ``(B|1, H|1, M, N)``."""
     partial = pattern > 0
+    if not bool(partial.any()):
+        return BlockPlan.from_mask(keep, **sides)
+    if sides["kv_len"] % sides["kv_block"]:  # a short block has to end its list
+        partial[..., -1] |= keep[..., -1] & partial.any(dim=-1)
     index = torch.where(keep, partial.to(torch.uint8), 2).argsort(dim=-1, stable=True)
     count = keep.sum(dim=-1, dtype=torch.int32)
     index = index[..., : max(1, int(count.max()))]
@@ -101,7 +108,7 @@ def _whole_first(keep: Tensor, pattern: Tensor, bits: Tensor, sides: dict[str, i
         kv_index=index.to(torch.int32).contiguous(),
         partial=Partial(
             count=partial.sum(dim=-1, dtype=torch.int32),
-            pattern=pattern.gather(-1, index).contiguous(),
+            pattern=pattern.expand(index.shape[0], index.shape[1], -1, -1).gather(-1, index),
             bits=bits,
         ),
         **sides,

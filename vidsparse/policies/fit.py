@@ -8,6 +8,7 @@ from vidsparse.errors import BadInputError
 from vidsparse.policies.estimator import Measure
 from vidsparse.policies.few_heads import why_not_few_heads
 from vidsparse.policies.judge import why_no_judge
+from vidsparse.policies.token_masks import is_exact, why_not_exact
 
 if TYPE_CHECKING:
     from vidsparse.policies.policy import Policy
@@ -51,6 +52,8 @@ def check_fit(policy: Policy) -> None:
     if policy.scoring_heads is not None and (problem := why_not_few_heads(policy)):
         raise BadInputError(problem)
     if policy.min_similarity is not None and (problem := why_no_judge(policy)):
+        raise BadInputError(problem)
+    if problem := why_not_exact(policy):
         raise BadInputError(problem)
     estimator, selector = policy.estimator, policy.selector
     if estimator.measure is Measure.RANK and not selector.takes_ranks:
@@ -122,6 +125,8 @@ def idle(policy: Policy) -> dict[str, str]:
         found["key_block"] = own
     if policy.selector.in_place_of_density:
         found["floor"] = "the error is measured of a whole layer, whatever a row keeps"
+    if is_exact(policy):
+        found["floor"] = "with masks=token every row keeps what the rule says"
     return found
 
 

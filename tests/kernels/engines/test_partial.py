@@ -12,7 +12,7 @@ from vidsparse.kernels.engines.case import Case
 from vidsparse.kernels.engines.flex import block_mask
 from vidsparse.kernels.engines.table import ENGINES, choose_engine
 from vidsparse.kernels.plan import BlockPlan, Partial
-from vidsparse.kernels.planning.partial import pack_pairs, plan_of_pairs
+from vidsparse.kernels.planning.partial import pack_pairs, plan_of_pairs, with_whole
 from vidsparse.kernels.validate import validated
 
 TAKE = ["cpu", "reference", "triton"]  # where tests run
@@ -160,6 +160,11 @@ def test_a_block_may_be_whole_whatever_the_rule_says_a_short_one_too():
     expected[:16, 16:] = True
     assert torch.equal(plan.to_dense_mask()[0, 0], expected)
     assert plan.kv_index[0, 0, 0, :3].tolist() == [1, 0, 2]  # the short one must come last
+    again = validated(with_whole(plan_of(mask, 16, 16), whole[None, None]))
+    assert torch.equal(again.to_dense_mask()[0, 0], expected)
+    every = with_whole(plan_of(mask, 16, 16), torch.ones(1, 2, 3, 3, dtype=torch.bool))
+    assert every.partial is None
+    assert every.density == 1.0
 
 
 def test_bits_are_where_the_plan_says():

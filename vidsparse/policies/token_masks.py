@@ -1,0 +1,163 @@
+"""Rules of geometry, exact to the token: the kernel masks the blocks that a rule cuts through."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vidsparse.grid import TokenGrid
+from vidsparse.kernels.plan import BlockPlan
+from vidsparse.kernels.planning.partial import plan_of_pairs
+from vidsparse.policies.blocks import Blocks
+from vidsparse.policies.estimator import Estimator
+from vidsparse.policies.orders import coordinates
+
+if TYPE_CHECKING:
+    from vidsparse.policies.policy import Policy
+
+
+class Masks(StrEnum):
+    """What a mask that needs no data is made of.
+
+    Attributes:
+        BLOCK: Of whole blocks: one is computed if enough of its pairs are in the rule.
+        TOKEN: Of exactly the pairs of the rule; blocks that it cuts through are computed, and then
+            masked, so they cost as much as whole ones.
+    """
+
+    BLOCK = "block"
+    TOKEN = "token"
+
+
+class Rule(NamedTuple):
+    """Which tokens of video see one another; text sees all and is seen by all.
+
+    Attributes:
+        axes: Which places along frames, rows and columns see which, boolean ``(length, length)``
+            each, or None where an axis does not matter.
+        rest: What else has to hold, given frame, row and column of queries and of keys, int64
+            ``(..., 3)``; None if nothing.
+    """
+
+    axes: tuple[Tensor | None, ...]
+    rest: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def sees(self, q: Tensor, k: Tensor) -> Tensor:
+        """Whether q sees k, tokens by frame, row and column, ``(..., 3)``, -1 of text."""
+        seen = (q[..., 0] < 0) | (k[..., 0] < 0)
+        inside = torch.ones_like(seen)
+        for axis, table in enumerate(self.axes):
+            if table is not None:
+                inside &= table[q[..., axis], k[..., axis]]
+        return seen | (inside if self.rest is None else inside & self.rest(q, k))
+
+    def density(self, grid: TokenGrid) -> float | None:
+        """Pairs that see one another over all pairs; None where axes alone do not say it."""
+        if self.rest is not None:
+            return None
+        share = 1.0
+        for table in self.axes:
+            share *= 1.0 if table is None else float(table.float().mean())
+        video = grid.video_tokens**2
+        return (share * video + grid.tokens**2 - video) / grid.tokens**2
+
+
+def exact_plan(rule: Rule, blocks: Blocks) -> BlockPlan:
+    """The plan of exactly the pairs of a rule, over equal blocks in an order that heads share.
+
+    Where ``blocks.only`` is set, other rows are empty.
+    """
+    grid, device = blocks.grid, blocks.device
+    text = [torch.full((n, 3), -1) for n in (grid.prefix, grid.suffix)]
+    token = torch.cat([text[0], coordinates(grid), text[1]]).to(device)
+    if blocks.order is not None:
+        token = token[blocks.order[0, 0].long()]
+    axes = [None if table is None else table.to(device) for table in rule.axes]
+    rule = rule._replace(axes=tuple(axes))
+    candidates = _may_see(token, rule, blocks)
+    if blocks.only is not None:
+        asked = torch.zeros(blocks.number, 1, dtype=torch.bool, device=device)
+        asked[blocks.only] = True
+        candidates &= asked
+    return plan_of_pairs(
+        lambda q, k: rule.sees(token[q], token[k]),
+        q_len=grid.tokens,
+        kv_len=grid.tokens,
+        q_block=blocks.block,
+        kv_block=blocks.block,
+        candidates=candidates,
+    )
+
+
+def _may_see(token: Tensor, rule: Rule, blocks: Blocks) -> Tensor:
+    """Blocks that may hold a pair, by each axis alone, boolean ``(M, N)``."""
+    block = torch.arange(len(token), device=token.device) // blocks.block
+    text = torch.zeros(blocks.number, dtype=torch.bool, device=token.device)
+    text[block[token[:, 0] < 0]] = True
+    may = torch.ones(blocks.number, blocks.number, dtype=torch.bool, device=token.device)
+    for axis, table in enumerate(rule.axes):
+        if table is not None:
+            holds = torch.zeros(blocks.number, len(table), device=token.device)
+            holds[block, token[:, axis]] = 1.0
+            may &= holds @ table.float() @ holds.mT > 0
+    return may | text | text[:, None]
+
+
+class Geometric(Estimator):
+    """An estimator whose mask is a rule of the geometry, which may be exact to the token."""
+
+    __slots__ = ()
+
+    masks: Masks
+
+    @abstractmethod
+    def rule(self, blocks: Blocks) -> Rule:
+        """Which tokens see one another."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether its mask is exact to the token."""
+        return self.masks is Masks.TOKEN
+
+    def make_exact(self, blocks: Blocks) -> Callable[[], BlockPlan] | None:
+        """What makes the plan of its rule, if its mask is exact."""
+        return partial(exact_plan, self.rule(blocks), blocks) if self.exact else None
+
+    def idle(self, density: float | None) -> Mapping[str, str]:
+        """A density chooses whole blocks; without one, exact masks round nothing."""
+        if not self.exact:
+            return {}
+        if density is not None:
+            return {"masks": "a density chooses whole blocks, so give one of the two"}
+        return {"overlap": "with masks=token no block is rounded"}
+
+
+def is_exact(policy: Policy) -> bool:
+    """Whether a policy computes exactly the pairs of a rule, once it is at full sparsity."""
+    return policy.estimator.exact and policy.any_density is None
+
+
+def why_not_exact(policy: Policy) -> str | None:
+    """Why a policy cannot have masks that are exact to the token, in one sentence; None if it can."""
+    if (
+        not any(each.estimator.exact for each in policy.candidates)
+        or policy.any_density is not None
+    ):
+        return None
+    clashes = {
+        "heads choose among masks of whole blocks": policy.alternatives is not None,
+        "the order follows the data": not policy.order.static,
+        f"rotate={policy.rotate:g} opens whole blocks": policy.rotate > 0,
+        "its selector takes no mask": not policy.selector.takes_masks,
+        "the compensation is of whole blocks": policy.compensation.compensates,
+    }
+    problem = next((problem for problem, holds in clashes.items() if holds), None)
+    return (
+        None if problem is None else f"masks=token goes without this: {problem}; give masks=block"
+    )
