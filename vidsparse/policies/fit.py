@@ -53,7 +53,8 @@ def check_fit(policy: Policy) -> None:
         raise BadInputError(problem)
     if policy.min_similarity is not None and (problem := why_no_judge(policy)):
         raise BadInputError(problem)
-    if problem := why_not_exact(policy):
+    exact = any(each.estimator.exact for each in policy.candidates) and policy.any_density is None
+    if exact and (problem := why_not_exact(policy)):
         raise BadInputError(problem)
     estimator, selector = policy.estimator, policy.selector
     if estimator.measure is Measure.RANK and not selector.takes_ranks:
@@ -136,5 +137,6 @@ def fixed(policy: Policy) -> frozenset[str]:
     alone = {"anchor"} if spreads else set[str]()
     alone |= set[str]() if why_not_few_heads(policy) is None else {"scoring_heads"}
     alone |= set[str]() if why_no_judge(policy) is None else {"min_similarity"}
+    alone |= set[str]() if why_not_exact(policy) is None else {"masks"}
     alone |= set[str]() if _takes_unequal(policy) else {"key_block"}
     return frozenset(alone).union(*(part.fixed for part in policy.parts))

@@ -144,12 +144,7 @@ def is_exact(policy: Policy) -> bool:
 
 
 def why_not_exact(policy: Policy) -> str | None:
-    """Why a policy cannot have masks that are exact to the token, in one sentence; None if it can."""
-    if (
-        not any(each.estimator.exact for each in policy.candidates)
-        or policy.any_density is not None
-    ):
-        return None
+    """Why masks of a policy have to be of whole blocks, in one sentence; None if they have not."""
     clashes = {
         "heads choose among masks of whole blocks": policy.alternatives is not None,
         "the order follows the data": not policy.order.static,
@@ -158,6 +153,4 @@ def why_not_exact(policy: Policy) -> str | None:
         "the compensation is of whole blocks": policy.compensation.compensates,
     }
     problem = next((problem for problem, holds in clashes.items() if holds), None)
-    return (
-        None if problem is None else f"masks=token goes without this: {problem}; give masks=block"
-    )
+    return None if problem is None else f"masks=token does not fit: {problem}; give masks=block"
