@@ -80,11 +80,11 @@ def exact_plan(rule: Rule, blocks: Blocks) -> BlockPlan:
         token = token[blocks.order[0, 0].long()]
     axes = [None if table is None else table.to(device) for table in rule.axes]
     rule = rule._replace(axes=tuple(axes))
-    candidates = _may_see(token, rule, blocks)
+    candidates, whole = _by_axes(token, rule, blocks)
     if blocks.only is not None:
         asked = torch.zeros(blocks.number, 1, dtype=torch.bool, device=device)
         asked[blocks.only] = True
-        candidates &= asked
+        candidates, whole = candidates & asked, whole & asked
     return plan_of_pairs(
         lambda q, k: rule.sees(token[q], token[k]),
         q_len=grid.tokens,
@@ -92,21 +92,26 @@ def exact_plan(rule: Rule, blocks: Blocks) -> BlockPlan:
         q_block=blocks.block,
         kv_block=blocks.block,
         candidates=candidates,
+        whole=whole,
     )
 
 
-def _may_see(token: Tensor, rule: Rule, blocks: Blocks) -> Tensor:
-    """Blocks that may hold a pair, by each axis alone, boolean ``(M, N)``."""
+def _by_axes(token: Tensor, rule: Rule, blocks: Blocks) -> tuple[Tensor, Tensor]:
+    """Blocks that may hold a pair by each axis alone, and that surely hold all, ``(M, N)``."""
     block = torch.arange(len(token), device=token.device) // blocks.block
-    text = torch.zeros(blocks.number, dtype=torch.bool, device=token.device)
-    text[block[token[:, 0] < 0]] = True
+    is_text, one = token[:, 0] < 0, torch.ones(len(token), device=token.device)
+    text = torch.zeros(blocks.number, device=token.device).index_add_(0, block, is_text * one)
     may = torch.ones(blocks.number, blocks.number, dtype=torch.bool, device=token.device)
+    whole = may if rule.rest is None else ~may
     for axis, table in enumerate(rule.axes):
         if table is not None:
             holds = torch.zeros(blocks.number, len(table), device=token.device)
-            holds[block, token[:, axis]] = 1.0
-            may &= holds @ table.float() @ holds.mT > 0
-    return may | text | text[:, None]
+            holds.index_put_((block, token[:, axis]), (~is_text).float(), accumulate=True)
+            seen = holds @ table.float() @ holds.mT  # whole numbers up to 256 * 256
+            may = may & (seen > 0)
+            whole = whole & (seen == blocks.sizes[:, None] * blocks.sizes)
+    some, only = text > 0, text == blocks.sizes
+    return may | some | some[:, None], whole | only | only[:, None]
 
 
 class Geometric(Estimator):
