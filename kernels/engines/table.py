@@ -101,6 +101,7 @@ ENGINES: dict[str, Engine] = {
             unsupported=native_unsupported,
             observe=observe_native,
             takes_pooled=True,
+            takes_partial=True,
         ),
         Engine(
             name="cpu",

@@ -71,7 +71,7 @@ def plan_of_pairs(
         keep[m, n] = number > 0
         pattern[m[partial], n[partial]] = table.numbers(seen[partial])
     sides = {"q_len": q_len, "kv_len": kv_len, "q_block": q_block, "kv_block": kv_block}
-    return _whole_first(keep[None, None], pattern[None, None], table.bits(device), sides)
+    return plan_of_patterns(keep[None, None], pattern[None, None], table.bits(device), sides)
 
 
 def with_whole(plan: BlockPlan, whole: Tensor) -> BlockPlan:
@@ -81,7 +81,7 @@ def with_whole(plan: BlockPlan, whole: Tensor) -> BlockPlan:
     if plan.partial is None:
         return BlockPlan.from_mask(keep, **sides)
     pattern = plan.pattern_of_blocks().masked_fill(whole, 0)
-    return _whole_first(keep, pattern, plan.partial.bits, sides)
+    return plan_of_patterns(keep, pattern, plan.partial.bits, sides)
 
 
 def pack_pairs(tiles: Tensor) -> Tensor:
@@ -93,8 +93,17 @@ def pack_pairs(tiles: Tensor) -> Tensor:
     return pack_bits(F.pad(tiles, (0, -tiles.shape[-1] % WORD))).view(torch.int32)
 
 
-def _whole_first(keep: Tensor, pattern: Tensor, bits: Tensor, sides: dict[str, int]) -> BlockPlan:
-    """Lists of whole blocks, then of those with a pattern, given both as ``(B|1, H|1, M, N)``."""
+def plan_of_patterns(
+    keep: Tensor, pattern: Tensor, bits: Tensor, sides: dict[str, int]
+) -> BlockPlan:
+    """Lists of whole blocks, then of partial ones.
+
+    Args:
+        keep: Blocks that are computed, boolean ``(B|1, H|1, M, N)``.
+        pattern: Of these the patterns, int32, shaped likewise; 0 where all pairs are computed.
+        bits: The patterns, int32 ``(P, q_block, ceil(kv_block / 32))``, as in ``Partial``.
+        sides: ``q_len``, ``kv_len``, ``q_block`` and ``kv_block``.
+    """
     partial = pattern > 0
     if not bool(partial.any()):
         return BlockPlan.from_mask(keep, **sides)

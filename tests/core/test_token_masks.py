@@ -106,7 +106,6 @@ def test_attention_is_that_of_the_papers_rule_token_by_token(name):
     exact = (scores.softmax(dim=-1) @ rows[2]).transpose(1, 2)
     assert float((out.double() - exact).abs().max()) < 1e-5
     assert not sparse.stats.fallbacks
-    assert sparse.stats.engines == {"cpu": 1}
     assert preset.policy.estimator.token_density(grid, 16) == pytest.approx(
         float(mask.double().mean()), abs=1e-6
     )
@@ -160,14 +159,13 @@ def test_what_does_not_go_together_is_refused(name, changes, message):
         PRESETS[name].override(changes)
 
 
-def test_an_engine_that_cannot_is_refused_and_whole_blocks_run_on_any():
+def test_an_engine_that_cannot_is_refused_and_whole_blocks_are_for_any():
     _, grid, preset = case("clear")
     q, k, v = (torch.randn(1, grid.tokens, 1, 16) for _ in "qkv")
     with pytest.raises(BadInputError, match="computes whole blocks alone"):
-        SparseAttention(preset, engine="native")(q, k, v, call_of(grid), dense)
-    whole = SparseAttention(preset.override({"masks": "block"}), engine="native")
-    whole(q, k, v, call_of(grid), dense)
-    assert whole.stats.engines == {"native": 1}
+        SparseAttention(preset, engine="xformers")(q, k, v, call_of(grid), dense)
+    whole = Planner(preset.override({"masks": "block"}).policy)
+    assert whole.static_plan(inputs_of(grid, preset), 1.0).partial is None
 
 
 def test_an_anchor_is_whole_beside_the_rule():
