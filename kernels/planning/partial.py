@@ -36,11 +36,12 @@ def plan_of_pairs(
     kv_block: int,
     candidates: Tensor,
     whole: Tensor | None = None,
+    kinds: Tensor | None = None,
 ) -> BlockPlan:
     """The plan of exactly the pairs of a rule, the same for all heads.
 
-    Asks for every pair of the candidates and reads their patterns back from the device: made for
-    rules of the geometry, whose plan is kept.
+    Asks for every pair of one candidate of each kind and reads the patterns back from the device:
+    made for rules of the geometry, whose plan is kept.
 
     Args:
         pairs: The rule.
@@ -50,6 +51,8 @@ def plan_of_pairs(
         kv_block: Tokens in a key block.
         candidates: Blocks that may hold a pair, boolean ``(M, N)``, on the device of the plan.
         whole: Blocks that are computed whole besides, boolean ``(M, N)``.
+        kinds: The kind of each block, int64 ``(M, N)``: blocks of one kind hold the same pairs.
+            None if nothing is known of them.
 
     Raises:
         BadInputError: When the patterns need more than 256 MB.
@@ -60,7 +63,11 @@ def plan_of_pairs(
     sizes = block_sizes(q_len, q_block, device)[:, None] * block_sizes(kv_len, kv_block, device)
     table = _Table(q_block, kv_block)
     inside = torch.arange(q_block, device=device), torch.arange(kv_block, device=device)
-    for some in (candidates & ~keep).nonzero().split(max(1, PAIRS_AT_ONCE // (q_block * kv_block))):
+    asked = (candidates & ~keep).nonzero()
+    which = None if kinds is None else kinds[asked[:, 0], asked[:, 1]]
+    first, which = _first_of_each(which, len(asked), device)
+    found = [torch.zeros(2, 0, dtype=torch.int32, device=device)]
+    for some in asked[first].split(max(1, PAIRS_AT_ONCE // (q_block * kv_block))):
         m, n = some.unbind(-1)
         query = (m[:, None] * q_block + inside[0])[:, :, None]
         key = (n[:, None] * kv_block + inside[1])[:, None]
@@ -68,10 +75,26 @@ def plan_of_pairs(
         seen = seen & (query < q_len) & (key < kv_len)
         number = seen.sum(dim=(1, 2))
         partial = (number > 0) & (number < sizes[m, n])
-        keep[m, n] = number > 0
-        pattern[m[partial], n[partial]] = table.numbers(seen[partial])
+        patterns = torch.zeros_like(number, dtype=torch.int32)
+        patterns[partial] = table.numbers(seen[partial])
+        found.append(torch.stack([(number > 0).int(), patterns]))
+    some, patterns = torch.cat(found, dim=1)[:, which]
+    keep[asked[:, 0], asked[:, 1]] = some > 0
+    pattern[asked[:, 0], asked[:, 1]] = patterns
     sides = {"q_len": q_len, "kv_len": kv_len, "q_block": q_block, "kv_block": kv_block}
     return plan_of_patterns(keep[None, None], pattern[None, None], table.bits(device), sides)
+
+
+def _first_of_each(
+    kinds: Tensor | None, number: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Where the first of each kind stands, and which of these each one is like, int64."""
+    at = torch.arange(number, device=device)
+    if kinds is None:
+        return at, at
+    distinct, which = kinds.unique(return_inverse=True)
+    first = torch.full_like(distinct, number).scatter_reduce_(0, which, at, "amin")
+    return first, which
 
 
 def with_whole(plan: BlockPlan, whole: Tensor) -> BlockPlan:

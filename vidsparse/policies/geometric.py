@@ -354,13 +354,10 @@ class Disc(Geometric):
     def rule(self, blocks: Blocks) -> Rule:
         """The circle, in the square around it."""
         square = [torch.arange(n) for n in (blocks.grid.height, blocks.grid.width)]
-        near = [(at[:, None] - at).abs() < self.radius for at in square]
-
-        def inside(q: Tensor, k: Tensor) -> Tensor:
-            down, right = (q[..., axis] - k[..., axis] for axis in (1, 2))
-            return down * down + right * right < self.radius**2
-
-        return Rule((None, *near), inside)
+        apart = [(at[:, None] - at) ** 2 for at in square]
+        most = self.radius**2
+        near = [squared < most for squared in apart]
+        return Rule((None, *near), (None, *apart), lambda down, right: down + right < most)
 
     def token_density(self, grid: TokenGrid, block: int) -> float | None:
         """Pairs of places within the circle over all pairs, text besides."""

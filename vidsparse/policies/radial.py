@@ -89,16 +89,16 @@ class Radial(Geometric):
 
     def rule(self, blocks: Blocks) -> Rule:
         """Which frames see one another at all, and how far from a place."""
-        grid, device = blocks.grid, blocks.device
-        frames = torch.arange(grid.frames, device=device)
+        grid = blocks.grid
+        frames, rows, columns = (torch.arange(n) for n in (grid.frames, grid.height, grid.width))
         pairs = _FramePairs(self, grid, blocks.block, frames, frames)
         reach = pairs.width(self.decay, floor=blocks.block).masked_fill(pairs.whole, grid.tokens)
-
-        def near(q: Tensor, k: Tensor) -> Tensor:
-            rows, columns = (x[..., 1] * grid.width + x[..., 2] for x in (q, k))
-            return (rows - columns).abs() <= reach[q[..., 0], k[..., 0]]
-
-        return Rule((~pairs.dropped, None, None), near)
+        apart = (rows[:, None] - rows) * grid.width, columns[:, None] - columns
+        return Rule(
+            (~pairs.dropped, None, None),
+            (reach, *apart),
+            lambda reach, down, right: (down + right).abs() <= reach,
+        )
 
     def token_density(self, grid: TokenGrid, block: int) -> float:
         """Pairs in the mask over all pairs, exactly, before tokens are rounded to blocks."""

@@ -38,24 +38,40 @@ class Masks(StrEnum):
 class Rule(NamedTuple):
     """Which tokens of video see one another; text sees all and is seen by all.
 
+    All that counts of two tokens is what tables of their frames, rows and columns say.
+
     Attributes:
         axes: Which places along frames, rows and columns see which, boolean ``(length, length)``
             each, or None where an axis does not matter.
-        rest: What else has to hold, given frame, row and column of queries and of keys, int64
-            ``(..., 3)``; None if nothing.
+        numbers: Whole numbers of each two places, int64 ``(length, length)``, or None.
+        rest: What else has to hold of the numbers of a pair, those that there are; None if nothing.
     """
 
     axes: tuple[Tensor | None, ...]
-    rest: Callable[[Tensor, Tensor], Tensor] | None = None
+    numbers: tuple[Tensor | None, ...] = (None, None, None)
+    rest: Callable[..., Tensor] | None = None
 
     def sees(self, q: Tensor, k: Tensor) -> Tensor:
         """Whether q sees k, tokens by frame, row and column, ``(..., 3)``, -1 of text."""
-        seen = (q[..., 0] < 0) | (k[..., 0] < 0)
-        inside = torch.ones_like(seen)
+        inside = (q[..., 0] >= 0) & (k[..., 0] >= 0)
+        text = ~inside
         for axis, table in enumerate(self.axes):
             if table is not None:
                 inside &= table[q[..., axis], k[..., axis]]
-        return seen | (inside if self.rest is None else inside & self.rest(q, k))
+        if self.rest is not None:
+            numbers = enumerate(self.numbers)
+            inside &= self.rest(
+                *(of[q[..., axis], k[..., axis]] for axis, of in numbers if of is not None)
+            )
+        return text | inside
+
+    def to(self, device: torch.device) -> Rule:
+        """The same on a device."""
+
+        def moved(tables: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+            return tuple(None if table is None else table.to(device) for table in tables)
+
+        return Rule(moved(self.axes), moved(self.numbers), self.rest)
 
     def density(self, grid: TokenGrid) -> float | None:
         """Pairs that see one another over all pairs; None where axes alone do not say it."""
@@ -75,11 +91,11 @@ def exact_plan(rule: Rule, blocks: Blocks) -> BlockPlan:
     """
     grid, device = blocks.grid, blocks.device
     text = [torch.full((n, 3), -1) for n in (grid.prefix, grid.suffix)]
-    token = torch.cat([text[0], coordinates(grid), text[1]]).to(device)
+    token = torch.cat([text[0], coordinates(grid), text[1]])
     if blocks.order is not None:
-        token = token[blocks.order[0, 0].long()]
-    axes = [None if table is None else table.to(device) for table in rule.axes]
-    rule = rule._replace(axes=tuple(axes))
+        token = token[blocks.order[0, 0].long().cpu()]
+    kinds = _kinds(token, rule.to(token.device), blocks).to(device)
+    token, rule = token.to(device), rule.to(device)
     candidates, whole = _by_axes(token, rule, blocks)
     if blocks.only is not None:
         asked = torch.zeros(blocks.number, 1, dtype=torch.bool, device=device)
@@ -93,7 +109,35 @@ def exact_plan(rule: Rule, blocks: Blocks) -> BlockPlan:
         kv_block=blocks.block,
         candidates=candidates,
         whole=whole,
+        kinds=kinds,
     )
+
+
+def _kinds(token: Tensor, rule: Rule, blocks: Blocks) -> Tensor:
+    """A number of each block that is the same where its pairs are, int64 ``(M, N)``, on the CPU.
+
+    A sum over the pairs of what the tables say, with random odd weights, modulo 2 ** 64: other
+    pairs have the same number about once in 2 ** 60.
+    """
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randint(-(2**62), 2**62, (2, blocks.block), generator=draw) * 2 + 1
+    of_axis = (torch.randint(-(2**62), 2**62, (3,), generator=draw) * 2 + 1).tolist()
+    at = torch.arange(len(token))
+    total = torch.zeros(blocks.number, blocks.number, dtype=torch.int64)
+    for axis, (table, numbers) in enumerate(zip(rule.axes, rule.numbers, strict=True)):
+        said = 0 if table is None else table.long()
+        said = said + (0 if numbers is None else 2 * numbers)
+        if isinstance(said, int):
+            continue
+        said = torch.nn.functional.pad(said, (0, 1, 0, 1), value=-(10**9))  # of text, the last
+        rows, columns = (
+            torch.zeros(blocks.number, len(said), dtype=torch.int64).index_put_(
+                (at // blocks.block, token[:, axis]), of[at % blocks.block], accumulate=True
+            )
+            for of in weight
+        )
+        total += rows @ said @ columns.mT * of_axis[axis]
+    return total
 
 
 def _by_axes(token: Tensor, rule: Rule, blocks: Blocks) -> tuple[Tensor, Tensor]:
