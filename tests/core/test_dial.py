@@ -74,7 +74,8 @@ def test_layers_that_are_always_dense_are_paid_for(layers):
 
 def test_a_run_that_starts_on_the_way_spends_on_the_steps_it_has():
     late = Progress.first(20).bounds[8:]
-    assert full_density(asking(), Progress(late, 0)) == pytest.approx(0.35, abs=1e-6)
+    of_blocks = 0.35 - 1 / 128  # beside exact rows
+    assert full_density(asking(), Progress(late, 0)) == pytest.approx(of_blocks, abs=1e-6)
     assert realised(asking(block=16), Progress(late, 0)) == pytest.approx(0.35, abs=0.01)
 
 
@@ -82,7 +83,7 @@ def test_a_run_that_starts_on_the_way_spends_on_the_steps_it_has():
     ("steps", "changes", "least"),
     [
         (1, {}, "run of 1 step with warmup=0.05, ramp_until=0.3: the least is 1.00; give mean_d"),
-        (2, {}, "the least is 0.51"),
+        (2, {}, "the least is 0.52"),
         (20, {"warmup": 0.4, "ramp_until": 0.4}, "the least is 0.42"),
         (20, {"cooldown": 0.5}, "cooldown=0.5: the least is 0.6"),
         (20, {"dense_layers": 20}, "dense_layers=20: the least is 0.60"),
