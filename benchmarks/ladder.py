@@ -57,6 +57,16 @@ DRAFT_64: dict[str, Any] = {"preset": "draft", "block": 64}
 CLUSTERS: dict[str, Any] = {"preset": "semantic", "clusters": (200, 1000)}
 
 
+NO_DIAL = {"quality", "fast", "turbo", "lite", "lite-attention"}  # rungs of others, or no dial
+PARTS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "corrected": {"correction": "delta"},
+    "2 layers share": {"share_layers": 2},
+    "2 scoring heads": {"scoring_heads": 2},
+    "keys by importance": {"order": "importance"},
+}
+
+
 def ramp(until: float, warmup: float = 0.05) -> dict[str, Any]:
     return {"warmup": warmup, "ramp_until": until}
 
@@ -98,6 +108,14 @@ SETS: dict[str, dict[str, dict[str, Any]]] = {
         "tiles .25, ramp .1": TILES | mean_of(0.25) | ramp(0.1),
         "tiles .15, ramp .05": TILES | mean_of(0.15) | ramp(0.05),
         "clusters .25, ramp .3": CLUSTERS | mean_of(0.25) | ramp(0.3),
+    },
+    "presets": {name: {"preset": name} for name in vidsparse.PRESETS if name not in NO_DIAL}
+    | {"re-ttention": {"preset": "re-ttention", "replan": 20}},  # else dense at each fifth step
+    "parts": {
+        f"{name}, {part}": {"preset": name} | changes
+        for name in ("draft", "balanced", "semantic")
+        for part, changes in PARTS.items()
+        if name != "semantic" or part in ("as it is", "corrected", "2 layers share")
     },
     "rungs": {name: {"preset": name} for name in ("balanced", "fast", "turbo", "quality")},
     "precision": {

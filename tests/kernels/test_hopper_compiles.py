@@ -14,6 +14,7 @@ SIXTEEN_BITS = [
     ("observe", 128, 64, 64),
     ("packed", 128, 128, 64),
     ("packed", 64, 64, 64),
+    ("means", 128, 128, 64),
 ]  # what, head_dim, q_block, kv_block
 
 
