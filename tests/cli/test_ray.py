@@ -41,7 +41,7 @@ sys.stdin.read()
 
 class Cluster(NamedTuple):
     address: str
-    process: psutil.Process
+    process: Any  # of psutil
 
     def workers(self) -> list[Any]:
         """The processes that live for pieces of work."""

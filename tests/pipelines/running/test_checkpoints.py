@@ -5,6 +5,7 @@ import json
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from diffusers.schedulers.scheduling_flow_match_heun_discrete import (
@@ -196,7 +197,7 @@ def test_a_scheduler_that_calls_twice_a_step_is_planned_by_its_calls(folder):
     (folder / "model_index.json").write_text(json.dumps(index))
     FlowMatchHeunDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
     known, steps = find_checkpoint(folder), 4
-    size = {"frames": 9, "height": 64, "width": 64}
+    size: Any = {"frames": 9, "height": 64, "width": 64}
     preset = PRESETS["balanced"].override({"min_tokens": 0, "block": 16, "mean_density": 0.5})
     grid = known.geometry.sequence(**known.size(**size))
     found = forecast(preset, grid, known.calls(steps), known.layers, known.head_dim)
