@@ -11,10 +11,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vidsparse.errors import BadInputError
 from vidsparse.kernels.plan import BlockPlan, dense_plan
 from vidsparse.kernels.planning.pooling import only_finite
 from vidsparse.kernels.planning.runs import add_to_runs
+from vidsparse.policies.checks import check_sizes
 from vidsparse.policies.part import Part
 from vidsparse.policies.work import Kernel, Work
 
@@ -114,8 +114,7 @@ class Delta(Correction):
     exact_gain: Gain = Gain.WHOLE
 
     def __post_init__(self) -> None:
-        if self.exact_every < 1:
-            raise BadInputError(f"exact_every must be at least 1, got {self.exact_every}")
+        check_sizes(self, "exact_every")
 
     def attend(self, run: Run, work: Work, kernel: Kernel) -> tuple[Tensor, float | Tensor]:
         """Attend densely from one row of each run, and add the difference to the run."""
