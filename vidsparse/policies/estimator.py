@@ -209,6 +209,11 @@ class Estimator(Part, ABC):
     measure: ClassVar[Measure]
     """What its scores mean."""
 
+    @property
+    def kept(self) -> float | None:
+        """Share of the pairs that it keeps whatever it sees, where a file says so."""
+        return None
+
     @abstractmethod
     def estimate(self, inputs: Inputs) -> Estimate: ...
 

@@ -48,6 +48,7 @@ from vidsparse.policies.rows import Rows
 from vidsparse.policies.sampled_p import SampledP
 from vidsparse.policies.selectors import Budget, Selector, Threshold, TopK, TopP
 from vidsparse.policies.semantic import Semantic
+from vidsparse.policies.stored import Stored
 from vidsparse.policies.strided_peak import StridedPeak
 from vidsparse.policies.stripes import Stripes
 from vidsparse.policies.tokens import Tokens
@@ -94,6 +95,7 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "vertical_slash": VerticalSlash,
     "kept": Kept,
     "natten": Natten,
+    "stored": Stored,
     "random": Random,
 }
 
