@@ -300,8 +300,8 @@ def calibrate(
 ) -> Calibration:
     """Find what a method chooses offline, in dense runs of a few prompts, and write it to a file.
 
-    What heads take (``sta``, ``svg``, ``paro``, ``sparse-vdit``, ``mminference``), or the margins
-    of layers (``lite``, ``lite-attention``), is looked for at every call of each run, and nothing
+    What heads take (``sta``, ``svg``, ``paro``, ``sparse-vdit``, ``mminference``, ``vorta``), or the
+    margins of layers (``lite``, ``lite-attention``), is looked for at every call of each run, and nothing
     of q, k and v is kept.
 
     Args:
@@ -333,7 +333,8 @@ def calibrate(
     """
     from pathlib import Path
 
-    from vidsparse.calibrating.calibrate import Asked, run_calibration
+    from vidsparse.calibrating.asked import Asked
+    from vidsparse.calibrating.calibrate import run_calibration
     from vidsparse.cli.progress import PythonScreen
     from vidsparse.comparison import of_pipe
     from vidsparse.comparison.reporter import Silent

@@ -17,7 +17,7 @@ from vidsparse.grid import TokenGrid
 from vidsparse.kernels.attention import attention
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.policies.blocks import Blocks
-from vidsparse.policies.choice import COMPARED_AT, losses
+from vidsparse.policies.choice import compared_at, losses
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.observed import Observed
 from vidsparse.preset import Preset
@@ -66,7 +66,7 @@ def choices_for(
             blocks=Blocks(grid, block, q.device), q=q, k=k, v=v, heads=q.shape[1], layer=layer,
             step=step, scale=q.shape[-1] ** -0.5 if scale is None else scale,
         )  # fmt: skip
-        density = policy.density or COMPARED_AT
+        density = compared_at(policy, policy.density)
         found = losses(
             policy, inputs, density, lambda candidate, at: candidate.estimator.estimate(at)
         )

@@ -22,17 +22,15 @@ def dense(q, k, v):
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
-def run(preset, finder, calls, grid, *, steps, scale=None):
-    """A run of ``steps`` whose layer 0 calls attention with each of ``calls``."""
+def run(preset, finder, call, grid, *, steps, scale=None):
+    """A run of ``steps`` whose layer 0 calls attention with the same q, k and v at each."""
     engine = SparseAttention(preset, strict=True)
     engine.observers.append(finder)
     finder.start_run()
-    outs = []
-    for step in range(steps):
-        progress = Progress(tuple(i / steps for i in range(steps + 1)), step)
-        call = Call(grid=grid, layer=0, step=step, progress=progress, layers=1, scale=scale)
-        outs.append(engine(*calls[step % len(calls)], call, dense))
-    return outs
+    q, k, v = call
+    for progress in Progress.first(steps).steps():
+        at = Call(grid=grid, layer=0, step=progress.at, progress=progress, layers=1, scale=scale)
+        engine(q, k, v, at, dense)
 
 
 def test_a_watched_run_is_dense_and_counts_as_sparse_where_the_preset_would_be():
@@ -72,7 +70,7 @@ def test_heads_take_what_loses_least_over_all_calls():
     preset = PRESETS["svg"].override({"block": 16, "density": 0.25, "warmup": 0.0})
     preset = preset.override({"dense_layers": 0})
     finder = Choices(preset)
-    run(watched(preset), finder, [(x, x, v)], grid, steps=2, scale=1.0)
+    run(watched(preset), finder, (x, x, v), grid, steps=2, scale=1.0)
     assert {at: values for (at, _, _), values in finder.found().items()} == {
         (0.0, 0.5): ("0", "1"),
         (0.5, 1.0): ("0", "1"),
@@ -86,7 +84,7 @@ def test_margins_of_a_run_hold_the_error_though_what_is_dropped_stays_away():
     exact = dense(q, k, v).transpose(1, 2)
     preset = PRESETS["lite-attention"].override({"block": 16})
     finder = Margins(preset, 1e-3)
-    run(watched(preset), finder, [(q, k, v)], TokenGrid(1, 1, 64), steps=3)
+    run(watched(preset), finder, (q, k, v), TokenGrid(1, 1, 64), steps=3)
     first, second, third = (values[0] for values in finder.found().values())
     rule = Observed(margin=0.0, sweep=Sweep.ALTERNATE)
     every = torch.ones(1, 1, 4, 4, dtype=torch.bool)
@@ -94,7 +92,7 @@ def test_margins_of_a_run_hold_the_error_though_what_is_dropped_stays_away():
     visit = Visit(q, k, v, every, block=16, rule=rule, always=torch.eye(4, dtype=torch.bool))
     # block 1 holds e^-3 of the mass and stays: a margin of -5 keeps its lead of -4.3 in log2
     assert first == -5.0
-    left = visit.left(first)
+    left = visit.left(-5.0)
     assert left[0, 0, 2].tolist() == [False, True, True, True]
     again = Visit(q, k, v, left, block=16, rule=rule, step=1, always=torch.eye(4, dtype=torch.bool))
     assert torch.isneginf(again.lead[0, 0, 2, 0])
@@ -115,7 +113,7 @@ def test_masks_are_the_blocks_of_most_mass_in_the_order_of_each_head(tmp_path):
     parts = ((1.0, (("0", ("hwf", "fhw")),)),)
     chosen = preset.override({"choices": Calibrated("x", layers, "paro", parts)})
     finder = Masks(chosen)
-    run(watched(chosen), finder, [(x, x, v)], grid, steps=4, scale=1.0)
+    run(watched(chosen), finder, (x, x, v), grid, steps=4, scale=1.0)
     ends, bits = finder.parts()
     assert ends == (0.25, 0.5, 1.0)  # two of the first half, and one for all others
     assert sorted(bits) == [(part, "transformer", 0) for part in range(3)]
@@ -131,7 +129,7 @@ def test_masks_are_the_blocks_of_most_mass_in_the_order_of_each_head(tmp_path):
     call = Call(grid=grid, layer=0, step=3, progress=list(Progress.first(4).steps())[3], scale=1.0)
     out = engine(x, x, v, call, dense)
     assert torch.equal(works[0].plan.to_block_mask()[0, 0], torch.eye(16, dtype=torch.bool))
-    exact = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (x, x, v)), scale=1.0)
+    exact = dense(x * 32**0.25, x * 32**0.25, v).transpose(1, 2)
     torch.testing.assert_close(out.transpose(1, 2)[:, 0], exact[:, 0], atol=1e-3, rtol=1e-3)
     # in raster order a place lies in every second block: 8 of 16, of which two a row are kept
     far = works[0].plan.to_block_mask()[0, 1]

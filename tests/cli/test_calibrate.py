@@ -7,12 +7,14 @@ import pytest
 import torch
 
 import vidsparse
-from vidsparse.calibrating.calibrate import table_of
+from vidsparse.calibrated import Calibrated
+from vidsparse.calibrating.asked import table_of
 from vidsparse.cli.calibrate import METHOD
 from vidsparse.errors import BadInputError
 from vidsparse.methods import METHODS
 from vidsparse.pipelines.running.load import load_pipeline
 from vidsparse.presets import find_preset
+from vidsparse.stored_masks import StoredMasks
 
 pytestmark = pytest.mark.usefixtures("nothing_stays_registered")
 SMALL = "--frames 9 --height 96 --width 96 --steps 2 --guidance 1 --set min_tokens=0"
@@ -66,7 +68,7 @@ def test_sparsify_runs_the_masks_of_the_file_and_no_others(paro, pipe):
         session.observe(lambda call, work, *rest: works.append((call, work)))
         pipe(PROMPT, num_frames=9, height=96, width=96, num_inference_steps=2, guidance_scale=1.0,
              output_type="latent", generator=torch.Generator().manual_seed(3))  # fmt: skip
-    masks = session.preset.policy.estimator.masks
+    [masks] = [each for each in session.preset.of_model if isinstance(each, StoredMasks)]
     assert session.stats.mean_density == pytest.approx(masks.density, abs=0.01)
     plans = {(call.step, call.layer): work.plan.to_block_mask() for call, work in works}
     assert len(plans) == 16
@@ -122,8 +124,9 @@ def test_the_command_writes_what_each_method_reads(cli, method, table, more, tmp
     )
     assert code == 0, err
     assert json.loads(out)["path"] == str(path)
-    found = find_preset(str(path)).policy
-    held = found.alternatives.choices if table == "choices" else found.estimator.margins
+    [held] = find_preset(str(path)).of_model
+    assert isinstance(held, Calibrated)
+    assert table in tomllib.loads(path.read_text())
     assert held.method == method
     values = [value for _, layers in held.parts for _, each in layers for value in each]
     assert len(held.parts[0][1]) == 8

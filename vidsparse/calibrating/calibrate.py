@@ -4,100 +4,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from vidsparse.calibrated import Calibrated
+from vidsparse.calibrating.asked import Asked
 from vidsparse.calibrating.finders import Choices, Margins, Masks
+from vidsparse.calibrating.report import runs, sentence, shares, told
 from vidsparse.calibrating.watch import Finder, parts_of, watched
 from vidsparse.comparison import fingerprint
 from vidsparse.comparison.pace import Pace
 from vidsparse.comparison.reporter import Board, Reporter
 from vidsparse.comparison.spec import Case, Spec
-from vidsparse.errors import BadInputError, DenseFallbackError
-from vidsparse.files import replace_file
+from vidsparse.errors import BadInputError, CannotWriteError, DenseFallbackError
 from vidsparse.of_model import Layers
-from vidsparse.parameters import suggest
 from vidsparse.pipelines.running.generate import denoise
 from vidsparse.pipelines.session import Session
-from vidsparse.policies.choosing import ChooseBy
 from vidsparse.preset import Preset
 from vidsparse.preset_files import PresetFile, changed_parameters
 from vidsparse.presets import METHODS, find_preset
 from vidsparse.progress import Progress
 from vidsparse.stored_masks import StoredMasks, write_masks
-from vidsparse.versions import versions
 
 MASKS = ".safetensors"  # the file of masks, beside the preset file
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What is to be found.
-
-    Attributes:
-        preset: Of vidsparse, with other parameters or without.
-        table: The parameter that is found: choices or margins.
-        error: Relative L1 of the output at most, where margins are found.
-        masks: Whether the masks of all heads are made and kept too.
-    """
-
-    preset: Preset
-    table: str
-    error: float = 0.05
-    masks: bool = False
-
-    @classmethod
-    def of(cls, preset: Preset, error: float | None, masks: bool | None) -> Asked:
-        """What a preset asks for.
-
-        Args:
-            preset: Of vidsparse.
-            error: None for the paper's.
-            masks: None for as its paper does.
-
-        Raises:
-            BadInputError: When it finds nothing offline, or what is given does not go with it.
-        """
-        known = {method.name: found for method in METHODS if (found := table_of(method))}
-        table = known.get(preset.name)
-        if table is None:
-            raise BadInputError(
-                f"{preset.name} has nothing to calibrate: {suggest(preset.name, known)}"
-            )
-        if preset.of_model:
-            raise BadInputError(f"{table} are what is found: leave {table} out")
-        rule = preset.policy.alternatives
-        has_masks = rule is not None and rule.choose_by is ChooseBy.BLOCKINESS
-        if masks and not has_masks:
-            raise BadInputError(f"{preset.name} keeps no masks: leave --masks (masks=) out")
-        if error is not None and table != "margins":
-            raise BadInputError(
-                f"{preset.name} is calibrated to no error: leave --error (error=) out"
-            )
-        error = 0.05 if error is None else error
-        if not 0 < error < 1:
-            raise BadInputError(f"error must be in (0, 1), a relative L1, got {error:g}")
-        return cls(
-            preset=preset, table=table, error=error, masks=has_masks if masks is None else masks
-        )
-
-    def finder(self, preset: Preset) -> Choices | Margins:
-        """What sees the dense runs.
-
-        Args:
-            preset: As it runs on the model.
-        """
-        return Choices(preset) if self.table == "choices" else Margins(preset, self.error)
-
-
-def table_of(preset: Preset) -> str | None:
-    """The parameter that calibrating a preset finds; None where there is nothing to find."""
-    rule = preset.policy.alternatives
-    if rule is not None:  # what decides by recall is asked for each video
-        return None if rule.choose_by is ChooseBy.RECALL else "choices"
-    return "margins" if preset.policy.estimator.observes else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +42,7 @@ class Calibration:
         shares: Of all heads of all layers and parts of the run, how many take what; margins by
             their value.
         sentence: The same, in words.
+        mask_bytes: Size of that file.
     """
 
     preset: Preset
@@ -118,7 +50,7 @@ class Calibration:
     masks: Path | None
     shares: Mapping[str, float]
     sentence: str
-    told: Mapping[str, Any] = field(default_factory=dict)
+    mask_bytes: int = 0
 
     def __str__(self) -> str:
         """What was found, and where it is."""
@@ -132,7 +64,7 @@ class Calibration:
             "sentence": self.sentence,
             "shares": dict(self.shares),
             "parameters": self.preset.plain_parameters(),
-            **self.told,
+            "mask_bytes": self.mask_bytes,
         }
 
 
@@ -151,6 +83,7 @@ def run_calibration(
 
     Raises:
         BadInputError: For what cannot be calibrated, before anything is made.
+        CannotWriteError: When the system refuses; it is asked before anything is made.
         DenseFallbackError: When the preset cannot be sparse on this model.
     """
     [preset] = spec.presets
@@ -162,6 +95,7 @@ def run_calibration(
     cases = [*spec.cases, *(spec.cases[:1] if asked.masks else [])]
     labels = [f"prompt {case.prompt_index + 1}, seed {case.request.seed}" for case in cases]
     finder, stored = asked.finder(preset), None
+    layers: Layers = ()
     with reporter.board(len(cases), Pace(["watched"] * len(cases))) as board:
         for case, label in zip(spec.cases, labels, strict=False):
             layers = _watch(pipe, preset, case, finder, board, label)
@@ -171,25 +105,24 @@ def run_calibration(
             made = Masks(chosen)
             _watch(pipe, preset, spec.cases[0], made, board, f"masks, {labels[-1]}")
             stored = _store(made, masks_path, layers)
-    told = _told(spec, machine, command) | {"found": _shares(found)}
     file = PresetFile(
         path=path,
         name=name,
         base=asked.preset.name,
-        summary=f"{asked.preset.name}, calibrated on {_runs(len(spec.cases))}",
+        summary=f"{asked.preset.name}, calibrated on {runs(len(spec.cases))}",
         parameters=_parameters(asked, stored),
         calibrated={asked.table: found},
         masks={} if stored is None else {"file": Path(stored.path).name, "sha256": stored.sha256},
-        told=told,
+        told=told(spec, machine, command) | {"found": shares(found)},
     )
     file.write()
     return Calibration(
         preset=file.preset(find_preset(file.base)),
         path=path,
         masks=masks_path,
-        shares=_shares(found),
-        sentence=_sentence(found, stored),
-        told={} if stored is None else {"mask_bytes": Path(stored.path).stat().st_size},
+        shares=shares(found),
+        sentence=sentence(found, stored),
+        mask_bytes=0 if stored is None else Path(stored.path).stat().st_size,
     )
 
 
@@ -246,60 +179,6 @@ def _parameters(asked: Asked, stored: StoredMasks | None) -> dict[str, Any]:
     return {**kept, "estimator": "stored", "selector": "threshold", "block": stored.block}
 
 
-def _told(spec: Spec, machine: Mapping[str, Any], command: str) -> dict[str, Any]:
-    """Of what the file was made, and by what."""
-    job, request = spec.job, spec.cases[0].request
-    video = {key: getattr(request, key) for key in ("frames", "height", "width", "steps")}
-    grid = job.checkpoint.geometry.sequence(request.frames, request.height, request.width)
-    return {
-        "made_for": {
-            "model": str(job.checkpoint.release or job.checkpoint.source),
-            "pipeline": job.checkpoint.pipeline,
-            **video,
-            "guidance": request.guidance,
-            "grid": str(grid),
-            "dtype": job.dtype,
-            "machine": str(machine["machine"]),
-            "prompts": [each.prompt for each in job.requests],
-            "seeds": list(spec.seeds),
-        },
-        "made_by": {"command": command, **{k: v for k, v in versions().items() if v}},
-    }
-
-
-def _runs(number: int) -> str:
-    return "one dense run" if number == 1 else f"{number} dense runs"
-
-
-def _shares(found: Calibrated) -> dict[str, float]:
-    """Of all values, weighed by the share of the run that they are of, how many are which."""
-    weights: dict[str, float] = {}
-    begin = 0.0
-    for until, layers in found.parts:
-        for _, values in layers:
-            for value in values:
-                name = value if isinstance(value, str) else f"{value:g}"
-                weights[name] = weights.get(name, 0.0) + (until - begin) / len(values)
-        begin = until
-    total = sum(weights.values())
-    return {name: weight / total for name, weight in sorted(weights.items(), key=_heaviest)}
-
-
-def _heaviest(item: tuple[str, float]) -> tuple[float, str]:
-    return -item[1], item[0]
-
-
-def _sentence(found: Calibrated, stored: StoredMasks | None) -> str:
-    kind = "" if isinstance(found.parts[0][1][0][1][0], str) else "margin "
-    shares = ", ".join(f"{kind}{name} {share:.0%}" for name, share in _shares(found).items())
-    parts = "the whole run" if len(found.parts) == 1 else f"{len(found.parts)} parts of the run"
-    said = f"{found.method}: {shares}, in {parts}"
-    if stored is None:
-        return said
-    size = Path(stored.path).stat().st_size / 1e6
-    return f"{said}; masks of mean density {stored.density:.3f} in {stored.path} ({size:,.1f} MB)"
-
-
 def _check(spec: Spec, preset: Preset, path: Path, masks: Path | None, *, overwrite: bool) -> None:
     if path.suffix != ".toml":
         raise BadInputError(f"{path} must end in .toml: that is how a preset file is known")
@@ -323,10 +202,14 @@ def _check(spec: Spec, preset: Preset, path: Path, masks: Path | None, *, overwr
             f"every step of {request.steps} is dense in {preset.name}: give --steps, or a shorter "
             "warm-up"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    probe = path.with_suffix(".probe")  # a folder that cannot be written to is known now
-    replace_file(probe, lambda part: part.write_bytes(b""))
-    probe.unlink()
+    try:  # a folder that cannot be written to is known now
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise CannotWriteError(
+            f"cannot write {path} ({error.strerror or error}): choose another folder with -o"
+        ) from error
 
 
 def _name_of(path: Path) -> str:

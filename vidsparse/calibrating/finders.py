@@ -15,7 +15,7 @@ from vidsparse.calibration import MARGINS, Visit
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.kernels.planning.bits import pack_bits, unpack_bits
-from vidsparse.policies.choice import Alternative, losses, per_head
+from vidsparse.policies.choice import Alternative, compared_at, losses, per_head
 from vidsparse.policies.choosing import ChooseBy
 from vidsparse.policies.estimator import Estimate, Inputs
 from vidsparse.policies.exact import Exact
@@ -52,8 +52,8 @@ class Choices:
         if policy.alternatives.choose_by is ChooseBy.BLOCKINESS:
             at = WHOLE, *at[1:]  # one nesting for the whole run, as published
         inputs = alone(self.preset, call, work)
-        assert inputs.density is not None
-        lost = losses(policy, inputs, inputs.density, self._estimate).mean(dim=1)
+        density = compared_at(policy, inputs.density)
+        lost = losses(policy, inputs, density, self._estimate).mean(dim=1)
         self.lost[at] = self.lost[at] + lost if at in self.lost else lost
 
     def _estimate(self, candidate: Alternative, inputs: Inputs) -> Estimate:
@@ -169,7 +169,10 @@ class Masks:
         """Where the parts end, and the masks by their numbers."""
         steps = sorted(self._ends)
         ends = [self._ends[step] for step in steps[:-1]] + [1.0]
-        renamed = {(steps.index(step), *rest): bits for (step, *rest), bits in self.bits.items()}
+        renamed = {
+            (steps.index(step), expert, layer): bits
+            for (step, expert, layer), bits in self.bits.items()
+        }
         return tuple(ends), renamed
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from vidsparse.calibrated import Part, Values
 from vidsparse.dial import full_density
 from vidsparse.errors import BadInputError
-from vidsparse.policies.choice import COMPARED_AT
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.geometric import Neighbourhood
 from vidsparse.policies.policy import Policy
@@ -68,7 +67,6 @@ def alone(preset: Preset, call: Call, work: Work) -> Inputs:
     density, progress = preset.policy.density, call.progress
     if preset.policy.mean_density is not None and progress is not None:
         density = full_density(preset, progress.run, layers=call.layers)
-    density = COMPARED_AT if density is None else density
     return dataclasses.replace(work.inputs, density=density, state=LayerState(), shared=None)
 
 

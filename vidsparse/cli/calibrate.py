@@ -17,8 +17,8 @@ from vidsparse.cli.screen import answer, answer_json
 from vidsparse.cli.stack_options import InputOptions, StackOptions
 
 METHOD = (
-    "A preset that chooses something offline: sta, svg, lite, lite-attention, paro, sparse-vdit or "
-    "mminference."
+    "A preset that chooses something offline: sta, svg, lite, lite-attention, paro, sparse-vdit, "
+    "mminference or vorta."
 )
 
 
@@ -54,7 +54,8 @@ def calibrate(
     json: Json = False,
 ) -> None:
     """Find what a method chooses offline in dense runs, and write it to a preset file."""
-    from vidsparse.calibrating.calibrate import Asked, run_calibration
+    from vidsparse.calibrating.asked import Asked
+    from vidsparse.calibrating.calibrate import run_calibration
     from vidsparse.cli.generate import read_prompts
     from vidsparse.comparison.spec import Spec
     from vidsparse.errors import BadInputError

@@ -43,6 +43,7 @@ from vidsparse.policies.pooled import Pooled, SubBlock
 from vidsparse.policies.pruned import Kept
 from vidsparse.policies.radial import Radial
 from vidsparse.policies.random import Random
+from vidsparse.policies.ranked import Ranked
 from vidsparse.policies.refined import Refined
 from vidsparse.policies.rows import Rows
 from vidsparse.policies.sampled_p import SampledP
@@ -110,6 +111,7 @@ SELECTORS: dict[str, type[Selector]] = {
     "percentile": Percentile,
     "rows": Rows,
     "refined": Refined,
+    "ranked": Ranked,
     "tokens": Tokens,
 }
 
