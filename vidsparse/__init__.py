@@ -300,9 +300,9 @@ def calibrate(
 ) -> Calibration:
     """Find what a method chooses offline, in dense runs of a few prompts, and write it to a file.
 
-    What heads take (``sta``, ``svg``, ``paro``, ``sparse-vdit``, ``mminference``, ``vorta``), or the
-    margins of layers (``lite``, ``lite-attention``), is looked for at every call of each run, and nothing
-    of q, k and v is kept.
+    What heads take (``sta``, ``svg``, ``paro``, ``sparse-vdit``, ``mminference``, ``vorta``), or
+    the margins of layers (``lite``, ``lite-attention``), is looked for at every call of each run,
+    and nothing of q, k and v is kept.
 
     Args:
         pipe: A diffusers pipeline that makes videos or images from text, without a session.

@@ -168,8 +168,8 @@ AS_PUBLISHED: tuple[AsPublished, ...] = (
         rule="of the six nestings of frame, row and column a head takes that of the least "
         "alpha (1 - empty) + (1 - alpha) uneven, each over its sum; empty: share of blocks of 64 "
         "of which 90% of the entries are below .001; uneven: mean of largest over mean entry; no "
-        "dense steps; `vidsparse calibrate paro` finds that offline, one nesting a head, and keeps a "
-        "mask of blocks for each head and step of the first half of the run, and one for all later "
+        "dense steps; `vidsparse calibrate paro` finds that offline, one nesting a head, and keeps "
+        "a mask of blocks for each head and step of the first half of the run, and one for all later "
         "steps: the blocks of the most exact attention, `density` of each head's map; "
         "`precision=int8` beside it",
         differs="alpha, which is not published, is .5; the sign of emptiness is its words', not "
@@ -329,8 +329,8 @@ AS_PUBLISHED: tuple[AsPublished, ...] = (
         differs="the rule for Wan (for HunyuanVideo keys are chosen by their own likeness). The "
         "last block of what is kept may hold tokens that are not, and a row of none of them reads "
         "its own block, which nobody uses. Boxes that end short are kept to the same share (there "
-        "the grid must divide). Text is exact. VORTA gives it to some heads: `vorta`. Another density "
-        "keeps its root of the tokens",
+        "the grid must divide). Text is exact. VORTA gives it to some heads: `vorta`. Another "
+        "density keeps its root of the tokens",
     ),
     AsPublished(
         preset="vorta",
