@@ -169,8 +169,8 @@ AS_PUBLISHED: tuple[AsPublished, ...] = (
         "alpha (1 - empty) + (1 - alpha) uneven, each over its sum; empty: share of blocks of 64 "
         "of which 90% of the entries are below .001; uneven: mean of largest over mean entry; no "
         "dense steps; `vidsparse calibrate paro` finds that offline, one nesting a head, and keeps "
-        "a mask of blocks for each head and step of the first half of the run, and one for all later "
-        "steps: the blocks of the most exact attention, `density` of each head's map; "
+        "a mask of blocks for each head and step of the first half of the run, and one for all "
+        "later steps: the blocks of the most exact attention, `density` of each head's map; "
         "`precision=int8` beside it",
         differs="alpha, which is not published, is .5; the sign of emptiness is its words', not "
         "its formula's; 16 blocks of queries stand for all; without a file masks are made at every "

@@ -112,7 +112,7 @@ def test_a_file_of_another_model_or_size_is_refused(cli, paro, models, tmp_path)
 @pytest.mark.parametrize(
     ("method", "table", "more"),
     [
-        ("sparse-vdit", "choices", ""),
+        ("vorta", "choices", "--set block=16"),
         ("lite-attention", "margins", "--error 0.2 --set block=16"),
         ("paro", "choices", "--no-masks"),
     ],

@@ -38,8 +38,8 @@ class Alternative:
     Attributes:
         order: Where tokens are put.
         estimator: Scores the blocks.
-        density: Share of the pairs that it keeps, whatever that of the policy, in (0, 1]; an order
-            that prunes has to have one.
+        density: Share of the pairs that it keeps, whatever that of the policy, in (0, 1]; of an
+            order that prunes, where the policy has none.
         silent: Whether the output of a head that takes it is zero for all tokens of video.
     """
 
@@ -250,14 +250,22 @@ def losses(
     if rule.choose_by is ChooseBy.ERROR:
         return errors
     size = rows.out.square().sum(dim=-1).mean(dim=-1)
-    silent = torch.tensor([each.silent for each in candidates], device=errors.device)
+    silent = torch.tensor([each.silent for each in candidates])
+    silent = silent.to(errors.device, non_blocking=True)
     errors = torch.where(silent[:, None, None], size, errors)
     kept = [
-        0.0 if each.silent else each.density or density or float(masks[at].float().mean())
+        0.0 if each.silent else _cost(each, density) or masks[at].float().mean()
         for at, each in enumerate(candidates)
     ]
     of_layer = all_of(inputs.share, size).mean(dim=1, keepdim=True)
     return by_loss(errors, of_layer, kept, rule)
+
+
+def _cost(candidate: Alternative, density: float | None) -> float | None:
+    """What a candidate computes; None where a mask of its own says it."""
+    if candidate.order.prunes:
+        return density or candidate.density
+    return candidate.density or density
 
 
 def alike(candidates: tuple[Alternative, ...]) -> bool:
@@ -312,9 +320,9 @@ def _mask(
 
 
 def _arranged(candidate: Alternative, inputs: Inputs, again: bool = False) -> Arranged:
-    """A call in the order of a candidate, which keeps as many tokens as its own density says."""
+    """A call in the order of a candidate; one that prunes is told how much to keep."""
     order = candidate.order
-    if order.prunes:
+    if order.prunes and inputs.density is None:
         inputs = dataclasses.replace(inputs, density=candidate.density)
     return order.again(inputs) if again else order.arrange(inputs)
 
