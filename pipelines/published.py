@@ -342,6 +342,8 @@ def _left_out(preset: Preset, row: Published) -> set[str]:
     usual = PRESETS[preset.name].parameters()
     own = set(preset.told)
     for name, value in preset.parameters().items():
+        if name == "density" and value is None:
+            continue  # something else says how much: if not the row, then that is told
         if value not in (usual.get(name, value), row.settings.get(name, usual.get(name, value))):
             own.add(name)
     if "mean_density" in own:

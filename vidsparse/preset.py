@@ -136,7 +136,7 @@ class Preset:
     def of_model(self) -> tuple[OfModel, ...]:
         """What was found for one model, and is refused on others."""
         held = (getattr(p, f.name) for p in self._all_parts() for f in dataclasses.fields(p))
-        return tuple(each for each in held if isinstance(each, OfModel))
+        return tuple({id(each): each for each in held if isinstance(each, OfModel)}.values())
 
     def _all_parts(self) -> tuple[Any, ...]:
         candidates = self.policy.candidates
