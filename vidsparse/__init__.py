@@ -346,11 +346,11 @@ def calibrate(
     spec = of_pipe.spec_of(pipe, preset, prompts, seeds, video=video)
     given = video | {"error": error, "masks": masks} | parameters
     reporter = PythonScreen() if progress is True else progress or Silent()
+    command = of_pipe.describe_call(spec, given, name="calibrate", method=preset.name)
     with of_pipe.as_it_was(pipe):
         return run_calibration(
-            spec, asked, Path(out), command=of_pipe.describe_call(spec, given, name="calibrate"),
-            reporter=reporter, overwrite=overwrite,
-        )  # fmt: skip
+            spec, asked, Path(out), command=command, reporter=reporter, overwrite=overwrite
+        )
 
 
 def session_of(target: Any) -> Session | None:

@@ -52,7 +52,7 @@ def test_a_file_says_what_was_found_of_what_and_by_what(paro):
     assert content["transformers"] == {"transformer": {"layers": 8, "heads": 4}}
     assert content["made_for"]["grid"] == "3x12x12"
     assert content["made_for"]["prompts"] == [PROMPT]
-    assert content["made_by"]["command"].startswith("vidsparse.calibrate(pipe, presets=['paro']")
+    assert content["made_by"]["command"].startswith("vidsparse.calibrate(pipe, method='paro'")
     [part] = content["choices"]
     assert sorted(map(int, part["layers"])) == list(range(8))
     assert all(len(heads) == 4 for heads in part["layers"].values())
