@@ -85,8 +85,8 @@ AS_PUBLISHED: tuple[AsPublished, ...] = (
         rounded="blocks of 128 x 128; theirs are 128 x 176 at a head of 128",
         differs="the error is one for all steps, where theirs is smaller for early ones, by how "
         "much is not known; the diagonal and text always stay; the direction follows the step's "
-        "number, so a cache that skips steps may keep it; `lite`, ours, starts at the diagonal, at -6, and "
-        "opens 1% of the blocks again at every step",
+        "number, so a cache that skips steps may keep it; `lite`, ours, starts at the diagonal, at "
+        "-6, and opens 1% of the blocks again at every step",
     ),
     AsPublished(
         preset="svg",

@@ -173,6 +173,7 @@ METHODS: tuple[Preset, ...] = (
                     )
                     for axis in Axis
                 ),
+                names=("window", *(f"slab-{axis}" for axis in Axis)),
             ),
         ),
     ),
@@ -186,6 +187,7 @@ METHODS: tuple[Preset, ...] = (
             density=0.25,
             alternatives=Alternatives(
                 candidates=(Alternative(order=Axes(axes="hwf"), estimator=Band()),),
+                names=("fhw", "hwf"),
                 choose_every=0,  # the paper's choice at every step is worse here, and costs more
             ),
         ),
@@ -432,6 +434,7 @@ METHODS: tuple[Preset, ...] = (
                     Alternative(order=Axes(axes="wfh"), estimator=VerticalSlash()),
                     Alternative(order=Raster(), estimator=Window()),
                 ),
+                names=("vertical-slash", "grid-frames", "grid-columns", "a-shape"),
                 choose_every=0,
             ),
         ),

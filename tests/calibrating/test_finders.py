@@ -72,8 +72,8 @@ def test_heads_take_what_loses_least_over_all_calls():
     finder = Choices(preset)
     run(watched(preset), finder, (x, x, v), grid, steps=2, scale=1.0)
     assert {at: values for (at, _, _), values in finder.found().items()} == {
-        (0.0, 0.5): ("0", "1"),
-        (0.5, 1.0): ("0", "1"),
+        (0.0, 0.5): ("fhw", "hwf"),
+        (0.5, 1.0): ("fhw", "hwf"),
     }
 
 
