@@ -140,7 +140,7 @@ def choose(
     """Choose for each head.
 
     Args:
-        policy: With alternatives, which all have static orders.
+        policy: With alternatives.
         inputs: In raster order.
         density: Of the mask that is made; the choice itself is made at the policy's own.
         way: How far the schedule has come from dense, in (0, 1].
@@ -151,14 +151,17 @@ def choose(
         ``(batch, heads, M, N)``.
     """
     choice = choice_of(policy, inputs, compared_at(policy, inputs.density), static)
-    arranged = per_head(inputs, policy.candidates, choice)
-    if alike(policy.candidates):
-        mask = _mask(policy, policy.candidates[0], arranged.inputs, density, way, static)
-        return arranged, mask
+    candidates = policy.candidates
+    if alike(candidates):
+        arranged = per_head(inputs, candidates, choice)
+        return arranged, _mask(policy, candidates[0], arranged.inputs, density, way, static)
+    orders = [_arranged(each, inputs) for each in candidates]
     masks = [
-        _mask(policy, each, _arranged(each, inputs).inputs, density, way, static)
-        for each in policy.candidates
+        _mask(policy, each, order.inputs, density, way, static)
+        for each, order in zip(candidates, orders, strict=True)
     ]
+    prunes = any(each.order.prunes for each in candidates)
+    arranged = mixed(inputs, orders, choice) if prunes else per_head(inputs, candidates, choice)
     every = torch.stack([mask.expand(*choice.shape, -1, -1) for mask in masks])
     index = choice.long()[None, :, :, None, None].expand(1, *every.shape[1:])
     return arranged, every.gather(0, index)[0]
