@@ -107,6 +107,9 @@ class Calibrated(OfModel):
     def of(self, expert: str, layer: int, done: float, heads: int) -> Values | None:
         """The values of a layer, one for each head; None if it is not named.
 
+        What calibrating wrote names all layers, but of two transformers each in its own parts: in a
+        run that changes to the other at another step the nearest part has the values.
+
         Args:
             expert: Which transformer of the pipeline.
             layer: Its number.
@@ -117,9 +120,12 @@ class Calibrated(OfModel):
         Raises:
             BadInputError: When there are values for another number of heads.
         """
-        part = next((layers for until, layers in self.parts if done < until), self.parts[-1][1])
-        named = dict(part)
-        found = named.get(f"{expert}/{layer}", named.get(str(layer)))
+        at = next((i for i, (end, _) in enumerate(self.parts) if done < end), len(self.parts) - 1)
+        found = self._named(at, expert, layer)
+        if found is None and self.layers:
+            others = sorted(range(len(self.parts)), key=lambda other: abs(other - at))
+            each = (self._named(other, expert, layer) for other in others)
+            found = next((values for values in each if values is not None), None)
         if found is None or len(found) == heads:
             return found
         if len(found) != 1:
@@ -128,6 +134,10 @@ class Calibrated(OfModel):
                 f"which has {heads} heads"
             )
         return found * heads
+
+    def _named(self, part: int, expert: str, layer: int) -> Values | None:
+        named = dict(self.parts[part][1])
+        return named.get(f"{expert}/{layer}", named.get(str(layer)))
 
     def check(self, method: str, known: Sequence[str] | None = None) -> None:
         """Raise BadInputError for values that are not those of a method.

@@ -60,6 +60,21 @@ def test_parts_of_a_run_end_where_steps_do_and_equal_neighbours_are_one():
     assert two == ((1.0, (("transformer_2/0", (1.0,)),)),)
 
 
+def test_a_run_that_changes_transformers_elsewhere_takes_the_nearest_part():
+    parts = (
+        (0.25, (("transformer/0", (1.0,)),)),
+        (0.5, (("transformer/0", (2.0,)),)),
+        (1.0, (("transformer_2/0", (3.0,)),)),
+    )
+    layers = (("transformer", 1, 2), ("transformer_2", 1, 2))
+    file = Calibrated("x", layers, "lite-attention", parts)
+    at = [(done, file.of("transformer", 0, done, 2)) for done in (0.0, 0.4, 0.7)]
+    assert at == [(0.0, (1.0, 1.0)), (0.4, (2.0, 2.0)), (0.7, (2.0, 2.0))]
+    assert file.of("transformer_2", 0, 0.1, 2) == (3.0, 3.0)
+    by_hand = Calibrated("x", (), "lite-attention", parts)  # a layer that is left out is so meant
+    assert by_hand.of("transformer", 0, 0.7, 2) is None
+
+
 def test_heads_take_what_loses_least_over_all_calls():
     # a head that looks along its own frame, one that looks along its own place
     grid = TokenGrid(8, 4, 8)
