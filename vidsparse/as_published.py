@@ -175,8 +175,8 @@ AS_PUBLISHED: tuple[AsPublished, ...] = (
         "`precision=int8` beside it",
         differs="alpha, which is not published, is .5; the sign of emptiness is its words', not "
         "its formula's; 16 blocks of queries stand for all; without a file masks are made at every "
-        "step from block means; those of a file are of its first prompt and guidance branch, and "
-        "later steps share the mask of the first of them, which is not said",
+        "step from block means; those of a file are of the first prompt and guidance branch, and "
+        "the mask that later steps share is that of the first of these (assumed)",
     ),
     AsPublished(
         preset="re-ttention",
@@ -341,8 +341,8 @@ AS_PUBLISHED: tuple[AsPublished, ...] = (
         differs="its router is trained, and sees the step alone; here a head takes what has the "
         "least squared error on 64 rows, relative to the layer's outputs, + .5 x density "
         "(assumed), at every step, or offline by `vidsparse calibrate vorta`: then it too sees "
-        "the step, layer and head alone. Copies are in the error. A head that errs more than half "
-        "either way is dense",
+        "the step, layer and head alone. Copies are in the error. It takes everything where the "
+        "others lose more than .5",
     ),
     AsPublished(
         preset="vidtome",
