@@ -230,7 +230,8 @@ def tune(
     Args:
         pipe: A diffusers pipeline that makes videos or images from text, without a session.
         prompts: What the videos show; two or three are enough.
-        presets: Where to start: names, or presets of vidsparse with other parameters.
+        presets: Where to start: names, or presets of vidsparse with other parameters, also those
+            of a file that ``calibrate`` wrote.
         target_psnr: In dB against dense, at least; give one target.
         target_lpips: Against dense, at most.
         target_seconds: Of a run, at most: then the best that is in time is sought.
@@ -262,13 +263,15 @@ def tune(
     from vidsparse.cli.progress import PythonScreen
     from vidsparse.comparison import of_pipe
     from vidsparse.comparison.reporter import Silent
+    from vidsparse.presets import under_base
     from vidsparse.tuning.tune import read_target, run_tuning
 
     target = read_target(target_psnr, target_lpips, target_seconds)
     video: dict[str, Any] = {"frames": frames, "height": height, "width": width}
     video |= {"steps": steps, "guidance": guidance}
+    chosen = [under_base(each) for each in of_pipe.read_presets(presets, parameters)]
     spec = of_pipe.spec_of(
-        pipe, presets, prompts, seeds, video=video, strict=strict, parameters=parameters,
+        pipe, chosen, prompts, seeds, video=video, strict=strict, parameters=parameters,
         weights=weights,
     )  # fmt: skip
     given = {f"target_{target.measure.value}": target.value} | video | parameters

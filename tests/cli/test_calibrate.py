@@ -1,5 +1,6 @@
 """``vidsparse calibrate``: a file that every command takes, and refusals before any work."""
 
+import dataclasses
 import json
 import tomllib
 
@@ -13,6 +14,7 @@ from vidsparse.cli.calibrate import METHOD
 from vidsparse.errors import BadInputError
 from vidsparse.methods import METHODS
 from vidsparse.pipelines.running.load import load_pipeline
+from vidsparse.preset_files import changed_parameters
 from vidsparse.presets import find_preset
 from vidsparse.stored_masks import StoredMasks
 
@@ -133,6 +135,25 @@ def test_the_command_writes_what_each_method_reads(cli, method, table, more, tmp
     assert len({type(value) for value in values}) == 1
     assert list(tmp_path.iterdir()) == [path]
     assert "prompt 1, seed 0" in err
+
+
+def test_tune_starts_from_a_file_as_from_its_base(cli, tmp_path, monkeypatch):
+    path, seen = tmp_path / "vdit.toml", []
+    head = 'name = "vdit"\nbase = "sparse-vdit"\n[parameters]\ncost_weight = 0.2\n'
+    path.write_text(head + '[[choices]]\nuntil = 1\n[choices.layers]\n0 = "full"\n')
+
+    def tuned(spec, *arguments, **more):
+        seen.extend(spec.presets)
+        raise BadInputError("seen")
+
+    monkeypatch.setattr("vidsparse.tuning.tune.run_tuning", tuned)
+    more = [*SMALL.split(), "--target-psnr", "20", "-o", tmp_path / "t.toml"]
+    assert "seen" in cli("tune", PROMPT, "--preset", path, *more).err
+    [preset] = seen
+    base = find_preset("sparse-vdit")
+    found = changed_parameters(preset, base)
+    assert (preset.name, found["choices"], found["cost_weight"]) == (base.name, str(path), 0.2)
+    assert base.override(found) == dataclasses.replace(preset, told=frozenset())
 
 
 @pytest.mark.parametrize(
