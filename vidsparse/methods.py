@@ -40,6 +40,7 @@ from vidsparse.policies.selectors import Budget, Threshold, TopP
 from vidsparse.policies.semantic import Remembered, Semantic, Start
 from vidsparse.policies.strided_peak import StridedPeak
 from vidsparse.policies.stripes import Stripes
+from vidsparse.policies.token_masks import Masks
 from vidsparse.policies.tokens import Tokens
 from vidsparse.policies.tolerance import Tolerance
 from vidsparse.policies.value_aware import Routing, ValueAware
@@ -309,7 +310,12 @@ METHODS: tuple[Preset, ...] = (
         name="gna",
         summary="A window of tokens around each query, shared by a stride of them",
         source="GNA of NATTEN, arXiv 2504.16922, as published",
-        policy=Policy(order=Residues(), estimator=Natten(), selector=Threshold(), block=128),
+        policy=Policy(
+            order=Residues(),
+            estimator=Natten(masks=Masks.TOKEN),
+            selector=Threshold(),
+            block=128,
+        ),
         schedule=_dense_until(0.24),  # of STA at the same window; GNA's own is not known
     ),
     Preset(
@@ -318,7 +324,7 @@ METHODS: tuple[Preset, ...] = (
         source="CLEAR, arXiv 2412.16112",
         policy=Policy(
             order=Tile(tile_frames=1, tile_height=8, tile_width=8),
-            estimator=Disc(),
+            estimator=Disc(masks=Masks.TOKEN),
             selector=Threshold(),
         ),
     ),
