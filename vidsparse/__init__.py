@@ -296,7 +296,7 @@ def calibrate(
     steps: int | None = None,
     guidance: float | None = None,
     error: float | None = None,
-    masks: bool | None = None,
+    store_masks: bool | None = None,
     overwrite: bool = False,
     progress: bool | Reporter = True,
     **parameters: Any,
@@ -320,8 +320,8 @@ def calibrate(
         steps: Denoising steps.
         guidance: Guidance scale.
         error: Relative L1 of each layer's output at most, where margins are found; 0.05 when None.
-        masks: Whether the masks of all heads are kept too, in a file beside it; None does so for
-            ``paro``, which alone has some.
+        store_masks: Whether the masks of all heads are kept too, in a file beside it; None does so
+            for ``paro``, which alone has some.
         overwrite: Whether files that are there may be replaced.
         progress: Show a bar over all of the work, on a terminal or in a notebook; or who is told
             of it instead.
@@ -343,11 +343,11 @@ def calibrate(
     from vidsparse.comparison.reporter import Silent
 
     [preset] = of_pipe.read_presets(method, parameters)
-    asked = Asked.of(preset, error, masks)
+    asked = Asked.of(preset, error, store_masks)
     video: dict[str, Any] = {"frames": frames, "height": height, "width": width}
     video |= {"steps": steps, "guidance": guidance}
     spec = of_pipe.spec_of(pipe, preset, prompts, seeds, video=video)
-    given = video | {"error": error, "masks": masks} | parameters
+    given = video | {"error": error, "store_masks": store_masks} | parameters
     reporter = PythonScreen() if progress is True else progress or Silent()
     command = of_pipe.describe_call(spec, given, name="calibrate", method=preset.name)
     with of_pipe.as_it_was(pipe):

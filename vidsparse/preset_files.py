@@ -117,7 +117,7 @@ class PresetFile:
         """
         changes = {**self.parameters, **self.calibrated}
         if self.masks:
-            changes["masks"] = self._read_masks()
+            changes["mask_file"] = self._read_masks()
         if self.budgets:
             changes["budgets"] = Budgets.made_of(str(self.path), self.budgets)
         try:

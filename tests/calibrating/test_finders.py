@@ -137,7 +137,7 @@ def test_masks_are_the_blocks_of_most_mass_in_the_order_of_each_head(tmp_path):
         tmp_path / "m.safetensors", bits, layers=layers, grid=grid, block=16,
         density=finder.density, ends=ends,
     )  # fmt: skip
-    stored = chosen.override({"estimator": "stored", "selector": "threshold", "masks": masks})
+    stored = chosen.override({"estimator": "stored", "selector": "threshold", "mask_file": masks})
     works = []
     engine = SparseAttention(stored, strict=True)
     engine.observers.append(lambda call, work, *rest: works.append(work))
@@ -164,7 +164,7 @@ def test_stored_masks_are_of_their_file_grid_heads_and_block(tmp_path):
     )  # fmt: skip
     assert StoredMasks.read(str(path), made.sha256) == made
     preset = PRESETS["draft"].override(
-        {"estimator": "stored", "selector": "threshold", "masks": str(path), "block": 16,
+        {"estimator": "stored", "selector": "threshold", "mask_file": str(path), "block": 16,
          "min_tokens": 0, "warmup": 0.0, "ramp_until": 0.0}
     )  # fmt: skip
 
@@ -189,8 +189,8 @@ def test_stored_masks_are_of_their_file_grid_heads_and_block(tmp_path):
             plan(other, heads)
     for changes, message in (
         ({"block": 32}, "of blocks of 16: give that block"),
-        ({"selector": "top_k", "density": 0.2}, "change its masks"),
-        ({"masks": "none"}, "takes masks=FILE"),
+        ({"selector": "top_k", "density": 0.2}, "change its mask_file"),
+        ({"mask_file": "none"}, "takes mask_file=FILE"),
     ):
         with pytest.raises(BadInputError, match=message):
             preset.override(changes)

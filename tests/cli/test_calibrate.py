@@ -116,7 +116,7 @@ def test_a_file_of_another_model_or_size_is_refused(cli, paro, models, tmp_path)
     [
         ("vorta", "choices", "--set block=16"),
         ("lite-attention", "margins", "--error 0.2 --set block=16"),
-        ("paro", "choices", "--no-masks"),
+        ("paro", "choices", "--no-store-masks"),
     ],
 )
 def test_the_command_writes_what_each_method_reads(cli, method, table, more, tmp_path):
@@ -166,7 +166,7 @@ def test_tune_starts_from_a_file_as_from_its_base(cli, tmp_path, monkeypatch):
         ("paro -o there.toml", "there.toml exists: give --overwrite"),
         ("paro -o beside.toml", "beside.safetensors exists: give --overwrite"),
         ("paro --error 0.1", "paro is calibrated to no error"),
-        ("sta --masks", "sta keeps no masks"),
+        ("sta --store-masks", "sta keeps no masks"),
         ("lite-attention --error 2", "error must be in (0, 1)"),
         ("paro --frames 9 --height 96 --width 96", "432 tokens are too few to gain"),
         ("svg --steps 1", "every step of 1 is dense in svg"),

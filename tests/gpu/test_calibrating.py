@@ -69,7 +69,7 @@ def test_masks_are_nearly_the_same_and_run_from_their_file(tmp_path):
         tmp_path / "m.safetensors", bits, layers=LAYERS, grid=GRID, block=64,
         density=on_gpu.density, ends=ends,
     )  # fmt: skip
-    stored = preset.override({"estimator": "stored", "selector": "threshold", "masks": masks})
+    stored = preset.override({"estimator": "stored", "selector": "threshold", "mask_file": masks})
     q, k, v = torch.randn(3, 1, GRID.tokens, 2, 64)
     call = Call(grid=GRID, layer=0, step=0, progress=Progress.first(4))
     expected = SparseAttention(stored, strict=True)(q, k, v, call, dense)

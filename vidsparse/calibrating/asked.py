@@ -51,7 +51,9 @@ class Asked:
         rule = preset.policy.alternatives
         has_masks = rule is not None and rule.choose_by is ChooseBy.BLOCKINESS
         if masks and not has_masks:
-            raise BadInputError(f"{preset.name} keeps no masks: leave --masks (masks=) out")
+            raise BadInputError(
+                f"{preset.name} keeps no masks: leave --store-masks (store_masks=) out"
+            )
         if error is not None and table != "margins":
             raise BadInputError(
                 f"{preset.name} is calibrated to no error: leave --error (error=) out"

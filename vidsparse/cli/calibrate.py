@@ -41,11 +41,11 @@ def calibrate(
             panel="Method",
         ),
     ] = None,
-    masks: Annotated[
+    store_masks: Annotated[
         bool | None,
         option(
             "Also keep the masks of all heads in a file beside it, as paro does by default.",
-            "--masks/--no-masks",
+            "--store-masks/--no-store-masks",
             panel="Method",
         ),
     ] = None,
@@ -62,7 +62,7 @@ def calibrate(
 
     if prompts is not None and prompt is not None:
         raise BadInputError("give a prompt or --prompts FILE, not both")
-    asked = Asked.of(changes.preset(method), error, masks)
+    asked = Asked.of(changes.preset(method), error, store_masks)
     numbers = read_seeds(seeds, run.seed)
     texts = [prompt] if prompts is None else list(dict.fromkeys(read_prompts(prompts)))
     job = replace(run, seed=numbers[0]).job(texts, given, stack)

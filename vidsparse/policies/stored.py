@@ -25,35 +25,36 @@ class Stored(Estimator):
     it stays whole.
 
     Attributes:
-        masks: The file, as ``vidsparse calibrate`` writes it beside a preset file.
+        mask_file: As ``vidsparse calibrate`` writes it beside a preset file.
     """
 
-    masks: StoredMasks | None = None
+    mask_file: StoredMasks | None = None
 
     needs_data: ClassVar[bool] = True  # they differ from step to step
     per_layer: ClassVar[bool] = True
     has_mask: ClassVar[bool] = True
-    in_place_of_density: ClassVar[str | None] = "masks"
+    in_place_of_density: ClassVar[str | None] = "mask_file"
     measure: ClassVar[Measure] = Measure.RANK
 
     @property
     def kept(self) -> float | None:
         """Mean of all masks."""
-        return None if self.masks is None else self.masks.density
+        return None if self.mask_file is None else self.mask_file.density
 
     def refuses(self, policy: Policy) -> str | None:
         """A mask says what is kept, of blocks of its own size."""
-        if self.masks is None:
-            return "estimator=stored takes masks=FILE, such as vidsparse calibrate paro writes"
+        if self.mask_file is None:
+            return "estimator=stored takes mask_file=FILE, such as vidsparse calibrate paro writes"
         if not policy.selector.takes_masks:
             return "what is stored is a mask: give selector=threshold"
-        if policy.block != self.masks.block:
-            return f"the masks {self.masks} are of blocks of {self.masks.block}: give that block"
+        if policy.block != self.mask_file.block:
+            made = self.mask_file.block
+            return f"the masks {self.mask_file} are of blocks of {made}: give that block"
         return None
 
     def estimate(self, inputs: Inputs) -> Estimate:
         """One for blocks that are kept, zero for others, ``(1, heads, M, N)``."""
-        masks, blocks = self.masks, inputs.blocks
+        masks, blocks = self.mask_file, inputs.blocks
         assert masks is not None
         grid, made = blocks.grid, masks.grid
         masks.check_grid(grid.frames, grid.height, grid.width)
