@@ -160,13 +160,14 @@ class _Mask:
         self, preset: Preset, grid: TokenGrid, run: Progress, layers: int | None, head_dim: int
     ) -> None:
         policy = preset.policy
-        if policy.any_density is None and not policy.static:
+        density = policy.estimator.kept if policy.any_density is None else policy.density
+        if policy.any_density is None and density is None and not policy.static:
             raise BadInputError(
                 f"how much preset {preset.name!r} computes depends on what it sees: give it a "
                 "density, or run it"
             )
         block = policy.block_on(DEVICE, grid.tokens, head_dim)
-        density, self.note = policy.density, None
+        self.note = None
         self._means = policy.key_means(DEVICE, grid, head_dim)
         if policy.mean_density is not None:
             density = 1.0  # of what is too short: then all is dense, whatever was asked for
@@ -175,8 +176,9 @@ class _Mask:
                     preset, run, layers=layers, means=self._means, besides=policy.besides(grid)
                 )
         self._besides = 0.0 if policy.static else policy.besides(grid)
-        policy = dataclasses.replace(policy, density=density, mean_density=None)
-        if not policy.static:
+        if policy.static:
+            policy = dataclasses.replace(policy, density=density, mean_density=None)
+        else:
             selector = TopK() if policy.selector.equal_rows else Threshold()
             policy = Policy(estimator=Random(), selector=selector, density=density, block=block)
         self.policy, self.planner, self.block = policy, Planner(policy), block

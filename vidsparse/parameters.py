@@ -15,6 +15,7 @@ from vidsparse.budgets import Budgets
 from vidsparse.calibrated import Calibrated
 from vidsparse.errors import BadInputError
 from vidsparse.policies.parts import KINDS, PARTS
+from vidsparse.stored_masks import StoredMasks
 
 
 @functools.cache
@@ -70,7 +71,7 @@ def read_value(name: str, value: Any, kind: Any) -> Any:
     if type(None) in options and text == "none":
         return None
     kind = options[0]
-    if kind in (Budgets, Calibrated):
+    if kind in (Budgets, Calibrated, StoredMasks):
         return kind.read(value.strip())
     try:
         return _SWITCH[text] if kind is bool else kind(text)
@@ -97,6 +98,7 @@ def _describe(kind: type) -> str:
         return " or ".join(kind)
     words = {bool: "true or false", int: "a whole number", str: "text"}
     words |= {Budgets: "the path of a JSON file", Calibrated: "the path of a TOML file"}
+    words[StoredMasks] = "the path of a safetensors file"
     return words.get(kind, "a number")
 
 

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from vidsparse.errors import BadInputError
+from vidsparse.of_model import OfModel
 from vidsparse.own_code import digest
 from vidsparse.parameters import (
     class_of,
@@ -131,6 +132,12 @@ class Preset:
         policy = self.policy
         alternatives = () if policy.alternatives is None else (policy.alternatives,)
         return policy, *policy.parts, *alternatives, self.schedule, self
+
+    @property
+    def of_model(self) -> tuple[OfModel, ...]:
+        """What was found for one model, and is refused on others."""
+        held = (getattr(p, f.name) for p in self._all_parts() for f in dataclasses.fields(p))
+        return tuple({id(each): each for each in held if isinstance(each, OfModel)}.values())
 
     def _all_parts(self) -> tuple[Any, ...]:
         candidates = self.policy.candidates

@@ -99,9 +99,9 @@ def test_few_steps_are_as_sparse_as_those_of_many_and_what_they_cost_is_said(nam
 
 def test_few_steps_are_refused_where_they_must_not_cost_more():
     run = Progress.first(4)
-    with pytest.raises(BadInputError, match=r"the least is 0\.27"):
+    with pytest.raises(BadInputError, match=r"the least is 0\.28"):
         realised(PRESETS["fast"].override({"min_tokens": 0}), run)  # strict
-    with pytest.raises(BadInputError, match=r"the least is 0\.27"):
+    with pytest.raises(BadInputError, match=r"the least is 0\.28"):
         density_or_note(asking("fast", 0.25), run)
     with pytest.raises(BadInputError, match=r"run of 4 steps with warmup=0\.5"):  # nor do many
         density_or_note(PRESETS["fast"].override({"warmup": 0.5, "ramp_until": 0.5}), run)
@@ -116,7 +116,8 @@ def test_a_run_of_one_dense_step_says_how_to_make_it_sparse():
         "ramp_until=0, or more steps"
     )
     at_once = PRESETS["balanced"].override({"warmup": 0.0, "ramp_until": 0.0})
-    assert density_or_note(at_once, Progress.first(1)) == (pytest.approx(0.35), None)
+    of_blocks = 0.35 - 1 / 128  # beside exact rows
+    assert density_or_note(at_once, Progress.first(1)) == (pytest.approx(of_blocks), None)
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,14 @@ class Selector(Part, ABC):
         """Whether its own parameters say how much is kept, so that it needs no density."""
         return False
 
+    def further(self, share: float) -> Selector | None:
+        """The same, keeping so much more of each row's mass; None of one that does not go by that.
+
+        Args:
+            share: Of the mass, at full sparsity.
+        """
+        return None
+
     @property
     def tolerance_of_purse(self) -> float | None:
         """The tolerance that a mean density moves; None of a selector that takes a density."""
