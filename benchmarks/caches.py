@@ -7,9 +7,9 @@ what a run of Wan 2.1 14B at 720p would take on an H200: the blocks and the self
 here, as shares of all, at the prices of ``vidsparse plan``. MagCache needs ratios of each model and
 is left out.
 
-``--joint`` tries rules that join the two: after steps that a cache skipped, a layer's call goes only
-a share of its way from dense to full sparsity, so it is denser where more has changed. What that
-costs is in the time; ``NAME@DENSITY`` in ``--presets`` takes it away elsewhere:
+``--joint`` tries rules that join the two: after steps that a cache skipped, a layer's call goes
+only a share of its way from dense to full sparsity, so it is denser where more has changed. What
+that costs is in the time; ``NAME@DENSITY`` in ``--presets`` takes it away elsewhere:
 
     python benchmarks/caches.py --caches first-block=0.1,taylorseer=2 --joint 1,0.7,0.4,0 \
         --presets balanced,balanced@0.3,balanced@0.4,fast
