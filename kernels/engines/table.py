@@ -75,6 +75,7 @@ ENGINES: dict[str, Engine] = {
             run=triton_attention,
             unsupported=triton_unsupported,
             observe=observe_triton,
+            takes_pooled=True,
         ),
         Engine(
             name="int8",

