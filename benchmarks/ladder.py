@@ -77,18 +77,19 @@ def mean_of(density: float) -> dict[str, Any]:
 
 WHOLE: dict[str, Any] = {"correction": "delta"}
 AGREED: dict[str, Any] = WHOLE | {"exact_gain": "agreed", "exact_at": "middle"}
+NONE: dict[str, Any] = {"correction": "none"}
 CORRECTIONS: dict[str, dict[str, Any]] = {
-    "tiles 128": TILES,
+    "tiles 128": TILES | NONE,
     "tiles 128, agreed": TILES | AGREED,
     "tiles 128, agreed, of 128": TILES | AGREED | {"exact_every": 128},
     "draft 128": DRAFT,
     "draft 128, whole": DRAFT | WHOLE,
     "draft 128, agreed": DRAFT | AGREED,
-    "clusters": CLUSTERS,
+    "clusters": CLUSTERS | NONE,
     "clusters, whole": CLUSTERS | WHOLE,
     "clusters, agreed": CLUSTERS | AGREED,
     "clusters, agreed, of 128": CLUSTERS | AGREED | {"exact_every": 128},
-    "clusters 100 x 500": CLUSTERS | {"clusters": (100, 500)},
+    "clusters 100 x 500": CLUSTERS | NONE | {"clusters": (100, 500)},
     "clusters 100 x 500, agreed": CLUSTERS | AGREED | {"clusters": (100, 500)},
 }
 SETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -138,6 +139,11 @@ SETS: dict[str, dict[str, dict[str, Any]]] = {
         f"{name} {density:g}": parts | mean_of(density) | ramp(until)
         for density, until in ((0.35, 0.3), (0.25, 0.2), (0.15, 0.1))
         for name, parts in CORRECTIONS.items()
+    },
+    "corrected rungs": {
+        f"{name}{said}": {"preset": name, "block": 128} | changes
+        for said, changes in ((", uncorrected", NONE), ("", {}), (", of 256", {"exact_every": 256}))
+        for name in ("balanced", "fast", "turbo")
     },
     "rungs": {name: {"preset": name} for name in ("balanced", "fast", "turbo", "quality")},
     "precision": {

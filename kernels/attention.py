@@ -14,7 +14,7 @@ from vidsparse.kernels.engines.case import Case
 from vidsparse.kernels.engines.observe import Observed, check_observable
 from vidsparse.kernels.engines.table import ENGINES, check_engine, resolve_engine
 from vidsparse.kernels.op import tensors_of
-from vidsparse.kernels.plan import BlockPlan
+from vidsparse.kernels.plan import WORD, BlockPlan, Partial
 from vidsparse.kernels.validate import validated
 
 
@@ -175,6 +175,24 @@ def _check_plan(q: Tensor, plan: BlockPlan) -> None:
         )
     if plan.kv_count.device != q.device:
         raise BadInputError(f"the plan is on {plan.kv_count.device}, q is on {q.device}")
+    if plan.partial is not None:
+        _check_partial(plan, plan.partial)
+
+
+def _check_partial(plan: BlockPlan, partial: Partial) -> None:
+    """What can be seen of partial blocks without waiting for the device."""
+    if plan.q_offsets is not None or plan.kv_offsets is not None:
+        raise BadInputError("partial blocks are of equal size: leave offsets out of the plan")
+    found = [tuple(x.shape) for x in (partial.count, partial.pattern, partial.bits)]
+    words = -(-plan.kv_block // WORD)
+    shapes = [tuple(x.shape) for x in (plan.kv_count, plan.kv_index)]
+    if found != [*shapes, (found[2][0], plan.q_block, words)]:
+        raise BadInputError(
+            f"partial blocks of this plan need count {shapes[0]}, pattern {shapes[1]} and bits "
+            f"(patterns, {plan.q_block}, {words}), got {found[0]}, {found[1]} and {found[2]}"
+        )
+    if any(x.dtype != torch.int32 for x in (partial.count, partial.pattern, partial.bits)):
+        raise BadInputError("the count, pattern and bits of partial blocks must be int32")
 
 
 def _validate(plan: BlockPlan) -> None:

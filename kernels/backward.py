@@ -47,19 +47,22 @@ def attention_backward(
         scale: Score scale.
         grad_lse: Gradient of the log-sum-exp, ``(batch, heads, q_len)``; None for zero.
         impl: "triton", "cpu" (which runs anywhere), "reference", or "auto": Triton on CUDA for
-            blocks of equal size, else "cpu".
+            whole blocks of equal size, else "cpu".
 
     Returns:
         Gradients of q, k and v, laid out like them.
 
     Raises:
-        BadInputError: For another ``impl``, or Triton by name where blocks are of unequal size.
+        BadInputError: For another ``impl``, or Triton by name where blocks are of unequal size or
+            partial.
     """
     unequal = plan.q_offsets is not None or plan.kv_offsets is not None
-    able = not unequal and q.dtype != torch.float64
+    able = not unequal and plan.partial is None and q.dtype != torch.float64
     triton = use_triton(impl, q, able=able, besides=("cpu",))
     if triton and unequal:
         raise BadInputError("the Triton backward needs blocks of equal size: use impl='cpu'")
+    if triton and plan.partial is not None:
+        raise BadInputError("the Triton backward needs whole blocks: use impl='cpu'")
     delta = (grad_out.to(wide := _wide(q)) * out.to(wide)).sum(dim=-1)
     if grad_lse is not None:
         delta = delta - grad_lse

@@ -15,14 +15,16 @@ from vidsparse.kernels.backward import attention_backward, pooled_backward
 from vidsparse.kernels.engines.case import Case
 from vidsparse.kernels.engines.stand_ins import add_skipped
 from vidsparse.kernels.engines.table import ENGINES, resolve_engine
-from vidsparse.kernels.plan import BlockPlan, Pooled
+from vidsparse.kernels.plan import BlockPlan, Partial, Pooled
 
 
 def tensors_of(plan: BlockPlan) -> tuple[Tensor | None, ...]:
     """The plan as the op takes it, before the sizes of its blocks."""
     pooled = plan.pooled
     means = (None,) * 3 if pooled is None else (pooled.key, pooled.value, pooled.size)
-    return plan.kv_count, plan.kv_index, plan.q_offsets, plan.kv_offsets, *means
+    partial = plan.partial
+    masks = (None,) * 3 if partial is None else (partial.count, partial.pattern, partial.bits)
+    return plan.kv_count, plan.kv_index, plan.q_offsets, plan.kv_offsets, *means, *masks
 
 
 @torch.library.custom_op("vidsparse::attend", mutates_args=())
@@ -37,6 +39,9 @@ def _attend(
     pooled_key: Tensor | None,
     pooled_value: Tensor | None,
     pooled_size: Tensor | None,
+    partial_count: Tensor | None,
+    partial_pattern: Tensor | None,
+    partial_bits: Tensor | None,
     q_block: int,
     kv_block: int,
     scale: float,
@@ -53,6 +58,7 @@ def _attend(
         kv_count=kv_count, kv_index=kv_index, q_len=q.shape[2], kv_len=k.shape[2],
         q_block=q_block, kv_block=kv_block, q_offsets=q_offsets, kv_offsets=kv_offsets,
         pooled=_pooled(pooled_key, pooled_value, pooled_size),
+        partial=_partial(partial_count, partial_pattern, partial_bits),
     )  # fmt: skip
     if not resolved:
         engine = resolve_engine(engine, Case.of(q, k, v, plan, need_lse))
@@ -85,6 +91,12 @@ def _pooled(key: Tensor | None, value: Tensor | None, size: Tensor | None) -> Po
     return Pooled(key=key, value=value, size=size)
 
 
+def _partial(count: Tensor | None, pattern: Tensor | None, bits: Tensor | None) -> Partial | None:
+    if count is None or pattern is None or bits is None:
+        return None
+    return Partial(count=count, pattern=pattern, bits=bits)
+
+
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.q_block, ctx.kv_block, ctx.scale, _need_lse, _engine, _resolved = inputs
     out, lse = output
@@ -99,9 +111,9 @@ def _differentiate(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Any, .
     dq, dk, dv, dkey, dvalue = torch.ops.vidsparse.attend_backward(
         grad_out, grad_lse, out, lse, *tensors, ctx.q_block, ctx.kv_block, ctx.scale
     )
-    *_, pooled_size = tensors
+    pooled_size = tensors[9]
     means = (None, None) if pooled_size is None else (dkey, dvalue)
-    lists, others = (None,) * 4, (None,) * 7
+    lists, others = (None,) * 4, (None,) * 10
     return dq, dk, dv, *lists, *means, *others
 
 
@@ -121,6 +133,9 @@ def _attend_backward(
     pooled_key: Tensor | None,
     pooled_value: Tensor | None,
     pooled_size: Tensor | None,
+    partial_count: Tensor | None,
+    partial_pattern: Tensor | None,
+    partial_bits: Tensor | None,
     q_block: int,
     kv_block: int,
     scale: float,
@@ -129,6 +144,7 @@ def _attend_backward(
         kv_count=kv_count, kv_index=kv_index, q_len=q.shape[2], kv_len=k.shape[2],
         q_block=q_block, kv_block=kv_block, q_offsets=q_offsets, kv_offsets=kv_offsets,
         pooled=_pooled(pooled_key, pooled_value, pooled_size),
+        partial=_partial(partial_count, partial_pattern, partial_bits),
     )  # fmt: skip
     dkey, dvalue = q.new_empty(0), q.new_empty(0)
     with without_autocast(q):

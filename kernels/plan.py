@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+WORD = 32  # bits of a number that says which pairs of a partial block are computed
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Pooled:
@@ -32,6 +34,33 @@ class Pooled:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Partial:
+    """Which listed blocks are partial, and which of their pairs are computed.
+
+    A list then names its whole blocks first and its partial ones after them, so that a kernel's
+    loop over whole blocks is the same as without. Where a list has partial blocks, a short last
+    block of keys counts among them, of pattern 0 if all of its keys are seen.
+
+    Attributes:
+        count: How many of each list's last entries are partial, int32 ``(B|1, H|1, M)`` as
+            ``kv_count``.
+        pattern: The pattern of each entry, int32 ``(B|1, H|1, M, K)`` as ``kv_index``; 0 of whole
+            blocks.
+        bits: The different patterns, int32 ``(P, q_block, ceil(kv_block / 32))``: bit ``c % 32``
+            of word ``c // 32`` says whether a row's pair with key ``c`` of the block is computed.
+            Pattern 0 is all ones.
+    """
+
+    count: Tensor
+    pattern: Tensor
+    bits: Tensor
+
+    def contiguous(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Its tensors without gaps: the first two then have the strides of such lists."""
+        return self.count.contiguous(), self.pattern.contiguous(), self.bits.contiguous()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class BlockPlan:
     """For each (batch, head, query block), the list of key blocks that are computed.
 
@@ -41,7 +70,8 @@ class BlockPlan:
     Attributes:
         kv_count: How many key blocks each query block reads, int32 ``(B|1, H|1, M)``.
         kv_index: Which ones, int32 ``(B|1, H|1, M, K)``, ascending in the first ``kv_count``
-            entries (observing takes them in any order); the rest is not read.
+            entries (observing takes them in any order; of partial blocks see ``Partial``); the
+            rest is not read.
         q_len: Query tokens.
         kv_len: Key tokens.
         q_block: Tokens in a query block; with ``q_offsets``, what an engine may tile blocks by.
@@ -50,6 +80,8 @@ class BlockPlan:
             of unequal size (clusters; some may be empty). None cuts every ``q_block``.
         kv_offsets: The same for key blocks, int32 ``(B|1, H|1, N + 1)``.
         pooled: Block means through which skipped blocks take part, or None to drop them.
+        partial: Which of the listed blocks are computed in part, of blocks of equal size; None if
+            all are whole.
     """
 
     kv_count: Tensor
@@ -61,6 +93,7 @@ class BlockPlan:
     q_offsets: Tensor | None = None
     kv_offsets: Tensor | None = None
     pooled: Pooled | None = None
+    partial: Partial | None = None
 
     @classmethod
     def from_mask(
@@ -128,8 +161,8 @@ class BlockPlan:
     def density(self) -> float:
         """Computed query-key pairs over all pairs, exact with blocks of any size.
 
-        A stand-in counts as the one pair a query that it is. Reads one number back from the
-        device.
+        A partial block is computed, then masked: it counts as a whole one. A stand-in counts as the
+        one pair a query that it is. Reads one number back from the device.
         """
         return float(self.head_density().mean())
 
@@ -171,13 +204,51 @@ class BlockPlan:
         batch, heads = torch.broadcast_shapes(mask.shape[:2], rows.shape[:2], columns.shape[:2])
         mask = mask.expand(batch, heads, -1, -1)
         mask = mask.gather(2, rows.expand(batch, heads, -1, mask.shape[-1]))
-        return mask.gather(3, columns.expand(batch, heads, mask.shape[2], -1))
+        mask = mask.gather(3, columns.expand(batch, heads, mask.shape[2], -1))
+        return mask if self.partial is None else mask & self._bits_of_tokens()
+
+    def pattern_of_blocks(self) -> Tensor:
+        """The pattern of each block, int32 ``(B|1, H|1, M, N)``; 0 of whole and skipped ones."""
+        assert self.partial is not None
+        used = torch.arange(self.kv_index.shape[-1], device=self.kv_index.device)
+        used = used < self.kv_count[..., None]
+        patterns = torch.zeros(
+            *self.kv_count.shape, self.num_kv_blocks, dtype=torch.int32, device=used.device
+        )
+        listed, pattern = self.kv_index.where(used, 0).long(), self.partial.pattern.where(used, 0)
+        return patterns.scatter_add_(-1, listed, pattern)
+
+    def pairs_of(self, patterns: Tensor) -> Tensor:
+        """Which pairs blocks side by side hold, given their patterns, int64 ``(..., number)``.
+
+        Returns:
+            Boolean ``(..., q_block, number * kv_block)``.
+        """
+        assert self.partial is not None
+        column = torch.arange(self.kv_block, device=patterns.device)
+        words = self.partial.bits[patterns].transpose(-3, -2)  # (..., q_block, number, words)
+        return (words[..., column // WORD] >> (column % WORD) & 1).bool().flatten(-2)
+
+    def _bits_of_tokens(self) -> Tensor:
+        """Which pairs the patterns hold, boolean ``(B|1, H|1, q_len, kv_len)``."""
+        assert self.partial is not None
+        query, key = (
+            torch.arange(n, device=self.kv_count.device) for n in (self.q_len, self.kv_len)
+        )
+        patterns = self.pattern_of_blocks()[..., query // self.q_block, :][
+            ..., key // self.kv_block
+        ]
+        column = key % self.kv_block
+        words = self.partial.bits[patterns.long(), (query % self.q_block)[:, None], column // WORD]
+        return (words >> (column % WORD) & 1).bool()
 
     def nbytes(self) -> int:
         """Bytes held by the plan's tensors."""
         tensors = [self.kv_count, self.kv_index, self.q_offsets, self.kv_offsets]
         if self.pooled is not None:
             tensors += [self.pooled.key, self.pooled.value, self.pooled.size]
+        if self.partial is not None:
+            tensors += self.partial.contiguous()
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 
@@ -191,6 +262,7 @@ def dense_plan(like: BlockPlan) -> BlockPlan:
         kv_count=torch.full((1, 1, rows), columns, dtype=torch.int32, device=device),
         kv_index=index.contiguous(),
         pooled=None,
+        partial=None,
     )
 
 

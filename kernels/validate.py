@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vidsparse.kernels.plan import BlockPlan
+from vidsparse.kernels.plan import BlockPlan, Partial
 
 
 def validated(plan: BlockPlan) -> BlockPlan:
@@ -23,6 +23,8 @@ def validated(plan: BlockPlan) -> BlockPlan:
             _check_offsets(f"{side}_offsets", offsets, length, blocks, plan)
     if plan.pooled is not None:
         _check_pooled(plan)
+    if plan.partial is not None:
+        _check_partial(plan, plan.partial)
     return plan
 
 
@@ -51,8 +53,34 @@ def _check_lists(plan: BlockPlan) -> None:
         )
     if int(plan.to_block_mask().sum()) != int(count.sum()):
         raise ValueError("a query block lists the same key block twice")
-    if bool(((index.diff(dim=-1) <= 0) & used[..., 1:]).any()):
+    rises = index.diff(dim=-1) > 0
+    if plan.partial is not None:
+        rises |= torch.arange(1, width, device=index.device) == _first_partial(plan)[..., None]
+    if not bool((rises | ~used[..., 1:]).all()):
         raise ValueError("key blocks must be listed in ascending order")
+
+
+def _first_partial(plan: BlockPlan) -> Tensor:
+    """Where the partial blocks of each list start, ``(B|1, H|1, M)``."""
+    assert plan.partial is not None
+    return plan.kv_count - plan.partial.count
+
+
+def _check_partial(plan: BlockPlan, partial: Partial) -> None:
+    """Whole blocks first, then partial ones; a short last block among those, if there are any."""
+    index, count, number = plan.kv_index, plan.kv_count, len(partial.bits)
+    if bool((partial.count < 0).any()) or bool((partial.count > count).any()):
+        raise ValueError("a list has no more partial blocks than blocks")
+    at = torch.arange(index.shape[-1], device=index.device)
+    used, later = at < count[..., None], at >= _first_partial(plan)[..., None]
+    pattern = partial.pattern[used]
+    if bool((pattern < 0).any()) or bool((pattern >= number).any()):
+        raise ValueError(f"patterns must be in [0, {number})")
+    if bool((partial.pattern[used & ~later] != 0).any()) or bool((partial.bits[0] != -1).any()):
+        raise ValueError("whole blocks, which come first, have pattern 0, which is all ones")
+    short = (index == plan.num_kv_blocks - 1) & (plan.kv_len % plan.kv_block > 0)
+    if bool((short & used & ~later & (partial.count > 0)[..., None]).any()):
+        raise ValueError("a short last block must be partial in lists that have partial blocks")
 
 
 def _check_offsets(name: str, offsets: Tensor, length: int, blocks: int, plan: BlockPlan) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.policy import Policy
+from vidsparse.policies.token_masks import is_exact
 
 LARGE = 1500  # blocks in a row: above, no plan of them all is made
 ROWS = 96  # of the mask, one drawn from each of so many equal parts, that stand for all
@@ -43,6 +44,9 @@ def mask_density(policy: Policy, inputs: Inputs) -> float:
     estimate, always = policy.estimator.estimate(some), policy.always(some)
     if policy.density is None:
         assert estimate.threshold is not None
+        if is_exact(policy) and estimate.exact is not None:
+            keep = estimate.exact.to_block_mask()[..., rows, :]
+            return _share(keep, policy.always(some, own=False), blocks, rows)
         return _share(estimate.scores >= estimate.threshold, always, blocks, rows)
     best = estimate.scores.masked_fill(always, -torch.inf).amax()
     return max(policy.density, _share(estimate.scores >= best, always, blocks, rows))

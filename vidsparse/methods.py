@@ -6,7 +6,7 @@ from vidsparse.policies.choice import Alternative, Alternatives
 from vidsparse.policies.choosing import ChooseBy
 from vidsparse.policies.compensation import Centroid, Levels, Rescale, Residual
 from vidsparse.policies.coreset import Coreset
-from vidsparse.policies.correction import Delta
+from vidsparse.policies.correction import Delta, Gain, Row
 from vidsparse.policies.deviation import Deviation
 from vidsparse.policies.exact import Antidiagonal, Exact
 from vidsparse.policies.geometric import Axis, Band, Disc, First, FrameBand, Neighbourhood, Slab
@@ -39,6 +39,7 @@ from vidsparse.policies.selectors import Budget, Threshold, TopP
 from vidsparse.policies.semantic import Remembered, Semantic, Start
 from vidsparse.policies.strided_peak import StridedPeak
 from vidsparse.policies.stripes import Stripes
+from vidsparse.policies.token_masks import Masks
 from vidsparse.policies.tokens import Tokens
 from vidsparse.policies.tolerance import Tolerance
 from vidsparse.policies.value_aware import Routing, ValueAware
@@ -47,10 +48,17 @@ from vidsparse.policies.window import Window
 from vidsparse.preset import Preset
 from vidsparse.schedule import Schedule
 
+# what the ladder's rungs add: 1 dB at a mean density of .35, 2.5 at .25, 2 to 3 at .15
+CORRECTED = Delta(exact_every=128, exact_at=Row.MIDDLE, exact_gain=Gain.AGREED)
+
 
 def _boxes(mean_density: float) -> Policy:
     return Policy(
-        order=Tile(), estimator=ValueAware(), selector=Budget(), mean_density=mean_density
+        order=Tile(),
+        estimator=ValueAware(),
+        selector=Budget(),
+        correction=CORRECTED,
+        mean_density=mean_density,
     )
 
 
@@ -67,6 +75,7 @@ def _clusters(mean_density: float) -> Policy:
         estimator=Routing(),
         selector=Budget(scope=Scope.HEAD),
         compensation=Centroid(),
+        correction=CORRECTED,
         mean_density=mean_density,
     )
 
@@ -100,7 +109,7 @@ METHODS: tuple[Preset, ...] = (
         name="turbo",
         summary="The ladder's last rung, to look around: draft at a seventh of the attention",
         source="ours: the draft of DraftAttention's idea, which errs least where little is kept",
-        policy=Policy(estimator=Pooled(), mean_density=0.15),
+        policy=Policy(estimator=Pooled(), correction=CORRECTED, mean_density=0.15),
         schedule=Schedule(ramp_until=0.1),
     ),
     Preset(
@@ -298,7 +307,12 @@ METHODS: tuple[Preset, ...] = (
         name="gna",
         summary="A window of tokens around each query, shared by a stride of them",
         source="GNA of NATTEN, arXiv 2504.16922, as published",
-        policy=Policy(order=Residues(), estimator=Natten(), selector=Threshold(), block=128),
+        policy=Policy(
+            order=Residues(),
+            estimator=Natten(masks=Masks.TOKEN),
+            selector=Threshold(),
+            block=128,
+        ),
         schedule=_dense_until(0.24),  # of STA at the same window; GNA's own is not known
     ),
     Preset(
@@ -307,7 +321,7 @@ METHODS: tuple[Preset, ...] = (
         source="CLEAR, arXiv 2412.16112",
         policy=Policy(
             order=Tile(tile_frames=1, tile_height=8, tile_width=8),
-            estimator=Disc(),
+            estimator=Disc(masks=Masks.TOKEN),
             selector=Threshold(),
         ),
     ),

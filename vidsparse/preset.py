@@ -23,6 +23,7 @@ from vidsparse.policies.choice import Alternative
 from vidsparse.policies.part import Part
 from vidsparse.policies.parts import PARTS
 from vidsparse.policies.policy import Policy
+from vidsparse.policies.token_masks import is_exact
 from vidsparse.schedule import Schedule
 
 
@@ -176,6 +177,8 @@ class Preset:
             idle["precision"] = "clusters are blocks of unequal size, which are fastest in 16 bits"
         if policy.estimator.observes:
             idle["precision"] = "blocks are observed in the model's own dtype"
+        if is_exact(policy):
+            idle["precision"] = "masks=token runs in the model's own dtype alone: give masks=block"
         if self.precision is not Precision.MODEL:
             idle["dense"] = f"with precision={self.precision} dense steps run in eight bits too"
         elif not (self.schedule.warmup or self.schedule.cooldown or self.schedule.dense_layers):

@@ -27,6 +27,7 @@ class Case:
         kv_block: Tokens in a key block.
         offsets: Whether blocks are of unequal size.
         pooled: Whether skipped blocks take part through their means.
+        partial: Whether some blocks are computed in part.
         return_lse: Whether the log-sum-exp is wanted.
         needs_grad: Whether gradients will be asked for.
         observe: Whether a report on each block is wanted.
@@ -43,6 +44,7 @@ class Case:
     kv_block: int = 128
     offsets: bool = False
     pooled: bool = False
+    partial: bool = False
     return_lse: bool = False
     needs_grad: bool = False
     observe: bool = False
@@ -73,6 +75,7 @@ class Case:
             kv_block=plan.kv_block,
             offsets=plan.q_offsets is not None or plan.kv_offsets is not None,
             pooled=plan.pooled is not None,
+            partial=plan.partial is not None,
             return_lse=return_lse,
             needs_grad=torch.is_grad_enabled() and any(x.requires_grad for x in tensors),
             observe=observe,

@@ -28,11 +28,14 @@ class _Group(NamedTuple):
     q_size: int  # tokens in each of these query blocks
     has_tail: bool  # whether they also read the short last key block
     skipped: Tensor | None  # (R, N - count) key blocks that take part through their means
+    patterns: Tensor | None  # (R, count) of these blocks and, last, of the tail; None if whole
 
     def part(self, rows: slice) -> "_Group":
         """Some of the rows."""
-        skipped = None if self.skipped is None else self.skipped[rows]
-        return self._replace(rows=self.rows[rows], blocks=self.blocks[rows], skipped=skipped)
+        skipped, patterns = (x if x is None else x[rows] for x in (self.skipped, self.patterns))
+        return self._replace(
+            rows=self.rows[rows], blocks=self.blocks[rows], skipped=skipped, patterns=patterns
+        )
 
     def tokens(self, plan: BlockPlan) -> int:
         """About how many tokens a row reads, pooled stand-ins among them."""
@@ -58,7 +61,8 @@ def cpu_attention(
         attend = _with_lse if return_lse else _without_lse
         out, lse = attend_clusters(q, k, v, plan, scale=scale, attend=attend)
         return out, lse if return_lse else None
-    if not return_lse and int(plan.kv_count.min()) == plan.num_kv_blocks:  # nothing is skipped
+    skips = plan.partial is not None or int(plan.kv_count.min()) < plan.num_kv_blocks
+    if not return_lse and not skips:
         return F.scaled_dot_product_attention(q, k, v, scale=scale), None
     batch, heads, _, head_dim = q.shape
     queries = _rows_of_blocks(q, plan.q_block)
@@ -76,8 +80,13 @@ def cpu_attention(
             key, value = (side.gather(part, plan) for side in sides)
             query = queries[part.rows, None, : part.q_size]
             bias = _bias(part, plan, key, weight)
+            seen = None if part.patterns is None else _seen(part, plan, key.shape[1])
+            if seen is not None:
+                bias = _only(seen, bias, key.dtype)
             attend = _with_lse if return_lse else _without_lse
             result, rows = attend(query, key[:, None], value[:, None], bias, scale)
+            if seen is not None:  # a row that sees no key is zero
+                result = result.masked_fill(~seen.any(dim=-1, keepdim=True), 0.0)
             out[part.rows, : part.q_size] = result[:, 0]
             if rows is not None:
                 lse[part.rows, : part.q_size] = rows[:, 0]
@@ -100,7 +109,8 @@ def _with_lse(
     scores = q.to(wide) @ k.to(wide).mT * scale
     scores = scores if bias is None else scores + bias
     lse = scores.logsumexp(dim=-1)
-    return ((scores - lse[..., None]).exp() @ v.to(wide)).to(q.dtype), lse
+    weights = (scores - lse.where(lse.isfinite(), 0)[..., None]).exp()
+    return (weights @ v.to(wide)).to(q.dtype), lse
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -120,6 +130,9 @@ def _groups(plan: BlockPlan, batch: int, heads: int) -> Iterator[_Group]:
     mask = plan.to_block_mask().expand(batch, heads, num_q, num_kv).reshape(-1, num_kv)
     tail = mask[:, -1] & (_tail_size(plan) < plan.kv_block)
     count = mask.sum(dim=-1) - tail.long()
+    pattern = None
+    if plan.partial is not None:
+        pattern = plan.pattern_of_blocks().long().expand(batch, heads, num_q, num_kv).flatten(0, 2)
     short_q = torch.arange(num_q, device=mask.device).eq(num_q - 1).repeat(batch * heads)
     label = (count * 2 + tail.long()) * 2 + short_q.long()
     for value in label.unique().tolist():
@@ -129,12 +142,14 @@ def _groups(plan: BlockPlan, batch: int, heads: int) -> Iterator[_Group]:
         whole = kept.clone()
         if has_tail:
             whole[:, -1] = False
+        listed = kept.nonzero()[:, 1].view(len(rows), -1)
         yield _Group(
             rows=rows,
             blocks=whole.nonzero()[:, 1].view(len(rows), -1),
             q_size=plan.q_len - (num_q - 1) * plan.q_block if value % 2 else plan.q_block,
             has_tail=has_tail,
             skipped=(~kept).nonzero()[:, 1].view(len(rows), -1) if plan.pooled else None,
+            patterns=None if pattern is None else pattern[rows].gather(1, listed),
         )
 
 
@@ -198,6 +213,21 @@ def _bias(group: _Group, plan: BlockPlan, key: Tensor, weight: Tensor | None) ->
     # in bf16 or fp16, torch's attention wants the bias in that dtype too
     weight = weight[head, group.skipped].to(key.dtype)
     return F.pad(weight, (key.shape[1] - weight.shape[1], 0))[:, None, None]
+
+
+def _seen(group: _Group, plan: BlockPlan, columns: int) -> Tensor:
+    """Which pairs are computed, boolean ``(rows, 1, q_size, columns)``: means are seen by all."""
+    assert group.patterns is not None
+    tail = plan.kv_block - _tail_size(plan) if group.has_tail else 0
+    seen = plan.pairs_of(group.patterns)[:, : group.q_size]
+    seen = seen[..., : seen.shape[-1] - tail]
+    return F.pad(seen, (0, columns - seen.shape[-1]), value=True)[:, None]
+
+
+def _only(seen: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The bias, and ``-inf`` for pairs that are not seen."""
+    bias = torch.zeros((), dtype=dtype, device=seen.device) if bias is None else bias
+    return torch.where(seen, bias, -torch.inf)
 
 
 def _tail_size(plan: BlockPlan) -> int:

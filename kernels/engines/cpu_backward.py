@@ -35,6 +35,7 @@ def backward_gathered(
     counts = plan.kv_count.expand(batch, heads, -1).tolist()
     rows = _edges(plan.q_offsets, plan.q_len, plan.q_block, q).expand(batch, heads, -1).tolist()
     starts = _edges(plan.kv_offsets, plan.kv_len, plan.kv_block, q).expand(batch, heads, -1)
+    patterns = None if plan.partial is None else plan.partial.pattern.expand(batch, heads, -1, -1)
     for b in range(batch):
         for h in range(heads):
             tensors = [x[b, h].to(lse.dtype) for x in (grad_out, q, k, v, delta, lse)]
@@ -45,7 +46,11 @@ def backward_gathered(
                     continue
                 listed = index[b, h, m, : counts[b][h][m]]
                 tokens = _tokens(starts[b, h][listed], sizes[listed])
-                head.add(slice(first, stop), tokens)
+                seen = None
+                if patterns is not None:  # a short block is the last of its list
+                    seen = plan.pairs_of(patterns[b, h, m, : len(listed)].long())
+                    seen = seen[: stop - first, : len(tokens)]
+                head.add(slice(first, stop), tokens, seen)
             dq[b, h], dk[b, h], dv[b, h] = head.grads
     return dq, dk, dv
 
@@ -60,10 +65,11 @@ class _Head:
         self._delta, self._lse, self._scale = delta[:, None], lse[:, None], scale
         self.grads = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
 
-    def add(self, rows: slice, tokens: Tensor) -> None:
-        """The part of one query block and the keys that it reads."""
+    def add(self, rows: slice, tokens: Tensor, seen: Tensor | None = None) -> None:
+        """The part of one query block and the keys that it reads, or those pairs that are seen."""
         g, q, key, value = self._g[rows], self._q[rows], self._k[tokens], self._v[tokens]
-        p = torch.addmm(self._lse[rows], q, key.mT, beta=-1, alpha=self._scale).exp_()
+        p = torch.addmm(self._lse[rows], q, key.mT, beta=-1, alpha=self._scale)
+        p = (p if seen is None else p.masked_fill_(~seen, -torch.inf)).exp_()
         dq, dk, dv = self.grads
         dv.index_add_(0, tokens, p.mT @ g)
         ds = p.mul_(torch.addmm(self._delta[rows], g, value.mT, beta=-1)).mul_(self._scale)

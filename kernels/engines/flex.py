@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vidsparse.kernels.engines.case import Case
 from vidsparse.kernels.engines.flash import masked_lists
-from vidsparse.kernels.plan import BlockPlan
+from vidsparse.kernels.plan import WORD, BlockPlan
 
 SHAPES = 256  # that may be compiled in one process
 
@@ -60,24 +60,47 @@ def flex_attention(
 
 
 def block_mask(plan: BlockPlan) -> Any:
-    """The plan as FlexAttention's ``BlockMask``: all blocks are full, none needs a mask function.
+    """The plan as FlexAttention's ``BlockMask``: its full blocks need no mask function.
 
     Where the last block is short the compiled kernel stops at the end of the sequence itself.
     """
     from torch.nn.attention.flex_attention import BlockMask
 
-    none, _ = masked_lists(plan)
     # of one width whatever the density, or every density would be compiled anew
     index = F.pad(plan.kv_index, (0, plan.num_kv_blocks - plan.kv_index.shape[-1]))
+    if plan.partial is None:
+        none, _ = masked_lists(plan)
+        # none of the first list is counted, but it is read with the strides of the full list
+        masked, full, mask_mod = (none, index), (plan.kv_count, index), None
+    else:
+        whole = plan.kv_count - plan.partial.count
+        at = torch.arange(index.shape[-1], device=index.device)
+        later = (whole[..., None] + at).clamp(max=index.shape[-1] - 1).long()
+        masked = plan.partial.count, index.gather(-1, later)
+        full, mask_mod = (whole, index), _mask_of(plan)
     return BlockMask.from_kv_blocks(
-        none,
-        index,  # none of it is counted, but it is read with the strides of the full list
-        plan.kv_count,
-        index,
+        *masked,
+        *full,
         BLOCK_SIZE=(plan.q_block, plan.kv_block),
+        mask_mod=mask_mod,
         seq_lengths=(plan.q_len, plan.kv_len),
         compute_q_blocks=False,
     )
+
+
+def _mask_of(plan: BlockPlan) -> Any:
+    """Whether a pair of a listed block is computed, as FlexAttention asks."""
+    assert plan.partial is not None
+    patterns, bits = plan.pattern_of_blocks(), plan.partial.bits
+    batch, heads = patterns.shape[:2]
+    q_block, kv_block = plan.q_block, plan.kv_block
+
+    def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        b, h = (x if many > 1 else x * 0 for x, many in ((b, batch), (h, heads)))
+        pattern, column = patterns[b, h, q // q_block, k // kv_block], k % kv_block
+        return (bits[pattern, q % q_block, column // WORD] >> (column % WORD)) & 1 == 1
+
+    return seen
 
 
 @functools.cache

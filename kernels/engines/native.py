@@ -87,10 +87,11 @@ class _Job(ctypes.Structure):
 
     _fields_ = [
         *((name, _Rows) for name in ("q", "k", "v", "mean_k", "mean_v", "out")),
-        *((name, _Lists) for name in ("count", "index", "q_edges", "kv_edges")),
+        *((name, _Lists) for name in ("count", "index", "q_edges", "kv_edges", "pattern")),
+        ("bits", ctypes.c_void_p),
         *((name, ctypes.c_void_p) for name in ("log_size", "lse", "margin")),
         *((name, ctypes.c_int64) for name in ("batch", "heads", "q_len", "q_blocks", "kv_blocks")),
-        *((name, ctypes.c_int64) for name in ("listed", "depth", "width")),
+        *((name, ctypes.c_int64) for name in ("listed", "depth", "width", "q_block", "words")),
         ("scale", ctypes.c_float),
     ]
 
@@ -114,18 +115,23 @@ def _run(
     lists = {"count": plan.kv_count.contiguous(), "index": plan.kv_index.contiguous()}
     lists["q_edges"] = _edges(plan.q_offsets, q_len, plan.q_block)
     lists["kv_edges"] = _edges(plan.kv_offsets, plan.kv_len, plan.kv_block)
-    others = {"lse": lse, "margin": margin}
+    others: dict[str, Tensor | None] = {"lse": lse, "margin": margin}
     if plan.pooled is not None:
         tensors["mean_k"] = _floats(plan.pooled.key)
         tensors["mean_v"] = _floats(plan.pooled.value, width)
         sizes = plan.pooled.size.float().log()
         others["log_size"] = sizes.expand(batch, heads, -1).contiguous()
+    words = 0
+    if plan.partial is not None:
+        _, lists["pattern"], bits = plan.partial.contiguous()
+        others["bits"], words = bits, bits.shape[-1]
     job = _Job(
         **{name: _Rows.of(x) for name, x in tensors.items()},
         **{name: _Lists.of(x) for name, x in lists.items()},
         **{name: None if x is None else x.data_ptr() for name, x in others.items()},
         batch=batch, heads=heads, q_len=q_len, depth=depth, width=width, scale=scale,
         q_blocks=plan.num_q_blocks, kv_blocks=plan.num_kv_blocks, listed=plan.kv_index.shape[-1],
+        q_block=plan.q_block, words=words,
     )  # fmt: skip
     build.load().vidsparse_attend(ctypes.byref(job), torch.get_num_threads())
     return out

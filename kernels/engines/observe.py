@@ -37,9 +37,11 @@ class Observed(NamedTuple):
 
 
 def check_observable(plan: BlockPlan) -> None:
-    """Raise BadInputError for a plan of unequal or larger blocks, or with pooled stand-ins."""
+    """Raise BadInputError for a plan of unequal, larger or partial blocks, or with stand-ins."""
     if plan.q_offsets is not None or plan.kv_offsets is not None or plan.pooled is not None:
         raise BadInputError("observing needs equal blocks and no pooled stand-ins")
+    if plan.partial is not None:
+        raise BadInputError("observing needs whole blocks, and some of this plan are partial")
     if max(plan.q_block, plan.kv_block) > 128:
         raise BadInputError(
             f"observing needs blocks of at most 128 tokens, got {plan.q_block} x {plan.kv_block}"

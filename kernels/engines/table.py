@@ -42,6 +42,7 @@ class Engine:
         observe: ``(q, k, v, plan, *, scale) -> Observed``, as ``observe_reference``;
             None where it cannot report what it saw of each block.
         takes_pooled: Whether it runs pooled stand-ins; for others they are added afterwards.
+        takes_partial: Whether it runs blocks that are computed in part.
         automatic: Whether ``auto`` may take it.
     """
 
@@ -50,6 +51,7 @@ class Engine:
     unsupported: Callable[[Case], list[str]]
     observe: Callable[..., Observed] | None = None
     takes_pooled: bool = False
+    takes_partial: bool = False
     automatic: bool = True
 
     def why_not(self, case: Case) -> list[str]:
@@ -57,6 +59,8 @@ class Engine:
         reasons = self.unsupported(case)
         if case.observe and self.observe is None:
             reasons = [*reasons, _cannot_observe()]
+        if case.partial and not self.takes_partial:
+            reasons = [*reasons, _cannot_mask()]
         return reasons
 
 
@@ -76,6 +80,7 @@ ENGINES: dict[str, Engine] = {
             unsupported=triton_unsupported,
             observe=observe_triton,
             takes_pooled=True,
+            takes_partial=True,
         ),
         Engine(
             name="int8",
@@ -84,7 +89,7 @@ ENGINES: dict[str, Engine] = {
             automatic=False,  # it rounds: that is asked for, by a preset's precision
         ),
         Engine(name="flash", run=flash_attention, unsupported=flash_unsupported),
-        Engine(name="flex", run=flex_attention, unsupported=flex_unsupported),
+        Engine(name="flex", run=flex_attention, unsupported=flex_unsupported, takes_partial=True),
         Engine(
             name="xformers",
             run=xformers_attention,
@@ -97,6 +102,7 @@ ENGINES: dict[str, Engine] = {
             unsupported=native_unsupported,
             observe=observe_native,
             takes_pooled=True,
+            takes_partial=True,
         ),
         Engine(
             name="cpu",
@@ -104,6 +110,7 @@ ENGINES: dict[str, Engine] = {
             unsupported=lambda case: [],
             observe=observe_gathered,
             takes_pooled=True,
+            takes_partial=True,
         ),
         Engine(
             name="reference",
@@ -111,6 +118,7 @@ ENGINES: dict[str, Engine] = {
             unsupported=lambda case: [],
             observe=observe_reference,
             takes_pooled=True,
+            takes_partial=True,
         ),
     )
 }
@@ -199,6 +207,11 @@ def _cannot_observe() -> str:
     return (
         f"it does not report what it saw of each block, as this preset needs: choose auto, {able}"
     )
+
+
+def _cannot_mask() -> str:
+    able = ", ".join(name for name, each in ENGINES.items() if each.takes_partial)
+    return f"it computes whole blocks alone, and some of this plan are partial: choose auto, {able}"
 
 
 def _measured(case: Case) -> dict[str, float]:

@@ -30,6 +30,8 @@ constexpr int KEYS = 132;  // a multiple of ROWS, and no fewer than a block that
 constexpr int LINE = 16;  // floats that memory gives at once
 constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
 constexpr float NOTHING = -std::numeric_limits<float>::infinity();
+constexpr float HIDDEN = -1e30f;  // a score that a mask takes out: finite, so that differences are
+constexpr int WORD = 32;  // keys whose bits a number of a mask holds
 
 typedef float Vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
@@ -108,7 +110,13 @@ class Rows {
     std::fill(out_.begin(), out_.end(), 0.f);
   }
 
-  void add(const float* key, const float* value, float bias = 0) {
+  // seen: the bits of these rows, every so many numbers, of which this key has the column-th; or null
+  void add(const float* key, const float* value, float bias = 0, const int32_t* seen = nullptr,
+           int64_t words = 0, int64_t column = 0) {
+    seen_[keys_] = seen ? seen + column / WORD : nullptr;
+    bit_[keys_] = column % WORD;
+    words_ = seen ? words : words_;
+    masked_ |= seen != nullptr;
     key_rows_[keys_] = key;
     value_rows_[keys_] = value;
     bias_[keys_] = bias;
@@ -135,20 +143,25 @@ class Rows {
           float* at = scores_ + key * QUERIES + c;
           store(at, load(at) + bias_[key]);
         }
+    if (masked_)
+      for (int key = 0; key < keys_; ++key)
+        for (int r = 0; seen_[key] && r < count_; ++r)
+          if (!(seen_[key][r * words_] >> bit_[key] & 1)) scores_[key * QUERIES + r] = HIDDEN;
     for (int c = 0; c < padded_; c += LANES) lead = std::max(lead, soften(c));
     for (int c = 0; c < width_; c += WIDE)
       for (int r = 0; r < count_; r += ROWS)
         value_tile(scores_ + r, value_rows_, keys_, c, fade_ + r, &out_[r * width_ + c], width_);
     keys_ = 0;
-    biased_ = false;
+    biased_ = masked_ = false;
     return lead;
   }
 
   void finish(float* out, int64_t stride, float* lse) const {
     for (int r = 0; r < count_; ++r) {
-      const float share = sum_[r] == 0 ? 0 : 1 / sum_[r];
+      const bool none = sum_[r] == 0 || top_[r] <= HIDDEN;
+      const float share = none ? 0 : 1 / sum_[r];
       for (int i = 0; i < depth_; ++i) out[r * stride + i] = out_[r * width_ + i] * share;
-      if (lse) lse[r] = (top_[r] + std::log2(sum_[r])) * LN_2;
+      if (lse) lse[r] = none ? NOTHING : (top_[r] + std::log2(sum_[r])) * LN_2;
     }
   }
 
@@ -174,9 +187,12 @@ class Rows {
   }
 
   int depth_, width_, count_ = 0, padded_ = 0, keys_ = 0;
-  bool biased_ = false;
+  int64_t words_ = 0;
+  bool biased_ = false, masked_ = false;
   const float *key_rows_[KEYS], *value_rows_[KEYS];
+  const int32_t* seen_[KEYS];
   float bias_[KEYS];
+  int bit_[KEYS];
   // A last tile of rows may reach past the last query: into what is never used.
   float top_[QUERIES + ROWS], sum_[QUERIES + ROWS], fade_[QUERIES + ROWS] = {};
   float scores_[KEYS * QUERIES + ROWS] = {};
@@ -202,10 +218,12 @@ struct Lists {
 
 struct Job {
   Rows4 q, k, v, mean_k, mean_v, out;
-  Lists count, index, q_edges, kv_edges;
+  Lists count, index, q_edges, kv_edges, pattern;
+  const int32_t* bits;  // of the patterns, (patterns, q_block, words); null without partial blocks
   const float* log_size;  // of each block's mean, (batch, heads, kv_blocks); null without means
   float *lse, *margin;  // (batch, heads, q_len) and (batch, heads, q_blocks, listed), or null
-  int64_t batch, heads, q_len, q_blocks, kv_blocks, listed, depth, width;
+  int64_t batch, heads, q_len, q_blocks, kv_blocks, listed, depth, width,
+      q_block, words;
   float scale;
 };
 
@@ -228,6 +246,7 @@ void run(const Job& job, int64_t item, std::vector<char>& kept, Rows& rows) {
   const int64_t b = bh / job.heads, h = bh % job.heads;
   const int32_t *q_edges = job.q_edges.of(b, h) + m, *edges = job.kv_edges.of(b, h);
   const int32_t* list = job.index.of(b, h) + m * job.listed;
+  const int32_t* patterns = job.bits ? job.pattern.of(b, h) + m * job.listed : nullptr;
   const int count = job.count.of(b, h)[m];
   const float *k = job.k.of(b, h), *v = job.v.of(b, h);
   std::vector<float> leads(job.margin ? count : 0, NOTHING);
@@ -235,8 +254,12 @@ void run(const Job& job, int64_t item, std::vector<char>& kept, Rows& rows) {
     const int size = std::min<int64_t>(QUERIES, q_edges[1] - first);
     rows.start(job.q.of(b, h) + first * job.q.row, job.q.row, size, job.scale * LOG2_E);
     for (int i = 0; i < count; ++i) {
-      for (int64_t t = edges[list[i]]; t < edges[list[i] + 1]; ++t)
-        rows.add(k + t * job.k.row, v + t * job.v.row);
+      const int64_t start = edges[list[i]], end = edges[list[i] + 1];
+      const int32_t* seen = nullptr;
+      if (job.bits && patterns[i])
+        seen = job.bits + (patterns[i] * job.q_block + first - q_edges[0]) * job.words;
+      for (int64_t t = start; t < end; ++t)
+        rows.add(k + t * job.k.row, v + t * job.v.row, 0, seen, job.words, t - start);
       if (job.margin) leads[i] = std::max(leads[i], rows.attend());
     }
     if (job.log_size) add_means(job, b, h, list, count, kept, rows);

@@ -9,6 +9,10 @@ The keys a query tile reads are laid end to end: ``width`` columns in tiles of `
 blocks of any multiple of 16 fill whole tiles. Only the last tile can be ragged; it goes first,
 masked, and the loop over the others has no mask.
 
+Partial blocks stand last in a list, so tiles with one come first too. Each thread reads the bits of
+its two rows, a word for 32 keys, while the scores are under way; the loop over whole blocks that
+follows is the same as without.
+
 Where blocks are observed a tile is a block, in the order of its list, so that any may be the ragged
 one. Each warp writes its own largest lead of a tile: no warp waits for another.
 """
@@ -116,11 +120,112 @@ def _write_lead(at, lead, exists, first: gl.constexpr):
 
 
 @gluon.jit
+def _pattern(patterns, tile, count, WORDS: gl.constexpr, BN: gl.constexpr, KV: gl.constexpr):
+    """Which pattern a tile has: one number, or where it holds several blocks one for each word."""
+    last = gl.maximum(count - 1, 0)
+    if KV % BN == 0:
+        entry = tile // (KV // BN)
+    else:
+        word = tile * (BN // 32) + gl.arange(0, BN // 32, gl.SliceLayout(0, WORDS))
+        entry = word // (KV // 32)
+    return gl.load(patterns + gl.minimum(entry, last))
+
+
+@gluon.jit
+def _words(bits, pattern, tile, first, WORDS: gl.constexpr, BN: gl.constexpr, KV: gl.constexpr,
+           Q_BLOCK: gl.constexpr):  # fmt: skip
+    """The bits of a tile, ``[64, BN / 32]``, for the rows of a block from ``first`` on."""
+    row = first + gl.expand_dims(gl.arange(0, 64, gl.SliceLayout(1, WORDS)), 1)
+    word = gl.arange(0, BN // 32, gl.SliceLayout(0, WORDS))
+    if KV % BN == 0:
+        at = (pattern * Q_BLOCK + row) * (KV // 32) + tile % (KV // BN) * (BN // 32)
+    else:
+        at = (gl.expand_dims(pattern, 0) * Q_BLOCK + row) * (KV // 32)
+        word = (tile * (BN // 32) + word) % (KV // 32)
+    return gl.load(bits + at + gl.expand_dims(word, 0))
+
+
+@gluon.jit
+def _masked(s, words, TILE: gl.constexpr):
+    """Scores with ``-inf`` where the bit of a pair is not set.
+
+    A thread's columns are two neighbours of every eight: with a word shifted to these once, what is
+    tested of it is the same number in all threads.
+    """
+    column = gl.arange(0, 32, gl.SliceLayout(0, gl.SliceLayout(0, TILE)))
+    column = gl.expand_dims(gl.expand_dims(column, 0), 0)
+    shifted = gl.expand_dims(words, 2) >> (column & 6)
+    tile = s.reshape([64, s.shape[1] // 32, 32])
+    bit = 1 << (column & 25)
+    # as one piece: where the compiler may test bits before scores are there, it packs the answers
+    tile = gl.inline_asm_elementwise(
+        """{
+        .reg .pred seen;
+        .reg .b32 bit;
+        and.b32 bit, $2, $3;
+        setp.ne.b32 seen, bit, 0;
+        selp.f32 $0, $1, 0fFF800000, seen;
+        }""",
+        "=f,f,r,r", [tile, shifted, bit], dtype=gl.float32, is_pure=True, pack=1,
+    )  # fmt: skip
+    return gl.convert_layout(tile.reshape([64, s.shape[1]]), s.type.layout, assert_trivial=True)
+
+
+@gluon.jit
+def _step(
+    n, step, end, later, m, l, acc, weights,
+    q, blank, column, exists, listed, kv_end, num_tiles, margin_ptr, words,
+    ks, vs, bars, scale_log2,
+    BN: gl.constexpr, KV: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr,
+    CONSUMERS: gl.constexpr, W: gl.constexpr, OBSERVE: gl.constexpr, MASK: gl.constexpr,
+    TILE: gl.constexpr, ROWS: gl.constexpr, WEIGHTS: gl.constexpr, DTYPE: gl.constexpr,
+):  # fmt: skip
+    """Scores of the ``n``-th tile, and the output of the one before."""
+    _q_full, _q_empty, k_full, k_empty, v_full, v_empty = bars
+    if OBSERVE:
+        end = later
+        later = kv_end - gl.load(listed + gl.minimum(n + 1, num_tiles - 1)) * KV
+    now = step % STAGES
+    after = (step + 1) % STAGES
+    mbarrier.wait(k_full.index(after), ((step + 1) // STAGES) & 1)
+    k = ks.index(after).reshape([BN, D]).permute((1, 0))
+    s = warpgroup_mma(q, k, blank, use_acc=False, is_async=True)
+    mbarrier.wait(v_full.index(now), (step // STAGES) & 1)
+    v = vs.index(now).reshape([BN, D])
+    acc = warpgroup_mma(weights, v, acc, is_async=True)
+    s = warpgroup_mma_wait(1, deps=(s,))  # scores are there, the output is still under way
+    mbarrier.arrive(k_empty.index(after), count=1)
+
+    if OBSERVE:  # noqa: SIM102 (a branch that is compiled only where blocks are observed)
+        if end < BN:
+            s = gl.where(gl.expand_dims(column, 0) < end, s, float("-inf"))
+    if MASK:
+        s = _masked(s, words, TILE)
+    highest = gl.max(s, 1) * scale_log2
+    if OBSERVE:
+        _write_lead(margin_ptr + n * (4 * CONSUMERS), highest - m, exists, 4 * W)
+    m_new = gl.maximum(m, highest)
+    base = m_new
+    if MASK:  # a row that has seen no key yet: -inf - -inf is no number
+        base = gl.where(m_new == float("-inf"), 0.0, m_new)
+    alpha = gl.exp2(m - base)
+    p = gl.exp2(s * scale_log2 - gl.expand_dims(base, 1))
+    l = l * alpha + gl.sum(p, 1)
+
+    # weights are overwritten and acc is scaled only once the tensor cores have read them
+    acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))
+    mbarrier.arrive(v_empty.index(now), count=1)
+    weights = gl.convert_layout(p.to(DTYPE), WEIGHTS)
+    acc = acc * gl.expand_dims(gl.convert_layout(alpha, ROWS), 1)
+    return step + 1, end, later, m_new, l, acc, weights
+
+
+@gluon.jit
 def _consume(
-    od, lse_ptr, margins, lists, sizes, scale_log2, qs, ks, vs, os, bars,
+    od, lse_ptr, margins, masks, lists, sizes, scale_log2, qs, ks, vs, os, bars,
     BN: gl.constexpr, KV: gl.constexpr, ROW_TILES: gl.constexpr, D: gl.constexpr,
     STAGES: gl.constexpr, CONSUMERS: gl.constexpr, W: gl.constexpr, HAS_LSE: gl.constexpr,
-    OBSERVE: gl.constexpr,
+    OBSERVE: gl.constexpr, PARTIAL: gl.constexpr,
 ):  # fmt: skip
     """Attend for the 64 rows of consumer ``W``; scores are in base 2."""
     q_full, q_empty, k_full, k_empty, v_full, v_empty = bars
@@ -134,6 +239,8 @@ def _consume(
     done = 0
     q = qs.index(W).reshape([64, D])
     blank = gl.zeros([64, BN], gl.float32, SCORES)
+    TILE: gl.constexpr = blank.reshape([64, BN // 32, 32]).type.layout
+    WORDS: gl.constexpr = gl.SliceLayout(2, TILE)
     for t in range(gl.program_id(0), tiles, gl.num_programs(0)):
         i, b, h, listed, count, width, num_tiles = _work(
             t, lists, heads, tiles_per_head, ROW_TILES, KV, BN
@@ -149,6 +256,24 @@ def _consume(
             margin_ptr += t.to(gl.int64) * most * (4 * CONSUMERS)
             end = gl.where(count > 0, kv_end - gl.load(listed) * KV, 0)
             later = kv_end - gl.load(listed + gl.minimum(1, num_tiles - 1)) * KV
+        partial_ptr, patterns, bits_ptr = masks
+        pattern = 0
+        words = 0
+        first = 0
+        masked = 1  # tiles with a mask, which come first
+        if PARTIAL:
+            _count, _index, _end, count_b, count_h, index_b, index_h, index_m = lists
+            row = i // ROW_TILES
+            partial = gl.load(partial_ptr + b * count_b + h * count_h + row)
+            masked = gl.maximum(num_tiles - (count - partial) * KV // BN, 1)
+            start = b.to(gl.int64) * index_b + h.to(gl.int64) * index_h + row.to(gl.int64) * index_m
+            patterns += start
+            first = (i % ROW_TILES * CONSUMERS + W) * 64
+            pattern = _pattern(patterns, num_tiles - 1, count, WORDS, BN, KV)
+            words = _words(
+                bits_ptr, pattern, num_tiles - 1, first, WORDS, BN, KV, ROW_TILES * CONSUMERS * 64
+            )
+            pattern = _pattern(patterns, gl.maximum(num_tiles - 2, 0), count, WORDS, BN, KV)
         mbarrier.wait(q_full.index(W), done & 1)
         mbarrier.wait(k_full.index(step % STAGES), (step // STAGES) & 1)
         k = ks.index(step % STAGES).reshape([BN, D]).permute((1, 0))
@@ -157,47 +282,38 @@ def _consume(
         mbarrier.arrive(k_empty.index(step % STAGES), count=1)
 
         s = gl.where(gl.expand_dims(column, 0) < end, s, float("-inf"))
+        if PARTIAL:
+            s = _masked(s, words, TILE)
         m = gl.max(s, 1) * scale_log2
         if OBSERVE:
             _write_lead(margin_ptr, float("inf") + 0 * m, exists, 4 * W)
-        m = gl.where(m == float("-inf"), 0.0, m)  # a row without keys: -inf - -inf is no number
-        p = gl.exp2(s * scale_log2 - gl.expand_dims(m, 1))
+        base = gl.where(m == float("-inf"), 0.0, m)  # without keys: -inf - -inf is no number
+        p = gl.exp2(s * scale_log2 - gl.expand_dims(base, 1))
         l = gl.sum(p, 1)
+        if not PARTIAL:
+            m = base
         weights = gl.convert_layout(p.to(dtype), WEIGHTS)
         acc = gl.zeros([64, D], gl.float32, OUT)
-        for n in range(1, num_tiles):
-            if OBSERVE:
-                end = later
-                later = kv_end - gl.load(listed + gl.minimum(n + 1, num_tiles - 1)) * KV
-            now = step % STAGES
-            after = (step + 1) % STAGES
-            mbarrier.wait(k_full.index(after), ((step + 1) // STAGES) & 1)
-            k = ks.index(after).reshape([BN, D]).permute((1, 0))
-            s = warpgroup_mma(q, k, blank, use_acc=False, is_async=True)
-            mbarrier.wait(v_full.index(now), (step // STAGES) & 1)
-            v = vs.index(now).reshape([BN, D])
-            acc = warpgroup_mma(weights, v, acc, is_async=True)
-            s = warpgroup_mma_wait(1, deps=(s,))  # scores are there, the output is still under way
-            mbarrier.arrive(k_empty.index(after), count=1)
-
-            if OBSERVE:  # noqa: SIM102 (a branch that is compiled only where blocks are observed)
-                if end < BN:
-                    s = gl.where(gl.expand_dims(column, 0) < end, s, float("-inf"))
-            highest = gl.max(s, 1) * scale_log2
-            if OBSERVE:
-                _write_lead(margin_ptr + n * (4 * CONSUMERS), highest - m, exists, 4 * W)
-            m_new = gl.maximum(m, highest)
-            alpha = gl.exp2(m - m_new)
-            p = gl.exp2(s * scale_log2 - gl.expand_dims(m_new, 1))
-            l = l * alpha + gl.sum(p, 1)
-            m = m_new
-
-            # weights are overwritten and acc is scaled only once the tensor cores have read them
-            acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))
-            mbarrier.arrive(v_empty.index(now), count=1)
-            weights = gl.convert_layout(p.to(dtype), WEIGHTS)
-            acc = acc * gl.expand_dims(gl.convert_layout(alpha, ROWS), 1)
-            step += 1
+        if PARTIAL:
+            for n in range(1, masked):
+                tile = num_tiles - 1 - n
+                words = _words(
+                    bits_ptr, pattern, tile, first, WORDS, BN, KV, ROW_TILES * CONSUMERS * 64
+                )
+                pattern = _pattern(patterns, gl.maximum(tile - 1, 0), count, WORDS, BN, KV)
+                step, end, later, m, l, acc, weights = _step(
+                    n, step, end, later, m, l, acc, weights,
+                    q, blank, column, exists, listed, kv_end, num_tiles, margin_ptr, words,
+                    ks, vs, bars, scale_log2, BN, KV, D, STAGES, CONSUMERS, W, OBSERVE, True,
+                    TILE, ROWS, WEIGHTS, dtype,
+                )  # fmt: skip
+        for n in range(masked, num_tiles):
+            step, end, later, m, l, acc, weights = _step(
+                n, step, end, later, m, l, acc, weights,
+                q, blank, column, exists, listed, kv_end, num_tiles, margin_ptr, words,
+                ks, vs, bars, scale_log2, BN, KV, D, STAGES, CONSUMERS, W, OBSERVE, False,
+                TILE, ROWS, WEIGHTS, dtype,
+            )  # fmt: skip
         mbarrier.arrive(q_empty.index(W), count=1)
         mbarrier.wait(v_full.index(step % STAGES), (step // STAGES) & 1)
         v = vs.index(step % STAGES).reshape([BN, D])
@@ -227,11 +343,12 @@ def _consume(
 @gluon.jit(do_not_specialize=INTEGERS)
 def forward(
     qd, kd, vd, od, lse_ptr, margin_ptr, count_ptr, index_ptr, kv_end_ptr,
+    partial_ptr, pattern_ptr, bits_ptr,
     count_b, count_h, index_b, index_h, index_m,
     tiles, tiles_per_head, heads, q_len, most, scale_log2,
     BN: gl.constexpr, SLOT: gl.constexpr, KV: gl.constexpr, ROW_TILES: gl.constexpr,
     D: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr, HAS_LSE: gl.constexpr,
-    CONSUMER_REGISTERS: gl.constexpr, OBSERVE: gl.constexpr,
+    CONSUMER_REGISTERS: gl.constexpr, OBSERVE: gl.constexpr, PARTIAL: gl.constexpr,
 ):  # fmt: skip
     """Attention under lists of key blocks; every CTA takes each ``num_programs``-th query tile."""
     dtype: gl.constexpr = od.dtype
@@ -259,13 +376,16 @@ def forward(
     lists = (count_ptr, index_ptr, kv_end_ptr, count_b, count_h, index_b, index_h, index_m)
     sizes = (tiles, tiles_per_head, heads, q_len)
     margins = (margin_ptr, most, kv_end_ptr)
+    masks = (partial_ptr, pattern_ptr, bits_ptr)
     if CONSUMERS == 2:
         gl.warp_specialize(
             [
-                (_consume, (od, lse_ptr, margins, lists, sizes, scale_log2, qs, ks, vs, os, bars,
-                            BN, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE, OBSERVE)),
-                (_consume, (od, lse_ptr, margins, lists, sizes, scale_log2, qs, ks, vs, os, bars,
-                            BN, KV, ROW_TILES, D, STAGES, CONSUMERS, 1, HAS_LSE, OBSERVE)),
+                (_consume, (od, lse_ptr, margins, masks, lists, sizes, scale_log2, qs, ks, vs, os,
+                            bars, BN, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE, OBSERVE,
+                            PARTIAL)),
+                (_consume, (od, lse_ptr, margins, masks, lists, sizes, scale_log2, qs, ks, vs, os,
+                            bars, BN, KV, ROW_TILES, D, STAGES, CONSUMERS, 1, HAS_LSE, OBSERVE,
+                            PARTIAL)),
                 (_produce, (qd, kd, vd, lists, sizes, qs, ks, vs, bars,
                             BN, SLOT, KV, ROW_TILES, STAGES, CONSUMERS, OBSERVE)),
             ],
@@ -275,8 +395,9 @@ def forward(
     else:
         gl.warp_specialize(
             [
-                (_consume, (od, lse_ptr, margins, lists, sizes, scale_log2, qs, ks, vs, os, bars,
-                            BN, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE, OBSERVE)),
+                (_consume, (od, lse_ptr, margins, masks, lists, sizes, scale_log2, qs, ks, vs, os,
+                            bars, BN, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE, OBSERVE,
+                            PARTIAL)),
                 (_produce, (qd, kd, vd, lists, sizes, qs, ks, vs, bars,
                             BN, SLOT, KV, ROW_TILES, STAGES, CONSUMERS, OBSERVE)),
             ],
@@ -294,6 +415,7 @@ def refuses(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None:
         "blocks are of unequal size": plan.q_offsets is None and plan.kv_offsets is None,
         "the query block is no multiple of 64": plan.q_block % 64 == 0,
         "the key block is no multiple of 16": plan.kv_block % 16 == 0,
+        "partial blocks need keys in 32s": plan.partial is None or plan.kv_block % 32 == 0,
         "memory is not laid out for TMA": all(suits_tma(x) for x in (q, k, v)),
     }
     return next((reason for reason, holds in reasons.items() if not holds), None)
@@ -360,6 +482,7 @@ def _launch(
         count,
         index,
         kv_end,
+        *((count,) * 3 if plan.partial is None else plan.partial.contiguous()),
         *shared_strides(count),
         *shared_strides(index),
         index.stride(2),
@@ -379,6 +502,7 @@ def _launch(
         HAS_LSE=return_lse,
         CONSUMER_REGISTERS=240,
         OBSERVE=margin is not None,
+        PARTIAL=plan.partial is not None,
         num_warps=4,
         maxnreg=168 if consumers == 2 else 128,
     )
@@ -388,6 +512,7 @@ def _launch(
 def lists_of(plan: BlockPlan, batch: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Counts and lists whose last dimension is dense, and where the keys of each entry end."""
     count, index = (
-        x if x.stride(-1) == 1 else x.contiguous() for x in (plan.kv_count, plan.kv_index)
+        x if x.stride(-1) == 1 and plan.partial is None else x.contiguous()
+        for x in (plan.kv_count, plan.kv_index)
     )
     return count, index, torch.full((batch,), plan.kv_len, dtype=torch.int32, device=device)

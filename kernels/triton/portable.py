@@ -24,14 +24,19 @@ CHUNK, SLOTS = 16, 8  # no tile of keys is narrower than a chunk
 
 @triton.jit
 def _attend_tile(
-    q, acc, m, l, k_ptr, v_ptr, position, valid, row_valid,
+    q, acc, m, l, k_ptr, v_ptr, position, valid, row_valid, words,
     k_s, k_d, v_s, v_d, scale_log2,
-    D: tl.constexpr, BD: tl.constexpr, WITH_MARGIN: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, WITH_MARGIN: tl.constexpr, MASK: tl.constexpr,
 ):  # fmt: skip
-    """Take the keys at those of the ``[BN]`` positions that are valid into the softmax."""
+    """Take the keys at those of the ``[BN]`` positions that are valid into the softmax.
+
+    With ``MASK`` only pairs whose lowest bit of ``words``, ``[BM, BN]``, is set.
+    """
     k = load_rows(k_ptr, position, valid, k_s, k_d, D, BD)
     s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2  # [BM, BN]
     s = tl.where(valid[None, :], s, float("-inf"))
+    if MASK:
+        s = tl.where((words & 1) != 0, s, float("-inf"))
     tile_max = tl.max(s, 1)
     m_new = tl.maximum(m, tile_max)
     m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
@@ -53,13 +58,14 @@ def _attend_tile(
 def forward(
     q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, margin_ptr,
     count_ptr, index_ptr, tile_row_ptr, tile_start_ptr, tile_end_ptr, table_ptr,
+    partial_ptr, pattern_ptr, bits_ptr,
     q_b, q_h, q_s, q_d, k_b, k_h, k_s, k_d, v_b, v_h, v_s, v_d, o_b, o_h, o_s, o_d,
     count_b, count_h, index_b, index_h, index_m,
     tile_b, tile_h, table_b, table_h, heads, rows, width, q_len, kv_len, scale_log2,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     Q_BLOCK: tl.constexpr, KV_BLOCK: tl.constexpr,
     HAS_Q_TILES: tl.constexpr, CHUNK: tl.constexpr,
-    HAS_LSE: tl.constexpr, WITH_MARGIN: tl.constexpr,
+    HAS_LSE: tl.constexpr, WITH_MARGIN: tl.constexpr, PARTIAL: tl.constexpr,
 ):  # fmt: skip
     """Attend for one tile of queries of one (batch, head)."""
     tile = tl.program_id(0)
@@ -93,21 +99,42 @@ def forward(
             key = entry // (2 * CHUNK) + column % CHUNK
             acc, m, l, margin = _attend_tile(
                 q, acc, m, l, k_ptr, v_ptr,
-                key, column % CHUNK < entry % (2 * CHUNK), row_valid,
-                k_s, k_d, v_s, v_d, scale_log2, D, BD, False,
+                key, column % CHUNK < entry % (2 * CHUNK), row_valid, 0,
+                k_s, k_d, v_s, v_d, scale_log2, D, BD, False, False,
             )  # fmt: skip
     else:
         SUBS: tl.constexpr = (KV_BLOCK + BN - 1) // BN
-        for n in tl.range(0, count * SUBS):
+        whole = count
+        if PARTIAL:
+            whole -= tl.load(partial_ptr + b * count_b + h * count_h + row)
+        for n in tl.range(0, whole * SUBS):
             first = tl.load(listed + n // SUBS) * KV_BLOCK
             key = first + (n % SUBS) * BN + column
             acc, m, l, margin = _attend_tile(
                 q, acc, m, l, k_ptr, v_ptr,
-                key, key < tl.minimum(first + KV_BLOCK, kv_len), row_valid,
-                k_s, k_d, v_s, v_d, scale_log2, D, BD, WITH_MARGIN,
+                key, key < tl.minimum(first + KV_BLOCK, kv_len), row_valid, 0,
+                k_s, k_d, v_s, v_d, scale_log2, D, BD, WITH_MARGIN, False,
             )  # fmt: skip
             if WITH_MARGIN:
                 tl.store(margin_ptr + margin_at + n, margin)
+        if PARTIAL:
+            pattern_ptr += b * index_b + h * index_h + row.to(tl.int64) * index_m
+            WORDS: tl.constexpr = (KV_BLOCK + 31) // 32
+            bits_ptr += (position - row * Q_BLOCK)[:, None] * WORDS
+            for n in tl.range(whole * SUBS, count * SUBS):
+                first = tl.load(listed + n // SUBS) * KV_BLOCK
+                inside = (n % SUBS) * BN + column
+                key = first + inside
+                valid = key < tl.minimum(first + KV_BLOCK, kv_len)
+                pattern = tl.load(pattern_ptr + n // SUBS) * (Q_BLOCK * WORDS)
+                words = tl.load(
+                    bits_ptr + pattern + (inside // 32)[None, :],
+                    mask=row_valid[:, None] & valid[None, :], other=0,
+                ) >> (inside % 32)[None, :]  # fmt: skip
+                acc, m, l, margin = _attend_tile(
+                    q, acc, m, l, k_ptr, v_ptr, key, valid, row_valid, words,
+                    k_s, k_d, v_s, v_d, scale_log2, D, BD, False, True,
+                )  # fmt: skip
 
     safe = tl.where(l > 0, l, 1.0)
     share = tl.where(l > 0, 1.0 / safe, 0.0)  # a row without keys is zero
@@ -166,7 +193,7 @@ def _that_fit(configs: list[triton.Config], arguments: dict, **constants) -> lis
 
 _tuned = triton.autotune(
     configs=[tiles.config() for tiles in CANDIDATES],
-    key=["D", "Q_BLOCK", "KV_BLOCK", "CHUNK", "WITH_MARGIN"],
+    key=["D", "Q_BLOCK", "KV_BLOCK", "CHUNK", "WITH_MARGIN", "PARTIAL"],
     prune_configs_by={"early_config_prune": _that_fit},
     cache_results=True,
 )(forward)
@@ -192,7 +219,7 @@ def launch(
 ) -> Result:
     """Run the kernel, with the given tiles or the best for this GPU; see ``block_sparse.py``."""
     batch, heads, q_len, head_dim = q.shape
-    index = plan.kv_index.contiguous()
+    index, partial = plan.kv_index.contiguous(), plan.partial
     rows, width = index.shape[2:]
     out = torch.empty_like(q)
     lse = q.new_empty((batch, heads, q_len), dtype=torch.float32) if return_lse else None
@@ -208,6 +235,7 @@ def launch(
     arguments = [
         q, k, v, out, *(out if x is None else x for x in (lse, margin)),
         *lists, *(lists[0] if x is None else x for x in (*q_tiles[:3], table)),
+        *((lists[0],) * 3 if partial is None else partial.contiguous()),
         *(stride for x in (q, k, v, out) for stride in x.stride()),
         *shared_strides(lists[0]), *shared_strides(lists[1]), lists[1].stride(2),
         *shared_strides(q_tiles.row), *shared_strides(table),
@@ -223,6 +251,7 @@ def launch(
         "CHUNK": 0 if plan.kv_offsets is None else CHUNK,
         "HAS_LSE": return_lse,
         "WITH_MARGIN": with_margin,
+        "PARTIAL": partial is not None,
     }
     grid = (q_tiles.number, batch * heads)
     if tiles is None and q.is_cuda:

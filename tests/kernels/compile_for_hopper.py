@@ -15,6 +15,7 @@ from no_gpu import bytes_of_stack, pretend
 
 from vidsparse.kernels.engines.low_bit import key_block_of, quantize
 from vidsparse.kernels.plan import BlockPlan, Pooled
+from vidsparse.kernels.planning.partial import plan_of_pairs
 from vidsparse.kernels.triton import hopper, low_bit_hopper, packed
 
 TOKENS, HEADS = 2048, 2
@@ -32,10 +33,22 @@ def plan_of(q_block, kv_block, unequal):
     return dataclasses.replace(plan, kv_offsets=edges[None, None])
 
 
+def partial_plan_of(q_block, kv_block):
+    rows, columns = TOKENS // q_block, TOKENS // kv_block
+    return plan_of_pairs(
+        lambda q, k: k <= q,
+        q_len=TOKENS, kv_len=TOKENS, q_block=q_block, kv_block=kv_block,
+        candidates=torch.ones(rows, columns, dtype=torch.bool),
+    )  # fmt: skip
+
+
 def launch(what, head_dim, q_block, kv_block):
     module: Any = {"packed": packed, "means": packed, "low_bit": low_bit_hopper}.get(what, hopper)
     q = torch.zeros(1, HEADS, TOKENS, head_dim, dtype=torch.bfloat16)
-    plan = plan_of(q_block, kv_block, unequal=module is packed)
+    if what == "partial":
+        plan = partial_plan_of(q_block, kv_block)
+    else:
+        plan = plan_of(q_block, kv_block, unequal=module is packed)
     if what == "low_bit":
         x = quantize(
             q, q, q, scale=1.0, key_block=key_block_of(plan), interleaved=True, impl="reference"

@@ -70,7 +70,7 @@ def test_the_op_passes_torchs_own_checks(oracle):
     q, k, v = (x.requires_grad_() for x in oracle.qkv(2, 2, 40, 50, 8))
     plan = oracle.plan(1, 2, 40, 50, 16, 16)
     arguments = (
-        q, k, v, plan.kv_count, plan.kv_index, None, None, None, None, None,
+        q, k, v, plan.kv_count, plan.kv_index, *[None] * 8,
         16, 16, 0.3, True, "cpu", False,
     )  # fmt: skip
     torch.library.opcheck(torch.ops.vidsparse.attend.default, arguments)

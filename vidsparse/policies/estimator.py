@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import cached_property
@@ -175,6 +176,8 @@ class Estimate:
         spent: Whether the order has spent the density: then the mask is what it pays for.
         besides: What is kept beside all that the selector keeps, and beside its density, boolean,
             broadcastable to the scores.
+        make_exact: Makes the plan of exactly the pairs of its rule, where its mask is exact to the
+            token.
     """
 
     scores: Tensor
@@ -183,6 +186,12 @@ class Estimate:
     scales: bool = False
     spent: bool = False
     besides: Tensor | None = None
+    make_exact: Callable[[], BlockPlan] | None = None
+
+    @cached_property
+    def exact(self) -> BlockPlan | None:
+        """The plan of exactly the pairs of its rule, in place of the blocks of its mask."""
+        return None if self.make_exact is None else self.make_exact()
 
 
 class Estimator(Part, ABC):
@@ -208,6 +217,11 @@ class Estimator(Part, ABC):
     """What of one denoising step the next cannot do without, in the user's words."""
     measure: ClassVar[Measure]
     """What its scores mean."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether its mask is exact to the token."""
+        return False
 
     @abstractmethod
     def estimate(self, inputs: Inputs) -> Estimate: ...

@@ -8,6 +8,7 @@ from vidsparse.errors import BadInputError
 from vidsparse.policies.estimator import Measure
 from vidsparse.policies.few_heads import why_not_few_heads
 from vidsparse.policies.judge import why_no_judge
+from vidsparse.policies.token_masks import is_exact, why_not_exact
 
 if TYPE_CHECKING:
     from vidsparse.policies.policy import Policy
@@ -51,6 +52,9 @@ def check_fit(policy: Policy) -> None:
     if policy.scoring_heads is not None and (problem := why_not_few_heads(policy)):
         raise BadInputError(problem)
     if policy.min_similarity is not None and (problem := why_no_judge(policy)):
+        raise BadInputError(problem)
+    exact = any(each.estimator.exact for each in policy.candidates) and policy.any_density is None
+    if exact and (problem := why_not_exact(policy)):
         raise BadInputError(problem)
     estimator, selector = policy.estimator, policy.selector
     if estimator.measure is Measure.RANK and not selector.takes_ranks:
@@ -122,6 +126,8 @@ def idle(policy: Policy) -> dict[str, str]:
         found["key_block"] = own
     if policy.selector.in_place_of_density:
         found["floor"] = "the error is measured of a whole layer, whatever a row keeps"
+    if is_exact(policy):
+        found["floor"] = "with masks=token every row keeps what the rule says"
     return found
 
 
@@ -131,5 +137,6 @@ def fixed(policy: Policy) -> frozenset[str]:
     alone = {"anchor"} if spreads else set[str]()
     alone |= set[str]() if why_not_few_heads(policy) is None else {"scoring_heads"}
     alone |= set[str]() if why_no_judge(policy) is None else {"min_similarity"}
+    alone |= set[str]() if why_not_exact(policy) is None else {"masks"}
     alone |= set[str]() if _takes_unequal(policy) else {"key_block"}
     return frozenset(alone).union(*(part.fixed for part in policy.parts))

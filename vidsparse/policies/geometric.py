@@ -21,6 +21,7 @@ from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.checks import check_overlap, check_sizes
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
 from vidsparse.policies.orders import coordinates
+from vidsparse.policies.token_masks import Geometric, Masks, Rule
 
 DENSITY_DECIDES = "the density sets the width of the mask, so give one of the two"
 SAMPLED = 8  # tokens of a block whose pairs stand for all
@@ -154,7 +155,7 @@ class Places(Estimator):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Neighbourhood(Estimator):
+class Neighbourhood(Geometric):
     """A window around each query: STA (arXiv 2502.04507) and NATTEN's GNA (2504.16922).
 
     All sizes are in tokens. With ``unit_*`` above 1, queries and keys count as the boxes they lie
@@ -172,6 +173,7 @@ class Neighbourhood(Estimator):
         stride: So many boxes along each axis share the window of the middle one.
         dilation: Only every so-many-th box of the window is seen, counted from the query's own.
         overlap: Share of a block's pairs inside the window for the block to be.
+        masks: Whole blocks, or exactly the window of each query.
     """
 
     window_frames: int = 12
@@ -183,6 +185,7 @@ class Neighbourhood(Estimator):
     stride: int = 1
     dilation: int = 1
     overlap: float = 0.33
+    masks: Masks = Masks.BLOCK
 
     needs_data: ClassVar[bool] = False
     per_layer: ClassVar[bool] = False
@@ -199,7 +202,19 @@ class Neighbourhood(Estimator):
         """Score blocks by the window that would hold them, ``(1, 1, N, N)``."""
         grid = inputs.blocks.grid
         score = -block_distance(inputs.blocks, lambda q, k: self.distance(grid, q, k), self.overlap)
-        return Estimate(scores=score, threshold=-1.0)
+        return Estimate(scores=score, threshold=-1.0, make_exact=self.make_exact(inputs.blocks))
+
+    def rule(self, blocks: Blocks) -> Rule:
+        """A window along each axis."""
+        grid = blocks.grid
+        places = [torch.arange(n) for n in (grid.frames, grid.height, grid.width)]
+        return Rule(
+            tuple(self._away(axis, len(at), at[:, None], at) <= 1 for axis, at in enumerate(places))
+        )
+
+    def token_density(self, grid: TokenGrid, block: int) -> float | None:
+        """Keys of the windows over all keys, text besides."""
+        return self.rule(Blocks(grid, block, torch.device("cpu"))).density(grid)
 
     def distance(self, grid: TokenGrid, q: Tensor, k: Tensor) -> Tensor:
         """How much wider the window would have to be for q to see k; at most 1 inside.
@@ -209,26 +224,28 @@ class Neighbourhood(Estimator):
             q: Frame, row and column of a query, int64 ``(..., 3)``.
             k: Those of a key, broadcastable to q.
         """
-        units = (self.unit_frames, self.unit_height, self.unit_width)
-        axes = zip(
-            (grid.frames, grid.height, grid.width),
-            (self.window_frames, self.window_height, self.window_width),
-            units,
-            q.unbind(-1),
-            k.unbind(-1),
-            strict=True,
-        )
         farthest = torch.zeros((), device=q.device)
-        for length, window, unit, query, key in axes:
-            boxes, reach = math.ceil(length / unit), max(1, round(window / unit))
-            query, key = query // unit, key // unit
-            leader = (query // self.stride * self.stride + self.stride // 2).clamp(max=boxes - 1)
-            start = (leader - reach // 2).clamp(min=0, max=max(0, boxes - reach))
-            away = ((key - start - (reach - 1) / 2).abs() + 0.5) / (reach / 2)
-            away = away if reach < boxes else torch.zeros_like(away)
-            away = away.masked_fill((key - query) % self.dilation != 0, FAR)
-            farthest = farthest.maximum(away)
-        return farthest - TIE * (1 - apart(grid, q, k, units))
+        lengths = (grid.frames, grid.height, grid.width)
+        axes = zip(lengths, q.unbind(-1), k.unbind(-1), strict=True)
+        for axis, (length, query, key) in enumerate(axes):
+            farthest = farthest.maximum(self._away(axis, length, query, key))
+        return farthest - TIE * (1 - apart(grid, q, k, self._units))
+
+    @property
+    def _units(self) -> tuple[int, int, int]:
+        return self.unit_frames, self.unit_height, self.unit_width
+
+    def _away(self, axis: int, length: int, query: Tensor, key: Tensor) -> Tensor:
+        """How much wider the window would have to be along one axis; at most 1 inside."""
+        window = (self.window_frames, self.window_height, self.window_width)[axis]
+        unit = self._units[axis]
+        boxes, reach = math.ceil(length / unit), max(1, round(window / unit))
+        query, key = query // unit, key // unit
+        leader = (query // self.stride * self.stride + self.stride // 2).clamp(max=boxes - 1)
+        start = (leader - reach // 2).clamp(min=0, max=max(0, boxes - reach))
+        away = ((key - start - (reach - 1) / 2).abs() + 0.5) / (reach / 2)
+        away = away if reach < boxes else torch.zeros_like(away)
+        return away.masked_fill((key - query) % self.dilation != 0, FAR)
 
 
 OUTSIDE_ON_IT = -1.0 + 2.0**-24  # in float32 the next number after -1
@@ -296,16 +313,18 @@ class Slab(Estimator):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Disc(Estimator):
+class Disc(Geometric):
     """Keys within a circle around the query: CLEAR, arXiv 2412.16112, for images.
 
     Attributes:
         radius: In tokens; a key exactly that far away is outside.
         overlap: Share of a block's pairs inside the circle for the block to be.
+        masks: Whole blocks, or exactly the circle around each query.
     """
 
     radius: float = 16.0
     overlap: float = 0.33
+    masks: Masks = Masks.BLOCK
 
     needs_data: ClassVar[bool] = False
     per_layer: ClassVar[bool] = False
@@ -319,7 +338,8 @@ class Disc(Estimator):
 
     def idle(self, density: float | None) -> Mapping[str, str]:
         """A density sets the width of the mask."""
-        return {} if density is None else {"radius": DENSITY_DECIDES}
+        own = {} if density is None else {"radius": DENSITY_DECIDES}
+        return own | dict(super(Disc, self).idle(density))  # of a class with slots
 
     def estimate(self, inputs: Inputs) -> Estimate:
         """Score blocks by the radius that would hold them, ``(1, 1, N, N)``."""
@@ -328,7 +348,24 @@ class Disc(Estimator):
             return (q[..., 1:] - k[..., 1:]).float().norm(dim=-1) / self.radius
 
         score = -block_distance(inputs.blocks, distance, self.overlap)
-        return Estimate(scores=score, threshold=OUTSIDE_ON_IT)
+        make_exact = self.make_exact(inputs.blocks)
+        return Estimate(scores=score, threshold=OUTSIDE_ON_IT, make_exact=make_exact)
+
+    def rule(self, blocks: Blocks) -> Rule:
+        """The circle, in the square around it."""
+        square = [torch.arange(n) for n in (blocks.grid.height, blocks.grid.width)]
+        apart = [(at[:, None] - at) ** 2 for at in square]
+        most = self.radius**2
+        near = [squared < most for squared in apart]
+        return Rule((None, *near), (None, *apart), lambda down, right: down + right < most)
+
+    def token_density(self, grid: TokenGrid, block: int) -> float | None:
+        """Pairs of places within the circle over all pairs, text besides."""
+        down, right = (torch.arange(1 - n, n) for n in (grid.height, grid.width))
+        inside = (down[:, None] ** 2 + right**2).float() < self.radius**2
+        number = (grid.height - down.abs())[:, None] * (grid.width - right.abs())
+        near = int(number[inside].sum()) * grid.frames**2
+        return (near + grid.tokens**2 - grid.video_tokens**2) / grid.tokens**2
 
 
 def block_distance(blocks: Blocks, distance: Distance, overlap: float) -> Tensor:

@@ -11,15 +11,17 @@ from torch import Tensor
 
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
+from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.checks import check_overlap, check_sizes
-from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
+from vidsparse.policies.estimator import Estimate, Inputs, Measure
 from vidsparse.policies.geometric import FAR, block_distance
+from vidsparse.policies.token_masks import Geometric, Masks, Rule
 
 AXES = ("frames", "height", "width")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Natten(Estimator):
+class Natten(Geometric):
     """A window of so many tokens along each axis, shared by a stride of queries, and dilated.
 
     Along an axis of ``n`` tokens, position ``i`` sees the ``window`` positions from ``clamp(leader
@@ -39,6 +41,7 @@ class Natten(Estimator):
         dilation_height: A window holds every so-many-th row.
         dilation_width: A window holds every so-many-th column.
         overlap: Share of a block's pairs inside the window for the block to be.
+        masks: Whole blocks, or exactly the window of each query.
     """
 
     window_frames: int = 18
@@ -51,6 +54,7 @@ class Natten(Estimator):
     dilation_height: int = 1
     dilation_width: int = 1
     overlap: float = 0.5
+    masks: Masks = Masks.BLOCK
 
     needs_data: ClassVar[bool] = False
     per_layer: ClassVar[bool] = False
@@ -72,7 +76,15 @@ class Natten(Estimator):
         """Score blocks by the window that would hold them, ``(1, 1, N, N)``."""
         grid = inputs.blocks.grid
         score = -block_distance(inputs.blocks, lambda q, k: self.distance(grid, q, k), self.overlap)
-        return Estimate(scores=score, threshold=-1.0)
+        return Estimate(scores=score, threshold=-1.0, make_exact=self.make_exact(inputs.blocks))
+
+    def rule(self, blocks: Blocks) -> Rule:
+        """A window along each axis."""
+        grid, tables = blocks.grid, []
+        for axis, length in zip(AXES, (grid.frames, grid.height, grid.width), strict=True):
+            at = torch.arange(length)
+            tables.append(self._along(axis, length, at[:, None], at) <= 1)
+        return Rule(tuple(tables))
 
     def distance(self, grid: TokenGrid, q: Tensor, k: Tensor) -> Tensor:
         """How much wider the window would have to be for q to see k; at most 1 inside.

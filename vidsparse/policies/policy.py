@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.plan import BlockPlan
+from vidsparse.kernels.planning.partial import with_whole
 from vidsparse.policies.block_size import usual_block
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.choice import Alternative, Alternatives
@@ -27,6 +28,7 @@ from vidsparse.policies.orders import Order, Raster
 from vidsparse.policies.part import Part
 from vidsparse.policies.scope import Scope, spend
 from vidsparse.policies.selectors import Selection, Selector, TopK, comparable
+from vidsparse.policies.token_masks import is_exact
 from vidsparse.policies.work import Kernel, Work
 
 
@@ -165,11 +167,17 @@ class Policy:
         """Text, and the diagonal where the selector keeps it, boolean ``(M, N)``."""
         return blocks.always_kept if self.selector.keeps_diagonal else blocks.text_kept
 
-    def always(self, inputs: Inputs) -> Tensor:
-        """What is kept whatever it scores, boolean ``(M, N)`` or ``(B|1, H|1, M, N)``."""
+    def always(self, inputs: Inputs, *, own: bool = True) -> Tensor:
+        """What is kept whatever it scores, boolean ``(M, N)`` or ``(B|1, H|1, M, N)``.
+
+        Args:
+            inputs: Of the call.
+            own: With text and the diagonal, which a rule that is exact to the token keeps itself.
+        """
         blocks = inputs.blocks
         only = blocks.only
         always = self.own_kept(blocks)
+        always = always if own else torch.zeros_like(always)
         if self.anchor in (Anchor.KEYS, Anchor.BOTH):
             always = always | blocks.first_frame(blocks.kv_block)[..., None, :]
         if self.anchor in (Anchor.QUERIES, Anchor.BOTH):
@@ -216,6 +224,9 @@ class Policy:
         measure = self.estimator.measure if measure is None else measure
         if self.min_similarity is not None:
             estimate = without_unlike(estimate, unlike(inputs, self.min_similarity)[1], measure)
+        exact = estimate.exact if is_exact(self) else None
+        if exact is not None and density is None:
+            return with_whole(exact, self.always(inputs, own=False))
         always, number = self.always(inputs), estimate.scores.shape[-1]
         least = max(1, round(self.floor * number))
         if isinstance(density, Tensor):
@@ -230,6 +241,8 @@ class Policy:
                 )
             )  # fmt: skip
         plan = plan_of_lists(lists, inputs.blocks)
+        if exact is not None:  # on the way from dense the blocks of a density are whole
+            return with_whole(exact, plan.to_block_mask())
         if estimate.besides is None:
             return plan
         keep = plan.to_block_mask() | estimate.besides

@@ -25,8 +25,9 @@ from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.checks import check_overlap
-from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
+from vidsparse.policies.estimator import Estimate, Inputs, Measure
 from vidsparse.policies.geometric import DENSITY_DECIDES
+from vidsparse.policies.token_masks import Geometric, Masks, Rule
 
 if TYPE_CHECKING:
     from vidsparse.policies.policy import Policy
@@ -36,7 +37,7 @@ BISECTIONS_BELOW_FLOOR = 10  # there, only the order of blocks matters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Radial(Estimator):
+class Radial(Geometric):
     """The static mask of Radial Attention.
 
     Attributes:
@@ -44,11 +45,13 @@ class Radial(Estimator):
             paper's code.
         first_frame: Whether every query sees the whole first frame (on for Wan in that code).
         overlap: Share of a block's pairs that the mask must hold for the block to be kept.
+        masks: Whole blocks, or exactly the pairs of the rule.
     """
 
     decay: float = 0.2
     first_frame: bool = True
     overlap: float = 0.33
+    masks: Masks = Masks.BLOCK
 
     needs_data: ClassVar[bool] = False
     per_layer: ClassVar[bool] = False
@@ -62,7 +65,8 @@ class Radial(Estimator):
 
     def idle(self, density: float | None) -> Mapping[str, str]:
         """A density sets the width of the bands."""
-        return {} if density is None else {"decay": DENSITY_DECIDES}
+        own = {} if density is None else {"decay": DENSITY_DECIDES}
+        return own | dict(super(Radial, self).idle(density))  # of a class with slots
 
     def refuses(self, policy: Policy) -> str | None:
         """Its bands are cut from frames that stand one after the other."""
@@ -80,7 +84,21 @@ class Radial(Estimator):
         needed = self._smallest_decay(blocks, blocks.block, BISECTIONS)
         unfloored = self._smallest_decay(blocks, 0, BISECTIONS_BELOW_FLOOR)
         rank = torch.where(needed > 0, needed, unfloored / unfloored.amax().clamp(min=1) - 1)
-        return Estimate(scores=-rank[None, None], threshold=-self.decay)
+        make_exact = self.make_exact(blocks)
+        return Estimate(scores=-rank[None, None], threshold=-self.decay, make_exact=make_exact)
+
+    def rule(self, blocks: Blocks) -> Rule:
+        """Which frames see one another at all, and how far from a place."""
+        grid = blocks.grid
+        frames, rows, columns = (torch.arange(n) for n in (grid.frames, grid.height, grid.width))
+        pairs = _FramePairs(self, grid, blocks.block, frames, frames)
+        reach = pairs.width(self.decay, floor=blocks.block).masked_fill(pairs.whole, grid.tokens)
+        apart = (rows[:, None] - rows) * grid.width, columns[:, None] - columns
+        return Rule(
+            (~pairs.dropped, None, None),
+            (reach, *apart),
+            lambda reach, down, right: (down + right).abs() <= reach,
+        )
 
     def token_density(self, grid: TokenGrid, block: int) -> float:
         """Pairs in the mask over all pairs, exactly, before tokens are rounded to blocks."""
