@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from os import PathLike
+from types import MappingProxyType
 from typing import Any, get_args, get_type_hints
 
 from vidsparse.budgets import Budgets
@@ -15,13 +17,14 @@ from vidsparse.errors import BadInputError
 from vidsparse.policies.parts import KINDS, PARTS
 
 
-def types_of(part: type) -> dict[str, Any]:
+@functools.cache
+def types_of(part: type) -> Mapping[str, Any]:
     """The parameters of a part, with their types: its fields, less those that hold parts."""
     held = ("alternatives", "candidates", "policy", "schedule")
     held += ("names", "name", "summary", "source", "told", "own_code")
     hints = get_type_hints(part)
     names = [field.name for field in dataclasses.fields(part)]
-    return {name: hints[name] for name in names if name not in (*PARTS, *held)}
+    return MappingProxyType({name: hints[name] for name in names if name not in (*PARTS, *held)})
 
 
 def with_values(part: Any, values: Mapping[str, Any]) -> Any:

@@ -14,7 +14,7 @@ from vidsparse.pipelines.running.compiling import compile_within_hooks, is_compi
 
 WAN: dict[str, Any] = {
     "patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 16,
-    "out_channels": 16, "text_dim": 16, "freq_dim": 256, "ffn_dim": 32, "num_layers": 4,
+    "out_channels": 16, "text_dim": 16, "freq_dim": 256, "ffn_dim": 32, "num_layers": 2,
     "rope_max_seq_len": 32,
 }  # fmt: skip
 SPARSE: dict[str, Any] = {
@@ -22,7 +22,7 @@ SPARSE: dict[str, Any] = {
     "strict": True,
 }  # fmt: skip
 TIMES = (990.0, 700.0, 500.0)  # the first is dense by the schedule
-LAYERS = 4
+LAYERS = 2
 
 
 @pytest.fixture(autouse=True)

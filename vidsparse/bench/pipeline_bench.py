@@ -21,7 +21,7 @@ from vidsparse.bench.denoising import Timed, Video
 from vidsparse.bench.dense_engine import BEST_DENSE, dense_preset
 from vidsparse.bench.real_size import RealSize
 from vidsparse.comparison.baselines import time_dense_engines
-from vidsparse.dial import full_density
+from vidsparse.dial import density_or_note, full_density
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.models import find_model
@@ -118,14 +118,14 @@ class Settings:
 
 
 def warm_steps(preset: Preset, steps: int, layers: int) -> int:
-    """Fewest steps, but ``WARM``, of a run that can have the preset's mean density.
+    """Fewest steps, but ``WARM``, of a run that can have the preset's mean density; else all.
 
     Raises:
-        BadInputError: When not even a run of all ``steps`` can.
+        BadInputError: When not even a run of all ``steps`` can, and it was asked for.
     """
     if preset.policy.mean_density is None:
         return min(WARM, steps)
-    full_density(preset, Progress.first(steps), layers=layers)
+    density_or_note(preset, Progress.first(steps), layers=layers)
     for number in range(min(WARM, steps), steps):
         try:
             full_density(preset, Progress.first(number), layers=layers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vidsparse.errors import BadInputError
+from vidsparse.policies.checks import check_sizes
 from vidsparse.policies.estimator import Measure
 from vidsparse.policies.few_heads import why_not_few_heads
 from vidsparse.policies.judge import why_no_judge
@@ -29,8 +30,7 @@ def check_numbers(policy: Policy) -> None:
         raise BadInputError(f"floor must be in [0, 1], got {policy.floor:g}")
     if not 0 <= policy.rotate < 1:
         raise BadInputError(f"rotate must be in [0, 1), got {policy.rotate:g}")
-    if policy.scoring_heads is not None and policy.scoring_heads < 1:
-        raise BadInputError(f"scoring_heads must be at least 1, got {policy.scoring_heads}")
+    check_sizes(policy, "scoring_heads")
     if policy.min_similarity is not None and not -1 <= policy.min_similarity <= 1:
         raise BadInputError(f"min_similarity must be in [-1, 1], got {policy.min_similarity:g}")
     if policy.block is not None and (policy.block % 16 or not 16 <= policy.block <= 256):
