@@ -46,10 +46,20 @@ class Dense(StrEnum):
     Attributes:
         MODEL: The attention that the model calls by itself.
         FASTEST: The fastest dense engine that was measured on this kind of GPU, where one was.
+        FLASH: The dense kernel of flash-attn-4.
+        TRITON: Our own kernel, on a plan that keeps everything.
+        TORCH_FLASH: A kernel of PyTorch itself, as the two that follow.
+        TORCH_EFFICIENT: Its memory-efficient one.
+        TORCH_CUDNN: That of cuDNN.
     """
 
     MODEL = "model"
     FASTEST = "fastest"
+    FLASH = "flash"
+    TRITON = "triton"
+    TORCH_FLASH = "torch-flash"
+    TORCH_EFFICIENT = "torch-efficient"
+    TORCH_CUDNN = "torch-cudnn"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -231,8 +231,8 @@ class SparseAttention:
     def _dense_engine(self, q: Tensor) -> str:
         if self.preset.precision is not Precision.MODEL:
             return str(self.preset.precision)
-        if self.preset.dense is DenseSteps.MODEL:
-            return MODEL
+        if self.preset.dense is not DenseSteps.FASTEST:
+            return str(self.preset.dense)
         engine, why = fastest_dense(Case.of_dense(q))
         if engine == MODEL:
             self.stats.notes[f"dense steps keep the model's own attention: {why}"] = None
