@@ -190,7 +190,8 @@ def test_every_sparse_call_counts_the_engine_that_ran(dense, name, engine, cpu_e
     ran = attention.stats.engines
     assert list(ran) == [cpu_engine if engine == "auto" else engine]
     kernels = sum(1 + len(work.levels) for work in works)
-    besides = {"re-ttention": 1, "delta": 3}.get(name, 0)  # a residual's measure, exact rows
+    besides = 3 * PRESETS[name].policy.correction.corrects  # exact rows
+    besides += name == "re-ttention"  # a residual's measure
     assert ran.total() == kernels + besides == 3 * (1 + 2 * (name == "psa")) + besides
 
 
