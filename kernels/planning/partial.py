@@ -23,7 +23,8 @@ Pairs = Callable[[Tensor, Tensor], Tensor]
 Given are positions, int64 ``(number, q_block, 1)`` and ``(number, 1, kv_block)``.
 """
 
-PAIRS_AT_ONCE = 16 * 2**20
+CPU_PAIRS = 2**20  # looked at in one go, in cache
+ACCELERATOR_PAIRS = 2**26  # there, launches cost more
 MOST_BYTES = 256 * 2**20
 
 
@@ -67,7 +68,8 @@ def plan_of_pairs(
     which = None if kinds is None else kinds[asked[:, 0], asked[:, 1]]
     first, which = _first_of_each(which, len(asked), device)
     found = [torch.zeros(2, 0, dtype=torch.int32, device=device)]
-    for some in asked[first].split(max(1, PAIRS_AT_ONCE // (q_block * kv_block))):
+    at_once = CPU_PAIRS if device.type == "cpu" else ACCELERATOR_PAIRS
+    for some in asked[first].split(max(1, at_once // (q_block * kv_block))):
         m, n = some.unbind(-1)
         query = (m[:, None] * q_block + inside[0])[:, :, None]
         key = (n[:, None] * kv_block + inside[1])[:, None]
