@@ -57,6 +57,16 @@ DRAFT_64: dict[str, Any] = {"preset": "draft", "block": 64}
 CLUSTERS: dict[str, Any] = {"preset": "semantic", "clusters": (200, 1000)}
 
 
+NO_DIAL = {"quality", "fast", "turbo", "lite", "lite-attention"}  # rungs of others, or no dial
+PARTS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "corrected": {"correction": "delta"},
+    "2 layers share": {"share_layers": 2},
+    "2 scoring heads": {"scoring_heads": 2},
+    "keys by importance": {"order": "importance"},
+}
+
+
 def ramp(until: float, warmup: float = 0.05) -> dict[str, Any]:
     return {"warmup": warmup, "ramp_until": until}
 
@@ -65,6 +75,23 @@ def mean_of(density: float) -> dict[str, Any]:
     return {"mean_density": density}
 
 
+WHOLE: dict[str, Any] = {"correction": "delta"}
+AGREED: dict[str, Any] = WHOLE | {"exact_gain": "agreed", "exact_at": "middle"}
+NONE: dict[str, Any] = {"correction": "none"}
+CORRECTIONS: dict[str, dict[str, Any]] = {
+    "tiles 128": TILES | NONE,
+    "tiles 128, agreed": TILES | AGREED,
+    "tiles 128, agreed, of 128": TILES | AGREED | {"exact_every": 128},
+    "draft 128": DRAFT,
+    "draft 128, whole": DRAFT | WHOLE,
+    "draft 128, agreed": DRAFT | AGREED,
+    "clusters": CLUSTERS | NONE,
+    "clusters, whole": CLUSTERS | WHOLE,
+    "clusters, agreed": CLUSTERS | AGREED,
+    "clusters, agreed, of 128": CLUSTERS | AGREED | {"exact_every": 128},
+    "clusters 100 x 500": CLUSTERS | NONE | {"clusters": (100, 500)},
+    "clusters 100 x 500, agreed": CLUSTERS | AGREED | {"clusters": (100, 500)},
+}
 SETS: dict[str, dict[str, dict[str, Any]]] = {
     "calls": {
         "tiles 128": TILES,
@@ -98,6 +125,25 @@ SETS: dict[str, dict[str, dict[str, Any]]] = {
         "tiles .25, ramp .1": TILES | mean_of(0.25) | ramp(0.1),
         "tiles .15, ramp .05": TILES | mean_of(0.15) | ramp(0.05),
         "clusters .25, ramp .3": CLUSTERS | mean_of(0.25) | ramp(0.3),
+    },
+    "presets": {name: {"preset": name} for name in vidsparse.PRESETS if name not in NO_DIAL}
+    | {"re-ttention": {"preset": "re-ttention", "replan": 20}},  # else dense at each fifth step
+    "parts": {
+        f"{name}, {part}": {"preset": name} | changes
+        for name in ("draft", "balanced", "semantic")
+        for part, changes in PARTS.items()
+        if name != "semantic" or part in ("as it is", "corrected", "2 layers share")
+    },
+    "corrections": CORRECTIONS,
+    "corrections, curves": {
+        f"{name} {density:g}": parts | mean_of(density) | ramp(until)
+        for density, until in ((0.35, 0.3), (0.25, 0.2), (0.15, 0.1))
+        for name, parts in CORRECTIONS.items()
+    },
+    "corrected rungs": {
+        f"{name}{said}": {"preset": name, "block": 128} | changes
+        for said, changes in ((", uncorrected", NONE), ("", {}), (", of 256", {"exact_every": 256}))
+        for name in ("balanced", "fast", "turbo")
     },
     "rungs": {name: {"preset": name} for name in ("balanced", "fast", "turbo", "quality")},
     "precision": {

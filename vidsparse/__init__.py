@@ -222,7 +222,7 @@ def tune(
     """Find the cheapest preset that meets a target on a few prompts, and write it to a file.
 
     Whole runs are measured against dense ones of the same seed: first how much of the attention is
-    needed, then how the steps and the layers best share it. What was run is kept in a folder beside
+    needed, then how steps, layers and heads best share it. What was run is kept in a folder beside
     the file, so that a later call goes on where this one stopped.
 
     Args:

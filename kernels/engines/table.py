@@ -79,6 +79,7 @@ ENGINES: dict[str, Engine] = {
             run=triton_attention,
             unsupported=triton_unsupported,
             observe=observe_triton,
+            takes_pooled=True,
             takes_partial=True,
         ),
         Engine(

@@ -12,6 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
+from vidsparse.kernels.engines.stand_ins import add_skipped
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.kernels.triton import portable
 
@@ -27,14 +28,22 @@ def launch(
     scale: float,
     return_lse: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Run one of them; pooled stand-ins are not its business.
+    """Run one of them, and stand-ins after it where it does not run them too.
 
     Arguments and result as in ``reference_attention``; sums in float32, softmax in base 2.
     """
-    for kernel in _hopper_kernels(q):
-        if kernel.refuses(q, k, v, plan) is None:
-            return kernel.launch(q, k, v, plan, scale=scale, return_lse=return_lse)
-    return portable.launch(q, k, v, plan, scale, return_lse)[:2]
+    able = (x for x in _hopper_kernels(q) if x.refuses(q, k, v, plan) is None)
+    kernel = next(able, None)
+    apart = plan.pooled is not None and (kernel is None or not kernel.TAKES_POOLED)
+    need_lse = return_lse or apart
+    if kernel is not None:
+        out, lse = kernel.launch(q, k, v, plan, scale=scale, return_lse=need_lse)
+    else:
+        out, lse = portable.launch(q, k, v, plan, scale, need_lse)[:2]
+    if apart:
+        assert lse is not None
+        return add_skipped(q, out, lse, plan, scale=scale, impl="triton")
+    return out, lse
 
 
 def observe(

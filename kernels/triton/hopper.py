@@ -37,6 +37,7 @@ from vidsparse.kernels.plan import BlockPlan
 from vidsparse.kernels.triton.primitives import LOG2E, shared_strides
 from vidsparse.kernels.triton.tma import descriptor, suits_tma
 
+TAKES_POOLED = False
 INTEGERS = (
     "count_b", "count_h", "index_b", "index_h", "index_m",
     "tiles", "tiles_per_head", "heads", "q_len", "most",

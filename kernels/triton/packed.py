@@ -9,6 +9,9 @@ A program takes query tiles of 128 rows in the order of ``query_tiles``: head by
 keys and values fill the cache, and those with the most keys first, forwards and backwards in turn,
 so that programs end together. Where a tile has no more than 64 rows, the second consumer hands its
 stages on unread. Values behind a short chunk are read and weigh nothing: they must be finite.
+
+Means that stand in for skipped blocks follow as more tiles of keys, in the same softmax: a bias a
+row and block adds the logarithm of the block's size, and takes out the blocks that the row lists.
 """
 
 from __future__ import annotations
@@ -25,12 +28,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from vidsparse.kernels.plan import BlockPlan
+from vidsparse.kernels.plan import BlockPlan, Pooled
 from vidsparse.kernels.triton.chunk_lists import list_chunks
 from vidsparse.kernels.triton.primitives import LOG2E
 from vidsparse.kernels.triton.query_tiles import query_tiles
 from vidsparse.kernels.triton.tma import descriptor, suits_tma
 
+TAKES_POOLED = True
 QUERIES, KEYS = 128, 128
 # of 8, 16 and 32, all as fast on an H200: 8 fills tiles better, but its lists take twice the memory
 CHUNK = 16
@@ -39,11 +43,11 @@ STAGES = 3
 
 @gluon.jit
 def _work(turn, tiles_ptr, lists, SLOTS: gl.constexpr):
-    """The query tile of a program's ``turn``: head, lists, rows, and the tiles of keys it reads.
+    """The query tile of a program's ``turn``: head, rows, lists, bias, and the tiles it reads.
 
     Tiles of keys from ``masked`` on have short chunks; the last is always taken for one.
     """
-    index_ptr, table_ptr, lengths_ptr, capacity, numbers, most = lists
+    index_ptr, table_ptr, lengths_ptr, bias_ptr, capacity, numbers, most, means = lists
     # forwards, then backwards: who had the longest list of a turn has the shortest of the next
     way = gl.program_id(0) + (turn & 1) * (gl.num_programs(0) - 1 - 2 * gl.program_id(0))
     tile = tiles_ptr + (turn * gl.num_programs(0) + way) * 8
@@ -56,7 +60,8 @@ def _work(turn, tiles_ptr, lists, SLOTS: gl.constexpr):
     listed = index_ptr + row * capacity
     lengths = lengths_ptr + row * most
     rows = (gl.load(tile + 3), gl.load(tile + 4))
-    return gl.load(tile), rows, listed, table, lengths, count, number, masked
+    bias = bias_ptr + row * means
+    return gl.load(tile), rows, listed, table, lengths, bias, count, number, masked
 
 
 @gluon.jit
@@ -99,9 +104,9 @@ def _entries(words, table, SLOTS: gl.constexpr, ID_BITS: gl.constexpr):
 
 @gluon.jit
 def _produce(
-    qd, kd, tiles_ptr, lists, total, heads, qs, ks, q_full, q_empty, k_full, k_empty,
+    qd, kd, md, tiles_ptr, lists, total, heads, qs, ks, q_full, q_empty, k_full, k_empty,
     SLOTS: gl.constexpr, CHUNK: gl.constexpr, BITS: gl.constexpr, ID_BITS: gl.constexpr,
-    STAGES: gl.constexpr, QUERIES_TOO: gl.constexpr,
+    STAGES: gl.constexpr, QUERIES_TOO: gl.constexpr, MEANS: gl.constexpr,
 ):  # fmt: skip
     """Copy the keys, and queries before them, or the values, a few stages ahead of their use.
 
@@ -110,7 +115,7 @@ def _produce(
     """
     step = 0
     for turn in range(_turns(total)):
-        bh, rows, listed, table, _lengths, _count, number, _masked = _work(
+        bh, rows, listed, table, _lengths, _bias, _count, number, _masked = _work(
             turn, tiles_ptr, lists, SLOTS
         )
         b = bh // heads
@@ -136,15 +141,26 @@ def _produce(
                 tma.async_copy_global_to_shared(kd, [b, h, key, 0], bar, to)
             entries = later
             step += 1
+        if MEANS:
+            for n in range(lists[7] // (SLOTS * CHUNK)):
+                stage = step % STAGES
+                bar = k_full.index(stage)
+                mbarrier.wait(k_empty.index(stage), ((step // STAGES) & 1) ^ 1)
+                mbarrier.expect(bar, md.block_type.nbytes)
+                at = [b, h, n * SLOTS * CHUNK, 0]
+                tma.async_copy_global_to_shared(md, at, bar, ks.index(stage))
+                step += 1
 
 
 @gluon.jit
 def _attend(
     q, o_ptr, o_s, lse_ptr, start, end, head_dim, scale_log2,
-    lengths_ptr, count, number, masked, step, ks, vs, q_empty, k_full, k_empty, v_full, v_empty,
+    lengths_ptr, bias_ptr, count, number, masked, total, step,
+    ks, vs, q_empty, k_full, k_empty, v_full, v_empty,
     CHUNK: gl.constexpr, BITS: gl.constexpr, STAGES: gl.constexpr, HAS_LSE: gl.constexpr,
+    MEANS: gl.constexpr,
 ):  # fmt: skip
-    """Attend for the rows of ``q``; scores are in base 2."""
+    """Attend for the rows of ``q``, and of ``total`` tiles; scores are in base 2."""
     dtype: gl.constexpr = q.dtype
     D: gl.constexpr = q.shape[1]
     BN: gl.constexpr = ks.shape[3]
@@ -164,13 +180,13 @@ def _attend(
     column = gl.arange(0, BN, gl.SliceLayout(0, SCORES))
     s = gl.where(gl.expand_dims(column < count * CHUNK - (number - 1) * BN, 0), s, float("-inf"))
     m = gl.max(s, 1) * scale_log2
-    m = gl.where(m == float("-inf"), 0.0, m)
+    m = gl.where(m == float("-inf"), -1e30, m)  # a row without keys: -inf - -inf is no number
     p = gl.exp2(s * scale_log2 - gl.expand_dims(m, 1))
     l = gl.sum(p, 1)
     weights = gl.convert_layout(p.to(dtype), WEIGHTS)
     acc = gl.zeros([64, D], gl.float32, OUT)
     lengths = gl.load(lengths_ptr + gl.maximum(number - 2 - masked, 0))
-    mine = gl.where(start < end, number, 1)  # the barriers count on both consumers, rows or none
+    mine = gl.where(start < end, total, 1)  # the barriers count on both consumers, rows or none
     for n in range(1, mine):
         tile = number - 1 - n
         now = step % STAGES
@@ -186,6 +202,9 @@ def _attend(
 
         if tile >= masked:
             s = _mask(s, lengths, CHUNK, BITS)
+        if MEANS:  # noqa: SIM102 (a branch that is compiled only where there are means)
+            if tile < 0:
+                s = s + gl.expand_dims(gl.load(bias_ptr + (n - number) * BN + column), 0)
         lengths = later
         m_new = gl.maximum(m, gl.max(s, 1) * scale_log2)
         alpha = gl.exp2(m - m_new)
@@ -198,7 +217,7 @@ def _attend(
         weights = gl.convert_layout(p.to(dtype), WEIGHTS)
         acc = acc * gl.expand_dims(gl.convert_layout(alpha, ROWS), 1)
         step += 1
-    for _ in range(mine, number):  # there are no rows: hand the stages on unread
+    for _ in range(mine, total):  # there are no rows: hand the stages on unread
         mbarrier.wait(k_full.index((step + 1) % STAGES), ((step + 1) // STAGES) & 1)
         mbarrier.arrive(k_empty.index((step + 1) % STAGES), count=1)
         mbarrier.wait(v_full.index(step % STAGES), (step // STAGES) & 1)
@@ -228,37 +247,43 @@ def _consume(
     o_ptr, o_b, o_h, o_s, lse_ptr, tiles_ptr, lists, total, heads, q_len, head_dim, scale_log2,
     qs, ks, vs, bars,
     SLOTS: gl.constexpr, CHUNK: gl.constexpr, BITS: gl.constexpr, STAGES: gl.constexpr,
-    W: gl.constexpr, HAS_LSE: gl.constexpr,
+    W: gl.constexpr, HAS_LSE: gl.constexpr, MEANS: gl.constexpr,
 ):  # fmt: skip
     """Take the 64 rows of consumer ``W`` of each tile."""
     q_full, q_empty, k_full, k_empty, v_full, v_empty = bars
     step = 0
     q = qs.index(W).reshape([64, qs.shape[4]])
     for turn in range(_turns(total)):
-        bh, rows, _listed, _table, lengths_ptr, count, number, masked = _work(
+        bh, rows, _listed, _table, lengths_ptr, bias_ptr, count, number, masked = _work(
             turn, tiles_ptr, lists, SLOTS
         )
+        tiles = number
+        if MEANS:
+            tiles += lists[7] // (SLOTS * CHUNK)
         start = rows[0] + W * 64
         mbarrier.wait(q_full.index(W), turn & 1)
         _attend(
             q, o_ptr + (bh // heads).to(gl.int64) * o_b + (bh % heads).to(gl.int64) * o_h, o_s,
             lse_ptr + bh.to(gl.int64) * q_len, start, rows[1], head_dim, scale_log2,
-            lengths_ptr, count, number, masked, step, ks, vs,
-            q_empty.index(W), k_full, k_empty, v_full, v_empty, CHUNK, BITS, STAGES, HAS_LSE,
+            lengths_ptr, bias_ptr, count, number, masked, tiles, step, ks, vs,
+            q_empty.index(W), k_full, k_empty, v_full, v_empty, CHUNK, BITS, STAGES, HAS_LSE, MEANS,
         )  # fmt: skip
-        step += number
+        step += tiles
 
 
-INTEGERS = ("o_b", "o_h", "o_s", "capacity", "numbers", "most", "heads", "q_len", "head_dim")
+INTEGERS = (
+    "o_b", "o_h", "o_s", "capacity", "numbers", "most", "means", "heads", "q_len", "head_dim"
+)  # fmt: skip
 
 
 # a size of one must stay a number: a partition cannot be handed a constant inside a tuple
 @gluon.jit(do_not_specialize=INTEGERS)
 def forward(
-    qd, kd, vd, o_ptr, o_b, o_h, o_s, lse_ptr, tiles_ptr, total_ptr, index_ptr, table_ptr,
-    lengths_ptr, capacity, numbers, most, heads, q_len, head_dim, scale_log2,
+    qd, kd, vd, mean_kd, mean_vd, o_ptr, o_b, o_h, o_s, lse_ptr, tiles_ptr, total_ptr,
+    index_ptr, table_ptr, lengths_ptr, bias_ptr, capacity, numbers, most, means,
+    heads, q_len, head_dim, scale_log2,
     SLOTS: gl.constexpr, CHUNK: gl.constexpr, BITS: gl.constexpr, ID_BITS: gl.constexpr,
-    STAGES: gl.constexpr, D: gl.constexpr, HAS_LSE: gl.constexpr,
+    STAGES: gl.constexpr, D: gl.constexpr, HAS_LSE: gl.constexpr, MEANS: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """Attention under lists of chunks; see ``query_tiles`` for what each program takes."""
@@ -283,22 +308,22 @@ def forward(
         mbarrier.init(v_empty.index(s), count=2)
     fence_async_shared()
     bars = (q_full, q_empty, k_full, k_empty, v_full, v_empty)
-    lists = (index_ptr, table_ptr, lengths_ptr, capacity, numbers, most)
+    lists = (index_ptr, table_ptr, lengths_ptr, bias_ptr, capacity, numbers, most, means)
     total = gl.load(total_ptr)
     gl.warp_specialize(
         [
             (_consume, (o_ptr, o_b, o_h, o_s, lse_ptr, tiles_ptr, lists, total, heads, q_len,
                         head_dim, scale_log2, qs, ks, vs, bars,
-                        SLOTS, CHUNK, BITS, STAGES, 0, HAS_LSE)),
+                        SLOTS, CHUNK, BITS, STAGES, 0, HAS_LSE, MEANS)),
             (_consume, (o_ptr, o_b, o_h, o_s, lse_ptr, tiles_ptr, lists, total, heads, q_len,
                         head_dim, scale_log2, qs, ks, vs, bars,
-                        SLOTS, CHUNK, BITS, STAGES, 1, HAS_LSE)),
-            (_produce, (qd, kd, tiles_ptr, lists, total, heads, qs, ks,
+                        SLOTS, CHUNK, BITS, STAGES, 1, HAS_LSE, MEANS)),
+            (_produce, (qd, kd, mean_kd, tiles_ptr, lists, total, heads, qs, ks,
                         q_full, q_empty, k_full, k_empty,
-                        SLOTS, CHUNK, BITS, ID_BITS, STAGES, True)),
-            (_produce, (qd, vd, tiles_ptr, lists, total, heads, qs, vs,
+                        SLOTS, CHUNK, BITS, ID_BITS, STAGES, True, MEANS)),
+            (_produce, (qd, vd, mean_vd, tiles_ptr, lists, total, heads, qs, vs,
                         q_full, q_empty, v_full, v_empty,
-                        SLOTS, CHUNK, BITS, ID_BITS, STAGES, False)),
+                        SLOTS, CHUNK, BITS, ID_BITS, STAGES, False, MEANS)),
         ],
         [4, 1, 1],
         [CONSUMER_REGISTERS, PRODUCER_REGISTERS, PRODUCER_REGISTERS],
@@ -313,6 +338,7 @@ def refuses(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None:
         "head_dim is above 128": q.shape[-1] <= 128,
         "blocks are of equal size": plan.q_offsets is not None or plan.kv_offsets is not None,
         "memory is not laid out for TMA": all(suits_tma(x) for x in (q, k, v)),
+        "stand-ins differ where plans are shared": plan.pooled is None or _shares_sizes(plan),
     }
     return next((reason for reason, holds in reasons.items() if not holds), None)
 
@@ -326,7 +352,7 @@ def launch(
     scale: float,
     return_lse: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Run the kernel; see ``block_sparse.py`` for the arguments."""
+    """Run the kernel, stand-ins included; see ``block_sparse.py`` for the arguments."""
     batch, heads, q_len, head_dim = q.shape
     wide = 64 if head_dim <= 64 else 128
     out = torch.empty_like(q)
@@ -334,11 +360,14 @@ def launch(
     chunks = list_chunks(plan, CHUNK, KEYS // CHUNK, impl="triton")
     words = chunks.index.view(torch.int64)
     tiles, total = query_tiles(plan, chunks, batch, heads, QUERIES)
+    bias = chunks.lengths if plan.pooled is None else _bias(plan, chunks.count.shape, scale)
+    means = [k, v] if plan.pooled is None else _means(plan.pooled, k)
     programs = torch.cuda.get_device_properties(q.device).multi_processor_count
     forward[(min(programs, tiles.shape[0]),)](
         descriptor(q, 64, wide),
         descriptor(k, CHUNK, wide),
         descriptor(v, CHUNK, wide),
+        *(descriptor(x, KEYS, wide) for x in means),
         out,
         *out.stride()[:3],
         out if lse is None else lse,
@@ -347,9 +376,11 @@ def launch(
         words,
         chunks.table,
         chunks.lengths,
+        bias,
         words.shape[-1],
         chunks.table.shape[-1],
         chunks.lengths.shape[-1],
+        bias.shape[-1],
         heads,
         q_len,
         head_dim,
@@ -361,9 +392,42 @@ def launch(
         STAGES=STAGES,
         D=wide,
         HAS_LSE=return_lse,
+        MEANS=plan.pooled is not None,
         CONSUMER_REGISTERS=224,
         PRODUCER_REGISTERS=56,
         num_warps=4,
         maxnreg=168,
     )
     return out, lse
+
+
+def _shares_sizes(plan: BlockPlan) -> bool:
+    """Whether rows that share a list have stand-ins of the same sizes."""
+    assert plan.pooled is not None
+    sizes = plan.pooled.size.shape[:-1] or (1, 1)
+    edges = (1, 1) if plan.kv_offsets is None else plan.kv_offsets.shape[:2]
+    listed = torch.broadcast_shapes(plan.kv_index.shape[:2], edges)
+    return torch.broadcast_shapes(sizes, listed) == listed
+
+
+def _bias(plan: BlockPlan, shape: torch.Size, scale: float) -> Tensor:
+    """What is added to the scores of stand-ins before they are scaled: ``ln(size) / scale``.
+
+    Float32 ``(B|1, H|1, M, whole tiles)``, ``-inf`` for blocks that a row lists or are not there.
+    """
+    assert plan.pooled is not None
+    size = plan.pooled.size.float()
+    size = (size.log() / scale).reshape(*(size.shape[:-1] or (1, 1)), 1, -1)
+    wide = -(-(plan.num_kv_blocks + 1) // KEYS) * KEYS
+    bias = size.new_full((*shape, wide), float("-inf"))
+    bias[..., : plan.num_kv_blocks] = size
+    entry = torch.arange(plan.kv_index.shape[-1], device=bias.device)
+    used = entry < plan.kv_count[..., None]
+    listed = plan.kv_index.where(used, plan.num_kv_blocks).long()  # others: a column that is none
+    return bias.scatter_(-1, listed.expand(*shape, -1), float("-inf"))
+
+
+def _means(pooled: Pooled, like: Tensor) -> list[Tensor]:
+    """Mean keys and values as the kernel reads them."""
+    shape = (*like.shape[:2], pooled.key.shape[-2], like.shape[-1])
+    return [x.to(like.dtype).expand(shape).contiguous() for x in (pooled.key, pooled.value)]

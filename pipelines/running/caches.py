@@ -93,7 +93,7 @@ CACHES: Mapping[str, _Kind] = {
         },
     ),
 }
-MAG = "mag"
+FIRST_BLOCK, MAG, TAYLORSEER = "first-block", "mag", "taylorseer"
 WITH_RATIOS = "FluxTransformer2DModel"  # the one whose ratios come with diffusers
 
 
@@ -112,6 +112,30 @@ class Cache:
     def __str__(self) -> str:
         said = ", ".join(f"{key}={_short(value)}" for key, value in self.settings)
         return CACHES[self.name].config.removesuffix("Config") + (f" ({said})" if said else "")
+
+    @property
+    def skips_blocks(self) -> bool:
+        """Whether it skips whole blocks; else the self-attention of every block."""
+        return self.name != TAYLORSEER or bool(dict(self.settings).get("use_lite_mode"))
+
+    @property
+    def looks_at_data(self) -> bool:
+        """Whether it decides by what a block computes; else by the number of the step alone."""
+        return self.name == FIRST_BLOCK
+
+    def check_compiled(self) -> None:
+        """Make sure that it goes with compiled blocks.
+
+        Raises:
+            BadInputError: When it decides within a block.
+        """
+        if not self.skips_blocks:
+            raise BadInputError(
+                f"--compile and --cache {self.name} cannot go together: its hook is around the "
+                "attention within a block, where it splits the compiled code, which is then made "
+                "again as the steps go on, and hides the attention from a session; take "
+                f"{self.name}=use_lite_mode=true, which skips whole blocks"
+            )
 
     def check(self, kinds: list[str]) -> None:
         """Make sure that transformers of these classes can have it.
@@ -167,7 +191,7 @@ class Cache:
                 own["mag_ratios"] = FLUX_MAG_RATIOS
             own["mag_ratios"] = torch.as_tensor(own["mag_ratios"])
             own["num_inference_steps"] = steps
-        if self.name == "taylorseer" and not own.get("use_lite_mode"):
+        if self.name == TAYLORSEER and not own.get("use_lite_mode"):
             own["cache_identifiers"] = [find_model(transformer).self_attention]
         return getattr(hooks, CACHES[self.name].config)(**own)
 

@@ -1,7 +1,9 @@
 """What diffusers itself does to a pipeline beside sparse attention, in the order that works.
 
 Weights are quantised as they load; then come a LoRA, tiles, a cache, the place of the weights, and
-the compiler, which has to see all that went before.
+the compiler, which has to see all that went before. Beside a cache, or where weights come block by
+block, the compiler comes first: it makes code of what a block does, and hooks decide outside of it
+whether a block does it, and bring its weights.
 """
 
 from __future__ import annotations
@@ -16,14 +18,19 @@ import torch
 from torch import nn
 
 from vidsparse.errors import BadInputError
+from vidsparse.pipelines.running import compiling
 from vidsparse.pipelines.running.caches import MAG, Cache
 from vidsparse.pipelines.running.configs import read_index, read_json
+from vidsparse.pipelines.running.quantized import (
+    SAID,
+    Quantize,
+    check_quantize,
+    diffusers_config,
+)
 from vidsparse.pipelines.running.skeleton import pipeline_class
 
-Quantize = Literal["fp8", "int8"]
 Offload = Literal["model", "group", "sequential"]
 TRANSFORMERS = ("transformer", "transformer_2")
-FP8_SINCE = (8, 9)  # compute capability
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +40,7 @@ class Stack:
     Attributes:
         compile: Whether ``torch.compile`` makes the blocks of its transformers faster.
         quantize: Eight bits for their weights: "int8" keeps them in 8 bits and computes in the
-            model's dtype; "fp8" computes in 8 bits too.
+            model's dtype; "fp8" and "int8-dynamic" compute in 8 bits too.
         cache: That skips calls.
         offload: Where weights wait: "model" moves a component at a time to the GPU, "group" a
             block of a transformer, "sequential" a layer.
@@ -60,27 +67,19 @@ class Stack:
         Raises:
             BadInputError: Naming the two that do not, or the package that is missing.
         """
-        for option, words, value in (
-            ("quantize", Quantize, self.quantize), ("offload", Offload, self.offload),
-        ):  # fmt: skip
-            if value is not None and value not in get_args(words):
-                raise BadInputError(
-                    f"unknown --{option} {value!r}: choose {', '.join(get_args(words))}"
-                )
-        if self.compile and self.cache is not None:
+        if self.offload is not None and self.offload not in get_args(Offload):
             raise BadInputError(
-                f"--compile and --cache {self.cache.name} cannot go together: diffusers' caches "
-                "stop the compiler at every block; leave one of them out"
+                f"unknown --offload {self.offload!r}: choose {', '.join(get_args(Offload))}"
             )
+        if self.compile and self.cache is not None:
+            self.cache.check_compiled()
         if self.compile and self.offload == "sequential":
             raise BadInputError(
                 "--compile and --offload sequential cannot go together: the compiler would stop at "
                 "every layer; take --offload group or model"
             )
         if self.quantize is not None:
-            _require("torchao", "--quantize", "torchao")
-        if self.quantize == "fp8":
-            _check_fp8(device, dtype)
+            check_quantize(self.quantize, device, dtype)
         if self.offload is not None and device.startswith("cpu"):
             raise BadInputError(f"--offload {self.offload} needs a GPU: a CPU's weights are there")
         if self.lora is not None:
@@ -113,10 +112,10 @@ class Stack:
         if self.quantize is None:
             return {}
         from diffusers.quantizers.pipe_quant_config import PipelineQuantizationConfig
-        from diffusers.quantizers.quantization_config import TorchAoConfig
 
-        config, components = _torchao_config(self.quantize), read_index(folder).components()
-        mapping: Any = {name: TorchAoConfig(config) for name in TRANSFORMERS if name in components}
+        quantize, components = self.quantize, read_index(folder).components()
+        own = [name for name in TRANSFORMERS if name in components]
+        mapping: Any = {name: diffusers_config(quantize) for name in own}
         return {"quantization_config": PipelineQuantizationConfig(quant_mapping=mapping)}
 
     def set_up(self, pipe: Any, device: str) -> None:
@@ -129,13 +128,16 @@ class Stack:
             _load_lora(pipe, self.lora)
         if self.vae_tiling:
             _tile(pipe.vae)
-        if self.cache is not None:
-            for transformer in _transformers(pipe):
+        within = self.compile and (self.cache is not None or self.offload == "group")
+        for transformer in _transformers(pipe):
+            if within:
+                compiling.compile_within_hooks(transformer, fullgraph=True)
+            if self.cache is not None:
                 self.cache.enable(transformer, self.steps)
         self._place(pipe, device)
-        if self.compile:
+        if self.compile and not within:
             for transformer in _transformers(pipe):
-                _compile(transformer, whole=self.offload != "group")
+                _compile(transformer)
 
     def _place(self, pipe: Any, device: str) -> None:
         match self.offload:
@@ -153,7 +155,7 @@ class Stack:
         """Each thing that is done, for a person and for a record."""
         said = {
             "compiled": self.compile,
-            f"{self.quantize} weights (torchao)": self.quantize,
+            f"{SAID.get(self.quantize or '')} (torchao)": self.quantize,
             f"{self.cache}": self.cache,
             f"{self.offload} offload": self.offload,
             f"LoRA {self.lora}": self.lora,
@@ -184,11 +186,7 @@ class Stack:
 
 def is_compiled(pipe: Any) -> bool:
     """Whether a transformer of a pipeline is compiled, or a part of one."""
-    return any(
-        getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
-        for transformer in _transformers(pipe)
-        for module in transformer.modules()
-    )
+    return any(compiling.is_compiled(transformer) for transformer in _transformers(pipe))
 
 
 def lora_files(path: Path) -> list[Path]:
@@ -208,26 +206,6 @@ def _lora_file(path: Path) -> Path:
 def _require(module: str, option: str, package: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise BadInputError(f"{option} needs {package}: pip install {package}")
-
-
-def _check_fp8(device: str, dtype: str) -> None:
-    if not device.startswith("cuda"):
-        raise BadInputError("--quantize fp8 needs an NVIDIA GPU: take int8 here")
-    if torch.cuda.get_device_capability(device) < FP8_SINCE:
-        raise BadInputError(
-            f"--quantize fp8 needs compute capability 8.9, and {device} has "
-            f"{'.'.join(map(str, torch.cuda.get_device_capability(device)))}: take int8"
-        )
-    if dtype != "bfloat16":
-        raise BadInputError(f"--quantize fp8 needs --dtype bfloat16, got {dtype}")
-
-
-def _torchao_config(quantize: Quantize) -> Any:
-    from torchao import quantization
-
-    if quantize == "int8":
-        return quantization.Int8WeightOnlyConfig()
-    return quantization.Float8DynamicActivationFloat8WeightConfig(granularity=quantization.PerRow())
 
 
 def _transformers(pipe: Any) -> Iterator[Any]:
@@ -273,9 +251,9 @@ def _offload_groups(pipe: Any, device: torch.device, *, ahead: bool) -> None:
         )
 
 
-def _compile(transformer: nn.Module, *, whole: bool) -> None:
+def _compile(transformer: nn.Module) -> None:
     """Compile its blocks, where diffusers knows them, else all of it at once."""
     if getattr(transformer, "_repeated_blocks", None):
-        transformer.compile_repeated_blocks(fullgraph=whole)  # type: ignore[operator]
+        compiling.compile_blocks(transformer, fullgraph=True)
     else:
-        transformer.compile(fullgraph=whole)
+        transformer.compile(fullgraph=True)

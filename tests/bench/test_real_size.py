@@ -10,12 +10,14 @@ from torch import nn
 from vidsparse.bench import denoising, dense_engine, real_size
 from vidsparse.bench.denoising import Video
 from vidsparse.bench.dense_engine import DenseEngine, dense_preset
-from vidsparse.bench.quantized import Quantize, quantize_blocks
 from vidsparse.comparison.baselines import dense_calls
 from vidsparse.errors import BadInputError
 from vidsparse.pipelines.models import find_model
 from vidsparse.pipelines.running.checkpoints import CHECKPOINTS, TINY, find_checkpoint
+from vidsparse.pipelines.running.load import load_pipeline
+from vidsparse.pipelines.running.quantized import quantize_in_place
 from vidsparse.pipelines.running.shapes import empty_pipeline
+from vidsparse.pipelines.running.stack import Stack
 from vidsparse.pipelines.session import Session
 
 WHERE = Path(__file__).parents[1] / "pipelines" / "tiny_pipelines.py"
@@ -73,17 +75,21 @@ def test_every_name_can_be_built(name):
     assert any(transformer.config.get(key) for key in real_size.TEXT_WIDTH)
 
 
-def test_quantized_blocks_make_nearly_the_same():
-    pytest.importorskip("torchao")
-    real = real_size.build(find_checkpoint(TINY), layers=1, device="cpu", dtype="float32")
+@pytest.mark.parametrize("quantize", ["int8", "int8-dynamic"])
+def test_random_weights_are_quantised_as_diffusers_does(quantize, tmp_path):
+    found = find_checkpoint(TINY)
+    real = real_size.build(found, layers=None, device="cpu", dtype="float32")
     linear = real.pipe.transformer.blocks[0].attn1.to_q
     x = torch.randn(1, 8, linear.in_features)
     before = linear(x)
-    count = quantize_blocks(real.pipe.transformer, real.lists, Quantize.INT8)
-    blocks = real.pipe.transformer.blocks.modules()
-    assert count == sum(isinstance(module, nn.Linear) for module in blocks)
-    error = (real.pipe.transformer.blocks[0].attn1.to_q(x) - before).norm() / before.norm()
+    count = quantize_in_place(real.pipe.transformer, quantize)
+    error = (linear(x) - before).norm() / before.norm()
     assert 0 < error < 0.05
+    pipe = load_pipeline(TINY, stack=Stack(quantize=quantize))
+    loaded = {name: type(each) for name, each in pipe.transformer.named_parameters()}
+    made = {name: type(each) for name, each in real.pipe.transformer.named_parameters()}
+    assert made == loaded
+    assert count == sum(kind is not nn.Parameter for kind in made.values())
 
 
 def test_an_engine_computes_every_dense_call_of_a_session(monkeypatch):

@@ -73,7 +73,7 @@ def test_a_second_call_makes_nothing_anew(tuned, monkeypatch):
         raise AssertionError("it was run before")
 
     monkeypatch.setattr(measure, "measure", fail)
-    monkeypatch.setattr("vidsparse.tuning.tune._share_layers", lambda best, *_: best)
+    monkeypatch.setattr("vidsparse.tuning.tune._share", lambda best, *_: best)
     with pytest.raises(BadInputError, match="exists: give --overwrite"):
         tune_tiny(tuned.path)
     again = tune_tiny(tuned.path, overwrite=True)
@@ -83,7 +83,7 @@ def test_a_second_call_makes_nothing_anew(tuned, monkeypatch):
 def test_a_target_that_cannot_be_met_ends_in_1_and_the_best_is_written(cli, tmp_path, monkeypatch):
     monkeypatch.setattr("vidsparse.tuning.search.STEP", 0.3)
     monkeypatch.setattr("vidsparse.tuning.tune.CHANGES", ())
-    monkeypatch.setattr("vidsparse.tuning.tune._share_layers", lambda best, *_: best)
+    monkeypatch.setattr("vidsparse.tuning.tune._share", lambda best, *_: best)
     path = tmp_path / "hard.toml"
     arguments = [PROMPT, *RUN.split(), "--preset", "balanced", "--target-psnr", "90", "-o", path]
     code, out, err = cli("tune", *arguments)

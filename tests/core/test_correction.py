@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from vidsparse.dial import mean_density
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
-from vidsparse.policies.correction import Delta
+from vidsparse.policies.correction import Delta, agreement
 from vidsparse.presets import PRESETS
 from vidsparse.progress import Progress
 from vidsparse.sparse_attention import Call, SparseAttention
@@ -144,3 +144,28 @@ def test_the_window_of_delta_is_half_on_either_side_and_keeps_the_first_tokens(m
 def test_what_delta_refuses(changes, message):
     with pytest.raises(BadInputError, match=message):
         PRESETS["delta"].override(changes)
+
+
+def test_neighbours_gain_what_exact_rows_agree_on():
+    qkv = tokens()
+    changes: dict[str, Any] = {"correction": "delta", "exact_every": 8}
+    plain, engine = make(), make(**changes, exact_gain="agreed")
+    sparse, exact = attend(plain, qkv, CALL), dense(*qkv)
+    out = attend(engine, qkv, CALL)
+    rows = torch.arange(2, 170, 8)
+    gained = (exact - sparse)[:, rows]
+    first, second = gained[:, :-1], gained[:, 1:]
+    alike = (first * second).sum((1, 3)) / ((first**2).sum((1, 3)) + (second**2).sum((1, 3))) * 2
+    share = alike.clamp(min=0).sqrt()[:, None, :, None]
+    by_hand = sparse.clone()
+    by_hand[:, 2:170] += (share * gained).repeat_interleave(8, dim=1)
+    by_hand[:, rows] = exact[:, rows]
+    torch.testing.assert_close(out, by_hand, atol=1e-5, rtol=1e-4)
+    assert 0 < share.max() < 1
+
+
+def test_rows_that_err_each_its_own_way_are_left_alone():
+    gained = torch.randn(1, 1, 2000, 4)
+    assert agreement(gained).item() < 0.3
+    assert agreement(gained[:, :, :1].expand(-1, -1, 5, -1)).item() == pytest.approx(1)
+    assert agreement(torch.zeros(1, 1, 5, 4)).item() == 0

@@ -12,6 +12,7 @@ from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXConditionPipeline
 from peft import LoraConfig, get_peft_model_state_dict
 
 import vidsparse
+from vidsparse.pipelines.running.stack import is_compiled
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "setups.md").read_text(encoding="utf-8")
@@ -35,7 +36,7 @@ def run(word, **names):
 
 
 def test_there_is_no_block_that_no_test_runs():
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
 
 
 def test_weights_are_quantised_as_they_load(pipe, tmp_path):
@@ -63,6 +64,12 @@ def test_tiles_and_compiled_blocks(pipe):
     run("compile_repeated_blocks", pipe=pipe)
     assert pipe.vae.use_tiling
     assert all(block._compiled_call_impl is not None for block in pipe.transformer.blocks)
+
+
+def test_compiled_blocks_beside_a_cache(pipe):
+    run("block.forward = torch.compile", pipe=pipe)
+    assert pipe.transformer.is_cache_enabled
+    assert is_compiled(pipe)
 
 
 def test_two_stages_of_ltx_in_one_session():

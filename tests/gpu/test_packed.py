@@ -9,7 +9,7 @@ import torch
 from vidsparse.kernels.attention import attention
 from vidsparse.kernels.engines.reference import reference_attention
 from vidsparse.kernels.plan import BlockPlan, Pooled
-from vidsparse.kernels.triton import block_sparse
+from vidsparse.kernels.triton import block_sparse, packed
 from vidsparse.kernels.validate import validated
 
 pytestmark = pytest.mark.gpu
@@ -94,13 +94,29 @@ def test_more_chunks_than_two_bytes_can_number():
     assert_right(q, k, v, clusters(1, 1, 200, 2000, 3, 66_000))
 
 
-def test_stand_ins():
-    q, k, v = qkv(1, 4, 1000, 1100, 128)
-    plan = clusters(1, 4, 1000, 1100, 8, 50)
-    means = torch.randn(2, 1, 4, 50, 128, device="cuda", dtype=torch.bfloat16)
+def with_means(plan, heads, head_dim, dtype=torch.bfloat16):
+    shape = (2, 1, heads, plan.num_kv_blocks, head_dim)
+    means = torch.randn(shape, device="cuda", dtype=dtype)
     pooled = Pooled(key=means[0], value=means[1], size=plan.kv_sizes)
-    plan = dataclasses.replace(plan, pooled=pooled)
-    assert_right(q, k, v, plan)
+    return dataclasses.replace(plan, pooled=pooled)
+
+
+@pytest.mark.parametrize("head_dim", [40, 64, 128])
+@pytest.mark.parametrize("kv_blocks", [5, 127, 128, 300])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("shared", [False, True])
+def test_stand_ins(head_dim, kv_blocks, share, shared):
+    q, k, v = qkv(1, 4, 1000, 1100, head_dim)
+    plan = clusters(1, 4, 1000, 1100, 8, kv_blocks, share, shared)
+    assert packed.refuses(q, k, v, plan) is None
+    assert_right(q, k, v, with_means(plan, 4, head_dim))
+
+
+def test_stand_ins_of_rows_that_read_nothing_else():
+    q, k, v = qkv(1, 4, 1000, 1100, 128)
+    plan = with_means(clusters(1, 4, 1000, 1100, 8, 50), 4, 128)
+    plan.kv_count[:, :, ::3] = 0
+    assert_right(1000 * q, k, v, plan, validate=False)  # far below zero too
 
 
 @pytest.mark.parametrize(("head_dim", "dtype"), [(160, torch.bfloat16), (64, torch.float32)])

@@ -1,14 +1,17 @@
 """The stack on a GPU, where weights really wait elsewhere and FP8 is computed."""
 
+import gc
 from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 import vidsparse
 from vidsparse.pipelines.running.caches import read_cache
 from vidsparse.pipelines.running.load import load_pipeline
-from vidsparse.pipelines.running.stack import FP8_SINCE, Stack
+from vidsparse.pipelines.running.quantized import FP8_SINCE
+from vidsparse.pipelines.running.stack import Stack
 
 pytestmark = pytest.mark.gpu
 SMALL: dict[str, Any] = {"num_frames": 9, "height": 96, "width": 96, "num_inference_steps": 4}
@@ -19,6 +22,7 @@ CACHE = read_cache("first-block=0.1")
 def videos(stack):
     """Dense and sparse latents of the shipped pipeline, and the most memory that it took."""
     torch._dynamo.reset()
+    gc.collect()  # a pipeline with hooks refers to itself: its memory would count here
     pipe = load_pipeline(device="cuda", dtype="bfloat16", stack=stack)
     pipe.set_progress_bar_config(disable=True)
 
@@ -49,7 +53,7 @@ def test_weights_that_wait_change_nothing_and_take_less_memory(offload, quantize
     assert memory < memory_here
 
 
-@pytest.mark.parametrize("quantize", ["int8", "fp8"])
+@pytest.mark.parametrize("quantize", ["int8", "int8-dynamic", "fp8"])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_eight_bits_stay_near_the_models_dtype(quantize, compiled):
     if quantize == "fp8" and torch.cuda.get_device_capability() < FP8_SINCE:
@@ -57,19 +61,15 @@ def test_eight_bits_stay_near_the_models_dtype(quantize, compiled):
     dense, sparse, _ = videos(Stack(quantize=quantize, compile=compiled))
     dense_here, sparse_here, _ = videos(Stack())
     assert 0 < distance(dense, dense_here) < 0.2
-    assert 0 < distance(sparse, sparse_here) < 0.2
+    assert 0 < distance(sparse, sparse_here) < 0.5  # other blocks are chosen too
 
 
-@pytest.mark.parametrize(
-    "stack",
-    [Stack(compile=True, offload="group"), Stack(compile=True, offload="model")],
-    ids=["compiled groups", "compiled model"],
-)
-def test_compiled_code_and_offload_go_together(stack):
-    dense, sparse, _ = videos(stack)
-    dense_here, sparse_here, _ = videos(Stack())
-    assert distance(dense, dense_here) < 5e-2
-    assert distance(sparse, sparse_here) < 5e-2
+@pytest.mark.parametrize("offload", ["group", "model"])
+def test_compiled_code_and_offload_go_together(offload):
+    dense, sparse, _ = videos(Stack(compile=True, offload=offload))
+    dense_here, sparse_here, _ = videos(Stack(compile=True))
+    assert distance(dense, dense_here) < 1e-2
+    assert distance(sparse, sparse_here) < 1e-2
 
 
 def test_a_cache_and_offload_go_together():
@@ -77,3 +77,13 @@ def test_a_cache_and_offload_go_together():
     dense_here, sparse_here, _ = videos(Stack(cache=CACHE))
     assert distance(dense, dense_here) < 1e-2
     assert distance(sparse, sparse_here) < 1e-2
+
+
+@pytest.mark.parametrize("offload", [None, "group"])
+def test_a_cache_and_compiled_code_go_together(offload):
+    before = counters["stats"].get("unique_graphs", 0)
+    dense, sparse, _ = videos(Stack(cache=CACHE, compile=True, offload=offload))
+    assert counters["stats"]["unique_graphs"] == before + 2  # one dense, one of the session
+    dense_here, sparse_here, _ = videos(Stack(cache=CACHE))
+    assert distance(dense, dense_here) < 0.2
+    assert distance(sparse, sparse_here) < 0.5

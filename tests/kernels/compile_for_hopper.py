@@ -14,7 +14,7 @@ import torch
 from no_gpu import bytes_of_stack, pretend
 
 from vidsparse.kernels.engines.low_bit import key_block_of, quantize
-from vidsparse.kernels.plan import BlockPlan
+from vidsparse.kernels.plan import BlockPlan, Pooled
 from vidsparse.kernels.planning.partial import plan_of_pairs
 from vidsparse.kernels.triton import hopper, low_bit_hopper, packed
 
@@ -43,12 +43,12 @@ def partial_plan_of(q_block, kv_block):
 
 
 def launch(what, head_dim, q_block, kv_block):
-    module: Any = {"packed": packed, "low_bit": low_bit_hopper}.get(what, hopper)
+    module: Any = {"packed": packed, "means": packed, "low_bit": low_bit_hopper}.get(what, hopper)
     q = torch.zeros(1, HEADS, TOKENS, head_dim, dtype=torch.bfloat16)
     if what == "partial":
         plan = partial_plan_of(q_block, kv_block)
     else:
-        plan = plan_of(q_block, kv_block, unequal=what == "packed")
+        plan = plan_of(q_block, kv_block, unequal=module is packed)
     if what == "low_bit":
         x = quantize(
             q, q, q, scale=1.0, key_block=key_block_of(plan), interleaved=True, impl="reference"
@@ -58,6 +58,10 @@ def launch(what, head_dim, q_block, kv_block):
     elif what == "observe":
         module.observe(q, q, q, plan, scale=1.0)
     else:
+        if what == "means":
+            mean = q[:, :, ::kv_block]
+            pooled = Pooled(key=mean, value=mean, size=plan.kv_sizes)
+            plan = dataclasses.replace(plan, pooled=pooled)
         module.launch(q, q, q, plan, scale=1.0, return_lse=True)
 
 

@@ -36,6 +36,7 @@ def test_eight_bits(compiled, head_dim, kv_block):
         ("partial", 128, 128, 64),
         ("packed", 128, 128, 64),
         ("packed", 64, 64, 64),
+        ("means", 128, 128, 64),
     ],
 )
 def test_sixteen_bits(compiled, what, head_dim, q_block, kv_block):

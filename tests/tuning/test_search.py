@@ -5,7 +5,7 @@ import math
 import pytest
 
 from vidsparse.presets import PRESETS
-from vidsparse.tuning.layers import LayerErrors
+from vidsparse.tuning.curves import ErrorCurves, equally
 from vidsparse.tuning.search import (
     MOST,
     STEP,
@@ -94,10 +94,10 @@ def test_layers_share_density_as_their_errors_ask():
     low, high = 0.2, 0.4
     heights, rates = (1.0, 2.0, 0.5), (6.0, 3.0, 9.0)
     errors = [
-        [height * math.exp(-rate * at) for height, rate in zip(heights, rates, strict=True)]
+        [[height * math.exp(-rate * at)] for height, rate in zip(heights, rates, strict=True)]
         for at in (low, high)
     ]
-    found = LayerErrors.through((low, high), (errors[0], errors[1]))
+    found = ErrorCurves.through((low, high), (errors[0], errors[1]))
     assert found.heights == pytest.approx(heights)
     assert found.rates == pytest.approx(rates)
     shares = found.shares(0.3)
@@ -112,7 +112,24 @@ def test_layers_share_density_as_their_errors_ask():
 
 
 def test_layers_that_do_not_gain_have_what_is_left():
-    flat = LayerErrors.through((0.2, 0.4), ([0.5, 0.5], [0.1, 0.5]))
+    flat = ErrorCurves.through((0.2, 0.4), ([[0.5], [0.5]], [[0.1], [0.5]]))
     shares = flat.shares(0.3)
     assert shares[0] > shares[1]
     assert math.fsum(shares) / 2 == pytest.approx(0.3, abs=1e-6)
+
+
+def test_heads_share_density_over_all_layers_and_the_budgets_name_each():
+    errors = [[0.5, 0.1], [0.3, 0.3]], [[0.1, 0.05], [0.1, 0.25]]
+    base = PRESETS["balanced"].override({"mean_density": 0.4})
+    found = ErrorCurves.through((0.2, 0.4), errors).preset(base, 20, "heads")
+    assert found is not None
+    assert found.schedule.budgets is not None
+    (first, one), (second, other) = found.schedule.budgets.layers
+    assert (first, second) == ("0", "1")
+    assert math.fsum((*one, *other)) / 4 == pytest.approx(found.policy.density, abs=1e-3)
+    assert one[0] > one[1]  # an error of which more density takes more
+    assert other[0] > other[1]
+    assert PRESETS["balanced"].override({"density": 0.3}).schedule.budgets is None
+    same = equally(base, 0.3, errors[0], "heads")
+    assert same.schedule.budgets is not None
+    assert same.schedule.budgets.layers == (("0", (0.3, 0.3)), ("1", (0.3, 0.3)))

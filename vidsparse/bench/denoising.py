@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,13 +77,16 @@ class _Marks:
         return [second - first for first, second in pairs]
 
 
-def run(pipe: Any, video: Video, steps: int) -> Timed:
+def run(
+    pipe: Any, video: Video, steps: int, before_step: Callable[[int], None] = lambda step: None
+) -> Timed:
     """Denoise once.
 
     Args:
         pipe: Without text encoder and VAE.
         video: What to make.
         steps: Denoising steps.
+        before_step: Is told the number of each step, from 0, before it begins.
 
     Raises:
         BadInputError: When the pipeline cannot be run so.
@@ -94,6 +98,7 @@ def run(pipe: Any, video: Video, steps: int) -> Timed:
 
     def step_ended(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         marks.add()
+        before_step(step + 1)
         return tensors
 
     arguments = _arguments(pipe, video, steps, device) | {CALLBACK: step_ended}
@@ -101,6 +106,7 @@ def run(pipe: Any, video: Video, steps: int) -> Timed:
         torch.cuda.reset_peak_memory_stats(device)
         torch.cuda.synchronize(device)
     before, started = _graphs(), time.perf_counter()
+    before_step(0)
     marks.add()
     try:
         made = pipe(**arguments)

@@ -1,23 +1,24 @@
 """What ``vidsparse bench pipeline`` measures: whole denoising runs of a model of real size.
 
-Stock diffusers first; then, quantized and compiled where that is asked for, the best dense run and
-each preset. Before each run a short one builds what is built once.
+Stock diffusers first; then, quantised and compiled where that is asked for, the best dense run and
+each preset, both once more with a cache where there is one. Before each run a short one builds what
+is built once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 
 from vidsparse.bench import denoising, real_size
+from vidsparse.bench.caching import CachedRun, cached
 from vidsparse.bench.denoising import Timed, Video
 from vidsparse.bench.dense_engine import BEST_DENSE, DenseEngine, dense_preset
-from vidsparse.bench.quantized import Quantize, check_torchao, quantize_blocks
 from vidsparse.bench.real_size import RealSize
 from vidsparse.comparison.baselines import time_dense_engines
 from vidsparse.dial import full_density
@@ -25,7 +26,9 @@ from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.models import find_model
 from vidsparse.pipelines.running.checkpoints import Checkpoint
+from vidsparse.pipelines.running.compiling import compile_blocks, compile_within_hooks
 from vidsparse.pipelines.running.geometry import transformer_of
+from vidsparse.pipelines.running.quantized import Quantize, check_quantize, quantize_in_place
 from vidsparse.pipelines.running.shapes import empty_pipeline, shapes_of
 from vidsparse.pipelines.session import Session
 from vidsparse.preset import Preset
@@ -51,6 +54,7 @@ class Settings:
         dtype: Of the weights.
         compiled: Whether all but stock have compiled blocks.
         quantize: What the linear layers of all but stock are in; the dtype when None.
+        cache: With which all but stock run once more.
     """
 
     checkpoint: Checkpoint
@@ -62,6 +66,7 @@ class Settings:
     dtype: str
     compiled: bool = False
     quantize: Quantize | None = None
+    cache: CachedRun | None = None
 
     @cached_property
     def grid(self) -> TokenGrid:
@@ -89,7 +94,8 @@ class Settings:
             BadInputError: For a number of layers, a preset or a switch that is not possible.
         """
         if self.quantize is not None:
-            check_torchao()
+            check_quantize(self.quantize, self.device, self.dtype)
+        self._check_cache()
         run, of = self.blocks
         for preset in self.presets:
             kept = preset.schedule.dense_layers or preset.schedule.budgets is not None
@@ -100,6 +106,15 @@ class Settings:
                     "with --set"
                 )
             warm_steps(preset, self.steps, run)
+
+    def _check_cache(self) -> None:
+        if self.cache is None:
+            return
+        parts = empty_pipeline(self.checkpoint).components
+        found = [parts[name] for name in real_size.TRANSFORMERS if parts.get(name) is not None]
+        self.cache.check([type(module).__name__ for module in found], self.steps)
+        if self.compiled:
+            self.cache.cache.check_compiled()
 
 
 def warm_steps(preset: Preset, steps: int, layers: int) -> int:
@@ -123,7 +138,14 @@ def warm_steps(preset: Preset, steps: int, layers: int) -> int:
 def names(settings: Settings) -> list[str]:
     """Of the rows, in the order in which they are measured."""
     rest = [REST] if settings.blocks[0] < settings.blocks[1] else []
-    return [STOCK, *rest, BEST_DENSE, *(preset.name for preset in settings.presets)]
+    both = (_twice(settings, name) for name in (BEST_DENSE, *(p.name for p in settings.presets)))
+    return [STOCK, *rest, *(name for pair in both for name in pair)]
+
+
+def _twice(settings: Settings, name: str) -> dict[str, CachedRun | None]:
+    """A row, and its like with the cache."""
+    cache = settings.cache
+    return {name: None} | ({} if cache is None else {cache.row_name(name): cache})
 
 
 def run(settings: Settings, done: set[str], report: Report) -> None:
@@ -139,11 +161,11 @@ def run(settings: Settings, done: set[str], report: Report) -> None:
     if set(to_do) <= {STOCK, REST}:
         return
     state = _change(settings, real)
-    if BEST_DENSE in to_do:
-        report({"name": BEST_DENSE, **state, **_best_dense(settings, real)})
-    for preset in settings.presets:
-        if preset.name in to_do:
-            report({"name": preset.name, **state, **_sparse(settings, real, preset)})
+    sparse = {preset.name: partial(_sparse, preset=preset) for preset in settings.presets}
+    for name, rows in {BEST_DENSE: _best_dense, **sparse}.items():
+        wanted = {key: each for key, each in _twice(settings, name).items() if key in to_do}
+        for row in rows(settings, real, wanted) if wanted else ():
+            report(row | state)
 
 
 def _plain_rows(settings: Settings, real: RealSize, to_do: list[str]) -> Iterator[dict[str, Any]]:
@@ -156,24 +178,14 @@ def _plain_rows(settings: Settings, real: RealSize, to_do: list[str]) -> Iterato
 
 
 def _change(settings: Settings, real: RealSize) -> dict[str, Any]:
-    """Quantize, then compile, for good; say what was done."""
+    """Quantise, then compile, for good; say what was done."""
     for transformer in real.transformers():
         if settings.quantize is not None:
-            quantize_blocks(transformer, real.lists, settings.quantize)
+            quantize_in_place(transformer, settings.quantize)
         if settings.compiled:
-            _compile(transformer)
-    quantized = settings.quantize and settings.quantize.value
-    return {"compiled": settings.compiled, "quantized": quantized}
-
-
-def _compile(transformer: Any) -> None:
-    try:
-        transformer.compile_repeated_blocks(dynamic=False)
-    except (ValueError, AttributeError) as error:
-        raise BadInputError(
-            f"diffusers does not know which blocks of {type(transformer).__name__} to compile "
-            f"({error}): leave --compile out"
-        ) from error
+            how = compile_blocks if settings.cache is None else compile_within_hooks
+            how(transformer, dynamic=False)
+    return {"compiled": settings.compiled, "quantized": settings.quantize}
 
 
 def _start_over(settings: Settings) -> None:
@@ -182,7 +194,9 @@ def _start_over(settings: Settings) -> None:
         torch._dynamo.reset()
 
 
-def _best_dense(settings: Settings, real: RealSize) -> dict[str, Any]:
+def _best_dense(
+    settings: Settings, real: RealSize, wanted: Mapping[str, CachedRun | None]
+) -> Iterator[dict[str, Any]]:
     """Dense by the engine that is the fastest at the shape of the run."""
     _start_over(settings)
     shapes = settings.shapes
@@ -197,37 +211,56 @@ def _best_dense(settings: Settings, real: RealSize) -> dict[str, Any]:
     with ExitStack() as stack:
         stack.enter_context(Session(real.pipe, dense_preset()))
         stack.enter_context(DenseEngine(layers, engine))
-        made = _warm_and_run(settings, real, min(2, settings.steps))
-    return made | {"engine": engine, "engine_ms": times}
+        for name, cache in wanted.items():
+            made = _warm_and_run(settings, real, min(2, settings.steps), cache)
+            yield {"name": name} | made | {"engine": engine, "engine_ms": times}
 
 
-def _sparse(settings: Settings, real: RealSize, preset: Preset) -> dict[str, Any]:
+def _sparse(
+    settings: Settings, real: RealSize, wanted: Mapping[str, CachedRun | None], preset: Preset
+) -> Iterator[dict[str, Any]]:
     _start_over(settings)
     with Session(real.pipe, preset) as session:
-        made = _warm_and_run(
-            settings, real, warm_steps(session.preset, settings.steps, real.blocks)
-        )
-        stats = session.stats
-        return made | {
-            "mean_density": stats.mean_density,
-            "dense_steps_share": stats.dense_steps_share,
-            "plan_seconds": stats.plan_seconds,
-            "engines": dict(stats.engines),
-            "fallbacks": dict(stats.fallbacks),
-            "notes": session.notes,
-            "parameters": session.preset.plain_parameters(),
-        }
+        warm = warm_steps(session.preset, settings.steps, real.blocks)
+        for name, cache in wanted.items():
+            made = _warm_and_run(settings, real, warm, cache)
+            stats = session.stats
+            yield (
+                {"name": name, "preset": preset.name}
+                | made
+                | {
+                    "mean_density": stats.mean_density,
+                    "dense_steps_share": stats.dense_steps_share,
+                    "plan_seconds": stats.plan_seconds,
+                    "engines": dict(stats.engines),
+                    "fallbacks": dict(stats.fallbacks),
+                    "notes": session.notes,
+                    "parameters": session.preset.plain_parameters(),
+                }
+            )
 
 
-def _warm_and_run(settings: Settings, real: RealSize, warm: int) -> dict[str, Any]:
-    first = denoising.run(real.pipe, settings.video, warm)
-    made = denoising.run(real.pipe, settings.video, settings.steps)
+def _warm_and_run(
+    settings: Settings, real: RealSize, warm: int, cache: CachedRun | None = None
+) -> dict[str, Any]:
+    first = _denoise(settings, real, warm, cache)
+    made = _denoise(settings, real, settings.steps, cache)
+    return made | {"warm_up_steps": warm, "warm_up_seconds": first["seconds"]}
+
+
+def _denoise(
+    settings: Settings, real: RealSize, steps: int, cache: CachedRun | None
+) -> dict[str, Any]:
+    with nullcontext() if cache is None else cached(real, cache, steps) as skips:
+        if skips is None:
+            made = denoising.run(real.pipe, settings.video, steps)
+        else:
+            made = denoising.run(real.pipe, settings.video, steps, skips.before_step)
     return {
         "seconds": made.seconds,
         "step_seconds": made.step_seconds,
-        "warm_up_steps": warm,
-        "warm_up_seconds": first.seconds,
         **_facts(made),
+        **({} if skips is None else skips.facts(steps)),
     }
 
 

@@ -24,6 +24,10 @@ WHAT = (
     "without text encoder and VAE"
 )
 FORMULA = "whole_seconds = rest + (seconds - rest) * of / layers: every block is like the others"
+OF_CACHED = (
+    "with a cache the same of each step by itself: a call that is skipped runs as many blocks in "
+    "the whole model as here"
+)
 
 
 class Record:
@@ -70,7 +74,8 @@ class Record:
         made = kernel_bench.record(self.told(), self._command, WHAT)
         rows = made.pop("rows")
         run, of = self._settings.blocks
-        formula = {"formula": FORMULA} if run < of else {}
+        cached = f"; {OF_CACHED}" if self._settings.cache is not None else ""
+        formula = {"formula": FORMULA + cached} if run < of else {}
         return {**made, "settings": self._facts, **formula, "rows": rows}
 
     def told(self) -> list[dict[str, Any]]:
@@ -93,8 +98,12 @@ class Record:
         run, of = self._settings.blocks
         if run == of:
             return row["seconds"]
-        rest = next((each["seconds"] for each in self.rows if each["name"] == REST), None)
-        return None if rest is None else rest + (row["seconds"] - rest) * of / run
+        rest = next((each for each in self.rows if each["name"] == REST), None)
+        if rest is None:
+            return None
+        if "ran_per_step" in row:
+            return _whole_of_cached(row, rest, run, of)
+        return rest["seconds"] + (row["seconds"] - rest["seconds"]) * of / run
 
     def _predicted(self, row: dict[str, Any]) -> float | None:
         """What ``vidsparse plan`` says of the run of all blocks; None where it cannot."""
@@ -113,9 +122,22 @@ class Record:
         return predict(found, settings.shapes, here, compiled=row["compiled"]).sparse
 
 
+def _whole_of_cached(row: dict[str, Any], rest: dict[str, Any], run: int, of: int) -> float:
+    """Seconds of a run of all blocks: each step by itself, as ``OF_CACHED`` says."""
+    whole = row["seconds"]
+    pairs = zip(row["ran_per_step"], row["step_seconds"], rest["step_seconds"], strict=True)
+    for ran, seconds, without in pairs:
+        here = sum(ran)
+        there = sum(of if each == run else each for each in ran)
+        whole += (seconds - without) * (there / here - 1) if here else 0.0
+    return whole
+
+
 def _check_parameters(path: Path, preset: Preset, rows: list[dict[str, Any]]) -> None:
     for row in rows:
-        if row["name"] == preset.name and row["parameters"] != plain(preset.plain_parameters()):
+        if row.get("preset") == preset.name and row["parameters"] != plain(
+            preset.plain_parameters()
+        ):
             raise BadInputError(
                 f"{path} has {preset.name} with other parameters: give --overwrite to replace it, "
                 "or another with -o"
@@ -138,7 +160,7 @@ def _facts(settings: Settings) -> dict[str, Any]:
         "samples": settings.shapes.samples,
         "dtype": settings.dtype,
         "compiled": settings.compiled,
-        "quantized": settings.quantize and settings.quantize.value,
+        "quantized": settings.quantize,
         "machine": _device(settings),
         "torch": torch.__version__,
         "code": fingerprint.code(fingerprint.pixel_files()),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from vidsparse.cli.options import PresetChanges, option
 from vidsparse.cli.plan import read_size
@@ -12,6 +12,7 @@ from vidsparse.cli.screen import answer, answer_json, note, plain_table
 from vidsparse.errors import BadInputError
 
 if TYPE_CHECKING:
+    from vidsparse.bench.caching import CachedRun
     from vidsparse.bench.pipeline_bench import Settings
     from vidsparse.preset import Preset
 
@@ -50,7 +51,27 @@ class PipelineOptions:
     ] = False
     quantize: Annotated[
         str | None,
-        option("Linear layers of all but stock by torchao: fp8 or int8.", panel=PANEL),
+        option(
+            "Linear layers of all but stock, as in `vidsparse generate`: fp8, int8 (weights alone) "
+            "or int8-dynamic.",
+            panel=PANEL,
+        ),
+    ] = None
+    cache: Annotated[
+        str | None,
+        option(
+            "All but stock once more with first-block, mag or taylorseer, with settings after =.",
+            panel=PANEL,
+        ),
+    ] = None
+    skip_share: Annotated[
+        float | None,
+        option(
+            "Share of the steps that first-block is told to skip, as random weights say nothing of "
+            "it.",
+            "--skip-share",
+            panel=PANEL,
+        ),
     ] = None
     device: Annotated[str, option("auto, cpu, cuda or cuda:N.", panel=PANEL)] = "auto"
     dtype: Annotated[str | None, option("float32, bfloat16 or float16.", panel=PANEL)] = None
@@ -86,7 +107,8 @@ def bench_pipeline(
         return
     answer(_table(record.told(), settings))
     for row in record.rows:
-        for sentence in row.get("notes", ()):
+        said = [f"what is skipped is {row['skips']}"] if "skips" in row else []
+        for sentence in (*said, *row.get("notes", ())):
             note(f"{row['name']}: {sentence}")
 
 
@@ -98,15 +120,11 @@ def read_settings(options: PipelineOptions) -> Settings:
     """
     from vidsparse.bench.denoising import Video
     from vidsparse.bench.pipeline_bench import Settings
-    from vidsparse.bench.quantized import Quantize
     from vidsparse.pipelines.running import load
     from vidsparse.pipelines.running.checkpoints import find_checkpoint
 
     if options.model is None:
         raise BadInputError("give --model, such as wan2.1-14b, or a folder with configs")
-    kinds = [each.value for each in Quantize]
-    if options.quantize not in (None, *kinds):
-        raise BadInputError(f"--quantize takes {' or '.join(kinds)}, got {options.quantize!r}")
     checkpoint = find_checkpoint(options.model)
     device = load.resolve_device(options.device)
     width, height = (None, None) if options.size is None else read_size(options.size)
@@ -126,8 +144,21 @@ def read_settings(options: PipelineOptions) -> Settings:
         device=device,
         dtype=load.resolve_dtype(options.dtype, device),
         compiled=options.compile,
-        quantize=Quantize(options.quantize) if options.quantize else None,
+        quantize=cast("Any", options.quantize),
+        cache=_cache(options),
     )
+
+
+def _cache(options: PipelineOptions) -> CachedRun | None:
+    from vidsparse.bench.caching import CachedRun
+    from vidsparse.pipelines.running.caches import read_cache
+
+    if options.cache is None and options.skip_share is not None:
+        raise BadInputError("--skip-share is of a cache: give --cache too, such as first-block")
+    if options.cache is None:
+        return None
+    cache = read_cache(options.cache)
+    return CachedRun(text=options.cache, cache=cache, skip_share=options.skip_share)
 
 
 def _preset(text: str, changes: PresetChanges, release: str | None) -> Preset:
@@ -157,6 +188,7 @@ def _table(rows: list[dict[str, Any]], settings: Settings) -> Any:
     run, of = settings.blocks
     table = plain_table(
         run="left", seconds="right", first_step="right", last_step="right", density="right",
+        **({} if settings.cache is None else {"skipped calls": "right"}),
         **({f"all {of} blocks": "right"} if run < of else {}),
         **{"times stock": "right", "times best dense": "right"},
     )  # fmt: skip
@@ -166,6 +198,7 @@ def _table(rows: list[dict[str, Any]], settings: Settings) -> Any:
         table.add_row(
             _label(row), f"{row['seconds']:.2f}", f"{steps[0]:.3f}", f"{steps[-1]:.3f}",
             "" if density is None else f"{density:.3f}",
+            *([] if settings.cache is None else [_skipped(row)]),
             *([f"{whole:.1f}" if whole else ""] if run < of else []),
             *(_times(row.get(key)) for key in ("over_stock", "over_best_dense")),
         )  # fmt: skip
@@ -177,6 +210,12 @@ def _label(row: dict[str, Any]) -> str:
     how += [row["quantized"]] if row["quantized"] else []
     how += ["compiled"] if row["compiled"] else []
     return f"{row['name']} ({', '.join(how)})" if how else row["name"]
+
+
+def _skipped(row: dict[str, Any]) -> str:
+    if "forwards" not in row:
+        return ""
+    return f"{row['forwards_skipped']} of {row['forwards']}"
 
 
 def _times(value: float | None) -> str:

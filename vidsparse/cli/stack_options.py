@@ -28,7 +28,8 @@ class StackOptions:
     quantize: Annotated[
         str | None,
         option(
-            "Eight-bit weights by torchao: int8 computes in the model's dtype, fp8 in FP8.",
+            "Eight-bit weights by torchao: int8 computes in the model's dtype, int8-dynamic and "
+            "fp8 in eight bits.",
             panel="Stack",
         ),
     ] = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,9 @@ from vidsparse.cli.options import Json, Overwrite, PresetChanges, option
 from vidsparse.cli.progress import Screen
 from vidsparse.cli.run_options import Prompt, RunOptions
 from vidsparse.cli.screen import answer, answer_json, complain, plain_table
+
+if TYPE_CHECKING:
+    from vidsparse.budgets import Budgets
 
 
 def tune(
@@ -89,9 +92,14 @@ def _table(tried: list[Any]) -> Any:
         shared = [f"ramp_until {schedule.ramp_until:g}"]
         shared += [f"cooldown {schedule.cooldown:g}"] if schedule.cooldown else []
         shared += [f"{schedule.dense_layers} dense layers"] if schedule.dense_layers else []
-        shared += ["layers by error"] if schedule.budgets else []
+        shared += [_by_error(schedule.budgets)] if schedule.budgets else []
         table.add_row(
             trial.preset.name, f"{trial.density:.3f}", f"{abs(trial.error):.3f}",
             f"{trial.seconds:.2f}", f"{trial.gain:.2f}x", ", ".join(shared),
         )  # fmt: skip
     return table
+
+
+def _by_error(budgets: Budgets) -> str:
+    each = "heads" if any(len(found) > 1 for _, found in budgets.layers) else "layers"
+    return f"{each} by error"

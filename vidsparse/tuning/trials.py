@@ -27,6 +27,7 @@ from vidsparse.pipelines.running.generate import generate
 from vidsparse.pipelines.session import Session
 from vidsparse.preset import Preset
 from vidsparse.progress import Progress
+from vidsparse.tuning.curves import Errors
 from vidsparse.tuning.search import Measure, Trial
 
 LPIPS = ("lpips_alex", "lpips_vgg")
@@ -112,21 +113,14 @@ class Trials:
                 settings = self.finished.settings(case, None)
                 self.finished.clips.save(case, DENSE, settings, kept(made.run), arrays)
 
-    def layer_errors(self, preset: Preset) -> list[float]:
-        """Mean relative error of each layer's attention at full sparsity, on the first case."""
+    def errors(self, preset: Preset) -> Errors:
+        """Mean relative error of each head of each layer at full sparsity, on the first case."""
         case, meter = self.cases[0], ErrorMeter()
-        piece = self._piece(preset, f"errors of layers, {_short(case)}")
+        piece = self._piece(preset, f"errors of heads, {_short(case)}")
         with piece, Session(self.pipe, preset) as session:
             session.observe(meter)
             generate(self.pipe, case.request, self.board.on_step)
-        ways = preset.schedule.ways(Progress.first(case.request.steps))
-        layers = 1 + max(key.layer for key in meter.errors)
-        table = meter.relative_l1(layers, case.request.steps)
-        full = [step for step, way in enumerate(ways) if way >= 1]
-        return [
-            fmean([error for step in full if (error := row[step]) is not None] or [0.0])
-            for row in table
-        ]
+        return errors_of_heads(meter, preset.schedule.ways(Progress.first(case.request.steps)))
 
     def _can_run(self, preset: Preset) -> bool:
         if preset.policy.mean_density is None:
@@ -211,3 +205,18 @@ def _about(preset: Preset) -> str:
 
 def _short(case: Case) -> str:
     return f"prompt {case.prompt_index + 1}, seed {case.request.seed}"
+
+
+def errors_of_heads(meter: ErrorMeter, ways: list[float]) -> Errors:
+    """Mean relative L1 of each head of each layer over the calls at full sparsity.
+
+    Args:
+        meter: Of a run.
+        ways: How far each step has come to full sparsity.
+    """
+    found: dict[int, list[list[float]]] = {}
+    for key, error in meter.errors.items():
+        if ways[key.step] >= 1:
+            found.setdefault(key.layer, []).append(error.relative_l1.mean(dim=0).tolist())
+    layers = range(1 + max(key.layer for key in meter.errors))
+    return [[fmean(each) for each in zip(*found.get(at, [[0.0]]), strict=True)] for at in layers]

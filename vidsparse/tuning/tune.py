@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, Protocol
 
 from vidsparse.comparison import fingerprint
 from vidsparse.comparison.finished import Finished
@@ -19,8 +20,9 @@ from vidsparse.metrics.scores import Scorer
 from vidsparse.preset import Preset
 from vidsparse.presets import METHODS, find_preset
 from vidsparse.progress import Progress
-from vidsparse.tuning.layers import LayerErrors
+from vidsparse.tuning.curves import ErrorCurves, Errors, equally
 from vidsparse.tuning.search import (
+    SAVINGS,
     Base,
     Measure,
     Target,
@@ -35,6 +37,7 @@ from vidsparse.tuning.trials import LPIPS, Trials, board_of
 from vidsparse.tuning.verdict import preset_file, verdict
 
 BASES = ("balanced", "semantic")
+SHARING = 6 + SAVINGS  # runs to share density among layers and heads, at most
 TRIALS = ".trials"  # folder of what was run, beside the preset file
 
 
@@ -130,13 +133,15 @@ def run_tuning(
             pipe = spec.job.load()
         finished = Finished(spec=spec, clips=clips, machine=fingerprint.of_machine(spec.job))
         scorer = Scorer(spec.weights, device=spec.job.device) if spec.weights else None
-        most = most_trials(bases, len(CHANGES) + 3) + 1
+        most = most_trials(bases, len(CHANGES) + SHARING) + 1
         kinds = [base.preset.name for base in bases for _ in range(most * len(spec.cases))]
         with board_of(reporter, kinds[: most * len(spec.cases)]) as board:
             error = Measure.LPIPS if scorer is not None else Measure.PSNR
             trials = Trials(finished=finished, pipe=pipe, error=error, board=board, scorer=scorer)
             trials.dense()
-            best = _search(bases, target, trials)
+            best = find(
+                bases, target, trials, trials.cases[0].request.steps, spec.job.checkpoint.layers
+            )
     file = preset_file(path, name, best, target, trials, command)
     file.write()
     preset = file.preset(find_preset(file.base))
@@ -148,15 +153,38 @@ def run_tuning(
     )  # fmt: skip
 
 
-def _search(bases: list[Base], target: Target, trials: Trials) -> Trial:
-    """Density first, then how steps and layers share it."""
+class Runs(Protocol):
+    """Runs presets on the prompts."""
+
+    def __call__(self, preset: Preset, /) -> Trial | None:
+        """A preset on the prompts; None where a run cannot have its mean density."""
+        ...
+
+    def errors(self, preset: Preset, /) -> Errors:
+        """Mean relative error of each head of each layer, at full sparsity."""
+        ...
+
+
+def find(bases: list[Base], target: Target, trials: Runs, steps: int, layers: int | None) -> Trial:
+    """The best: density first, then how steps, layers and heads share it.
+
+    Args:
+        bases: Where to start.
+        target: What is wanted.
+        trials: Makes every trial.
+        steps: Of a run.
+        layers: Of the model, None where nobody knows.
+
+    Raises:
+        BadInputError: When no run can be sparse.
+    """
     best = search(bases, target, trials)
     if best is None:
         raise BadInputError(
             "no preset can have a mean density below dense in a run of so few steps: give --steps"
         )
     best = refine(best, CHANGES, target, trials)
-    return _share_layers(best, target, trials)
+    return _share(best, target, trials, steps, layers)
 
 
 def _switch(name: str, value: float) -> Callable[[Preset], Preset | None]:
@@ -183,29 +211,42 @@ CHANGES = (
 )  # of a preset, at the same mean density
 
 
-def _share_layers(best: Trial, target: Target, trials: Trials) -> Trial:
-    """Give layers what their measured errors ask for, where that errs less in whole runs."""
-    steps = trials.cases[0].request.steps
-    density = best.preset.policy.mean_density
-    layers = trials.finished.spec.job.checkpoint.layers
-    if density is None or best.preset.schedule.dense_layers or not layers or layers < 2:
+def _share(best: Trial, target: Target, trials: Runs, steps: int, layers: int | None) -> Trial:
+    """Give layers, then heads, what their measured errors ask for, where whole runs err less so."""
+    base, density = best.preset, best.preset.policy.mean_density
+    if density is None or base.schedule.dense_layers or not layers or layers < 2:
         return best
-    full = full_density(best.preset, Progress.first(steps), layers=layers)
-    other = min(0.9, 2 * full)
-    if other - full < 0.05:
+    full = full_density(base, Progress.first(steps), layers=layers)
+    both = full, min(0.9, 2 * full)
+    if both[1] - full < 0.05:
         return best
-    both = [best.preset.override({"density": each}) for each in (full, other)]
-    errors = trials.layer_errors(both[0]), trials.layer_errors(both[1])
-    if len(errors[0]) != layers or len(errors[1]) != layers:
+    low, high = (trials.errors(base.override({"density": each})) for each in both)
+    if len(low) != layers or len(high) != layers:
         return best
-    curves = LayerErrors.through((full, other), errors)
-    base, path = best.preset, "layers"
+    of_layers = [[fmean(heads)] for heads in low], [[fmean(heads)] for heads in high]
+    curves = ErrorCurves.through(both, of_layers)
+    best = _shared(best, base, curves, "layers", target, trials, steps)
+    if all(len(heads) == 1 for heads in low):
+        return best
+    try:
+        low, high = (trials.errors(equally(base, each, low, "heads")) for each in both)
+    except BadInputError:  # the preset has one density for all heads
+        return best
+    curves = ErrorCurves.through(both, (low, high))
+    return _shared(best, base, curves, "heads", target, trials, steps)
+
+
+def _shared(
+    best: Trial, base: Preset, curves: ErrorCurves, path: str, target: Target, trials: Runs,
+    steps: int,
+) -> Trial:  # fmt: skip
+    """The best, or a preset that shares as much density so, if it errs less."""
 
     def share(_: Preset, mean: float) -> Preset | None:
         found = at(base, mean)
         return None if found is None else curves.preset(found, steps, path)
 
-    preset = share(base, density)
+    preset = share(base, best.preset.policy.mean_density or best.density)
     trial = None if preset is None else trials(preset)
     if trial is None or trial.error >= best.error:
         return best

@@ -1,13 +1,16 @@
 """What diffusers does to a pipeline: the right things, in the right order, or a sentence."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
+from torch._dynamo.utils import counters
 
 import vidsparse
 from vidsparse.comparison.fingerprint import of_machine
@@ -17,10 +20,10 @@ from vidsparse.errors import BadInputError
 from vidsparse.pipelines.running.caches import read_cache
 from vidsparse.pipelines.running.checkpoints import CHECKPOINTS
 from vidsparse.pipelines.running.load import load_pipeline
-from vidsparse.pipelines.running.stack import Stack, lora_files
+from vidsparse.pipelines.running.stack import Stack, is_compiled, lora_files
 
 SPARSE: dict[str, Any] = {"min_tokens": 0, "block": 16, "density": 0.3, "warmup": 0.05}
-STEPS = 3
+STEPS, CPU = 3, torch.device("cpu")
 
 
 @pytest.fixture
@@ -64,6 +67,26 @@ def test_weights_that_wait_elsewhere_change_nothing(wan, untouched, offload):
     assert session.stats.mean_density < 1
 
 
+def test_layers_of_the_shipped_pipeline_that_wait_change_nothing(monkeypatch):
+    """diffusers names the device ``cpu:0``; a copy of a parameter to there is a plain tensor."""
+    on_cpu = accelerate.cpu_offload
+    monkeypatch.setattr(
+        accelerate, "cpu_offload", lambda module, _, **how: on_cpu(module, CPU, **how)
+    )
+    call: dict[str, Any] = {"num_frames": 5, "height": 64, "width": 64, "num_inference_steps": 2}
+    made = []
+    for offload in (None, "sequential"):
+        pipe = load_pipeline(stack=Stack(quantize="int8"))
+        Stack(offload=offload).set_up(pipe, "cpu")
+        pipe.set_progress_bar_config(disable=True)
+        waits = {parameter.device.type for parameter in pipe.transformer.parameters()}
+        assert waits == ({"cpu"} if offload is None else {"meta"})
+        draw = torch.Generator().manual_seed(0)
+        with vidsparse.sparsify(pipe, "draft", strict=True, **SPARSE):
+            made.append(pipe("a circle", output_type="latent", generator=draw, **call).frames)
+    assert torch.equal(*made)
+
+
 def test_a_lora_is_loaded_from_its_file_or_folder(wan, stored, lora):
     folder, expected = lora
     for path in (folder, *lora_files(folder)):
@@ -76,8 +99,11 @@ def test_a_lora_is_loaded_from_its_file_or_folder(wan, stored, lora):
     torch.testing.assert_close(wan.generate(with_offload), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_eight_bit_weights_are_those_of_the_transformer_alone(wan, stored):
-    pipe = loaded(stored, quantize="int8")
+@pytest.mark.parametrize("quantize", ["int8", "int8-dynamic"])
+def test_eight_bit_weights_are_those_of_the_transformer_alone(wan, stored, quantize):
+    pipe = loaded(stored, quantize=quantize)
+    for weight in (each for each in pipe.transformer.parameters() if hasattr(each, "qdata")):
+        assert (getattr(weight, "act_quant_kwargs", None) is None) == (quantize == "int8")
     kinds = {type(p).__name__ for p in pipe.transformer.parameters()}
     assert "Int8Tensor" in kinds
     assert {type(p).__name__ for p in pipe.text_encoder.parameters()} == {"Parameter"}
@@ -109,6 +135,34 @@ def test_a_cache_skips_calls_beside_sparsity_and_offload(wan, tmp_path, text):
     torch.testing.assert_close(*made, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("text", "offload"), [(CACHES[0], None), (CACHES[1], None), (CACHES[3], "group")]
+)
+def test_a_cache_skips_compiled_blocks_and_nothing_is_compiled_after_the_first(
+    wan, tmp_path, monkeypatch, text, offload
+):
+    (tmp_path / "ratios.json").write_text(json.dumps([1.0] * 5))
+    cache = read_cache(text.replace("RATIOS", str(tmp_path / "ratios.json")))
+    eager = placed(wan, cache=cache)
+    with vidsparse.sparsify(eager, "draft", strict=True, **SPARSE) as session:
+        expected, calls = wan.generate(eager), len(session.stats.calls)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    counters.clear()
+    pipe, graphs = placed(wan, cache=cache, compile=True, offload=offload), []
+    assert is_compiled(pipe)
+    assert not is_compiled(eager)
+    with vidsparse.sparsify(pipe, "draft", strict=True, **SPARSE) as session:
+        pipe.transformer.register_forward_hook(
+            lambda *_: graphs.append(counters["stats"]["unique_graphs"])
+        )
+        torch.testing.assert_close(wan.generate(pipe), expected, rtol=1e-4, atol=1e-5)
+        assert len(session.stats.calls) == calls < CALLS
+    assert graphs == [1] * (2 * STEPS)
+    assert not counters["graph_break"]
+    torch._dynamo.reset()
+
+
 def test_tiles_and_compiled_blocks_are_asked_of_diffusers(wan, monkeypatch):
     pipe, asked = wan.build["one_expert"](), []
     monkeypatch.setattr(
@@ -116,19 +170,22 @@ def test_tiles_and_compiled_blocks_are_asked_of_diffusers(wan, monkeypatch):
     )
     Stack(compile=True, vae_tiling=True).set_up(pipe, "cpu")
     assert pipe.vae.use_tiling
-    Stack(compile=True, offload="group").set_up(wan.build["one_expert"](), "cpu")
     Stack(compile=True).set_up(wan.build["two_experts"](), "cpu")
-    assert [how["fullgraph"] for how in asked] == [True, False, True, True]
+    assert [how["fullgraph"] for how in asked] == [True, True, True]
+    grouped = wan.build["one_expert"]()
+    Stack(compile=True, offload="group").set_up(grouped, "cpu")
+    assert is_compiled(grouped)
+    assert len(asked) == 3  # these are compiled within the hooks that bring weights
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"quantize": "int4"}, "unknown --quantize 'int4': choose fp8, int8"),
+        ({"quantize": "int4"}, "unknown --quantize 'int4': choose fp8, int8, int8-dynamic"),
         ({"quantize": "fp8"}, "--quantize fp8 needs an NVIDIA GPU: take int8 here"),
         ({"offload": "disk"}, "unknown --offload 'disk': choose model, group, sequential"),
         ({"offload": "group"}, "--offload group needs a GPU"),
-        ({"compile": True, "cache": read_cache("mag")}, "--compile and --cache mag cannot go"),
+        ({"compile": True, "cache": read_cache("taylorseer")}, "and --cache taylorseer cannot go"),
         ({"compile": True, "offload": "sequential"}, "--compile and --offload sequential cannot"),
         ({"lora": Path("none")}, "--lora none must be a .safetensors file, or a folder that holds"),
         ({"cache": read_cache("mag")}, "mag needs ratios measured on the model"),
