@@ -189,6 +189,8 @@ def test_a_forecast_tells_computed_blocks_and_pairs_apart():
         ).exact
         for only in (rows, None)
     )
+    assert some is not None
+    assert every is not None
     assert torch.equal(some.to_block_mask()[:, :, rows], every.to_block_mask()[:, :, rows])
     assert int(some.kv_count.sum()) == int(every.kv_count[..., rows].sum())
 
