@@ -33,7 +33,6 @@ def test_eight_bits(compiled, head_dim, kv_block):
         ("observe", 128, 128, 128),
         ("observe", 128, 64, 64),
         ("partial", 128, 128, 128),
-        ("partial", 128, 128, 64),
         ("packed", 128, 128, 64),
         ("packed", 64, 64, 64),
         ("means", 128, 128, 64),
