@@ -1,7 +1,8 @@
 """What blocks cost that are computed in part, beside whole ones: equal lists, one mask more.
 
     python benchmarks/partial_blocks.py -o partial_blocks.json
-    python benchmarks/partial_blocks.py --device cpu --tokens 700 --heads 1 --image 48x48 --rounds 2
+    python benchmarks/partial_blocks.py --device cpu --tokens 700 --heads 1 --image 48x48 \\
+        --text 20 --image-heads 1 --rounds 2
 
 Random lists at Wan 14B's shape, of which a share is partial with all bits set, and the rules of
 CLEAR and GNA on an image of FLUX at 2048 x 2048, each beside the same lists of whole blocks. Each
