@@ -30,7 +30,10 @@ from vidsparse.presets import PRESETS
 from vidsparse.sparse_attention import SparseAttention
 
 SIDE, MARGIN, TEXT = 360, 12, 34
-METHODS: dict[str, dict[str, Any]] = {"draft": {}, "svg2": {"first_iterations": 10}}
+METHODS: dict[str, dict[str, Any]] = {
+    "draft": {},
+    "svg2": {"first_iterations": 10, "scope": "head"},  # each head the same density
+}
 
 
 def main() -> None:

@@ -113,6 +113,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "subblock": {},
     "coreset": {},
     "vidtome": {},
+    "vorta": {},
     "freeswim": {},
     "draft, corrected": {"preset": "draft", "correction": "delta"},
     "balanced, corrected": {"preset": "balanced", "correction": "delta"},

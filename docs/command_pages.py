@@ -39,6 +39,11 @@ EXAMPLES = {
         "vidsparse tune --prompts prompts.txt --target-psnr 28 -o my.toml",
         "vidsparse tune --model wan2.1-1.3b --prompts prompts.txt --target-seconds 60 -o fast.toml",
     ),
+    "calibrate": (
+        "vidsparse calibrate sparse-vdit --prompts prompts.txt -o vdit.toml",
+        "vidsparse calibrate lite-attention --model wan2.1-1.3b --error 0.05 -o lite.toml",
+        "vidsparse calibrate paro --set density=0.3 -o paro.toml    # and paro.safetensors: masks",
+    ),
     "bench": (
         "vidsparse bench kernels --density 0.25 --rounds 3",
         "vidsparse bench pipeline --model wan2.1-14b --layers 8 --compile -o wan.json",
@@ -55,6 +60,7 @@ MORE = {
     "inspect": "[Looking closer](../comparing.md#looking-closer)",
     "plan": "[The schedule and the dial](../methods.md#the-schedule-and-the-dial)",
     "tune": "[A preset for your prompts](../comparing.md#a-preset-for-your-prompts)",
+    "calibrate": "[What is found offline](../methods.md#what-is-found-offline)",
     "bench": "[Kernels on a GPU](../performance.md#kernels-on-a-gpu)",
     "presets": "[Methods](../methods.md)",
     "doctor": "[Kernels on a GPU](../performance.md#kernels-on-a-gpu)",

@@ -29,6 +29,18 @@ def steps_listed(scheduler: Any) -> int:
     return len(scheduler.timesteps) if is_set else 0
 
 
+def calls_a_step(scheduler: Any) -> int:
+    """How often a step calls the transformer; the last one does once.
+
+    Heun's schedulers list each noise level but the first twice. Pipelines of diffusers count their
+    steps by this ``order`` too.
+
+    Args:
+        scheduler: None if there is none.
+    """
+    return getattr(scheduler, "order", 1)
+
+
 def share_behind(scheduler: Any, levels: Sequence[float]) -> float:
     """The share of the whole way from pure noise that is behind the first of some noise levels.
 

@@ -159,6 +159,17 @@ class Model:
         """The self-attention modules of a transformer, in order."""
         return _matching(transformer, self.self_attention)
 
+    def block_lists(self, transformer: nn.Module) -> dict[str, nn.ModuleList]:
+        """The lists of blocks that hold self-attention, by name."""
+        names = {
+            found[1]
+            for path, _ in transformer.named_modules()
+            if re.fullmatch(self.self_attention, path)
+            and (found := re.match(r"(.*?)\.\d+\.", path))
+        }
+        lists = {name: transformer.get_submodule(name) for name in sorted(names)}
+        return {name: each for name, each in lists.items() if isinstance(each, nn.ModuleList)}
+
     def padded(self, transformer: nn.Module) -> list[nn.Module]:
         """The modules that are told of padding."""
         return _matching(transformer, self.padding) if self.padding else []

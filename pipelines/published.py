@@ -64,6 +64,15 @@ _ONE_LAYER = {"dense_layers": 1}  # 3 % of 36, of 40 and of 60, rounded down as 
 _RADIAL, _SVG = "mit-han-lab/radial-attention", "svg-project/Sparse-VideoGen"
 _RECTIFIED, _PSA = "BienLuky/Rectified-SpaAttn", "ziplab/Pyramid-Sparse-Attention"
 
+_PSA_MASS = f"{_PSA}, shares of importance"
+
+
+def _by_mass(p: float, **levels: float) -> dict[str, Any]:
+    """PSA's blocks by cumulative importance; other levels than these are not read."""
+    none = {"level2": 0.0, "level4": 0.0, "level8": 0.0}
+    return {"p": p, "floor": 0.06, **none, **levels, **_dense(15, 50)}
+
+
 PUBLISHED: tuple[Published, ...] = (
     Published(
         preset="radial",
@@ -252,11 +261,23 @@ PUBLISHED: tuple[Published, ...] = (
         settings={"density": 0.1, "level2": 0.05, "level8": 0.2, **_dense(15, 50)},
         source=_PSA,
     ),
-    Published(  # their shares of the mass are no shares of the blocks, as this preset's are
+    Published(
         preset="psa",
-        releases=(T2V_14B, T2V_A14B, TI2V_5B),
-        settings=_dense(15, 50),
-        source=f"{_PSA}, dense steps alone",
+        releases=(T2V_14B,),
+        settings=_by_mass(0.4, level2=0.1, level4=0.1, level8=0.2),
+        source=_PSA_MASS,
+    ),
+    Published(
+        preset="psa",
+        releases=(T2V_A14B,),
+        settings=_by_mass(0.5, level2=0.1, level8=0.2),
+        source=_PSA_MASS,
+    ),
+    Published(
+        preset="psa",
+        releases=(TI2V_5B,),
+        settings=_by_mass(0.6, level2=0.1, level8=0.1),
+        source=_PSA_MASS,
     ),
 )
 
@@ -321,6 +342,8 @@ def _left_out(preset: Preset, row: Published) -> set[str]:
     usual = PRESETS[preset.name].parameters()
     own = set(preset.told)
     for name, value in preset.parameters().items():
+        if name == "density" and value is None:
+            continue  # something else says how much: if not the row, then that is told
         if value not in (usual.get(name, value), row.settings.get(name, usual.get(name, value))):
             own.add(name)
     if "mean_density" in own:

@@ -31,6 +31,8 @@ class Session:
 
     Attributes:
         preset: What to compute, and when, with what is published of it for this model.
+        layers: Self-attention layers of each transformer by its name, and heads of a layer, None
+            where they differ.
 
     Args:
         target: A diffusers pipeline or one of its transformers.
@@ -72,9 +74,11 @@ class Session:
         ]
         for forward in forwards:
             _check_layers(forward)
+        self.layers = {each.name: (len(each.layers), _heads(each)) for each in forwards}
         if preset.schedule.budgets is not None:
-            layers = {each.name: (len(each.layers), _heads(each)) for each in forwards}
-            preset.schedule.budgets.check(layers)
+            preset.schedule.budgets.check(self.layers)
+        for found in preset.of_model:
+            found.check_model(self.layers)
         try:
             self._undo.do(taps.next_epoch, taps.next_epoch)
             for forward in forwards:

@@ -1,6 +1,8 @@
 """What every test shares: no network, a fixed seed, and GPU tests only where there is one."""
 
+import functools
 import os
+from types import SimpleNamespace
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
@@ -52,6 +54,26 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_interpreter():
+    """Triton's interpreter puts its functions in place of the language's once for each function.
+
+    Else it does so at each call of one, by reading the whole language: a third of its time.
+    """
+    if not os.environ.get("TRITON_INTERPRET"):
+        return
+    from triton.runtime import interpreter
+
+    put_in_place = interpreter._patch_lang
+
+    @functools.cache
+    def once(function):
+        put_in_place(function)
+        return SimpleNamespace(restore=lambda: None)
+
+    interpreter._patch_lang = once
 
 
 @pytest.fixture(autouse=True, scope="session")

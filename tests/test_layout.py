@@ -106,7 +106,7 @@ def within(name: str, *packages: str) -> bool:
     return any(f"{name}.".startswith(f"{package}.") for package in packages)
 
 
-UPPER = ("comparison", "bench", "tuning", "cli")  # the floors above the rooms
+UPPER = ("comparison", "bench", "tuning", "calibrating", "cli")  # the floors above the rooms
 APPLICATIONS = tuple(f"vidsparse.{name}" for name in UPPER)
 COMMAND_LINE = ("typer", "click", "rich")
 
@@ -137,7 +137,7 @@ def may_running(found: Import) -> bool:
 
 
 def may_comparison(found: Import) -> bool:
-    above = ("vidsparse.cli", "vidsparse.bench", "vidsparse.tuning")
+    above = ("vidsparse.cli", "vidsparse.bench", "vidsparse.tuning", "vidsparse.calibrating")
     return not within(found.name, *above, *COMMAND_LINE)
 
 
@@ -147,6 +147,11 @@ def may_bench(found: Import) -> bool:
 
 def may_tuning(found: Import) -> bool:
     return not within(found.name, "vidsparse.cli", "vidsparse.bench", *COMMAND_LINE)
+
+
+def may_calibrating(found: Import) -> bool:
+    beside = ("vidsparse.cli", "vidsparse.bench", "vidsparse.tuning")
+    return not within(found.name, *beside, *COMMAND_LINE)
 
 
 def may_pipelines(found: Import) -> bool:
@@ -169,6 +174,7 @@ FLOORS: dict[str, tuple[list[Path], Callable[[Import], bool]]] = {
     "comparison": (files_under("vidsparse/comparison"), may_comparison),
     "bench": (files_under("vidsparse/bench"), may_bench),
     "tuning": (files_under("vidsparse/tuning"), may_tuning),
+    "calibrating": (files_under("vidsparse/calibrating"), may_calibrating),
 }
 
 

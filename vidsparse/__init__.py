@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from vidsparse.calibrating.calibrate import Calibration
     from vidsparse.comparison.reporter import Reporter
     from vidsparse.comparison.run import Comparison
     from vidsparse.metrics.weights import Weights
@@ -36,6 +37,7 @@ __all__ = [
     "Preset",
     "TokenGrid",
     "VidsparseError",
+    "calibrate",
     "compare",
     "register",
     "register_part",
@@ -72,7 +74,7 @@ def sparsify(
     Args:
         target: A diffusers pipeline, or a transformer of one.
         preset: A name in ``PRESETS``, a preset of your own, or ``FILE.py:NAME`` for one in a
-            file, or a preset file such as ``tune`` writes, by its path.
+            file, or a preset file such as ``tune`` and ``calibrate`` write, by its path.
             What its authors publish for this model is taken where no parameter says otherwise;
             ``session.preset`` is what runs.
         strict: Raise ``DenseFallbackError`` where a call would fall back to dense.
@@ -228,7 +230,8 @@ def tune(
     Args:
         pipe: A diffusers pipeline that makes videos or images from text, without a session.
         prompts: What the videos show; two or three are enough.
-        presets: Where to start: names, or presets of vidsparse with other parameters.
+        presets: Where to start: names, or presets of vidsparse with other parameters, also those
+            of a file that ``calibrate`` wrote.
         target_psnr: In dB against dense, at least; give one target.
         target_lpips: Against dense, at most.
         target_seconds: Of a run, at most: then the best that is in time is sought.
@@ -260,13 +263,15 @@ def tune(
     from vidsparse.cli.progress import PythonScreen
     from vidsparse.comparison import of_pipe
     from vidsparse.comparison.reporter import Silent
+    from vidsparse.presets import under_base
     from vidsparse.tuning.tune import read_target, run_tuning
 
     target = read_target(target_psnr, target_lpips, target_seconds)
     video: dict[str, Any] = {"frames": frames, "height": height, "width": width}
     video |= {"steps": steps, "guidance": guidance}
+    chosen = [under_base(each) for each in of_pipe.read_presets(presets, parameters)]
     spec = of_pipe.spec_of(
-        pipe, presets, prompts, seeds, video=video, strict=strict, parameters=parameters,
+        pipe, chosen, prompts, seeds, video=video, strict=strict, parameters=parameters,
         weights=weights,
     )  # fmt: skip
     given = {f"target_{target.measure.value}": target.value} | video | parameters
@@ -276,6 +281,79 @@ def tune(
             spec, target, Path(out), command=of_pipe.describe_call(spec, given, name="tune"),
             reporter=reporter, overwrite=overwrite,
         )  # fmt: skip
+
+
+def calibrate(
+    pipe: Any,
+    method: str | Preset,
+    prompts: str | Sequence[str],
+    *,
+    out: str | Path = "calibrated.toml",
+    seeds: int | Sequence[int] = 0,
+    frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    error: float | None = None,
+    store_masks: bool | None = None,
+    overwrite: bool = False,
+    progress: bool | Reporter = True,
+    **parameters: Any,
+) -> Calibration:
+    """Find what a method chooses offline, in dense runs of a few prompts, and write it to a file.
+
+    What heads take (``sta``, ``svg``, ``paro``, ``sparse-vdit``, ``mminference``, ``vorta``), or
+    the margins of layers (``lite``, ``lite-attention``), is looked for at every call of each run,
+    and nothing of q, k and v is kept.
+
+    Args:
+        pipe: A diffusers pipeline that makes videos or images from text, without a session.
+        method: Its name, or a preset of vidsparse with other parameters.
+        prompts: What the videos show; one or two are enough.
+        out: The preset file, which ``sparsify``, ``compare`` and ``--preset`` take by its path.
+        seeds: Of the noise; every prompt is run with each.
+        frames: Frames of a video; this and what follows is as the model's authors recommend
+            where it is left out.
+        height: In pixels.
+        width: In pixels.
+        steps: Denoising steps.
+        guidance: Guidance scale.
+        error: Relative L1 of each layer's output at most, where margins are found; 0.05 when None.
+        store_masks: Whether the masks of all heads are kept too, in a file beside it; None does so
+            for ``paro``, which alone has some.
+        overwrite: Whether files that are there may be replaced.
+        progress: Show a bar over all of the work, on a terminal or in a notebook; or who is told
+            of it instead.
+        **parameters: Parameters of the preset to change.
+
+    Returns:
+        The preset, its file, and what was found.
+
+    Raises:
+        BadInputError: For what cannot be calibrated; nothing is made then.
+        VidsparseError: When a run fails.
+    """
+    from pathlib import Path
+
+    from vidsparse.calibrating.asked import Asked
+    from vidsparse.calibrating.calibrate import run_calibration
+    from vidsparse.cli.progress import PythonScreen
+    from vidsparse.comparison import of_pipe
+    from vidsparse.comparison.reporter import Silent
+
+    [preset] = of_pipe.read_presets(method, parameters)
+    asked = Asked.of(preset, error, store_masks)
+    video: dict[str, Any] = {"frames": frames, "height": height, "width": width}
+    video |= {"steps": steps, "guidance": guidance}
+    spec = of_pipe.spec_of(pipe, preset, prompts, seeds, video=video)
+    given = video | {"error": error, "store_masks": store_masks} | parameters
+    reporter = PythonScreen() if progress is True else progress or Silent()
+    command = of_pipe.describe_call(spec, given, name="calibrate", method=preset.name)
+    with of_pipe.as_it_was(pipe):
+        return run_calibration(
+            spec, asked, Path(out), command=command, reporter=reporter, overwrite=overwrite
+        )
 
 
 def session_of(target: Any) -> Session | None:

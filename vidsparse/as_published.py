@@ -39,8 +39,8 @@ AS_PUBLISHED: tuple[AsPublished, ...] = (
         preset="sta",
         rule="a window of whole tiles around the tile of a query, moved inside at the borders",
         differs="tiles of 4 x 4 x 4, where theirs are 6 x 8 x 8 (`tile_*`, `unit_*`); a head takes "
-        "the window or a slab by sampled error once a generation, where theirs are searched over "
-        "prompts for each step, layer and head",
+        "the window or a slab by sampled error at every step; `vidsparse calibrate sta` chooses "
+        "over prompts for each step, layer and head, as theirs do, among these four",
     ),
     AsPublished(
         preset="xattention",
@@ -81,12 +81,13 @@ AS_PUBLISHED: tuple[AsPublished, ...] = (
         rule="a block whose every score lags the running maximum of its row by more than `margin` "
         "(-10, log2) is not visited again in the run; the first block visited always stays; "
         "visits change direction at each step; `must_keep` ranges are never dropped; the first "
-        "step is dense; `margins` reads thresholds by layer and part of the run, which "
-        "`vidsparse.calibration.margin_for` finds for a relative L1 error of .05",
+        "step is dense; `margins` reads thresholds by layer and step, which `vidsparse "
+        "calibrate lite-attention` finds for a relative L1 error of .05",
         rounded="blocks of 128 x 128; theirs are 128 x 176 at a head of 128",
-        differs="the diagonal and text always stay; the direction follows the step's number, so a "
-        "cache that skips steps may keep it; `lite`, ours, starts at the diagonal, at -6, and "
-        "opens 1% of the blocks again at every step",
+        differs="the error is one for all steps, where theirs is smaller for early ones, by how "
+        "much is not known; the diagonal and text always stay; the direction follows the step's "
+        "number, so a cache that skips steps may keep it; `lite`, ours, starts at the diagonal, at "
+        "-6, and opens 1% of the blocks again at every step",
     ),
     AsPublished(
         preset="svg",
@@ -133,11 +134,14 @@ AS_PUBLISHED: tuple[AsPublished, ...] = (
         "random; a row's best 10% of blocks exactly, the next 5% through means of 2 keys, the next "
         "20% of 8, the rest not at all, ln of the tokens added to a mean's score; blocks of 128 "
         "along a curve; dense for 15 of 50 steps; `cap=True` limits means by the likeness of keys "
-        "(.7, .65, .6), as their older kernel does",
+        "(.7, .65, .6), as their older kernel does; for Wan 14B, A14B and 5B of a row's sorted "
+        "importance the blocks that hold .4 (.5, .6) exactly, up to .5 (.6, .7) through means of "
+        "2, up to .6 of 4 (14B alone), up to .8 of 8, 6% of the blocks exactly at least "
+        "(`p`, and `level*` as shares of it)",
         differs="a launch for each level, merged by log-sum-exp: the numbers of their one pass; "
         "a Hilbert curve in the smallest cube instead of Gilbert's; the diagonal and the last "
-        "block are exact; draws are seeded by layer and step; shares by rank alone, where they "
-        "have shares of importance for Wan 14B",
+        "block are exact; draws are seeded by layer and step; the block that crosses a share is in "
+        "it (assumed), and no level is rounded up to a full tile of their kernel",
     ),
     AsPublished(
         preset="rainfusion",
@@ -154,7 +158,7 @@ AS_PUBLISHED: tuple[AsPublished, ...] = (
         rule="a head takes, of a diagonal, many diagonals, vertical stripes, nothing at all (its "
         "output is zero) and everything, what has the least error + .5 x density; everything "
         "where all others lose more than 1; `choices` reads what "
-        "`vidsparse.calibration.choices_for` found offline, by layer, head and part of the run",
+        "`vidsparse calibrate sparse-vdit` found offline, for each step, layer and head",
         rounded="the patterns, to blocks",
         differs="the error is relative to the mean square output of the layer's heads, since the "
         "paper's has a scale of its model; patterns keep the density of the preset, where theirs "
@@ -166,12 +170,14 @@ AS_PUBLISHED: tuple[AsPublished, ...] = (
         rule="of the six nestings of frame, row and column a head takes that of the least "
         "alpha (1 - empty) + (1 - alpha) uneven, each over its sum; empty: share of blocks of 64 "
         "of which 90% of the entries are below .001; uneven: mean of largest over mean entry; no "
-        "dense steps; `choices` reads what `vidsparse.calibration.choices_for` found offline; "
+        "dense steps; `vidsparse calibrate paro` finds that offline, one nesting a head, and keeps "
+        "a mask of blocks for each head and step of the first half of the run, and one for all "
+        "later steps: the blocks of the most exact attention, `density` of each head's map; "
         "`precision=int8` beside it",
         differs="alpha, which is not published, is .5; the sign of emptiness is its words', not "
-        "its formula's; 16 blocks of queries stand for all; masks are made at every step from "
-        "block means, where theirs are stored for each step, layer and head (1 GB) from exact "
-        "maps of one prompt",
+        "its formula's; 16 blocks of queries stand for all; without a file masks are made at every "
+        "step from block means; those of a file are of the first prompt and guidance branch, and "
+        "the mask that later steps share is that of the first of these (assumed)",
     ),
     AsPublished(
         preset="re-ttention",
@@ -328,9 +334,19 @@ AS_PUBLISHED: tuple[AsPublished, ...] = (
         differs="the rule for Wan (for HunyuanVideo keys are chosen by their own likeness). The "
         "last block of what is kept may hold tokens that are not, and a row of none of them reads "
         "its own block, which nobody uses. Boxes that end short are kept to the same share (there "
-        "the grid must divide). Text is exact. VORTA gives it to some heads, by a router that is "
-        "trained; here every head has it, since an error on sampled rows does not see copies. "
-        "Another density keeps its root of the tokens",
+        "the grid must divide). Text is exact. VORTA gives it to some heads: `vorta`. Another "
+        "density keeps its root of the tokens",
+    ),
+    AsPublished(
+        preset="vorta",
+        rule="a head takes a window of 3 x 3 x 3 tiles of 6 x 8 x 8, moved inside at the borders, "
+        "the coreset of `coreset`, or everything",
+        rounded="as `coreset` and `sta`",
+        differs="its router is trained, and sees the step alone; here a head takes what has the "
+        "least squared error on 64 rows, relative to the layer's outputs, + .5 x density "
+        "(assumed), at every step, or offline by `vidsparse calibrate vorta`: then it too sees "
+        "the step, layer and head alone. Copies are in the error. It takes everything where the "
+        "others lose more than .5",
     ),
     AsPublished(
         preset="vidtome",

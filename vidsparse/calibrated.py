@@ -1,4 +1,4 @@
-"""What was found offline for each layer and head, kept in a file that a preset reads."""
+"""What was found offline for each layer and head, kept in a preset file."""
 
 from __future__ import annotations
 
@@ -10,38 +10,49 @@ from typing import Any
 
 from vidsparse.errors import BadInputError
 from vidsparse.files import replace_file
+from vidsparse.of_model import TRANSFORMERS, OfModel, Transformers, read_transformers, said
+from vidsparse.toml import toml_key, toml_value
 
 Value = float | str
 Values = tuple[Value, ...]
 """Of the heads of a layer, or one for all of them."""
 Part = tuple[float, tuple[tuple[str, Values], ...]]
 """Until which share of the run, and the values of its layers by name."""
+TABLES = ("choices", "margins")
+"""The tables of parts, each named as the parameter that it is."""
 
 
 @dataclass(frozen=True)
-class Calibrated:
+class Calibrated(OfModel):
     """Values of layers and heads, which may differ from one part of a run to the next.
 
-    The file is TOML: parts in the order of the run, each with the share of the run where it ends,
-    and in it layer numbers, or ``EXPERT/LAYER`` where a pipeline has two transformers, with a value
-    for each head or one for all.
+    They stand in a preset file: parts in the order of the run, each with the share of the run where
+    it ends, and in it layer numbers, or ``EXPERT/LAYER`` where a pipeline has two transformers,
+    with a value for each head or one for all.
 
-        method = "lite-attention"
+        name = "mine"
+        base = "lite-attention"
 
-        [[part]]
+        [transformers]
+        transformer = {layers = 1, heads = 2}
+
+        [[margins]]
         until = 0.5
 
-        [part.layers]
+        [margins.layers]
         0 = [-8.0]
-        "transformer_2/0" = [-6.0, -7.0]
+
+        [[margins]]
+        until = 1.0
+
+        [margins.layers]
+        0 = [-6.0, -7.0]
 
     Attributes:
-        path: The file.
         method: The preset that it was made for.
         parts: Its content.
     """
 
-    path: str
     method: str
     parts: tuple[Part, ...]
 
@@ -56,11 +67,32 @@ class Calibrated:
             content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise BadInputError(f"cannot read the calibration file {path}: {error}") from None
-        parts = content.get("part")
-        if not isinstance(parts, list) or not parts or not isinstance(content.get("method"), str):
+        found = [each for name in TABLES if (each := cls.made_of(path, name, content)) is not None]
+        if len(found) != 1:
             raise BadInputError(
-                f"the calibration file {path} must have a method and a [[part]] with until and "
-                "layers"
+                f"the calibration file {path} must have a base and either [[choices]] or "
+                "[[margins]], with until and layers, such as vidsparse calibrate writes"
+            )
+        return found[0]
+
+    @classmethod
+    def made_of(cls, path: str, table: str, content: Mapping[str, Any]) -> Calibrated | None:
+        """What a file holds in one of ``TABLES``; None if nothing.
+
+        Args:
+            path: The file.
+            table: The table.
+            content: Of the file.
+
+        Raises:
+            BadInputError: When it holds something else.
+        """
+        parts = content.get(table)
+        if parts is None:
+            return None
+        if not isinstance(parts, list) or not parts or not isinstance(content.get("base"), str):
+            raise BadInputError(
+                f"the calibration file {path} must have a base and its [[{table}]] until and layers"
             )
         read = tuple(_part(path, each) for each in parts)
         ends = [until for until, _ in read]
@@ -69,10 +101,14 @@ class Calibrated:
                 f"the parts of the calibration file {path} must end in ascending "
                 f"order, got until = {', '.join(f'{end:g}' for end in ends)}"
             )
-        return cls(str(path), content["method"], read)
+        layers = read_transformers(path, content.get(TRANSFORMERS, {}))
+        return cls(str(path), layers, content["base"], read)
 
     def of(self, expert: str, layer: int, done: float, heads: int) -> Values | None:
         """The values of a layer, one for each head; None if it is not named.
+
+        What calibrating wrote names all layers, but of two transformers each in its own parts: in a
+        run that changes to the other at another step the nearest part has the values.
 
         Args:
             expert: Which transformer of the pipeline.
@@ -84,9 +120,12 @@ class Calibrated:
         Raises:
             BadInputError: When there are values for another number of heads.
         """
-        part = next((layers for until, layers in self.parts if done < until), self.parts[-1][1])
-        named = dict(part)
-        found = named.get(f"{expert}/{layer}", named.get(str(layer)))
+        at = next((i for i, (end, _) in enumerate(self.parts) if done < end), len(self.parts) - 1)
+        found = self._named(at, expert, layer)
+        if found is None and self.layers:
+            others = sorted(range(len(self.parts)), key=lambda other: abs(other - at))
+            each = (self._named(other, expert, layer) for other in others)
+            found = next((values for values in each if values is not None), None)
         if found is None or len(found) == heads:
             return found
         if len(found) != 1:
@@ -95,6 +134,10 @@ class Calibrated:
                 f"which has {heads} heads"
             )
         return found * heads
+
+    def _named(self, part: int, expert: str, layer: int) -> Values | None:
+        named = dict(self.parts[part][1])
+        return named.get(f"{expert}/{layer}", named.get(str(layer)))
 
     def check(self, method: str, known: Sequence[str] | None = None) -> None:
         """Raise BadInputError for values that are not those of a method.
@@ -118,35 +161,75 @@ class Calibrated:
                             f"{method} takes {takes}"
                         )
 
-    def __str__(self) -> str:
-        return self.path
+    def check_model(self, transformers: Transformers) -> None:
+        """Raise BadInputError for a model with other transformers, layers or heads."""
+        super().check_model(transformers)
+        for _, part in self.parts:
+            for name, values in part:
+                expert, _, layer = name.rpartition("/")
+                fitting = [each for key, each in transformers.items() if expert in ("", key)]
+                if not any(int(layer) < layers for layers, _ in fitting):
+                    raise BadInputError(
+                        f"the calibration file {self.path} names layer {name!r}, and this model "
+                        f"has {said(transformers)}"
+                    )
+                heads = {heads for _, heads in fitting if heads is not None}
+                if len(values) > 1 and heads and len(values) not in heads:
+                    raise BadInputError(
+                        f"the calibration file {self.path} has {len(values)} values for layer "
+                        f"{name}, and this model has {said(transformers)}"
+                    )
+
+    def check_grid(self, frames: int, height: int, width: int) -> None:
+        """Nothing: what heads choose is of a model, whatever the size of its videos."""
+
+    def toml(self, table: str) -> str:
+        """The parts as they stand in a file, in one of ``TABLES``."""
+        return parts_as_toml(table, self.parts)
+
+
+def parts_as_toml(table: str, parts: Sequence[Part]) -> str:
+    """Parts as they stand in a file."""
+    lines: list[str] = []
+    for until, layers in parts:
+        lines += [f"[[{table}]]", f"until = {float(until)!r}", "", f"[{table}.layers]"]
+        lines += [f"{toml_key(name)} = {toml_value(values)}" for name, values in layers]
+        lines.append("")
+    return "\n".join(lines)
 
 
 def write_calibrated(
     path: str | Path, method: str, parts: Sequence[tuple[float, Mapping[str, Sequence[Value]]]]
 ) -> Path:
-    """Write a file that ``Calibrated.read`` reads.
+    """Write a preset file that ``Calibrated.read`` reads; ``vidsparse calibrate`` says more in its.
 
     Args:
         path: Of the file.
         method: The preset that it is for.
-        parts: Until which share of the run, and the values of layers by name, in order.
+        parts: Until which share of the run, and the values of layers by name, in order: names of
+            alternatives, or margins.
 
     Returns:
         The path.
     """
-    lines = [f'method = "{method}"']
+    path = Path(path)
+    plain: list[Part] = []
     for until, layers in parts:
-        lines += ["", "[[part]]", f"until = {float(until)}", "", "[part.layers]"]
-        for name, values in layers.items():
-            said = ", ".join(f'"{v}"' if isinstance(v, str) else repr(float(v)) for v in values)
-            lines.append(f'"{name}" = [{said}]')
-    path, text = Path(path), "\n".join([*lines, ""])
+        named = ((name, tuple(_plain(each) for each in layers[name])) for name in layers)
+        plain.append((float(until), tuple(named)))
+    values = [value for _, layers in plain for _, each in layers for value in each]
+    table = "choices" if values and isinstance(values[0], str) else "margins"
+    head = f"name = {toml_value(path.stem)}\nbase = {toml_value(method)}\n\n"
+    text = head + parts_as_toml(table, plain)
     replace_file(path, lambda part: part.write_text(text, encoding="utf-8"))
     return path
 
 
-KEYS = ("until", "layers")
+KEYS = "until", "layers"
+
+
+def _plain(value: Value) -> Value:
+    return value if isinstance(value, str) else float(value)
 
 
 def _part(path: str, part: Any) -> Part:

@@ -6,7 +6,7 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from vidsparse.errors import BadInputError
-from vidsparse.progress import Progress
+from vidsparse.progress import UNKNOWN, Progress
 
 if TYPE_CHECKING:
     from vidsparse.preset import Preset
@@ -50,6 +50,58 @@ def full_density(
     return high if mean(high) <= asked else low
 
 
+def density_or_note(
+    preset: Preset,
+    run: Progress,
+    *,
+    layers: int | None = None,
+    means: float = 0.0,
+    besides: float = 0.0,
+    strict: bool = False,
+) -> tuple[float, str | None]:
+    """The density at full sparsity of any run, and what to say where it is not ``full_density``.
+
+    A run of few steps, the first of which is dense, may be unable to have a mean density that is
+    the preset's own, which nobody asked for: its sparse steps then are as sparse as those of a run
+    of many.
+
+    Args:
+        preset: As in ``full_density``; so are the others.
+        run: Of any of its steps.
+        layers: How many self-attention layers there are.
+        means: Blocks of keys over keys.
+        besides: Share of all pairs that a plan keeps beside its density.
+        strict: Whether a preset's own mean density is one that was asked for, too.
+
+    Raises:
+        BadInputError: When a mean density that was asked for cannot be reached, or one not even by
+            a run of many steps.
+    """
+
+    def of(run: Progress) -> float:
+        return full_density(preset, run, layers=layers, means=means, besides=besides)
+
+    try:
+        return of(run), None
+    except BadInputError as error:
+        if strict or "mean_density" in preset.told:
+            raise
+        try:
+            density = of(Progress.first(UNKNOWN))
+        except BadInputError:
+            raise error from None
+    mean = mean_density(preset, run, density, layers=layers, means=means, besides=besides)
+    steps = _steps(run)
+    return density, (
+        f"a run of {steps} cannot have the mean density {preset.policy.mean_density:g} of preset "
+        f"{preset.name!r}: it has {mean:.2f}, and its sparse steps {density:.2f} as in a run of "
+        f"{UNKNOWN} steps"
+        if mean < 1
+        else f"preset {preset.name!r} leaves no step of a run of {steps} to be sparse: give "
+        "warmup=0 and ramp_until=0, or more steps"
+    )
+
+
 def mean_density(
     preset: Preset,
     run: Progress,
@@ -86,10 +138,15 @@ def _out_of_reach(preset: Preset, run: Progress, asked: float, least: float) -> 
         "dense_layers": schedule.dense_layers,
     }
     said = ", ".join(f"{name}={value:g}" for name, value in given.items() if value)
-    steps, possible = len(run.bounds) - 1, ceil(round(100 * least, 6)) / 100
+    possible = ceil(round(100 * least, 6)) / 100
     return (
-        f"mean_density={asked:g} cannot be reached in a run of {steps} "
-        f"step{'s' if steps > 1 else ''}{' with ' if said else ''}{said}: the least is "
+        f"mean_density={asked:g} cannot be reached in a run of {_steps(run)}"
+        f"{' with ' if said else ''}{said}: the least is "
         f"{possible:.2f}; give mean_density={possible:g}{' or more' if possible < 1 else ''}, or "
         "leave less dense"
     )
+
+
+def _steps(run: Progress) -> str:
+    steps = len(run.bounds) - 1
+    return f"{steps} step{'s' if steps > 1 else ''}"

@@ -69,14 +69,16 @@ def layer_state_bytes(
         if remembers and policy.can_reuse_plans and not policy.static:
             rows, columns = order.block_counts(grid, block, policy.key_block)
             mask = rows * -(-columns // 8)
-        labels = order.label_bytes(grid) * batch if remembers else 0
+        orders = {each.order for each in policy.candidates}
+        labels = sum(each.label_bytes(grid) for each in orders) * batch if remembers else 0
         common += order.parked_bytes(grid, head_dim) + policy.estimator.parked_bytes(grid)
     else:
         own += policy.estimator.state_bytes(number)
         common += order.state_bytes(grid)
         common += policy.alternatives is not None
     own, common = own * heads * batch, common * heads * batch
-    common += labels if order.same_in_heads else labels * heads
+    same = all(each.order.same_in_heads for each in policy.candidates)
+    common += labels if same else labels * heads
     common += mask if _one_mask_for_all(policy) else mask * heads * batch
     return StateBytes(own, common) if schedule.share_branches else StateBytes(own + common, 0)
 

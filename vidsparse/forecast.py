@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from vidsparse.budgets import Densities
-from vidsparse.dial import full_density
+from vidsparse.dial import density_or_note
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.large_grids import LARGE, ROWS, asked_density, mask_density
@@ -108,6 +108,7 @@ def forecast(
     schedule = preset.schedule
     shares, about_budgets = _shares(schedule, layers)
     block_density = sum(share * mask.at(1.0, named) for named, share in shares.items())
+    notes += [mask.note] if mask.note else []
     notes += mask.planner.notes  # of the mask; the ramp above it would only say the same again
     sparse = [0.0] * steps
     for named, share in shares.items():
@@ -159,26 +160,25 @@ class _Mask:
         self, preset: Preset, grid: TokenGrid, run: Progress, layers: int | None, head_dim: int
     ) -> None:
         policy = preset.policy
-        if policy.any_density is None and not policy.static:
+        density = policy.estimator.kept if policy.any_density is None else policy.density
+        if policy.any_density is None and density is None and not policy.static:
             raise BadInputError(
                 f"how much preset {preset.name!r} computes depends on what it sees: give it a "
                 "density, or run it"
             )
         block = policy.block_on(DEVICE, grid.tokens, head_dim)
-        density = policy.density
+        self.note = None
         self._means = policy.key_means(DEVICE, grid, head_dim)
         if policy.mean_density is not None:
-            is_short = grid.tokens < preset.min_tokens  # then all is dense, whatever was asked for
-            density = (
-                1.0
-                if is_short
-                else full_density(
+            density = 1.0  # of what is too short: then all is dense, whatever was asked for
+            if grid.tokens >= preset.min_tokens:
+                density, self.note = density_or_note(
                     preset, run, layers=layers, means=self._means, besides=policy.besides(grid)
                 )
-            )
         self._besides = 0.0 if policy.static else policy.besides(grid)
-        policy = dataclasses.replace(policy, density=density, mean_density=None)
-        if not policy.static:
+        if policy.static:
+            policy = dataclasses.replace(policy, density=density, mean_density=None)
+        else:
             selector = TopK() if policy.selector.equal_rows else Threshold()
             policy = Policy(estimator=Random(), selector=selector, density=density, block=block)
         self.policy, self.planner, self.block = policy, Planner(policy), block

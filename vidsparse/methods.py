@@ -31,6 +31,7 @@ from vidsparse.policies.pooled import Pooled, SubBlock
 from vidsparse.policies.pruned import Kept
 from vidsparse.policies.radial import Radial
 from vidsparse.policies.random import Random
+from vidsparse.policies.ranked import Ranked
 from vidsparse.policies.refined import Refined
 from vidsparse.policies.rows import Rounding, Rows
 from vidsparse.policies.sampled_p import SampledP
@@ -173,6 +174,7 @@ METHODS: tuple[Preset, ...] = (
                     )
                     for axis in Axis
                 ),
+                names=("window", *(f"slab-{axis}" for axis in Axis)),
             ),
         ),
     ),
@@ -186,6 +188,7 @@ METHODS: tuple[Preset, ...] = (
             density=0.25,
             alternatives=Alternatives(
                 candidates=(Alternative(order=Axes(axes="hwf"), estimator=Band()),),
+                names=("fhw", "hwf"),
                 choose_every=0,  # the paper's choice at every step is worse here, and costs more
             ),
         ),
@@ -390,6 +393,7 @@ METHODS: tuple[Preset, ...] = (
         policy=Policy(
             order=Hilbert(),
             estimator=Peak(),
+            selector=Ranked(),
             density=0.1,
             compensation=Levels(level2=0.05, level8=0.2),
             block=128,
@@ -436,6 +440,7 @@ METHODS: tuple[Preset, ...] = (
                     Alternative(order=Axes(axes="wfh"), estimator=VerticalSlash()),
                     Alternative(order=Raster(), estimator=Window()),
                 ),
+                names=("vertical-slash", "grid-frames", "grid-columns", "a-shape"),
                 choose_every=0,
             ),
         ),
@@ -475,6 +480,33 @@ METHODS: tuple[Preset, ...] = (
         summary="Half of the tokens of small boxes attend to one another; the others copy a centre",
         source="VORTA's coreset attention, arXiv 2505.18809",
         policy=Policy(order=Coreset(), estimator=Kept(), selector=Threshold(), density=0.25),
+    ),
+    Preset(
+        name="vorta",
+        summary="Each head takes a window of tiles, half of the tokens for all, or everything",
+        source="VORTA, arXiv 2505.18809, routed by measured error",
+        policy=Policy(
+            order=Tile(tile_frames=6, tile_height=8, tile_width=8),
+            estimator=Neighbourhood(
+                window_frames=18,
+                window_height=24,
+                window_width=24,
+                unit_frames=6,
+                unit_height=8,
+                unit_width=8,
+            ),
+            selector=Threshold(),
+            alternatives=Alternatives(
+                candidates=(
+                    Alternative(order=Coreset(), estimator=Kept(), density=0.25),
+                    Alternative(order=Raster(), estimator=Band(), density=1.0),
+                ),
+                names=("window", "coreset", "full"),
+                choose_by=ChooseBy.LOSS,
+                most_loss=0.5,  # that of everything: no error, at a cost_weight of .5
+            ),
+        ),
+        schedule=_dense_until(0.0),
     ),
     Preset(
         name="vidtome",

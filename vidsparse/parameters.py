@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from os import PathLike
+from types import MappingProxyType
 from typing import Any, get_args, get_type_hints
 
 from vidsparse.budgets import Budgets
 from vidsparse.calibrated import Calibrated
 from vidsparse.errors import BadInputError
 from vidsparse.policies.parts import KINDS, PARTS
+from vidsparse.stored_masks import StoredMasks
 
 
-def types_of(part: type) -> dict[str, Any]:
+@functools.cache
+def types_of(part: type) -> Mapping[str, Any]:
     """The parameters of a part, with their types: its fields, less those that hold parts."""
     held = ("alternatives", "candidates", "policy", "schedule")
     held += ("names", "name", "summary", "source", "told", "own_code")
     hints = get_type_hints(part)
     names = [field.name for field in dataclasses.fields(part)]
-    return {name: hints[name] for name in names if name not in (*PARTS, *held)}
+    return MappingProxyType({name: hints[name] for name in names if name not in (*PARTS, *held)})
 
 
 def with_values(part: Any, values: Mapping[str, Any]) -> Any:
@@ -67,7 +71,7 @@ def read_value(name: str, value: Any, kind: Any) -> Any:
     if type(None) in options and text == "none":
         return None
     kind = options[0]
-    if kind in (Budgets, Calibrated):
+    if kind in (Budgets, Calibrated, StoredMasks):
         return kind.read(value.strip())
     try:
         return _SWITCH[text] if kind is bool else kind(text)
@@ -94,6 +98,7 @@ def _describe(kind: type) -> str:
         return " or ".join(kind)
     words = {bool: "true or false", int: "a whole number", str: "text"}
     words |= {Budgets: "the path of a JSON file", Calibrated: "the path of a TOML file"}
+    words[StoredMasks] = "the path of a safetensors file"
     return words.get(kind, "a number")
 
 

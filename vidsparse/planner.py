@@ -144,12 +144,16 @@ class Planner:
         )
 
         def deeper(steps: Sequence[float]) -> Iterator[Tensor]:
-            estimate = self.policy.estimate(work.inputs)
-            density = self._density(work.inputs, way)
-            assert density is not None
+            policy, density = self.policy, self._density(work.inputs, way)
+            estimate = policy.estimate(work.inputs)
             for step in steps:
-                density = _at_most_one(density + step)
-                plan = self.policy.plan(estimate, work.inputs, density=density, way=way)
+                if density is None:
+                    selector = policy.selector.further(step / way)
+                    assert selector is not None
+                    policy = dataclasses.replace(policy, selector=selector)
+                else:
+                    density = _at_most_one(density + step)
+                plan = policy.plan(estimate, work.inputs, density=density, way=way)
                 yield plan.to_block_mask()
 
         return self.policy.compensation.extend(work, way, deeper)
@@ -204,7 +208,7 @@ class Planner:
         """In the order of the plan that is remembered."""
         choice = inputs.common.get(CHOICE)
         if choice is not None:
-            return per_head(inputs, self.policy.candidates, choice)
+            return per_head(inputs, self.policy.candidates, choice, again=True)
         return self.policy.order.again(inputs)
 
     def nbytes(self) -> int:

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from vidsparse.errors import BadInputError
+from vidsparse.of_model import OfModel
 from vidsparse.own_code import digest
 from vidsparse.parameters import (
     class_of,
@@ -45,10 +46,20 @@ class Dense(StrEnum):
     Attributes:
         MODEL: The attention that the model calls by itself.
         FASTEST: The fastest dense engine that was measured on this kind of GPU, where one was.
+        FLASH: The dense kernel of flash-attn-4.
+        TRITON: Our own kernel, on a plan that keeps everything.
+        TORCH_FLASH: A kernel of PyTorch itself, as the two that follow.
+        TORCH_EFFICIENT: Its memory-efficient one.
+        TORCH_CUDNN: That of cuDNN.
     """
 
     MODEL = "model"
     FASTEST = "fastest"
+    FLASH = "flash"
+    TRITON = "triton"
+    TORCH_FLASH = "torch-flash"
+    TORCH_EFFICIENT = "torch-efficient"
+    TORCH_CUDNN = "torch-cudnn"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +142,12 @@ class Preset:
         policy = self.policy
         alternatives = () if policy.alternatives is None else (policy.alternatives,)
         return policy, *policy.parts, *alternatives, self.schedule, self
+
+    @property
+    def of_model(self) -> tuple[OfModel, ...]:
+        """What was found for one model, and is refused on others."""
+        held = (getattr(p, f.name) for p in self._all_parts() for f in dataclasses.fields(p))
+        return tuple({id(each): each for each in held if isinstance(each, OfModel)}.values())
 
     def _all_parts(self) -> tuple[Any, ...]:
         candidates = self.policy.candidates

@@ -12,6 +12,13 @@
     0 = 0.6
     3 = [0.1, 0.4, 0.25, 0.25]
 
+What ``vidsparse calibrate`` found stands in ``[[choices]]`` or ``[[margins]]``, see
+``calibrated.py``, and what is too large for that in a file beside it:
+
+    [masks]
+    file = "tuned.safetensors"    # in the same folder
+    sha256 = "..."
+
 Other tables are for people, and are not read: ``vidsparse tune`` writes what it was made for, with
 what versions, and what to expect.
 """
@@ -19,7 +26,6 @@ what versions, and what to expect.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -28,9 +34,13 @@ from pathlib import Path
 from typing import Any
 
 from vidsparse.budgets import Budgets
+from vidsparse.calibrated import TABLES, Calibrated
 from vidsparse.errors import BadInputError
 from vidsparse.files import replace_file
+from vidsparse.of_model import TRANSFORMERS, as_table
 from vidsparse.preset import Preset
+from vidsparse.stored_masks import StoredMasks
+from vidsparse.toml import toml_key, toml_value
 
 LONGEST = 10_000_000  # bytes
 
@@ -46,6 +56,8 @@ class PresetFile:
         summary: One sentence.
         parameters: What is changed.
         budgets: Densities by layer; empty for none.
+        calibrated: What was found offline, by the name of the parameter.
+        masks: Name and checksum of a file of masks in the same folder; empty for none.
         told: Further tables, for people.
     """
 
@@ -55,6 +67,8 @@ class PresetFile:
     summary: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     budgets: Mapping[str, Any] = field(default_factory=dict)
+    calibrated: Mapping[str, Calibrated] = field(default_factory=dict)
+    masks: Mapping[str, str] = field(default_factory=dict)
     told: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
@@ -73,6 +87,7 @@ class PresetFile:
         except (ValueError, RecursionError) as error:
             raise BadInputError(f"{path} is no TOML: {error}") from error
         known = {"name": str, "base": str, "summary": str, "parameters": dict, "budgets": dict}
+        known["masks"] = dict
         given = {name: content[name] for name in known if name in content}
         for name, kind in known.items():
             if name in ("name", "base") and name not in given:
@@ -85,8 +100,11 @@ class PresetFile:
                 f"base in {path} is {given['base']!r}: it must be the name of a preset, since a "
                 "file would run code, or go on to another"
             )
-        told = {key: each for key, each in content.items() if key not in known}
-        return cls(path=path, told=told, **given)
+        read = ((name, Calibrated.made_of(str(path), name, content)) for name in TABLES)
+        calibrated = {name: each for name, each in read if each is not None}
+        ours = {*known, *TABLES, TRANSFORMERS}
+        told = {key: each for key, each in content.items() if key not in ours}
+        return cls(path=path, told=told, calibrated=calibrated, **given)
 
     def preset(self, base: Preset) -> Preset:
         """The preset.
@@ -97,7 +115,9 @@ class PresetFile:
         Raises:
             BadInputError: For parameters that the base does not have, or budgets that are none.
         """
-        changes = dict(self.parameters)
+        changes = {**self.parameters, **self.calibrated}
+        if self.masks:
+            changes["mask_file"] = self._read_masks()
         if self.budgets:
             changes["budgets"] = Budgets.made_of(str(self.path), self.budgets)
         try:
@@ -107,6 +127,15 @@ class PresetFile:
         summary = self.summary or f"{base.name}, changed"
         return dataclasses.replace(changed, name=self.name, summary=summary, source=str(self.path))
 
+    def _read_masks(self) -> StoredMasks:
+        name, sha256 = self.masks.get("file"), self.masks.get("sha256")
+        if not isinstance(name, str) or Path(name).name != name or not isinstance(sha256, str):
+            raise BadInputError(
+                f"[masks] in {self.path} must have the name of a file in the same folder, and its "
+                f"sha256, got {dict(self.masks)}"
+            )
+        return StoredMasks.read(str(self.path.parent / name), sha256)
+
     def write(self) -> None:
         """Write the file, whole or not at all.
 
@@ -114,12 +143,15 @@ class PresetFile:
             CannotWriteError: When the system refuses.
         """
         heads = [("name", self.name), ("base", self.base), ("summary", self.summary)]
-        lines = [f"{name} = {_value(value)}" for name, value in heads if value]
-        tables = {"parameters": self.parameters, "budgets": self.budgets, **self.told}
+        lines = [f"{name} = {toml_value(value)}" for name, value in heads if value]
+        of = next((as_table(each.layers) for each in self.calibrated.values()), {})
+        tables = {"parameters": self.parameters, "budgets": self.budgets, "masks": self.masks}
+        tables |= {TRANSFORMERS: of, **self.told}
         for name, table in tables.items():
             if table:
                 lines += ["", f"[{name}]"]
-                lines += [f"{_key(key)} = {_value(value)}" for key, value in table.items()]
+                lines += [f"{toml_key(key)} = {toml_value(value)}" for key, value in table.items()]
+        lines += ["\n" + each.toml(name).rstrip() for name, each in self.calibrated.items()]
         text = "\n".join(lines) + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(self.path, lambda part: part.write_text(text, encoding="utf-8"))
@@ -147,28 +179,3 @@ def changed_parameters(preset: Preset, base: Preset) -> dict[str, Any]:
             "say it"
         )
     return changes
-
-
-def _key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)
-
-
-def _value(value: Any) -> str:
-    """A value as TOML writes it.
-
-    Raises:
-        TypeError: For what TOML has no word for.
-    """
-    match value:
-        case bool():
-            return "true" if value else "false"
-        case str():
-            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-        case int() | float():
-            return repr(value)
-        case list() | tuple():
-            return f"[{', '.join(_value(each) for each in value)}]"
-        case dict():
-            inner = ", ".join(f"{_key(str(k))} = {_value(v)}" for k, v in value.items())
-            return f"{{{inner}}}"
-    raise TypeError(f"TOML has no word for {value!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,6 +54,17 @@ def find_preset(name: str) -> Preset:
         known = dict.fromkeys([*PRESETS, *names_offered()])
         raise BadInputError(f"unknown preset {name!r}: {suggest(name, known)}")
     return PRESETS[name]
+
+
+def under_base(preset: Preset) -> Preset:
+    """A preset of a calibration file under the name of its base, of which it is one.
+
+    What a preset file says of it is then its parameters, the calibration file among them.
+    """
+    if not preset.of_model or not preset.source.endswith(".toml"):
+        return preset
+    base = find_preset(PresetFile.read(Path(preset.source)).base)
+    return dataclasses.replace(preset, name=base.name, summary=base.summary, source=base.source)
 
 
 def register(preset: Preset, *, replace: bool = False) -> Preset:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from vidsparse.budgets import Budgets
 from vidsparse.errors import BadInputError
+from vidsparse.policies.checks import check_sizes
 from vidsparse.progress import Progress
 
 ROUNDING = 1e-9  # 7 / 20 of a run is not after its first 0.35
@@ -60,9 +61,7 @@ class Schedule:
             )
         if self.dense_layers < 0:
             raise BadInputError(f"dense_layers must be at least 0, got {self.dense_layers}")
-        for name in ("replan", "share_layers"):
-            if getattr(self, name) < 1:
-                raise BadInputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_sizes(self, "replan", "share_layers")
 
     @property
     def remembers(self) -> bool:

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from vidsparse.dial import full_density
+from vidsparse.dial import density_or_note
 from vidsparse.errors import BadInputError, DenseFallbackError
 from vidsparse.grid import TokenGrid
 from vidsparse.head_sharing import HeadShare, all_of
@@ -231,8 +231,8 @@ class SparseAttention:
     def _dense_engine(self, q: Tensor) -> str:
         if self.preset.precision is not Precision.MODEL:
             return str(self.preset.precision)
-        if self.preset.dense is DenseSteps.MODEL:
-            return MODEL
+        if self.preset.dense is not DenseSteps.FASTEST:
+            return str(self.preset.dense)
         engine, why = fastest_dense(Case.of_dense(q))
         if engine == MODEL:
             self.stats.notes[f"dense steps keep the model's own attention: {why}"] = None
@@ -398,7 +398,8 @@ class SparseAttention:
         """Share of the pairs at full sparsity; None leaves it to the parts of the policy.
 
         Raises:
-            BadInputError: When the mean density that was asked for cannot be reached in this run.
+            BadInputError: When the mean density cannot be reached in this run, and was asked for
+                or the session is strict.
         """
         policy, progress = self.preset.policy, call.progress
         if policy.mean_density is None or progress is None:
@@ -408,9 +409,12 @@ class SparseAttention:
         key = run.bounds, call.layers, grid, q.device.type, q.shape[-1]
         if key not in self._densities:
             means = policy.key_means(q.device.type, grid, q.shape[-1])
-            self._densities[key] = full_density(
-                self.preset, run, layers=call.layers, means=means, besides=policy.besides(grid)
-            )
+            self._densities[key], note = density_or_note(
+                self.preset, run, layers=call.layers, means=means, besides=policy.besides(grid),
+                strict=self.strict,
+            )  # fmt: skip
+            if note:
+                self.stats.notes.setdefault(note)
         return self._densities[key]
 
     def _kernel(self, work: Work) -> Kernel:

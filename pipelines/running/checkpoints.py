@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vidsparse.errors import BadInputError
+from vidsparse.pipelines.levels import calls_a_step
 from vidsparse.pipelines.model import Hub, Release
 from vidsparse.pipelines.models import IMAGE, VIDEO, find_model
 from vidsparse.pipelines.running.defaults import default_settings, takes_guidance
@@ -40,6 +41,7 @@ class Checkpoint:
         guidance: Guidance scale.
         fps: Frames per second.
         least_steps: Fewest denoising steps of its pipeline.
+        calls_a_step: Calls of the transformer in a step, of which the last makes one.
         configs: The folder with its configs; None for a hub id whose configs were not needed.
         pipeline: Class of its pipeline.
         image: Whether it makes images.
@@ -59,6 +61,7 @@ class Checkpoint:
     guidance: float | None = None
     fps: float | None = None
     least_steps: int = 1
+    calls_a_step: int = 1
     configs: Path | None = None
     pipeline: str = ""
     image: bool = False
@@ -90,6 +93,19 @@ class Checkpoint:
         if name == "steps":
             check_steps(found, self.least_steps)
         return found
+
+    def calls(self, steps: int) -> int:
+        """How often a run of so many steps calls the transformer, as its scheduler lists them."""
+        return self.calls_a_step * (steps - 1) + 1
+
+    def about_calls(self, steps: int) -> list[str]:
+        """What to say where a run is planned by more calls than it has steps."""
+        if self.calls(steps) == steps:
+            return []
+        return [
+            f"its scheduler calls the transformer {self.calls(steps)} times in {steps} steps: each "
+            "call is counted as a step here, as in a run"
+        ]
 
     def _or_default(self, name: str, value: float | None) -> Any:
         found = getattr(self, name) if value is None else value
@@ -243,6 +259,7 @@ def checkpoint_of(pipe: Any, source: str | Path) -> Checkpoint:
         takes_guidance=takes_guidance(pipe),
         inputs=inputs_of(pipe, told=TOLD),
         least_steps=model.pipeline.least_steps,
+        calls_a_step=calls_a_step(getattr(pipe, "scheduler", None)),
         **default_settings(pipe),
     )
 

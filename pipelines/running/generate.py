@@ -86,6 +86,22 @@ def generate(pipe: Any, request: Request, on_step: OnStep | None = None) -> np.n
     return to_uint8(made.frames[0] if hasattr(made, "frames") else made.images[:1])
 
 
+def denoise(pipe: Any, request: Request, on_step: OnStep | None = None) -> None:
+    """Run a pipeline for what its transformer sees on the way: nothing is decoded.
+
+    Args:
+        pipe: As in ``generate``, and so are the others.
+        request: What to generate.
+        on_step: Told of each step.
+
+    Raises:
+        BadInputError: For a size or a setting the pipeline cannot take.
+        VidsparseError: When memory runs out.
+    """
+    geometry_of(pipe).check_size(request.frames, request.height, request.width)
+    _run(pipe, request, "latent", on_step)
+
+
 def warm_up(pipe: Any, request: Request) -> None:
     """Run as few denoising steps as can be, so that what is only set up once is not timed."""
     _run(pipe, request, "latent", None, steps=fewest_steps(pipe, request))

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from vidsparse.bench import denoising, dense_engine, real_size
+from vidsparse import sparse_attention
+from vidsparse.bench import denoising, real_size
 from vidsparse.bench.denoising import Video
-from vidsparse.bench.dense_engine import DenseEngine, dense_preset
-from vidsparse.comparison.baselines import dense_calls
+from vidsparse.bench.dense_engine import dense_preset
 from vidsparse.errors import BadInputError
+from vidsparse.kernels.dense import dense_attention
 from vidsparse.pipelines.models import find_model
 from vidsparse.pipelines.running.checkpoints import CHECKPOINTS, TINY, find_checkpoint
 from vidsparse.pipelines.running.load import load_pipeline
@@ -98,15 +99,17 @@ def test_an_engine_computes_every_dense_call_of_a_session(monkeypatch):
     stock = denoising.run(real.pipe, video, 2).latents
     calls = []
 
-    def seen(q, k, v):
-        calls.append(q.shape)
-        return dense_calls(q, k, v)
+    def seen(engine, q, k, v, **how):
+        calls.append((engine, *q.shape))
+        return dense_attention(engine, q, k, v, **how)
 
-    monkeypatch.setattr(dense_engine, "dense_calls", seen)
-    layers = find_model(real.pipe.transformer).layers(real.pipe.transformer)
-    with Session(real.pipe, dense_preset()), DenseEngine(layers, "torch flash"):
+    monkeypatch.setattr(sparse_attention, "dense_attention", seen)
+    with Session(real.pipe, dense_preset("torch flash")) as session:
         made = denoising.run(real.pipe, video, 2).latents
-    assert calls == [(1, 4, 128, 64)] * 8  # layers, steps, branches
+        assert dict(session.stats.engines) == {"torch-flash": 8}
+        assert not session.stats.fallbacks
+    assert calls == [("torch-flash", 1, 4, 128, 64)] * 8  # layers, steps, branches
     torch.testing.assert_close(made, stock, rtol=1e-4, atol=1e-4)
-    denoising.run(real.pipe, video, 2)
+    with Session(real.pipe, dense_preset("diffusers")):
+        assert torch.equal(denoising.run(real.pipe, video, 2).latents, stock)
     assert len(calls) == 8

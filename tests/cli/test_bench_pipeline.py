@@ -78,7 +78,10 @@ def test_a_record_of_something_else_stays(cli, tmp_path, monkeypatch):
         ("--model tiny --cache taylorseer --compile", "--compile and --cache taylorseer cannot"),
         ("--model tiny --layers 9", "--layers 9 is not possible: the model has 8 blocks"),
         ("--model tiny --preset balanced,balanced", "presets of different names"),
-        ("--model tiny --steps 2", "mean_density=0.35 cannot be reached in a run of 2 steps"),
+        (
+            "--model tiny --steps 2 --set mean_density=0.35",
+            "mean_density=0.35 cannot be reached in a run of 2 steps",
+        ),
         (
             "--model tiny --layers 2 --preset draft --set dense_layers=1",
             "'draft' treats some layers apart (dense_layers or budgets), for which 2 of 8 cannot",
@@ -114,7 +117,8 @@ def test_blocks_are_compiled_where_asked(cli, monkeypatch):
     assert [row["compiled"] for row in found["rows"]] == [False, False, True, True]
 
 
-def test_a_row_with_a_cache_says_what_was_skipped_and_extends_each_step(cli):
+def test_a_row_with_a_cache_says_what_was_skipped_and_extends_each_step(cli, monkeypatch):
+    monkeypatch.setattr(pipeline_bench, "time_dense_engines", lambda *_: {"diffusers": 1.0})
     found = read(cli(f"{SHORT} --preset balanced --cache first-block=0.1 --skip-share 0.4 --json"))
     rows = {row["name"]: row for row in found["rows"]}
     names = ["best dense", "balanced"]

@@ -154,7 +154,7 @@ def test_identical_videos_are_said_to_be_identical(cli, small, tmp_path):
 def test_every_prompt_with_every_seed_and_what_can_be_said_of_them(cli, small, tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text("# two prompts\n\na red circle moving right\n  a blue square  \n\n")
-    options = ["--seeds", "3,1", "--preset", "draft,random", *small]
+    options = ["--seeds", "3,1", "--preset", "draft,random", *small, "--height", 64, "--width", 64]
     code, out, err = cli("compare", "--prompts", file, *options, "-o", tmp_path / "new")
     assert code == 0
     results = json.loads((tmp_path / "new" / "results.json").read_text())

@@ -39,7 +39,8 @@ def test_a_video_of_the_asked_size_is_written_and_described(cli, small, tmp_path
 
 def test_a_mean_density_is_met_or_refused_with_the_least(cli, small, tmp_path):
     path = tmp_path / "a.mp4"
-    code, out, err = cli("generate", PROMPT, *small, "-o", path)
+    asked = ["--set", "mean_density=0.35"]
+    code, out, err = cli("generate", PROMPT, *small, *asked, "-o", path)
     assert (code, out, path.exists()) == (2, "", False)
     assert "mean_density=0.35 cannot be reached in a run of 2 steps" in err
     assert "1/2 steps" not in err  # said before the first step is over

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import av
 import pytest
 
 import vidsparse
+from vidsparse.cli import run
 from vidsparse.pipelines.running import generate as pipeline
 from vidsparse.pipelines.running.video import read_video
 
@@ -59,14 +61,25 @@ def no_weights(monkeypatch):
 
 @pytest.fixture
 def command(tmp_path):
-    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
-    return ["generate", "--prompts", tmp_path / "prompts.txt", *SMALL, "-o", tmp_path / "out"]
+    return command_in(tmp_path)
+
+
+def command_in(folder):
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS))
+    return ["generate", "--prompts", folder / "prompts.txt", *SMALL, "-o", folder / "out"]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Those of the prompts, made once: copy them."""
+    folder = tmp_path_factory.mktemp("videos")
+    assert run([*map(str, command_in(folder))]) == 0
+    return folder / "out"
 
 
 @pytest.fixture
-def finished(cli, command, tmp_path):
-    assert cli(*command).code == 0
-    return tmp_path / "out"
+def finished(videos, command, tmp_path):
+    return shutil.copytree(videos, tmp_path / "out")
 
 
 def state(folder):

@@ -11,7 +11,17 @@ from vidsparse.cli.presets import describe
 from vidsparse.errors import BadInputError
 from vidsparse.presets import find_preset
 
-COMMANDS = ("generate", "compare", "inspect", "plan", "tune", "bench", "presets", "doctor")
+COMMANDS = (
+    "generate",
+    "compare",
+    "inspect",
+    "plan",
+    "tune",
+    "calibrate",
+    "bench",
+    "presets",
+    "doctor",
+)
 
 
 def test_nothing_slow_is_imported_until_it_is_needed():

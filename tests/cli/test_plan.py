@@ -78,13 +78,21 @@ def test_a_plan_says_the_mean_density_that_was_asked_for(cli):
 
 
 def test_a_mean_density_that_is_out_of_reach_is_refused_with_the_least(cli):
-    code, out, err = cli("plan --grid 21x30x52 --steps 2")
+    asked = "plan --grid 21x30x52 --set mean_density=0.35"
+    code, out, err = cli(f"{asked} --steps 2")
     assert (code, out) == (2, "")
     assert "mean_density=0.35 cannot be reached in a run of 2 steps" in err
-    assert "the least is 0.51" in err
-    assert "the least is 1.00; give mean_density=1, or" in cli("plan --grid 21x30x52 --steps 1").err
-    found = read(cli("plan --grid 21x30x52 --steps 2 --set mean_density=0.51 --json"))
-    assert found["mean_density"] == pytest.approx(0.51, abs=0.005)
+    assert "the least is 0.52" in err
+    assert "the least is 1.00; give mean_density=1, or" in cli(f"{asked} --steps 1").err
+    found = read(cli("plan --grid 21x30x52 --steps 2 --set mean_density=0.52 --json"))
+    assert found["mean_density"] == pytest.approx(0.52, abs=0.005)
+
+
+def test_a_preset_that_few_steps_cannot_meet_is_planned_and_what_it_costs_is_said(cli):
+    found = read(cli("plan --grid 21x30x52 --preset fast --steps 4 --json"))
+    assert found["asked_mean_density"] == 0.25
+    assert found["mean_density"] == pytest.approx(0.36, abs=0.005)
+    assert found["notes"][0].startswith("a run of 4 steps cannot have the mean density 0.25")
 
 
 def test_a_density_below_what_the_mask_allows_is_noted(cli):

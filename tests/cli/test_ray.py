@@ -1,12 +1,15 @@
 """Work on a Ray cluster: the same files as here, and nothing lost or done twice when one dies."""
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -26,6 +29,42 @@ PROMPTS = ["a red circle moving right", "a blue square", "a green star"]
 def workers_get_their_share(monkeypatch):
     """Ray makes its workers nice: beside other work on few cores they would get next to nothing."""
     monkeypatch.setenv("RAY_worker_niceness", "0")
+
+
+CLUSTER = """
+import sys, ray
+started = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+print(started.address_info["gcs_address"], flush=True)
+sys.stdin.read()
+"""
+
+
+class Cluster(NamedTuple):
+    address: str
+    process: Any  # of psutil
+
+    def workers(self) -> list[Any]:
+        """The processes that live for pieces of work."""
+        found = []
+        for process in self.process.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "_Worker" in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two workers, started once for all tests that need no cluster of their own."""
+    with subprocess.Popen(
+        [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"RAY_worker_niceness": "0"},
+    ) as process:  # fmt: skip
+        assert process.stdin
+        assert process.stdout
+        address = process.stdout.readline().strip()
+        yield Cluster(address, psutil.Process(process.pid))
+        process.stdin.close()
 
 
 @pytest.fixture
@@ -50,51 +89,14 @@ def test_prompts_become_the_videos_that_one_process_makes(cli, prompts, tmp_path
     assert not ray.is_initialized()
 
 
-def test_a_prompt_that_fails_on_a_worker_does_not_stop_the_others(cli, tmp_path):
+def test_a_prompt_that_fails_on_a_worker_does_not_stop_the_others(cli, cluster, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS[:2]))
-    strict = [*SMALL[:-1], "--strict", "--ray", "local"]  # too few tokens to be sparse
+    strict = [*SMALL[:-1], "--strict", "--ray", cluster.address]  # too few tokens to be sparse
     code, out, err = cli("generate", "--prompts", prompts, *strict, "-o", tmp_path / "out")
     assert (code, out) == (1, "")
     assert "000.mp4 failed ('a red circle moving right'): layer 0 at step 1 cannot be sparse" in err
     assert "2 of 2 prompts failed" in err
-
-
-def test_a_worker_that_is_killed_loses_nothing_and_nothing_is_made_twice(prompts, tmp_path):
-    folder = tmp_path / "report"
-    arguments = ["--prompts", prompts, "--preset", "draft,radial", *SMALL, "-o", folder]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vidsparse", "compare", *map(str, arguments), "--ray", "local"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    made = wait_for_records(folder, process)
-    for worker in psutil.Process(process.pid).children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if "_Worker" in " ".join(worker.cmdline()):
-                worker.send_signal(signal.SIGKILL)
-                break
-    else:
-        pytest.fail("no worker was found to kill")
-    out, err = process.communicate(timeout=200)
-    assert process.returncode == 0, err
-    assert "a worker died at" in err
-    assert all(path.stat().st_mtime_ns == stamp for path, stamp in made.items())
-    assert "draft" in out
-    assert (folder / "index.html").exists()
-    assert len(list(folder.glob("clips/*/*.scores.json"))) == 6
-    assert not [*folder.glob("clips/*/.vidsparse-*"), *folder.glob(".vidsparse-*")]
-    frames = np.load(next(folder.glob("clips/*/draft.npy")))
-    assert frames.shape == (5, 64, 64, 3)
-
-
-def wait_for_records(folder: Path, process: subprocess.Popen) -> dict[Path, int]:
-    """When each record was written, as soon as there are two."""
-    deadline = time.monotonic() + 150
-    while time.monotonic() < deadline and process.poll() is None:
-        if len(records := list(folder.glob("clips/*/*.json"))) >= 2:
-            return {path: path.stat().st_mtime_ns for path in records}
-        time.sleep(0.05)
-    raise AssertionError(process.communicate(timeout=10)[1])
 
 
 OWN = """
@@ -121,25 +123,59 @@ near = Preset(name="near", summary="", source="", policy=Policy(estimator=Near()
 """
 
 
-def test_a_preset_of_a_file_runs_on_workers(cli, nothing_stays_registered, tmp_path):
+def test_a_worker_that_is_killed_loses_nothing_and_nothing_is_made_twice(
+    cli, cluster, prompts, nothing_stays_registered, tmp_path
+):
+    """Half of the work is that of a preset of a file, which each worker has to be sent."""
     (tmp_path / "my_file.py").write_text(OWN)
-    preset = ["--preset", f"{tmp_path / 'my_file.py'}:near"]
-    done = cli("compare", "a red circle", *preset, *SMALL, "-o", tmp_path, "--ray", "local")
-    assert done.code == 0, done.err
-    assert len(list(tmp_path.glob("clips/*/near.npy"))) == 1
-    again = cli("compare", "a red circle", *preset, *SMALL, "-o", tmp_path)
+    folder, preset = tmp_path / "report", f"draft,{tmp_path / 'my_file.py'}:near"
+    line = ["--prompts", prompts, "--preset", preset, *SMALL, "-o", folder]
+    killer = Killer(cluster, folder)
+    killer.start()
+    code, out, err = cli("compare", *line, "--ray", cluster.address)
+    killer.join()
+    assert code == 0, err
+    assert "a worker died at" in err
+    assert len(killer.made) >= 2
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in killer.made.items())
+    assert "draft" in out
+    assert (folder / "index.html").exists()
+    assert len(list(folder.glob("clips/*/*.scores.json"))) == 6
+    assert not [*folder.glob("clips/*/.vidsparse-*"), *folder.glob(".vidsparse-*")]
+    for name in ("draft", "near"):
+        assert len(files := list(folder.glob(f"clips/*/{name}.npy"))) == 3
+        assert np.load(files[0]).shape == (5, 64, 64, 3)
+    again = cli("compare", *line)
     assert "pieces of work were done before" in again.err
     assert "made again" not in again.err
 
 
+class Killer(threading.Thread):
+    """Kills a worker as soon as there are two records; knows when each had been written."""
+
+    def __init__(self, cluster: Cluster, folder: Path) -> None:
+        super().__init__(daemon=True)
+        self.cluster, self.folder = cluster, folder
+        self.made: dict[Path, int] = {}
+
+    def run(self) -> None:
+        deadline = time.monotonic() + 150
+        while time.monotonic() < deadline:
+            if len(records := list(self.folder.glob("clips/*/*.json"))) >= 2:
+                self.made = {path: path.stat().st_mtime_ns for path in records}
+                self.cluster.workers()[0].send_signal(signal.SIGKILL)
+                return
+            time.sleep(0.05)
+
+
 def test_a_preset_that_workers_cannot_have_is_refused(
-    cli, nothing_stays_registered, tmp_path, monkeypatch
+    cli, cluster, nothing_stays_registered, tmp_path, monkeypatch
 ):
     module = types.ModuleType("only_on_this_machine")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(OWN, vars(module))
     vidsparse.register(module.near)
-    line = ["--preset", "near", *SMALL, "-o", tmp_path, "--ray", "local"]
+    line = ["--preset", "near", *SMALL, "-o", tmp_path, "--ray", cluster.address]
     code, _, err = cli("compare", "a red circle", *line)
     assert code == 2
     message = "No module named 'only_on_this_machine'): install the package that a preset comes"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import pytest
 import torch
@@ -14,12 +15,13 @@ from vidsparse.dial import full_density
 from vidsparse.errors import BadInputError
 from vidsparse.forecast import forecast
 from vidsparse.grid import TokenGrid
+from vidsparse.pipelines.published import apply, published_for
 from vidsparse.planner import Planner
 from vidsparse.policies import semantic
 from vidsparse.policies.choice import CHOICE
 from vidsparse.policies.choosing import _empty_and_uneven, by_loss, by_recall
 from vidsparse.policies.compensation import Levels, capped, most_alike
-from vidsparse.policies.estimator import Estimate, Measure
+from vidsparse.policies.estimator import Estimate, Estimator, Measure
 from vidsparse.policies.exact import Exact
 from vidsparse.policies.geometric import Band, Disc, FrameBand
 from vidsparse.policies.natten import Natten
@@ -35,6 +37,7 @@ from vidsparse.policies.orders import (
 )
 from vidsparse.policies.peak import Peak
 from vidsparse.policies.percentile import Percentile
+from vidsparse.policies.ranked import Ranked
 from vidsparse.policies.refined import Refined, candidate_mass, in_bits
 from vidsparse.policies.rows import Rounding, Rows
 from vidsparse.policies.selectors import Selection
@@ -372,6 +375,36 @@ def test_psa_has_the_shares_of_its_authors():
         for plan in (works[0].plan, *(level.plan for level in works[0].levels))
     ]
     assert [int(each[:-1].max()) for each in counts] == [4, 2, 8]  # of 40 blocks
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Importance(Estimator):
+    """Of ten blocks, the last the most important."""
+
+    of: tuple[float, ...] = (0.049, 0.07, 0.052, 0.08, 0.059, 0.06, 0.11, 0.09, 0.15, 0.28)
+
+    measure: ClassVar[Measure] = Measure.LOG_MASS
+
+    def estimate(self, inputs):
+        return Estimate(scores=torch.tensor(self.of).log().expand(1, 1, 10, 10))
+
+
+def test_psa_takes_levels_up_to_cumulative_shares_of_importance(make_inputs):
+    row = next(row for row in published_for("psa") if "Wan2.1-T2V-14B" in row.releases)
+    preset = PRESETS["psa"].override({**row.settings, "estimator": Importance(), "order": "raster"})
+    grid = TokenGrid(10, 8, 16)
+    q, k, v = torch.randn(3, 1, 1, grid.tokens, 8)
+    work = Planner(preset.policy).work(make_inputs(grid, 128, q=q, k=k, v=v), 1.0)
+    # .28 + .15 hold .4 of the last row, .11 more hold .5, .09 more .6; .08, .07, .06 then hold .8
+    kept = {1: work.plan, **{level.tokens: level.plan for level in work.levels}}
+    found = {tokens: plan.to_block_mask()[0, 0, 9].nonzero()[:, 0].tolist()
+             for tokens, plan in kept.items()}  # fmt: skip
+    assert found == {1: [8, 9], 2: [6], 4: [7], 8: [1, 3, 5]}
+    assert preset.policy.floor == 0.06
+    assert preset.policy.density is None
+    with_density = apply(PRESETS["psa"].override({"mean_density": 0.5}), "Wan2.1-T2V-14B")[0]
+    assert with_density.policy.any_density == 0.5
+    assert with_density.policy.selector == Ranked()
 
 
 # RainFusion, Sparse-vDiT and PAROAttention: what heads choose

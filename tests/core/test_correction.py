@@ -109,8 +109,9 @@ def test_a_query_that_is_no_number_corrects_nobody(kernel):
 
 def test_the_dial_pays_for_the_exact_rows():
     run = Progress.first(20)
-    preset = PRESETS["balanced"].override({"correction": "delta", "mean_density": 0.3})
-    plain = PRESETS["balanced"].override({"mean_density": 0.3})
+    exact = {"correction": "delta", "exact_every": 64}
+    preset = PRESETS["balanced"].override(exact | {"mean_density": 0.3})
+    plain = PRESETS["balanced"].override({"correction": "none", "mean_density": 0.3})
     sparse_steps = sum(way > 0 for way in plain.schedule.ways(run))
     added = mean_density(preset, run, 0.2) - mean_density(plain, run, 0.2)
     assert added == pytest.approx(sparse_steps / 20 / 64)

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from vidsparse.dial import LEAST, full_density, mean_density
+from vidsparse.dial import LEAST, density_or_note, full_density, mean_density
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.presets import PRESETS
@@ -74,15 +74,57 @@ def test_layers_that_are_always_dense_are_paid_for(layers):
 
 def test_a_run_that_starts_on_the_way_spends_on_the_steps_it_has():
     late = Progress.first(20).bounds[8:]
-    assert full_density(asking(), Progress(late, 0)) == pytest.approx(0.35, abs=1e-6)
+    of_blocks = 0.35 - 1 / 128  # beside exact rows
+    assert full_density(asking(), Progress(late, 0)) == pytest.approx(of_blocks, abs=1e-6)
     assert realised(asking(block=16), Progress(late, 0)) == pytest.approx(0.35, abs=0.01)
+
+
+@pytest.mark.parametrize(("name", "mean"), [("fast", 0.36), ("turbo", 0.31)])
+def test_few_steps_are_as_sparse_as_those_of_many_and_what_they_cost_is_said(name, mean):
+    chosen, run = PRESETS[name].override({"min_tokens": 0, "block": 16}), Progress.first(4)
+    many = full_density(chosen, Progress.first(50))
+    density, note = density_or_note(chosen, run)
+    assert density == many
+    assert note == (
+        f"a run of 4 steps cannot have the mean density {chosen.policy.mean_density:g} of preset "
+        f"{name!r}: it has {mean:.2f}, and its sparse steps {many:.2f} as in a run of 50 steps"
+    )
+    engine = SparseAttention(chosen)
+    for step in run.steps():
+        q, k, v = torch.randn(3, 1, GRID.tokens, 2, 8)
+        engine(q, k, v, Call(grid=GRID, layer=0, step=step.at, progress=step), dense)
+    assert engine.stats.mean_density == pytest.approx(mean, abs=0.01)
+    assert list(engine.stats.notes) == [note]
+
+
+def test_few_steps_are_refused_where_they_must_not_cost_more():
+    run = Progress.first(4)
+    with pytest.raises(BadInputError, match=r"the least is 0\.28"):
+        realised(PRESETS["fast"].override({"min_tokens": 0}), run)  # strict
+    with pytest.raises(BadInputError, match=r"the least is 0\.28"):
+        density_or_note(asking("fast", 0.25), run)
+    with pytest.raises(BadInputError, match=r"run of 4 steps with warmup=0\.5"):  # nor do many
+        density_or_note(PRESETS["fast"].override({"warmup": 0.5, "ramp_until": 0.5}), run)
+    assert density_or_note(PRESETS["fast"], Progress.first(8))[1] is None
+
+
+def test_a_run_of_one_dense_step_says_how_to_make_it_sparse():
+    density, note = density_or_note(PRESETS["balanced"], Progress.first(1))
+    assert density < 1
+    assert note == (
+        "preset 'balanced' leaves no step of a run of 1 step to be sparse: give warmup=0 and "
+        "ramp_until=0, or more steps"
+    )
+    at_once = PRESETS["balanced"].override({"warmup": 0.0, "ramp_until": 0.0})
+    of_blocks = 0.35 - 1 / 128  # beside exact rows
+    assert density_or_note(at_once, Progress.first(1)) == (pytest.approx(of_blocks), None)
 
 
 @pytest.mark.parametrize(
     ("steps", "changes", "least"),
     [
         (1, {}, "run of 1 step with warmup=0.05, ramp_until=0.3: the least is 1.00; give mean_d"),
-        (2, {}, "the least is 0.51"),
+        (2, {}, "the least is 0.52"),
         (20, {"warmup": 0.4, "ramp_until": 0.4}, "the least is 0.42"),
         (20, {"cooldown": 0.5}, "cooldown=0.5: the least is 0.6"),
         (20, {"dense_layers": 20}, "dense_layers=20: the least is 0.60"),

@@ -41,7 +41,7 @@ def dense(q, k, v):
 
 
 def make(name, engine="cpu", **changes) -> Any:
-    settings = {"min_tokens": 0, "warmup": 0.0, "ramp_until": 0.0}
+    settings = {"min_tokens": 0, "warmup": 0.0, "ramp_until": 0.0, "correction": "none"}
     return SparseAttention(PRESETS[name].override(settings | changes), engine=engine, strict=True)
 
 

@@ -122,6 +122,8 @@ def test_every_parameter_that_is_listed_acts(name):
         settings |= {"density": 0.6, "replan": 1}
     if name == "sparse-vdit":  # heads that neither skip everything nor nothing
         settings["density"] = 0.6
+    if name == "vorta":  # heads that take the window of random tokens
+        settings |= {"tile_frames": 4, "unit_frames": 4, "most_loss": 2.0}
     if name == "rainfusion":  # bands that hold about enough
         settings |= {"density": 0.6, "recall": 0.6}
     if name == "turbo":

@@ -27,6 +27,7 @@ CASES: dict[str, dict[str, Any]] = {
     "subblock": {},
     "coreset": {},
     "vidtome": {},
+    "vorta": {},
     "freeswim": {"window_height": 9, "window_width": 9},
     "semantic": {"correction": "delta", "q_clusters": 20, "kv_clusters": 60},
     "balanced": {"correction": "delta", "scoring_heads": 2, "min_similarity": 0.01},

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.gpu
 NAMES = (
     "draft-attention", "lite-attention", "adaspa", "sparsed", "paro", "vmoba", "twilight", "gna",
     "clear", "sparse-vdit", "rainfusion", "re-ttention", "psa", "svg",
+    "vorta",
 )  # fmt: skip
 GRID = TokenGrid(5, 11, 33, 3, 21)
 

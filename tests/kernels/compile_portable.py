@@ -1,9 +1,10 @@
 """Compiles the kernels that some presets launch, for a GPU that is not there, as JSON.
 
-    python tests/kernels/compile_portable.py 89 128 balanced,semantic,backward,low-bit
+    python tests/kernels/compile_portable.py 89 101376 256 balanced,semantic,backward,low-bit
 
-For each launch: the kernel, and of each candidate the bytes of shared memory and of stack. Run by
-``test_portable_compiles.py`` in a process of its own, where kernels are not interpreted.
+For each launch: the kernel, the bytes of shared memory and of stack of each candidate, and whether
+one is within those that are given. Run by ``test_portable_compiles.py`` in a process of its own,
+where kernels are not interpreted.
 """
 
 import json
@@ -21,6 +22,7 @@ from vidsparse.progress import Progress
 from vidsparse.sparse_attention import Call, SparseAttention
 
 GRID = TokenGrid(5, 16, 16)
+HEAD_DIM = 128
 
 
 def qkv(head_dim):
@@ -58,16 +60,24 @@ def dense(q, k, v):
     raise AssertionError("dense attention ran")
 
 
+def bytes_of(kernel):
+    return kernel.metadata.shared, bytes_of_stack(kernel)
+
+
 if __name__ == "__main__":
-    arch, head_dim, names = sys.argv[1:]
+    arch, *limits = map(int, sys.argv[1:4])
+
+    def fits(kernel):
+        return all(used <= most for used, most in zip(bytes_of(kernel), limits, strict=True))
+
     block_sparse.runs_gluon_on_hopper = low_bit.runs_gluon_on_hopper = lambda q: False
-    low_bit.value_dtype_of = lambda device: low_bit_values(int(arch))
-    launches = pretend(int(arch))
-    for name in names.split(","):
-        run(name, int(head_dim))
+    low_bit.value_dtype_of = lambda device: low_bit_values(arch)
+    launches = pretend(arch, enough=fits)
+    for what in sys.argv[4].split(","):
+        run(what, HEAD_DIM)
     seen = {}
     for name, found in launches:
         key = name, *(kernel.hash for kernel in found)
         if key not in seen:
-            seen[key] = name, [(kernel.metadata.shared, bytes_of_stack(kernel)) for kernel in found]
+            seen[key] = name, [bytes_of(kernel) for kernel in found], any(map(fits, found))
     print(json.dumps(list(seen.values())))

@@ -43,14 +43,15 @@ class Driver:
         return "void*"
 
 
-def pretend(arch):
+def pretend(arch, enough=lambda kernel: False):
     """Compile for ``arch`` at every launch, run nothing, and return the list that this fills.
 
     Each entry holds what one launch may run: a kernel, or the candidates of a tuned one. What a
-    launch would write stays zero, and tensors of the CPU say that they are on the GPU.
+    launch would write stays zero, and tensors of the CPU say that they are on the GPU. Candidates
+    are compiled all where they are seen for the first time, else up to one that is ``enough``.
     """
     triton.runtime.driver.set_active(Driver(arch))  # pyright: ignore[reportArgumentType]
-    launches, compile_ = [], JITFunction.run
+    launches, compile_, seen = [], JITFunction.run, set()
 
     def compiled(self, *args, grid, warmup, **named):
         return compile_(self, *args, grid=grid, warmup=True, **named)
@@ -60,10 +61,15 @@ def pretend(arch):
 
     def tuned(self, *args, **named):
         self.nargs = dict(zip(self.arg_names, args, strict=False))
-        found = [
-            compiled(self.fn, *args, **{"warmup": True} | named | config.all_kwargs())
-            for config in self.prune_configs(named)
-        ]
+        configs = [config.all_kwargs() for config in self.prune_configs(named)]
+        form = str((configs, named.get("CHUNK")))  # whole blocks and chunks are two kernels
+        all_of_them = form not in seen
+        seen.add(form)
+        found = []
+        for config in configs:
+            found.append(compiled(self.fn, *args, **{"warmup": True} | named | config))
+            if not all_of_them and enough(found[-1]):
+                break
         launches.append((self.fn.__name__, found))
 
     JITFunction.run, Autotuner.run = launched, tuned

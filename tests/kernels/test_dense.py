@@ -42,3 +42,11 @@ def test_a_block_engine_attends_to_everything():
     torch.testing.assert_close(dense_attention("cpu", q, k, v, scale=0.3), exact)
     with pytest.raises(BadInputError, match="flash-attn-4"):
         dense_attention("flash", q, k, v, scale=0.3)
+
+
+def test_an_engine_of_torch_attends_or_says_that_it_cannot():
+    q, k, v = (torch.randn(1, 2, 150, 16) for _ in "qkv")
+    exact = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=0.3)
+    torch.testing.assert_close(dense_attention("torch-flash", q, k, v, scale=0.3), exact)
+    with pytest.raises(BadInputError, match="dense engine 'torch-cudnn' cannot run this"):
+        dense_attention("torch-cudnn", q, k, v, scale=0.3)

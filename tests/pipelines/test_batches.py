@@ -161,7 +161,13 @@ def test_a_sample_is_what_it_is_alone(name, is_guided):
     check(name, is_guided, block=16, density=0.4)
 
 
-CHANGES = {"semantic": {"q_clusters": 4, "kv_clusters": 8}, "auto": {"q_clusters": 4}}
+CLUSTERS = {"q_clusters": 4, "kv_clusters": 8}
+CHANGES = {
+    "semantic": CLUSTERS,
+    "svg2": CLUSTERS | {"first_iterations": 5},
+    "svg2-ear": CLUSTERS | {"first_iterations": 5},
+    "auto": {"q_clusters": 4, "first_iterations": 5},
+}
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))

@@ -8,10 +8,13 @@ import torch
 from torch._dynamo.utils import counters
 
 import vidsparse
+from vidsparse.errors import BadInputError
+from vidsparse.pipelines.running.compiling import compile_blocks as compile_blocks_of
+from vidsparse.pipelines.running.compiling import compile_within_hooks, is_compiled
 
 WAN: dict[str, Any] = {
     "patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 16,
-    "out_channels": 16, "text_dim": 16, "freq_dim": 256, "ffn_dim": 32, "num_layers": 4,
+    "out_channels": 16, "text_dim": 16, "freq_dim": 256, "ffn_dim": 32, "num_layers": 2,
     "rope_max_seq_len": 32,
 }  # fmt: skip
 SPARSE: dict[str, Any] = {
@@ -19,7 +22,7 @@ SPARSE: dict[str, Any] = {
     "strict": True,
 }  # fmt: skip
 TIMES = (990.0, 700.0, 500.0)  # the first is dense by the schedule
-LAYERS = 4
+LAYERS = 2
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +112,21 @@ def test_one_graph_serves_all_layers_and_steps(build, way, first):
     assert graphs == [before + 1] * len(TIMES)
     assert not counters["graph_break"]
     torch.testing.assert_close(steps(compiled, model)[0], dense)  # the session has gone
+
+
+def test_blocks_that_diffusers_does_not_name_are_compiled_within_hooks():
+    model = sd3()
+    with pytest.raises(BadInputError, match="does not know which blocks of SD3Transformer2DModel"):
+        compile_blocks_of(model)
+    with vidsparse.sparsify(model, "draft", **SPARSE):
+        sparse, _ = steps(model)
+    compile_within_hooks(model, backend="eager", fullgraph=True)
+    assert is_compiled(model)
+    with vidsparse.sparsify(model, "draft", **SPARSE):
+        outputs, graphs = steps(model)
+    torch.testing.assert_close(outputs, sparse)
+    assert graphs == [2] * len(TIMES)  # the last block makes no text
+    assert not counters["graph_break"]
 
 
 def test_a_second_model_hears_of_its_session_while_another_is_active():

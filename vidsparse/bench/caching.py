@@ -167,7 +167,7 @@ def cached(real: RealSize, run: CachedRun, steps: int) -> Iterator[Skips]:
     skips, undo = Skips(real.blocks, told), Undo()
     try:
         for transformer in real.transformers():
-            for part in _skippable(real, transformer, run.cache):
+            for part in _skippable(transformer, run.cache):
                 _replace_forward(part, skips, undo)
             hook = transformer.register_forward_pre_hook(skips.forward_begins)
             undo.do(lambda: None, hook.remove)
@@ -179,10 +179,11 @@ def cached(real: RealSize, run: CachedRun, steps: int) -> Iterator[Skips]:
         undo.run()
 
 
-def _skippable(real: RealSize, transformer: nn.Module, cache: Cache) -> list[nn.Module]:
+def _skippable(transformer: nn.Module, cache: Cache) -> list[nn.Module]:
+    model = find_model(transformer)
     if cache.skips_blocks:
-        return [block for name in real.lists for block in transformer.get_submodule(name)]  # type: ignore[attr-defined]
-    return find_model(transformer).layers(transformer)
+        return [block for blocks in model.block_lists(transformer).values() for block in blocks]
+    return model.layers(transformer)
 
 
 def _replace_forward(module: nn.Module, skips: Skips, undo: Undo) -> None:

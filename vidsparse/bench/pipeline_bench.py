@@ -8,7 +8,7 @@ is built once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -18,10 +18,10 @@ import torch
 from vidsparse.bench import denoising, real_size
 from vidsparse.bench.caching import CachedRun, cached
 from vidsparse.bench.denoising import Timed, Video
-from vidsparse.bench.dense_engine import BEST_DENSE, DenseEngine, dense_preset
+from vidsparse.bench.dense_engine import BEST_DENSE, dense_preset
 from vidsparse.bench.real_size import RealSize
 from vidsparse.comparison.baselines import time_dense_engines
-from vidsparse.dial import full_density
+from vidsparse.dial import density_or_note, full_density
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.models import find_model
@@ -118,14 +118,14 @@ class Settings:
 
 
 def warm_steps(preset: Preset, steps: int, layers: int) -> int:
-    """Fewest steps, but ``WARM``, of a run that can have the preset's mean density.
+    """Fewest steps, but ``WARM``, of a run that can have the preset's mean density; else all.
 
     Raises:
-        BadInputError: When not even a run of all ``steps`` can.
+        BadInputError: When not even a run of all ``steps`` can, and it was asked for.
     """
     if preset.policy.mean_density is None:
         return min(WARM, steps)
-    full_density(preset, Progress.first(steps), layers=layers)
+    density_or_note(preset, Progress.first(steps), layers=layers)
     for number in range(min(WARM, steps), steps):
         try:
             full_density(preset, Progress.first(number), layers=layers)
@@ -203,14 +203,7 @@ def _best_dense(
     shape = 1, shapes.tokens, shapes.heads, shapes.head_dim
     times = time_dense_engines(shape, getattr(torch, settings.dtype), settings.device)
     engine = min(times, key=lambda name: times[name])
-    layers = [
-        layer
-        for transformer in real.transformers()
-        for layer in find_model(transformer).layers(transformer)
-    ]
-    with ExitStack() as stack:
-        stack.enter_context(Session(real.pipe, dense_preset()))
-        stack.enter_context(DenseEngine(layers, engine))
+    with Session(real.pipe, dense_preset(engine)):
         for name, cache in wanted.items():
             made = _warm_and_run(settings, real, min(2, settings.steps), cache)
             yield {"name": name} | made | {"engine": engine, "engine_ms": times}

@@ -114,9 +114,8 @@ class Record:
             return None
         checkpoint = settings.checkpoint
         try:
-            found = forecast(
-                preset, settings.grid, settings.steps, checkpoint.layers, checkpoint.head_dim
-            )
+            calls = checkpoint.calls(settings.steps)
+            found = forecast(preset, settings.grid, calls, checkpoint.layers, checkpoint.head_dim)
         except BadInputError:  # what it computes depends on the data
             return None
         return predict(found, settings.shapes, here, compiled=row["compiled"]).sparse

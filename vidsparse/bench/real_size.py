@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,15 +106,7 @@ def _settings(pipe: Any) -> Iterator[str]:
 
 def lists_of(model: Model, transformer: nn.Module) -> dict[str, int]:
     """Blocks in each list of blocks with self-attention."""
-    names = {
-        found[1]
-        for path, _ in transformer.named_modules()
-        if re.fullmatch(model.self_attention, path) and (found := re.match(r"(.*?)\.\d+\.", path))
-    }
-    found = {name: transformer.get_submodule(name) for name in sorted(names)}
-    return {
-        name: len(blocks) for name, blocks in found.items() if isinstance(blocks, nn.ModuleList)
-    }
+    return {name: len(blocks) for name, blocks in model.block_lists(transformer).items()}
 
 
 def fewer(whole: Mapping[str, int], layers: int) -> dict[str, int]:

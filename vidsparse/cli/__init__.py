@@ -14,6 +14,7 @@ import typer.core
 
 import vidsparse
 from vidsparse.cli.bench import bench
+from vidsparse.cli.calibrate import calibrate
 from vidsparse.cli.compare import compare
 from vidsparse.cli.doctor import doctor
 from vidsparse.cli.generate import generate
@@ -47,7 +48,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (generate, compare, inspect, plan, tune, bench, presets, doctor):
+for _command in (generate, compare, inspect, plan, tune, calibrate, bench, presets, doctor):
     app.command()(flatten(_command))
 
 

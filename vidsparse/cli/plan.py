@@ -74,12 +74,14 @@ def plan(
         plan_all(Run(checkpoint, tokens, number, gpu, compiled), changes, preset, json=json)
         return
     chosen, said = apply(changes.preset(preset), checkpoint.release)
-    found = forecast(chosen, tokens, number, checkpoint.layers, checkpoint.head_dim)
+    calls = checkpoint.calls(number)
+    found = forecast(chosen, tokens, calls, checkpoint.layers, checkpoint.head_dim)
     shapes, why_none = read_shapes(checkpoint, tokens, wanted=gpu is not None or compiled)
     times = shapes and predict(found, shapes, gpu or MEASURED, compiled=compiled)
     memory = None if times is None else memory_of(checkpoint, chosen, tokens)
     notes = [
         *([said] if said else []),
+        *checkpoint.about_calls(number),
         *found.notes,
         *([] if grid else _about_text(checkpoint.geometry)),
         *(why_none if times is None else times.notes()),

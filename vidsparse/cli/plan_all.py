@@ -104,7 +104,7 @@ def plan_all(run: Run, changes: PresetChanges, preset: str, *, json: bool) -> No
         )
     wanted = run.gpu is not None or run.compiled
     shapes, why_none = read_shapes(run.checkpoint, run.grid, wanted=wanted)
-    choices, notes = [], dict.fromkeys(why_none)
+    choices, notes = [], dict.fromkeys([*run.checkpoint.about_calls(run.steps), *why_none])
     for each in list(PRESETS.values()):
         choice, said = _plan(each, run, shapes)
         choices.append(choice)
@@ -121,8 +121,8 @@ def plan_all(run: Run, changes: PresetChanges, preset: str, *, json: bool) -> No
             {
                 "grid": str(run.grid),
                 "tokens": run.grid.tokens,
-                "steps": run.steps,
-                "dense_seconds": dense and run.steps * dense.dense.seconds,
+                "steps": run.checkpoint.calls(run.steps),
+                "dense_seconds": dense and dense.steps * dense.dense.seconds,
                 "attention_share": dense and dense.dense.attention_share,
                 "gpu": dense and dense.gpu.label,
                 "presets": [choice.to_json() for choice in choices],
@@ -145,7 +145,8 @@ def _plan(preset: Preset, run: Run, shapes: Shapes | None) -> tuple[Choice, list
     notes = [said] if said else []
     if preset.policy.any_density is None and not preset.policy.static:
         return Choice(preset, None, None), notes
-    found = forecast(preset, run.grid, run.steps, known.layers, known.head_dim)
+    calls = known.calls(run.steps)
+    found = forecast(preset, run.grid, calls, known.layers, known.head_dim)
     times = shapes and predict(found, shapes, run.gpu or MEASURED, compiled=run.compiled)
     if times is None:
         return Choice(preset, found, None), notes

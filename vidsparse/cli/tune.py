@@ -53,12 +53,13 @@ def tune(
     from vidsparse.cli.generate import read_prompts
     from vidsparse.comparison.spec import Spec
     from vidsparse.errors import BadInputError
+    from vidsparse.presets import under_base
     from vidsparse.tuning.tune import read_target, run_tuning
 
     target = read_target(target_psnr, target_lpips, target_seconds)
     if prompts is not None and prompt is not None:
         raise BadInputError("give a prompt or --prompts FILE, not both")
-    chosen = read_presets(preset, changes)
+    chosen = [under_base(each) for each in read_presets(preset, changes)]
     numbers = read_seeds(seeds, run.seed)
     texts = [prompt] if prompts is None else list(dict.fromkeys(read_prompts(prompts)))
     job = replace(run, seed=numbers[0]).job(texts)

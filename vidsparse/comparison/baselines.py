@@ -13,11 +13,13 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vidsparse.errors import BadInputError
-from vidsparse.kernels.engines.flash import flash_dense
+from vidsparse.kernels.dense import FLASH, TORCH, dense_attention
 from vidsparse.metrics.latency import take_turns
 from vidsparse.metrics.report.words import STOCK
 
 FLASH_4, CUDNN, PLAIN = "flash-attn-4", "torch cudnn", "torch"
+LABELS = {FLASH: FLASH_4, **{engine: engine.replace("-", " ") for engine in TORCH}}
+"""What dense engines are called in tables."""
 ROUNDS = 5
 AT_LEAST_MS = 40.0
 DenseCall = Callable[[], object]
@@ -35,13 +37,11 @@ def dense_calls(q: Tensor, k: Tensor, v: Tensor) -> dict[str, DenseCall]:
         ``torch`` is what PyTorch chooses itself; flash-attn-4 is there on a GPU alone, as are two
         of PyTorch's.
     """
-    own = [SDPBackend.FLASH_ATTENTION]
-    if q.is_cuda:
-        own += [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
+    scale = q.shape[-1] ** -0.5
     calls: dict[str, DenseCall] = {PLAIN: partial(F.scaled_dot_product_attention, q, k, v)}
-    if q.is_cuda:
-        calls[FLASH_4] = partial(flash_dense, q, k, v, scale=q.shape[-1] ** -0.5)
-    return calls | {_name(backend): partial(_by, backend, q, k, v) for backend in own}
+    for engine in (FLASH, *TORCH) if q.is_cuda else ("torch-flash",):
+        calls[LABELS[engine]] = partial(dense_attention, engine, q, k, v, scale=scale)
+    return calls
 
 
 def time_dense_engines(shape: Sequence[int], dtype: torch.dtype, device: str) -> dict[str, float]:
@@ -83,12 +83,3 @@ def runs(call: DenseCall) -> bool:
     except (RuntimeError, BadInputError):
         return False
     return True
-
-
-def _name(backend: SDPBackend) -> str:
-    return f"torch {backend.name.lower().removesuffix('_attention')}"
-
-
-def _by(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    with sdpa_kernel(backend):
-        return F.scaled_dot_product_attention(q, k, v)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).resolve().parent.parent
 NOT_OF_PIXELS = (
+    "calibrating",
     "cli",
     "comparison",
     "bench",

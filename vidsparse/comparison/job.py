@@ -47,10 +47,21 @@ class Job:
         return ".png" if self.checkpoint.image else ".mp4"
 
     def effective(self, preset: Preset) -> Preset:
-        """A preset as it will run on the model, with what is published of it for that."""
+        """A preset as it will run on the model, with what is published of it for that.
+
+        Raises:
+            BadInputError: When it was calibrated for another model or size.
+        """
         from vidsparse.pipelines.published import apply
 
-        return apply(preset, self.checkpoint.release)[0]
+        found = apply(preset, self.checkpoint.release)[0]
+        for each in found.of_model:
+            each.check_layers(self.checkpoint.layers)
+            for request in self.requests:
+                size = request.frames, request.height, request.width
+                grid = self.checkpoint.geometry.sequence(*size)
+                each.check_grid(grid.frames, grid.height, grid.width)
+        return found
 
     def write(
         self, path: Path, frames: np.ndarray, request: Request, preset: Preset | None

@@ -161,11 +161,20 @@ def read_seeds(given: int | Sequence[int]) -> list[int]:
     return found
 
 
-def describe_call(spec: Spec, given: Mapping[str, Any], name: str = "compare") -> str:
-    """The call in Python, for the report; what was left out is left out."""
+def describe_call(
+    spec: Spec, given: Mapping[str, Any], name: str = "compare", method: str | None = None
+) -> str:
+    """The call in Python, for the report; what was left out is left out.
+
+    Args:
+        spec: What was asked for.
+        given: The other arguments.
+        name: Of the function.
+        method: The one preset of a function that takes no more.
+    """
     changed = {k: v for k, v in given.items() if v is not None and v is not False}
     said = {
-        "presets": [preset.name for preset in spec.presets],
+        **({"presets": [p.name for p in spec.presets]} if method is None else {"method": method}),
         "prompts": [request.prompt for request in spec.job.requests],
         "seeds": list(spec.seeds),
         **changed,

@@ -6,10 +6,11 @@ from vidsparse.errors import BadInputError
 
 
 def check_sizes(part: object, *names: str) -> None:
-    """Raise BadInputError for the first of these parameters that is below 1."""
+    """Raise BadInputError for the first of these parameters that is below 1; None is no size."""
     for name in names:
-        if getattr(part, name) < 1:
-            raise BadInputError(f"{name} must be at least 1, got {getattr(part, name)}")
+        size = getattr(part, name)
+        if size is not None and size < 1:
+            raise BadInputError(f"{name} must be at least 1, got {size}")
 
 
 def check_overlap(overlap: float) -> None:

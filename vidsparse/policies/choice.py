@@ -21,6 +21,7 @@ from vidsparse.head_sharing import all_of, own_of
 from vidsparse.policies.choosing import ChooseBy, by_blockiness, by_loss, by_recall
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs
 from vidsparse.policies.orders import Arranged, Order, in_order
+from vidsparse.policies.pruned_heads import copied_error, mixed
 from vidsparse.policies.sampled import Candidate, Samples
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ class Alternative:
     Attributes:
         order: Where tokens are put.
         estimator: Scores the blocks.
-        density: Share of the pairs that it keeps, whatever that of the policy, in (0, 1].
+        density: Share of the pairs that it keeps, whatever that of the policy, in (0, 1]; of an
+            order that prunes, where the policy has none.
         silent: Whether the output of a head that takes it is zero for all tokens of video.
     """
 
@@ -138,7 +140,7 @@ def choose(
     """Choose for each head.
 
     Args:
-        policy: With alternatives, which all have static orders.
+        policy: With alternatives.
         inputs: In raster order.
         density: Of the mask that is made; the choice itself is made at the policy's own.
         way: How far the schedule has come from dense, in (0, 1].
@@ -148,24 +150,40 @@ def choose(
         The call, each head in its own order, and what it keeps there, boolean
         ``(batch, heads, M, N)``.
     """
-    choice = choice_of(policy, inputs, inputs.density or COMPARED_AT, static)
-    arranged = per_head(inputs, policy.candidates, choice)
-    if alike(policy.candidates):
-        mask = _mask(policy, policy.candidates[0], arranged.inputs, density, way, static)
-        return arranged, mask
+    choice = choice_of(policy, inputs, compared_at(policy, inputs.density), static)
+    candidates = policy.candidates
+    if alike(candidates):
+        arranged = per_head(inputs, candidates, choice)
+        return arranged, _mask(policy, candidates[0], arranged.inputs, density, way, static)
+    orders = [_arranged(each, inputs) for each in candidates]
     masks = [
-        _mask(policy, each, each.order.arrange(inputs).inputs, density, way, static)
-        for each in policy.candidates
+        _mask(policy, each, order.inputs, density, way, static)
+        for each, order in zip(candidates, orders, strict=True)
     ]
+    prunes = any(each.order.prunes for each in candidates)
+    arranged = mixed(inputs, orders, choice) if prunes else per_head(inputs, candidates, choice)
     every = torch.stack([mask.expand(*choice.shape, -1, -1) for mask in masks])
     index = choice.long()[None, :, :, None, None].expand(1, *every.shape[1:])
     return arranged, every.gather(0, index)[0]
 
 
+def compared_at(policy: Policy, density: float | None) -> float | None:
+    """The density at which candidates compete; None for masks of their own.
+
+    Args:
+        policy: With alternatives.
+        density: Of the policy at full sparsity, if it has one.
+    """
+    rule = policy.alternatives
+    if density is None and rule is not None and rule.choose_by is not ChooseBy.LOSS:
+        return COMPARED_AT
+    return density
+
+
 def choice_of(
     policy: Policy,
     inputs: Inputs,
-    density: float,
+    density: float | None,
     static: StaticEstimate,
     samples: Samples | None = None,
 ) -> Tensor:
@@ -174,7 +192,7 @@ def choice_of(
     Args:
         policy: With alternatives.
         inputs: In raster order.
-        density: At which candidates are compared.
+        density: At which candidates are compared; None where they have masks of their own.
         static: Remembers estimates that need no data.
         samples: To compare them on; drawn if None.
     """
@@ -194,7 +212,7 @@ def choice_of(
 def losses(
     policy: Policy,
     inputs: Inputs,
-    density: float,
+    density: float | None,
     static: StaticEstimate,
     samples: Samples | None = None,
 ) -> Tensor:
@@ -209,7 +227,7 @@ def losses(
     """
     rule, candidates = policy.alternatives, policy.candidates
     assert rule is not None
-    orders = [candidate.order.arrange(inputs) for candidate in candidates]
+    orders = [_arranged(candidate, inputs) for candidate in candidates]
     if rule.choose_by is ChooseBy.BLOCKINESS:
         return by_blockiness(inputs, [arranged.inputs for arranged in orders])
 
@@ -223,15 +241,34 @@ def losses(
     if rule.choose_by is ChooseBy.RECALL:
         return by_recall(inputs, rule, number, mask, under)
     rows = Samples.draw(inputs, rule.sampled_rows) if samples is None else samples
-    errors = torch.stack([under(at, rows).error(mask(at)) for at in range(number)])
+    masks = [mask(at) for at in range(number)]
+    errors = torch.stack(
+        [
+            copied_error(orders[at], rows)
+            if candidates[at].order.prunes
+            else under(at, rows).error(masks[at])
+            for at in range(number)
+        ]
+    )
     if rule.choose_by is ChooseBy.ERROR:
         return errors
     size = rows.out.square().sum(dim=-1).mean(dim=-1)
-    silent = torch.tensor([each.silent for each in candidates], device=errors.device)
+    silent = torch.tensor([each.silent for each in candidates])
+    silent = silent.to(errors.device, non_blocking=True)
     errors = torch.where(silent[:, None, None], size, errors)
-    kept = [0.0 if each.silent else each.density or density for each in candidates]
+    kept = [
+        0.0 if each.silent else _cost(each, density) or masks[at].float().mean()
+        for at, each in enumerate(candidates)
+    ]
     of_layer = all_of(inputs.share, size).mean(dim=1, keepdim=True)
     return by_loss(errors, of_layer, kept, rule)
+
+
+def _cost(candidate: Alternative, density: float | None) -> float | None:
+    """What a candidate computes; None where a mask of its own says it."""
+    if candidate.order.prunes:
+        return density or candidate.density
+    return candidate.density or density
 
 
 def alike(candidates: tuple[Alternative, ...]) -> bool:
@@ -247,8 +284,19 @@ def silent_heads(candidates: tuple[Alternative, ...], choice: Tensor | None) -> 
     return torch.tensor(silent).to(choice.device, non_blocking=True)[choice.long()]
 
 
-def per_head(inputs: Inputs, candidates: tuple[Alternative, ...], choice: Tensor) -> Arranged:
-    """Every head in the order it chose."""
+def per_head(
+    inputs: Inputs, candidates: tuple[Alternative, ...], choice: Tensor, *, again: bool = False
+) -> Arranged:
+    """Every head in the order it chose.
+
+    Args:
+        inputs: In raster order.
+        candidates: What there is to choose.
+        choice: Of each head, ``(batch, heads)``.
+        again: Whether an order that prunes is that of the latest call.
+    """
+    if any(each.order.prunes for each in candidates):
+        return mixed(inputs, [_arranged(each, inputs, again) for each in candidates], choice)
     orders = [_positions(candidate.order, inputs) for candidate in candidates]
     if all(order is None for order in orders):
         return Arranged(inputs)
@@ -272,6 +320,14 @@ def _mask(
     measure = candidate.estimator.measure
     density = density if candidate.density is None else candidate.density
     return policy.plan(estimate, inputs, density=density, way=way, measure=measure).to_block_mask()
+
+
+def _arranged(candidate: Alternative, inputs: Inputs, again: bool = False) -> Arranged:
+    """A call in the order of a candidate; one that prunes is told how much to keep."""
+    order = candidate.order
+    if order.prunes and inputs.density is None:
+        inputs = dataclasses.replace(inputs, density=candidate.density)
+    return order.again(inputs) if again else order.arrange(inputs)
 
 
 def _positions(order: Order, inputs: Inputs) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -77,19 +77,23 @@ def by_recall(
     return torch.stack(losses)
 
 
-def by_loss(error: Tensor, size: Tensor, densities: list[float], rule: Alternatives) -> Tensor:
+def by_loss(
+    error: Tensor, size: Tensor, densities: Sequence[float | Tensor], rule: Alternatives
+) -> Tensor:
     """Relative error and cost of each candidate.
 
     Args:
         error: Squared, ``(candidates, batch, heads)``.
         size: Mean square of the exact outputs of the layer, ``(batch, 1)``.
-        densities: What each candidate computes.
+        densities: What each candidate computes; a mask of its own says it on the device.
         rule: Its weights.
     """
-    cost = torch.tensor(densities, device=error.device)[:, None, None]
+    costs = (torch.as_tensor(each, dtype=torch.float32) for each in densities)
+    cost = torch.stack([each.to(error.device, non_blocking=True) for each in costs])[:, None, None]
     loss = error / size.clamp(min=1e-20) + rule.cost_weight * cost
-    whole = torch.tensor([density >= 1 for density in densities], device=error.device)
-    return torch.where(whole[:, None, None], rule.most_loss + 1e-6, loss)  # all others lose more
+    whole = torch.tensor([not isinstance(each, Tensor) and each >= 1 for each in densities])
+    whole = whole.to(error.device, non_blocking=True)[:, None, None]
+    return torch.where(whole, rule.most_loss + 1e-6, loss)  # all others lose more
 
 
 def by_blockiness(inputs: Inputs, arranged: list[Inputs]) -> Tensor:

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 
 Deeper = Callable[[Sequence[float]], Iterator[Tensor]]
-"""Block masks of plans of a growing density, by so much more each, boolean ``(B|1, H|1, M, N)``."""
+"""Block masks of plans that keep more and more, each by a share of the blocks, or of the mass where
+that is what is kept; boolean ``(B|1, H|1, M, N)``."""
 
 
 class Compensation(Part):
@@ -171,6 +172,10 @@ class Centroid(Compensation):
 class Levels(Compensation):
     """The next best blocks attend through means of 2, 4 and 8 tokens (PSA).
 
+    Shares are of the key blocks; with the p of ``selector=ranked`` they are of each row's mass, as
+    the estimator sees it: of the likeliest blocks those that hold p are read exactly, those after
+    them that hold the first share through means, and so on.
+
     Attributes:
         level2: Share of the key blocks that are read as means of 2 tokens, in [0, 1].
         level4: The same, of 4 tokens.
@@ -207,7 +212,7 @@ class Levels(Compensation):
     def refuses(self, policy: Policy) -> str | None:
         """A mean of 8 tokens in a block of 16 means, and a ranking of every row."""
         if not policy.selector.equal_rows or policy.block != 128:
-            return "compensation=levels takes selector=top_k and block=128"
+            return "compensation=levels takes selector=top_k and block=128, or selector=ranked"
         return None
 
     def always(self, always: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vidsparse.errors import BadInputError
 from vidsparse.kernels.plan import BlockPlan, dense_plan
 from vidsparse.kernels.planning.pooling import only_finite
+from vidsparse.kernels.planning.runs import add_to_runs
+from vidsparse.policies.checks import check_sizes
 from vidsparse.policies.part import Part
 from vidsparse.policies.work import Kernel, Work
 
@@ -113,8 +114,7 @@ class Delta(Correction):
     exact_gain: Gain = Gain.WHOLE
 
     def __post_init__(self) -> None:
-        if self.exact_every < 1:
-            raise BadInputError(f"exact_every must be at least 1, got {self.exact_every}")
+        check_sizes(self, "exact_every")
 
     def attend(self, run: Run, work: Work, kernel: Kernel) -> tuple[Tensor, float | Tensor]:
         """Attend densely from one row of each run, and add the difference to the run."""
@@ -128,7 +128,7 @@ class Delta(Correction):
         if torch.is_grad_enabled() and out.requires_grad:
             out = out.clone()
         video = out.narrow(2, grid.prefix, grid.video_tokens)
-        _add_to_runs(video, gained.to(out.dtype), self.exact_every)
+        add_to_runs(video, gained.to(out.dtype), self.exact_every)
         if self.exact_gain is Gain.AGREED:
             out.index_copy_(2, rows, exact)
         return out, besides + len(rows) / grid.tokens
@@ -171,10 +171,3 @@ def agreement(gained: Tensor) -> Tensor:
     common = (first * second).sum(dim=(2, 3), keepdim=True)
     energy = (first.square() + second.square()).sum(dim=(2, 3), keepdim=True) / 2
     return (common / energy.clamp(min=torch.finfo(energy.dtype).tiny)).clamp(0, 1).sqrt()
-
-
-def _add_to_runs(out: Tensor, gained: Tensor, every: int) -> None:
-    """Add to each run of ``every`` rows of ``out`` its row of ``gained``, in place."""
-    whole = out.shape[2] // every
-    out[:, :, : whole * every].unflatten(2, (whole, every)).add_(gained[:, :, :whole, None])
-    out[:, :, whole * every :].add_(gained[:, :, whole:])

@@ -219,6 +219,11 @@ class Estimator(Part, ABC):
     """What its scores mean."""
 
     @property
+    def kept(self) -> float | None:
+        """Share of the pairs that it keeps whatever it sees, where a file says so."""
+        return None
+
+    @property
     def exact(self) -> bool:
         """Whether its mask is exact to the token."""
         return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vidsparse.errors import BadInputError
+from vidsparse.policies.checks import check_sizes
 from vidsparse.policies.estimator import Measure
 from vidsparse.policies.few_heads import why_not_few_heads
 from vidsparse.policies.judge import why_no_judge
@@ -29,8 +30,7 @@ def check_numbers(policy: Policy) -> None:
         raise BadInputError(f"floor must be in [0, 1], got {policy.floor:g}")
     if not 0 <= policy.rotate < 1:
         raise BadInputError(f"rotate must be in [0, 1), got {policy.rotate:g}")
-    if policy.scoring_heads is not None and policy.scoring_heads < 1:
-        raise BadInputError(f"scoring_heads must be at least 1, got {policy.scoring_heads}")
+    check_sizes(policy, "scoring_heads")
     if policy.min_similarity is not None and not -1 <= policy.min_similarity <= 1:
         raise BadInputError(f"min_similarity must be in [-1, 1], got {policy.min_similarity:g}")
     if policy.block is not None and (policy.block % 16 or not 16 <= policy.block <= 256):
@@ -78,10 +78,7 @@ def _takes_unequal(policy: Policy) -> bool:
 
 
 def _check_orders(policy: Policy) -> None:
-    if policy.alternatives is not None and not all(each.order.static for each in policy.candidates):
-        raise BadInputError(
-            "heads choose among static orders: one that follows the data cannot compete"
-        )
+    _check_alternatives(policy)
     anchored = policy.anchor != "none"
     if policy.order.makes_clusters and (anchored or not _takes_unequal(policy)):
         raise BadInputError(
@@ -105,6 +102,30 @@ def _check_orders(policy: Policy) -> None:
             f"{order} puts a token into nearly every block: leave anchor=none, or take an order "
             "that goes frame by frame"
         )
+
+
+def _check_alternatives(policy: Policy) -> None:
+    """Of orders that follow the data only those that prune can compete, and not as the first."""
+    if policy.alternatives is None:
+        return
+    others = policy.alternatives.candidates
+    if not policy.order.static or not all(e.order.static or e.order.prunes for e in others):
+        raise BadInputError(
+            "heads choose among static orders: one that follows the data cannot compete"
+        )
+    for each in others:
+        if not each.order.prunes:
+            continue
+        if each.density is None or not each.estimator.of_pruned or not policy.selector.takes_masks:
+            raise BadInputError(
+                "an alternative that keeps some tokens for all takes a density of its own, "
+                "estimator kept, and selector=threshold"
+            )
+        if policy.compensation.compensates:
+            raise BadInputError(
+                "an alternative that keeps some tokens for all takes no compensation: the others "
+                "copy an output"
+            )
 
 
 def idle(policy: Policy) -> dict[str, str]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.planning.permute import permute_tokens
+from vidsparse.policies.checks import check_sizes
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.orders import Arranged, Order
 from vidsparse.policies.sampled import draw_rows, shares_of_rows
@@ -45,8 +46,7 @@ class Importance(Order):
     def __post_init__(self) -> None:
         if not 2 <= self.segment <= 1 << 15:
             raise BadInputError(f"segment must be from 2 to 32768 keys, got {self.segment}")
-        if self.judges < 1:
-            raise BadInputError(f"judges must be at least 1, got {self.judges}")
+        check_sizes(self, "judges")
 
     def refuses(self, policy: Policy) -> str | None:
         """Masks without data are of places, and a segment of one block has no blocks to sort."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.planning.permute import permute_tokens
+from vidsparse.policies.checks import check_sizes
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.part import Part
 
@@ -181,10 +182,7 @@ class Tile(StaticOrder):
     tile_width: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("tile_frames", "tile_height", "tile_width"):
-            size = getattr(self, name)
-            if size is not None and size < 1:
-                raise BadInputError(f"{name} must be at least 1, got {size}")
+        check_sizes(self, "tile_frames", "tile_height", "tile_width")
 
     def fitted(self, block: int) -> Tile:
         """With boxes that fill a block of so many tokens."""
@@ -230,9 +228,7 @@ class Residues(StaticOrder):
 
     def __post_init__(self) -> None:
         for axis in ("frames", "height", "width"):
-            for name in (f"tile_{axis}", f"dilation_{axis}"):
-                if getattr(self, name) < 1:
-                    raise BadInputError(f"{name} must be at least 1, got {getattr(self, name)}")
+            check_sizes(self, f"tile_{axis}", f"dilation_{axis}")
 
     def positions(self, grid: TokenGrid) -> Tensor | None:
         """Sort by part and box, stably."""
@@ -313,9 +309,7 @@ class Cycle(StaticOrder):
     per_layer: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name in ("chunk_frames", "chunk_height", "chunk_width"):
-            if getattr(self, name) < 1:
-                raise BadInputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_sizes(self, "chunk_frames", "chunk_height", "chunk_width")
 
     def in_layer(self, layer: int, grid: TokenGrid) -> Tile:
         """The boxes of a layer."""
@@ -379,11 +373,7 @@ class Chunks(Order):
     per_layer: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 1:
-                raise BadInputError(
-                    f"{field.name} must be at least 1, got {getattr(self, field.name)}"
-                )
+        check_sizes(self, *(field.name for field in dataclasses.fields(self)))
 
     @property
     def learned(self) -> bool:

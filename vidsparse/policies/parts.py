@@ -43,11 +43,13 @@ from vidsparse.policies.pooled import Pooled, SubBlock
 from vidsparse.policies.pruned import Kept
 from vidsparse.policies.radial import Radial
 from vidsparse.policies.random import Random
+from vidsparse.policies.ranked import Ranked
 from vidsparse.policies.refined import Refined
 from vidsparse.policies.rows import Rows
 from vidsparse.policies.sampled_p import SampledP
 from vidsparse.policies.selectors import Budget, Selector, Threshold, TopK, TopP
 from vidsparse.policies.semantic import Semantic
+from vidsparse.policies.stored import Stored
 from vidsparse.policies.strided_peak import StridedPeak
 from vidsparse.policies.stripes import Stripes
 from vidsparse.policies.tokens import Tokens
@@ -94,6 +96,7 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "vertical_slash": VerticalSlash,
     "kept": Kept,
     "natten": Natten,
+    "stored": Stored,
     "random": Random,
 }
 
@@ -108,6 +111,7 @@ SELECTORS: dict[str, type[Selector]] = {
     "percentile": Percentile,
     "rows": Rows,
     "refined": Refined,
+    "ranked": Ranked,
     "tokens": Tokens,
 }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,13 +15,13 @@ from vidsparse.kernels.planning.pooling import only_finite
 from vidsparse.kernels.planning.select import Lists, select_top_k
 from vidsparse.policies.estimator import Estimate, Inputs, Measure
 from vidsparse.policies.scope import Scope
-from vidsparse.policies.selectors import Selection, Selector, TopP
+from vidsparse.policies.selectors import OfShare, Selection, TopP
 
 AT_ONCE = 1 << 24  # numbers of gathered keys at a time: 64 MiB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refined(Selector):
+class Refined(OfShare):
     """Of each row's candidates, by any estimator, the fewest that hold a share of their mass.
 
     The mass is of exact queries and of keys in a few bits, between the smallest and the largest
@@ -43,22 +42,11 @@ class Refined(Selector):
     takes_clusters: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _ = TopP(p=self.p)  # checks it
+        OfShare.__post_init__(self)
         if not 0 < self.shortlist <= 1:
             raise BadInputError(f"shortlist must be in (0, 1], got {self.shortlist:g}")
         if not 1 <= self.bits <= 8:
             raise BadInputError(f"bits must be from 1 to 8, got {self.bits}")
-
-    @property
-    def has_amount(self) -> bool:
-        """Whether there is a share of the mass."""
-        return self.p is not None
-
-    def idle(self, density: float | None) -> Mapping[str, str]:
-        """A density says how much is kept."""
-        if density is None:
-            return {}
-        return {"p": "the density says how much is kept, so give one of the two"}
 
     def select(self, these: Selection) -> Lists:
         """Keep the likeliest candidates."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -10,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vidsparse.errors import BadInputError
 from vidsparse.head_sharing import all_of, own_of
 from vidsparse.kernels.planning.exact_mass import exact_mass
 from vidsparse.kernels.planning.pooling import only_finite
 from vidsparse.kernels.planning.select import Lists, select_row_budget
+from vidsparse.policies.checks import check_sizes
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.sampled import draw_rows
-from vidsparse.policies.selectors import Selection, Selector
+from vidsparse.policies.selectors import OfShare, Selection
 
 if TYPE_CHECKING:
     from vidsparse.policies.policy import Policy
@@ -26,7 +25,7 @@ ROWS = 256  # whose mass is averaged at a time, the most that a GPU's kernel tak
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SampledP(Selector):
+class SampledP(OfShare):
     """How many blocks a head needs, some exact rows say; which they are, the scores do.
 
     ProxyAttn, arXiv 2509.24745: scores that heads share cannot tell how concentrated each head is.
@@ -39,28 +38,14 @@ class SampledP(Selector):
         budget_rows: Query rows whose exact attention says how many blocks are kept, at least 1.
     """
 
-    p: float | None = None
     budget_rows: int = 128
 
     takes_ranks: ClassVar[bool] = True
     takes_clusters: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.p is not None and not 0 < self.p <= 1:
-            raise BadInputError(f"p must be in (0, 1], got {self.p:g}")
-        if self.budget_rows < 1:
-            raise BadInputError(f"budget_rows must be at least 1, got {self.budget_rows}")
-
-    @property
-    def has_amount(self) -> bool:
-        """Whether there is a share of the mass."""
-        return self.p is not None
-
-    def idle(self, density: float | None) -> Mapping[str, str]:
-        """A share of the mass is kept, or a density."""
-        if density is None:
-            return {}
-        return {"p": "the density says how much is kept, so give one of the two"}
+        OfShare.__post_init__(self)
+        check_sizes(self, "budget_rows")
 
     def refuses(self, policy: Policy) -> str | None:
         """It needs one of the two."""

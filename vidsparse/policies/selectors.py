@@ -93,6 +93,14 @@ class Selector(Part, ABC):
         """Whether its own parameters say how much is kept, so that it needs no density."""
         return False
 
+    def further(self, share: float) -> Selector | None:
+        """The same, keeping so much more of each row's mass; None of one that does not go by that.
+
+        Args:
+            share: Of the mass, at full sparsity.
+        """
+        return None
+
     @property
     def tolerance_of_purse(self) -> float | None:
         """The tolerance that a mean density moves; None of a selector that takes a density."""
@@ -132,6 +140,32 @@ class TopK(Selector):
         return select_top_k(these.estimate.scores, max(these.least, count), always=these.always)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfShare(Selector):
+    """Keeps a share of something, or what a density says.
+
+    Attributes:
+        p: The share, in (0, 1]; a density replaces it.
+    """
+
+    p: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.p is not None and not 0 < self.p <= 1:
+            raise BadInputError(f"p must be in (0, 1], got {self.p:g}")
+
+    @property
+    def has_amount(self) -> bool:
+        """Whether there is a share."""
+        return self.p is not None
+
+    def idle(self, density: float | None) -> Mapping[str, str]:
+        """A density says how much is kept."""
+        if density is None:
+            return {}
+        return {"p": "the density says how much is kept, so give one of the two"}
+
+
 class MassOf(StrEnum):
     """Of what ``top_p`` keeps a share.
 
@@ -145,7 +179,7 @@ class MassOf(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TopP(Selector):
+class TopP(OfShare):
     """In every row the fewest blocks that hold a share of its mass.
 
     Under a density, up to the share that meets it. Where scores and mass are two things, the keys
@@ -157,24 +191,14 @@ class TopP(Selector):
         scope: Where one share serves under a density: in each head, or in all heads of a layer.
     """
 
-    p: float | None = None
     mass_of: MassOf = MassOf.ROW
     scope: Scope = Scope.LAYER
-
-    def __post_init__(self) -> None:
-        if self.p is not None and not 0 < self.p <= 1:
-            raise BadInputError(f"p must be in (0, 1], got {self.p:g}")
-
-    @property
-    def has_amount(self) -> bool:
-        """Whether there is a share of the mass."""
-        return self.p is not None
 
     def idle(self, density: float | None) -> Mapping[str, str]:
         """A share of the mass is kept, or a density, which alone is shared by need."""
         if density is None:
             return {"scope": "it is of a density, and here p says how much is kept"}
-        return {"p": "the density says how much is kept, so give one of the two"}
+        return OfShare.idle(self, density)
 
     def refuses(self, policy: Policy) -> str | None:
         """It needs one of the two."""

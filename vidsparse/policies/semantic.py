@@ -21,6 +21,7 @@ from vidsparse.kernels.planning.permute import (
     permute_tokens,
 )
 from vidsparse.kernels.planning.pooling import only_finite, pool_blocks, pool_ragged
+from vidsparse.policies.checks import check_sizes
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.orders import Arranged, Order, Tile, cached_positions
 
@@ -125,9 +126,7 @@ class Semantic(Order):
                 raise BadInputError(f"{name} must be from 1 to 4096, got {getattr(self, name)}")
         if self.group not in GROUPS:
             raise BadInputError(f"group must be 1, 2, 4 or 8, got {self.group}")
-        for name in ("first_iterations", "iterations"):
-            if getattr(self, name) < 1:
-                raise BadInputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_sizes(self, "first_iterations", "iterations")
 
     @property
     def tile(self) -> Tile:

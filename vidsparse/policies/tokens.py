@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from vidsparse.errors import BadInputError
 from vidsparse.kernels.plan import BlockPlan, block_of_token
 from vidsparse.kernels.planning.select import Lists
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.lists import lists_of_mask
-from vidsparse.policies.selectors import Selection, Selector
+from vidsparse.policies.selectors import OfShare, Selection
 from vidsparse.policies.work import Kernel, Work
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ GATHERED = 1 << 29  # numbers of queries that are copied at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tokens(Selector):
+class Tokens(OfShare):
     """Blocks of keys by each query token: its own, then the most similar up to a share.
 
     Similarities of a token, ``q . mean(k)`` as they are, are moved to [0, 1] by the smallest and
@@ -44,21 +43,6 @@ class Tokens(Selector):
     reuses_plans: ClassVar[bool] = False
     per_token: ClassVar[bool] = True
     fixed: ClassVar[frozenset[str]] = frozenset({"floor", "rotate"})
-
-    def __post_init__(self) -> None:
-        if self.p is not None and not 0 < self.p <= 1:
-            raise BadInputError(f"p must be in (0, 1], got {self.p:g}")
-
-    @property
-    def has_amount(self) -> bool:
-        """Whether there is a share."""
-        return self.p is not None
-
-    def idle(self, density: float | None) -> Mapping[str, str]:
-        """A density says how many blocks there are."""
-        if density is None:
-            return {}
-        return {"p": "the density says how much is kept, so give one of the two"}
 
     def refuses(self, policy: Policy) -> str | None:
         """It asks the estimator for tokens, and no plan says what it runs."""

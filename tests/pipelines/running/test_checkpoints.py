@@ -5,11 +5,16 @@ import json
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from diffusers.schedulers.scheduling_flow_match_heun_discrete import (
+    FlowMatchHeunDiscreteScheduler,
+)
 
 import vidsparse
 from vidsparse.errors import BadInputError
+from vidsparse.forecast import forecast
 from vidsparse.pipelines.models import IMAGE, VIDEO
 from vidsparse.pipelines.running.checkpoints import (
     CHECKPOINTS,
@@ -18,6 +23,8 @@ from vidsparse.pipelines.running.checkpoints import (
     geometry_of,
 )
 from vidsparse.pipelines.running.generate import Request, generate
+from vidsparse.pipelines.running.load import load_pipeline
+from vidsparse.presets import PRESETS
 
 BUILDERS = runpy.run_path(str(Path(__file__).parents[1] / "tiny_pipelines.py"))["BUILDERS"]
 SIZES = {
@@ -181,3 +188,26 @@ def test_fewer_steps_than_a_pipeline_can_do_are_refused_before_it_is_loaded():
     assert known.or_default("steps", None) == 20
     with pytest.raises(BadInputError, match="steps must be at least 2, got 1"):
         known.or_default("steps", 1)
+
+
+def test_a_scheduler_that_calls_twice_a_step_is_planned_by_its_calls(folder):
+    """Heun's: seven calls in four steps."""
+    index = json.loads((folder / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "FlowMatchHeunDiscreteScheduler"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    FlowMatchHeunDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
+    known, steps = find_checkpoint(folder), 4
+    size: Any = {"frames": 9, "height": 64, "width": 64}
+    preset = PRESETS["balanced"].override({"min_tokens": 0, "block": 16, "mean_density": 0.5})
+    grid = known.geometry.sequence(**known.size(**size))
+    found = forecast(preset, grid, known.calls(steps), known.layers, known.head_dim)
+    request = Request(prompt="a red circle", **size, steps=steps, guidance=1.0, seed=0)
+    pipe = load_pipeline(folder)
+    with vidsparse.sparsify(pipe, preset) as session:
+        generate(pipe, request)
+    assert len(session.stats.step_density) == len(pipe.scheduler.timesteps) == known.calls(steps)
+    assert len(found.step_density) == known.calls(steps) == 7
+    assert session.stats.mean_density == pytest.approx(found.mean_density, abs=0.03)
+    assert "calls the transformer 7 times in 4 steps" in known.about_calls(steps)[0]
+    assert CHECKPOINTS["tiny"].calls(steps) == steps
+    assert not CHECKPOINTS["tiny"].about_calls(steps)

@@ -73,7 +73,8 @@ def test_a_text_encoder_that_is_none_is_one_sentence(folder, value):
 
 @pytest.mark.parametrize("name", ["num_layers", "num_heads", "vocab_size"])
 @pytest.mark.parametrize("value", [10**9, "x", None, []])
-def test_the_config_of_a_text_encoder_may_say_anything(folder, name, value):
+def test_the_config_of_a_text_encoder_may_say_anything(folder, name, value, monkeypatch):
+    monkeypatch.setattr("vidsparse.pipelines.running.stored.MOST_MODULES", 5_000)  # for speed
     set_value(folder, "text_encoder/config.json", name, value)
     with pytest.raises(VidsparseError) as caught:
         load_pipeline(folder)

@@ -379,24 +379,27 @@ import numpy as np
 from vidsparse.errors import VidsparseError
 from vidsparse.pipelines.running import video
 
-frames = np.random.default_rng(0).integers(0, 256, (int(sys.argv[2]), 96, 128, 3), dtype=np.uint8)
-write = video.write_image if len(frames) == 1 else lambda *a: video.write_video(*a, 16)
 resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
-try:
-    write(sys.argv[1], frames)
-except VidsparseError as error:
-    print(error)
+for path in sys.argv[1:]:
+    number = 1 if "image" in path else 9
+    frames = np.random.default_rng(0).integers(0, 256, (number, 96, 128, 3), dtype=np.uint8)
+    write = video.write_image if number == 1 else lambda *a: video.write_video(*a, 16)
+    try:
+        write(path, frames)
+    except VidsparseError as error:
+        print(error)
 """
 
 
-@pytest.mark.parametrize("name", ["clip.mp4", "clip.webm", "clip.npy", "image.png", "image.npy"])
-def test_where_the_system_takes_no_more_bytes_path_and_cause_are_said(tmp_path, name):
+def test_where_the_system_takes_no_more_bytes_path_and_cause_are_said(tmp_path):
     (tmp_path / "out").mkdir()
-    path, frames = tmp_path / "out" / name, "1" if name.startswith("image") else "9"
+    names = ["clip.mp4", "clip.webm", "clip.npy", "image.png", "image.npy"]
+    paths = [tmp_path / "out" / name for name in names]
     done = subprocess.run(
-        [sys.executable, "-c", LIMITED, path, frames],
+        [sys.executable, "-c", LIMITED, *paths],
         env=os.environ | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert done.stdout.startswith(f"cannot write {path} (File too large), nor keep its frames")
-    assert "File too large" in done.stdout.partition("nor keep")[2]
+    for path, said in zip(paths, done.stdout.splitlines(), strict=True):
+        assert said.startswith(f"cannot write {path} (File too large), nor keep its frames")
+        assert "File too large" in said.partition("nor keep")[2]
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == []
