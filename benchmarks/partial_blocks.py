@@ -1,7 +1,8 @@
 """What blocks cost that are computed in part, beside whole ones: equal lists, one mask more.
 
     python benchmarks/partial_blocks.py -o partial_blocks.json
-    python benchmarks/partial_blocks.py --device cpu --tokens 700 --heads 1 --image 48x48 --rounds 2
+    python benchmarks/partial_blocks.py --device cpu --tokens 700 --heads 1 --image 48x48 \\
+        --text 20 --image-heads 1 --rounds 2
 
 Random lists at Wan 14B's shape, of which a share is partial with all bits set, and the rules of
 CLEAR and GNA on an image of FLUX at 2048 x 2048, each beside the same lists of whole blocks. Each
@@ -19,13 +20,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.attention import attention
 from vidsparse.kernels.plan import BlockPlan
-from vidsparse.kernels.planning.partial import plan_of_patterns
+from vidsparse.kernels.planning.partial import plan_of_patterns, with_whole
 from vidsparse.planner import Planner
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.estimator import Inputs
@@ -68,12 +70,12 @@ def lists(args: argparse.Namespace) -> dict[str, object]:
     drawn = torch.rand(keep.shape, device=args.device)
     which = torch.randint(1, PATTERNS, keep.shape, device=args.device, dtype=torch.int32)
     bits = torch.full((PATTERNS, BLOCK, WORDS), -1, dtype=torch.int32, device=args.device)
-    sides = dict.fromkeys(("q_len", "kv_len"), args.tokens)
+    sides: dict[str, Any] = dict.fromkeys(("q_len", "kv_len"), args.tokens)
     sides |= dict.fromkeys(("q_block", "kv_block"), BLOCK)
     plans = {"whole": BlockPlan.from_mask(keep, **sides)}
     for share in SHARES:
         pattern = which.masked_fill((drawn >= share) | ~keep, 0)
-        plans[f"{share:.0%} partial"] = plan_of_patterns(keep, pattern, bits, sides)
+        plans[f"{share:.0%} partial"] = plan_of_patterns(keep, pattern, bits, **sides)
     told = {"tokens": args.tokens, "heads": args.heads, "density": plans["whole"].density}
     return told | compared(plans, args.heads, args)
 
@@ -88,8 +90,7 @@ def rule(args: argparse.Namespace, name: str) -> dict[str, object]:
     start = time.perf_counter()
     exact = Planner(preset.policy).static_plan(inputs, 1.0)
     seconds = time.perf_counter() - start
-    sides = {side: getattr(exact, side) for side in ("q_len", "kv_len", "q_block", "kv_block")}
-    whole = BlockPlan.from_mask(exact.to_block_mask(), **sides)
+    whole = with_whole(exact, exact.to_block_mask())
     assert exact.partial is not None
     told = {
         "rule": name,
@@ -112,7 +113,7 @@ def compared(
     dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
     shape = 1, plans["whole"].q_len, heads, args.head_dim
     q, k, v = (torch.randn(shape, device=args.device, dtype=dtype).transpose(1, 2) for _ in "qkv")
-    runs = {
+    runs: dict[str, Callable[[], object]] = {
         name: partial(attention, q, k, v, plan, engine=args.engine) for name, plan in plans.items()
     }
     times = clock(runs, args)

@@ -205,7 +205,9 @@ class BlockPlan:
         mask = mask.expand(batch, heads, -1, -1)
         mask = mask.gather(2, rows.expand(batch, heads, -1, mask.shape[-1]))
         mask = mask.gather(3, columns.expand(batch, heads, mask.shape[2], -1))
-        return mask if self.partial is None else mask & self._bits_of_tokens()
+        if self.partial is None:
+            return mask
+        return mask & self.bits_of_rows(torch.arange(self.q_len, device=device))
 
     def pattern_of_blocks(self) -> Tensor:
         """The pattern of each block, int32 ``(B|1, H|1, M, N)``; 0 of whole and skipped ones."""
@@ -229,17 +231,20 @@ class BlockPlan:
         words = self.partial.bits[patterns].transpose(-3, -2)  # (..., q_block, number, words)
         return (words[..., column // WORD] >> (column % WORD) & 1).bool().flatten(-2)
 
-    def _bits_of_tokens(self) -> Tensor:
-        """Which pairs the patterns hold, boolean ``(B|1, H|1, q_len, kv_len)``."""
+    def bits_of_rows(self, rows: Tensor) -> Tensor:
+        """Which keys the patterns show to some queries, boolean ``(B|1, H|1, rows, kv_len)``.
+
+        All of those in blocks that are whole or skipped.
+
+        Args:
+            rows: Positions of queries, int64 ``(rows,)``.
+        """
         assert self.partial is not None
-        query, key = (
-            torch.arange(n, device=self.kv_count.device) for n in (self.q_len, self.kv_len)
-        )
-        patterns = self.pattern_of_blocks()[..., query // self.q_block, :][
-            ..., key // self.kv_block
-        ]
+        key = torch.arange(self.kv_len, device=rows.device)
+        patterns = self.pattern_of_blocks()[..., rows // self.q_block, :]
+        patterns = patterns[..., key // self.kv_block].long()
         column = key % self.kv_block
-        words = self.partial.bits[patterns.long(), (query % self.q_block)[:, None], column // WORD]
+        words = self.partial.bits[patterns, (rows % self.q_block)[:, None], column // WORD]
         return (words >> (column % WORD) & 1).bool()
 
     def nbytes(self) -> int:

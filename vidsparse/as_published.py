@@ -31,7 +31,8 @@ AS_PUBLISHED: tuple[AsPublished, ...] = (
         rule="the mask of its authors' code: near frames and the first one whole, bands that "
         "halve with each doubling of the distance in time, distant frames thinned out",
         rounded="a block is computed if a third of its pairs lie in the mask, counted on true "
-        "spans of tokens, where theirs drops blocks at the edges of frames",
+        "spans of tokens, where theirs drops blocks at the edges of frames; nothing with "
+        "`masks=token`",
         differs="dense steps as published on its models alone; elsewhere the usual ramp",
     ),
     AsPublished(
@@ -198,8 +199,9 @@ AS_PUBLISHED: tuple[AsPublished, ...] = (
         "24 at a stride of 16 x 8 x 8, 9% of 30 x 48 x 80; FLUX at 4096 x 4096: `window_height=80 "
         "window_width=80 stride_height=16 stride_width=16 tile_frames=1 tile_height=16 "
         "tile_width=8` (9.8%)",
-        rounded="nothing where tiles divide strides, windows and what is left beside them, as in "
-        "these two; elsewhere a block is computed whole if half of its pairs lie in a window",
+        rounded="nothing: a block that a window cuts through is computed and then masked (none "
+        "where tiles divide strides, windows and what is left beside them, as in these two); with "
+        "`masks=block` or under a density whole, if half of its pairs lie in a window",
         differs="one window for all layers: the tables by layer of Cosmos-Predict2, for weights "
         "trained so, are not here; dense for 24% of the steps, assumed from STA",
     ),
@@ -226,7 +228,9 @@ AS_PUBLISHED: tuple[AsPublished, ...] = (
     AsPublished(
         preset="clear",
         rule="keys with dx^2 + dy^2 < radius^2 and all text, in every layer",
-        rounded="the circle, to blocks of 8 x 8 tokens of which a third of the pairs lie in it",
+        rounded="nothing: blocks of 8 x 8 tokens that the circle cuts through are computed and "
+        "then masked; with `masks=block` or under a density whole, if a third of their pairs lie "
+        "in it",
         differs="its weights are trained for the mask; on others it is no more than a window",
     ),
     AsPublished(
@@ -359,7 +363,8 @@ AS_PUBLISHED: tuple[AsPublished, ...] = (
         preset="freeswim",
         rule="all frames, 31 rows x 53 columns: half of the training grid at 480p (15, 26) on "
         "either side; at the edge the window moves inward and stays as large",
-        rounded="the window, to blocks of which a third of the pairs lie in it",
+        rounded="the window, to blocks of which a third of the pairs lie in it; nothing with "
+        "`masks=token`",
         differs="blocks with a third of their pairs inside are kept. The branch with the whole "
         "field, whose cross-attention replaces that of the window, is of a pipeline, as is the "
         "start from a small video: not here. Nor is the factor of 1.046 on the scores. Give "

@@ -7,6 +7,7 @@ in any order of tokens, where coordinates tested in a kernel would need code for
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -23,7 +24,8 @@ Pairs = Callable[[Tensor, Tensor], Tensor]
 Given are positions, int64 ``(number, q_block, 1)`` and ``(number, 1, kv_block)``.
 """
 
-PAIRS_AT_ONCE = 16 * 2**20
+CPU_PAIRS = 2**20  # looked at in one go, in cache
+ACCELERATOR_PAIRS = 2**26  # there, launches cost more
 MOST_BYTES = 256 * 2**20
 
 
@@ -67,7 +69,8 @@ def plan_of_pairs(
     which = None if kinds is None else kinds[asked[:, 0], asked[:, 1]]
     first, which = _first_of_each(which, len(asked), device)
     found = [torch.zeros(2, 0, dtype=torch.int32, device=device)]
-    for some in asked[first].split(max(1, PAIRS_AT_ONCE // (q_block * kv_block))):
+    at_once = CPU_PAIRS if device.type == "cpu" else ACCELERATOR_PAIRS
+    for some in asked[first].split(max(1, at_once // (q_block * kv_block))):
         m, n = some.unbind(-1)
         query = (m[:, None] * q_block + inside[0])[:, :, None]
         key = (n[:, None] * kv_block + inside[1])[:, None]
@@ -81,8 +84,15 @@ def plan_of_pairs(
     some, patterns = torch.cat(found, dim=1)[:, which]
     keep[asked[:, 0], asked[:, 1]] = some > 0
     pattern[asked[:, 0], asked[:, 1]] = patterns
-    sides = {"q_len": q_len, "kv_len": kv_len, "q_block": q_block, "kv_block": kv_block}
-    return plan_of_patterns(keep[None, None], pattern[None, None], table.bits(device), sides)
+    return plan_of_patterns(
+        keep[None, None],
+        pattern[None, None],
+        table.bits(device),
+        q_len=q_len,
+        kv_len=kv_len,
+        q_block=q_block,
+        kv_block=kv_block,
+    )
 
 
 def _first_of_each(
@@ -100,11 +110,20 @@ def _first_of_each(
 def with_whole(plan: BlockPlan, whole: Tensor) -> BlockPlan:
     """A plan of equal blocks, and blocks that are computed whole, boolean ``(B|1, H|1, M, N)``."""
     keep = plan.to_block_mask() | whole
-    sides = {name: getattr(plan, name) for name in ("q_len", "kv_len", "q_block", "kv_block")}
     if plan.partial is None:
-        return BlockPlan.from_mask(keep, **sides)
-    pattern = plan.pattern_of_blocks().masked_fill(whole, 0)
-    return plan_of_patterns(keep, pattern, plan.partial.bits, sides)
+        pattern = bits = torch.zeros_like(keep, dtype=torch.int32)
+    else:
+        pattern = plan.pattern_of_blocks().masked_fill(whole, 0)
+        bits = plan.partial.bits
+    return plan_of_patterns(
+        keep,
+        pattern,
+        bits,
+        q_len=plan.q_len,
+        kv_len=plan.kv_len,
+        q_block=plan.q_block,
+        kv_block=plan.kv_block,
+    )
 
 
 def pack_pairs(tiles: Tensor) -> Tensor:
@@ -117,7 +136,14 @@ def pack_pairs(tiles: Tensor) -> Tensor:
 
 
 def plan_of_patterns(
-    keep: Tensor, pattern: Tensor, bits: Tensor, sides: dict[str, int]
+    keep: Tensor,
+    pattern: Tensor,
+    bits: Tensor,
+    *,
+    q_len: int,
+    kv_len: int,
+    q_block: int,
+    kv_block: int,
 ) -> BlockPlan:
     """Lists of whole blocks, then of partial ones.
 
@@ -125,25 +151,27 @@ def plan_of_patterns(
         keep: Blocks that are computed, boolean ``(B|1, H|1, M, N)``.
         pattern: Of these the patterns, int32, shaped likewise; 0 where all pairs are computed.
         bits: The patterns, int32 ``(P, q_block, ceil(kv_block / 32))``, as in ``Partial``.
-        sides: ``q_len``, ``kv_len``, ``q_block`` and ``kv_block``.
+        q_len: Query tokens.
+        kv_len: Key tokens.
+        q_block: Tokens in a query block.
+        kv_block: Tokens in a key block.
     """
+    plan = BlockPlan.from_mask(keep, q_len=q_len, kv_len=kv_len, q_block=q_block, kv_block=kv_block)
     partial = pattern > 0
     if not bool(partial.any()):
-        return BlockPlan.from_mask(keep, **sides)
-    if sides["kv_len"] % sides["kv_block"]:  # a short block has to end its list
+        return plan
+    if kv_len % kv_block:  # a short block has to end its list
         partial[..., -1] |= keep[..., -1] & partial.any(dim=-1)
     index = torch.where(keep, partial.to(torch.uint8), 2).argsort(dim=-1, stable=True)
-    count = keep.sum(dim=-1, dtype=torch.int32)
-    index = index[..., : max(1, int(count.max()))]
-    return BlockPlan(
-        kv_count=count,
+    index = index[..., : max(1, int(plan.kv_count.max()))]
+    return dataclasses.replace(
+        plan,
         kv_index=index.to(torch.int32).contiguous(),
         partial=Partial(
             count=partial.sum(dim=-1, dtype=torch.int32),
             pattern=pattern.expand(index.shape[0], index.shape[1], -1, -1).gather(-1, index),
             bits=bits,
         ),
-        **sides,
     )
 
 

@@ -128,7 +128,7 @@ def _pattern(patterns, tile, count, WORDS: gl.constexpr, BN: gl.constexpr, KV: g
     else:
         word = tile * (BN // 32) + gl.arange(0, BN // 32, gl.SliceLayout(0, WORDS))
         entry = word // (KV // 32)
-    return gl.load(patterns + gl.minimum(entry, last))
+    return gl.load(patterns + gl.minimum(entry, last), mask=count > 0, other=0)
 
 
 @gluon.jit

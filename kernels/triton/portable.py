@@ -120,17 +120,22 @@ def forward(
         if PARTIAL:
             pattern_ptr += b * index_b + h * index_h + row.to(tl.int64) * index_m
             WORDS: tl.constexpr = (KV_BLOCK + 31) // 32
+            SHARE: tl.constexpr = BN if BN < 32 else 32  # keys that share a word
+            word = tl.arange(0, BN // SHARE)
             bits_ptr += (position - row * Q_BLOCK)[:, None] * WORDS
             for n in tl.range(whole * SUBS, count * SUBS):
                 first = tl.load(listed + n // SUBS) * KV_BLOCK
-                inside = (n % SUBS) * BN + column
-                key = first + inside
+                inside = (n % SUBS) * BN
+                key = first + inside + column
                 valid = key < tl.minimum(first + KV_BLOCK, kv_len)
                 pattern = tl.load(pattern_ptr + n // SUBS) * (Q_BLOCK * WORDS)
+                at = inside // 32 + word
                 words = tl.load(
-                    bits_ptr + pattern + (inside // 32)[None, :],
-                    mask=row_valid[:, None] & valid[None, :], other=0,
-                ) >> (inside % 32)[None, :]  # fmt: skip
+                    bits_ptr + pattern + at[None, :],
+                    mask=row_valid[:, None] & (at < WORDS)[None, :], other=0,
+                )  # fmt: skip
+                bit = inside % 32 + tl.arange(0, SHARE)
+                words = tl.reshape(words[:, :, None] >> bit[None, None, :], [BM, BN])
                 acc, m, l, margin = _attend_tile(
                     q, acc, m, l, k_ptr, v_ptr, key, valid, row_valid, words,
                     k_s, k_d, v_s, v_d, scale_log2, D, BD, False, True,

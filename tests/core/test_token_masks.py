@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 
+from vidsparse.comparison.attention_error import ErrorMeter
 from vidsparse.errors import BadInputError
 from vidsparse.forecast import forecast
 from vidsparse.grid import TokenGrid
@@ -189,6 +190,8 @@ def test_a_forecast_tells_computed_blocks_and_pairs_apart():
         ).exact
         for only in (rows, None)
     )
+    assert some is not None
+    assert every is not None
     assert torch.equal(some.to_block_mask()[:, :, rows], every.to_block_mask()[:, :, rows])
     assert int(some.kv_count.sum()) == int(every.kv_count[..., rows].sum())
 
@@ -201,3 +204,16 @@ def test_a_rule_that_fills_boxes_has_no_partial_block():
     plan = Planner(preset.policy).static_plan(inputs_of(grid, preset), 1.0)
     assert plan.partial is None
     assert plan.density == preset.policy.estimator.token_density(grid, 128) == 1 / 8
+
+
+def test_recall_counts_the_pairs_that_took_part():
+    mask, grid, preset = case("clear")
+    sparse, meter = SparseAttention(preset), ErrorMeter(rows=grid.tokens)
+    sparse.observers.append(meter)
+    q, k, v = (torch.randn(1, grid.tokens, 2, 16) for _ in "qkv")
+    sparse(q, k, v, call_of(grid), dense)
+    (error,) = meter.errors.values()
+    weights = (q.transpose(1, 2) @ k.permute(0, 2, 3, 1) / 4).softmax(dim=-1)
+    by_hand = (weights * mask).sum(dim=-1).mean(dim=-1)
+    torch.testing.assert_close(error.recall, by_hand)
+    assert by_hand.max() < 0.6  # and blocks would hold more

@@ -101,9 +101,10 @@ def test_rows_that_see_nothing_in_their_first_tiles_are_exact():
 def test_gradients():
     leaves = [x.detach().requires_grad_() for x in qkv(2, 700, 900, 64)]
     plan = plan_of(random_mask(700, 900, 128, 128), 128, 128)
-    out = attention(*leaves, plan, engine="triton")
-    truth = [x.detach().double().requires_grad_() for x in leaves]
-    exact, _ = reference_attention(*truth, plan)
+    q, k, v = leaves
+    out = attention(q, k, v, plan, engine="triton")
+    q, k, v = truth = [x.detach().double().requires_grad_() for x in leaves]
+    exact, _ = reference_attention(q, k, v, plan)
     direction = torch.randn_like(exact)
     got = torch.autograd.grad(out, leaves, direction.to(out.dtype))
     expected = torch.autograd.grad(exact, truth, direction)

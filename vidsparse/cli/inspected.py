@@ -93,7 +93,10 @@ def look(call: Call, work: Work, heads: Sequence[int], error: AttentionError) ->
     """
     mass = true_mass(work, heads)[:1]
     keep = work.plan.to_block_mask()
-    kept_mass = recall(mass, torch.cat([one_head(keep, head)[:1] for head in heads], dim=1))
+    if work.plan.partial is None:
+        kept_mass = recall(mass, torch.cat([one_head(keep, head)[:1] for head in heads], dim=1))
+    else:  # blocks do not tell which of their pairs took part: of the sampled rows
+        kept_mass = error.recall[:1, list(heads)]
     density = work.head_density().expand_as(error.recall)
     maps, numbers = [], []
     for index, head in enumerate(heads):

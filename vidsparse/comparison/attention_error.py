@@ -57,8 +57,8 @@ def measure_call(
 ) -> AttentionError:
     """Measure the error of each head, head by head to save memory.
 
-    Recall counts the mass of blocks that were computed; means that stand in for others are left
-    out.
+    Recall counts the mass of blocks that were computed, of partial ones that of the pairs that
+    took part; means that stand in for others are left out.
 
     Args:
         work: How the call was ordered and planned.
@@ -76,10 +76,11 @@ def measure_call(
             one_head(q, head)[:, :, at], one_head(k, head), one_head(v, head), work.inputs.scale
         )
         made = one_head(out, head)[:, :, at]
-        mass = true_mass(work, [head], at)
-        parts.append(
-            (relative_l1(made, exact), cosine(made, exact), recall(mass, one_head(keep, head)))
-        )
+        if work.plan.partial is None:
+            held = recall(true_mass(work, [head], at), one_head(keep, head))
+        else:
+            held = recall_of_pairs(work, head, at)
+        parts.append((relative_l1(made, exact), cosine(made, exact), held))
     return AttentionError(*(torch.cat(each, dim=1) for each in zip(*parts, strict=True)))
 
 
@@ -102,6 +103,23 @@ def true_mass(work: Work, heads: Sequence[int], rows: Tensor | None = None) -> T
         query, key, row, column = (one_head(x, head) for x in (q, k, q_block, kv_block))
         maps.append(block_mass(query, key, row, column, blocks, work.inputs.scale))
     return torch.cat(maps, dim=1)
+
+
+def recall_of_pairs(work: Work, head: int, rows: Tensor) -> Tensor:
+    """Share of the dense mass of some rows that a plan with partial blocks holds, ``(batch, 1)``.
+
+    Args:
+        work: With q and k in the order of the plan.
+        head: Which head.
+        rows: Which queries, by their position in that order.
+    """
+    plan, (q, k, _) = work.plan, work.inputs.qkv
+    query, key = one_head(q, head)[:, :, rows].float(), one_head(k, head).float()
+    weights = (query @ key.mT * work.inputs.scale).softmax(dim=-1)
+    keep = plan.to_block_mask()[..., rows // plan.q_block, :]
+    seen = keep.repeat_interleave(plan.kv_block, dim=-1)[..., : plan.kv_len]
+    seen = one_head(seen & plan.bits_of_rows(rows), head)
+    return (weights * seen).sum(dim=-1).mean(dim=-1)
 
 
 def one_head(x: Tensor, head: int) -> Tensor:

@@ -159,5 +159,6 @@ def fixed(policy: Policy) -> frozenset[str]:
     alone |= set[str]() if why_not_few_heads(policy) is None else {"scoring_heads"}
     alone |= set[str]() if why_no_judge(policy) is None else {"min_similarity"}
     alone |= set[str]() if why_not_exact(policy) is None else {"masks"}
+    alone |= {"rotate"} if is_exact(policy) else set[str]()
     alone |= set[str]() if _takes_unequal(policy) else {"key_block"}
     return frozenset(alone).union(*(part.fixed for part in policy.parts))

@@ -354,7 +354,7 @@ class Disc(Geometric):
     def rule(self, blocks: Blocks) -> Rule:
         """The circle, in the square around it."""
         square = [torch.arange(n) for n in (blocks.grid.height, blocks.grid.width)]
-        apart = [(at[:, None] - at) ** 2 for at in square]
+        apart = [(at[:, None] - at).int() ** 2 for at in square]
         most = self.radius**2
         near = [squared < most for squared in apart]
         return Rule((None, *near), (None, *apart), lambda down, right: down + right < most)

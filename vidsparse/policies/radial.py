@@ -93,10 +93,11 @@ class Radial(Geometric):
         frames, rows, columns = (torch.arange(n) for n in (grid.frames, grid.height, grid.width))
         pairs = _FramePairs(self, grid, blocks.block, frames, frames)
         reach = pairs.width(self.decay, floor=blocks.block).masked_fill(pairs.whole, grid.tokens)
+        reach = reach.masked_fill(pairs.dropped, -1)
         apart = (rows[:, None] - rows) * grid.width, columns[:, None] - columns
         return Rule(
             (~pairs.dropped, None, None),
-            (reach, *apart),
+            tuple(numbers.int() for numbers in (reach, *apart)),
             lambda reach, down, right: (down + right).abs() <= reach,
         )
 

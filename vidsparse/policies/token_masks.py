@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from enum import StrEnum
-from functools import partial
+from functools import partial, reduce
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -41,10 +41,11 @@ class Rule(NamedTuple):
     All that counts of two tokens is what tables of their frames, rows and columns say.
 
     Attributes:
-        axes: Which places along frames, rows and columns see which, boolean ``(length, length)``
-            each, or None where an axis does not matter.
-        numbers: Whole numbers of each two places, int64 ``(length, length)``, or None.
-        rest: What else has to hold of the numbers of a pair, those that there are; None if nothing.
+        axes: Which places along frames, rows and columns can see which, boolean ``(length,
+            length)`` each, or None where an axis does not matter.
+        numbers: Whole numbers of each two places, int32 ``(length, length)``, or None.
+        rest: Whether tokens see one another, given the numbers that there are. None where it is
+            enough that they can along every axis.
     """
 
     axes: tuple[Tensor | None, ...]
@@ -53,17 +54,10 @@ class Rule(NamedTuple):
 
     def sees(self, q: Tensor, k: Tensor) -> Tensor:
         """Whether q sees k, tokens by frame, row and column, ``(..., 3)``, -1 of text."""
-        inside = (q[..., 0] >= 0) & (k[..., 0] >= 0)
-        text = ~inside
-        for axis, table in enumerate(self.axes):
-            if table is not None:
-                inside &= table[q[..., axis], k[..., axis]]
-        if self.rest is not None:
-            numbers = enumerate(self.numbers)
-            inside &= self.rest(
-                *(of[q[..., axis], k[..., axis]] for axis, of in numbers if of is not None)
-            )
-        return text | inside
+        tables = enumerate(self.axes if self.rest is None else self.numbers)
+        said = [of[q[..., axis], k[..., axis]] for axis, of in tables if of is not None]
+        inside = reduce(Tensor.logical_and_, said) if self.rest is None else self.rest(*said)
+        return inside.logical_or_((q[..., 0] < 0) | (k[..., 0] < 0))
 
     def to(self, device: torch.device) -> Rule:
         """The same on a device."""
@@ -126,7 +120,7 @@ def _kinds(token: Tensor, rule: Rule, blocks: Blocks) -> Tensor:
     total = torch.zeros(blocks.number, blocks.number, dtype=torch.int64)
     for axis, (table, numbers) in enumerate(zip(rule.axes, rule.numbers, strict=True)):
         said = 0 if table is None else table.long()
-        said = said + (0 if numbers is None else 2 * numbers)
+        said = said + (0 if numbers is None else 2 * numbers.long())
         if isinstance(said, int):
             continue
         said = torch.nn.functional.pad(said, (0, 1, 0, 1), value=-(10**9))  # of text, the last
