@@ -60,7 +60,7 @@ def test_eight_bits_stay_near_the_models_dtype(quantize, compiled):
         pytest.skip("needs compute capability 8.9")
     dense, sparse, _ = videos(Stack(quantize=quantize, compile=compiled))
     dense_here, sparse_here, _ = videos(Stack())
-    assert 0 < distance(dense, dense_here) < 0.2
+    assert 0 < distance(dense, dense_here) < (0.3 if quantize == "fp8" else 0.2)
     assert 0 < distance(sparse, sparse_here) < 0.5  # other blocks are chosen too
 
 
