@@ -124,7 +124,7 @@ class Delta(Correction):
         exact = kernel(q.index_select(2, rows), k, v, plan_of_rows(work.plan, len(rows)))
         gained = only_finite(exact.float() - out.index_select(2, rows).float())
         if self.exact_gain is Gain.AGREED:
-            gained = gained * agreement(gained)
+            gained = gained * agreement(gained.detach())
         if torch.is_grad_enabled() and out.requires_grad:
             out = out.clone()
         video = out.narrow(2, grid.prefix, grid.video_tokens)
@@ -157,7 +157,8 @@ def agreement(gained: Tensor) -> Tensor:
     """How far what two neighbouring rows gain is alike, in each head: from 0 to 1.
 
     A share c of what rows so far apart gain is common to both; half as far apart, as the rows of a
-    run are on average, it is the root of c if likeness decays exponentially.
+    run are on average, it is the root of c if likeness decays exponentially. A root has no slope at
+    0: not to be differentiated.
 
     Args:
         gained: ``(batch, heads, rows, head_dim)``, in order.
