@@ -18,6 +18,7 @@ from vidsparse.policies.checks import check_sizes
 from vidsparse.policies.part import Part
 from vidsparse.policies.work import Kernel, Work
 
+LEAST = 1e-6  # of likeness, below which there is none
 Run = Callable[[], tuple[Tensor, float | Tensor]]
 """Runs a plan with its compensation, or while observing: output, and density beside the plan."""
 
@@ -124,7 +125,7 @@ class Delta(Correction):
         exact = kernel(q.index_select(2, rows), k, v, plan_of_rows(work.plan, len(rows)))
         gained = only_finite(exact.float() - out.index_select(2, rows).float())
         if self.exact_gain is Gain.AGREED:
-            gained = gained * agreement(gained.detach())
+            gained = gained * agreement(gained)
         if torch.is_grad_enabled() and out.requires_grad:
             out = out.clone()
         video = out.narrow(2, grid.prefix, grid.video_tokens)
@@ -157,8 +158,7 @@ def agreement(gained: Tensor) -> Tensor:
     """How far what two neighbouring rows gain is alike, in each head: from 0 to 1.
 
     A share c of what rows so far apart gain is common to both; half as far apart, as the rows of a
-    run are on average, it is the root of c if likeness decays exponentially. A root has no slope at
-    0: not to be differentiated.
+    run are on average, it is the root of c if likeness decays exponentially.
 
     Args:
         gained: ``(batch, heads, rows, head_dim)``, in order.
@@ -171,4 +171,6 @@ def agreement(gained: Tensor) -> Tensor:
     first, second = gained[:, :, :-1], gained[:, :, 1:]
     common = (first * second).sum(dim=(2, 3), keepdim=True)
     energy = (first.square() + second.square()).sum(dim=(2, 3), keepdim=True) / 2
-    return (common / energy.clamp(min=torch.finfo(energy.dtype).tiny)).clamp(0, 1).sqrt()
+    share = common / energy.clamp(min=torch.finfo(energy.dtype).tiny)
+    alike = share > LEAST
+    return torch.where(alike, share, 1.0).clamp(max=1).sqrt() * alike  # at 0 a root has no slope
