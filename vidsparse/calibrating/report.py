@@ -7,30 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from vidsparse.calibrated import Calibrated
+from vidsparse.comparison.origin import origin
 from vidsparse.comparison.spec import Spec
 from vidsparse.stored_masks import StoredMasks
-from vidsparse.versions import versions
 
 
 def told(spec: Spec, machine: Mapping[str, Any], command: str) -> dict[str, Any]:
     """Of what the file was made, and by what."""
-    job, request = spec.job, spec.cases[0].request
-    video = {key: getattr(request, key) for key in ("frames", "height", "width", "steps")}
-    grid = job.checkpoint.geometry.sequence(request.frames, request.height, request.width)
-    return {
-        "made_for": {
-            "model": str(job.checkpoint.release or job.checkpoint.source),
-            "pipeline": job.checkpoint.pipeline,
-            **video,
-            "guidance": request.guidance,
-            "grid": str(grid),
-            "dtype": job.dtype,
-            "machine": str(machine["machine"]),
-            "prompts": [each.prompt for each in job.requests],
-            "seeds": list(spec.seeds),
-        },
-        "made_by": {"command": command, **{k: v for k, v in versions().items() if v}},
-    }
+    found = origin(spec.job, spec.cases[0].request, machine, command)
+    prompts = [each.prompt for each in spec.job.requests]
+    found["made_for"] |= {"prompts": prompts, "seeds": list(spec.seeds)}
+    return found
 
 
 def runs(number: int) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vidsparse.comparison.origin import origin
 from vidsparse.metrics.statistics import summarize
 from vidsparse.preset_files import PresetFile, changed_parameters
 from vidsparse.presets import find_preset
 from vidsparse.tuning.search import Measure, Target, Trial
 from vidsparse.tuning.trials import Clip, Trials
-from vidsparse.versions import versions
 
 
 def verdict(best: Trial, target: Target, trials: Trials) -> str:
@@ -41,8 +41,6 @@ def preset_file(
     found = trials.clips[best.preset]
     budgets = best.preset.schedule.budgets
     machine = trials.finished.machine
-    video = {key: getattr(request, key) for key in ("frames", "height", "width", "steps")}
-    grid = job.checkpoint.geometry.sequence(request.frames, request.height, request.width)
     return PresetFile(
         path=path,
         name=name,
@@ -51,16 +49,7 @@ def preset_file(
         parameters=changed_parameters(best.preset, find_preset(best.preset.name)),
         budgets={layer: list(each) for layer, each in budgets.layers} if budgets else {},
         told={
-            "made_for": {
-                "model": str(job.checkpoint.release or job.checkpoint.source),
-                "pipeline": job.checkpoint.pipeline,
-                **video,
-                "guidance": request.guidance,
-                "grid": str(grid),
-                "dtype": job.dtype,
-                "machine": str(machine["machine"]),
-            },
-            "made_by": {"command": command, **{k: v for k, v in versions().items() if v}},
+            **origin(job, request, machine, command),
             "expected": {
                 "target": target.said(),
                 "met": target.met(best) and best.gain > 1,
