@@ -23,9 +23,10 @@ from vidsparse.kernels.planning.permute import unpermute_tokens
 from vidsparse.kernels.threads import one_thread
 from vidsparse.planner import Planner
 from vidsparse.policies.blocks import Blocks
+from vidsparse.policies.correction import Run
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.policy import Policy
-from vidsparse.policies.work import Kernel, Work
+from vidsparse.policies.work import Work
 from vidsparse.preset import Dense as DenseSteps
 from vidsparse.preset import Precision, Preset
 from vidsparse.progress import Progress
@@ -183,15 +184,14 @@ class SparseAttention:
                 self._learn(q, k, v, call)
             own = trains or self._why_dense(q, k, call) is not None
             return dense(q, k, v) if own else self._scheduled(q, k, v, call, dense)
-        policy, replan = self.preset.policy, self.preset.schedule.replan
         q, k, v = cast_as_attention(q, k, v)
         with without_autocast(q):
             with Stopwatch(q.device) as total:
                 with Stopwatch(q.device) as planning, self._quietly(q):
                     work = self._plan(q, k, v, call, way, trains, take)
-                out, besides = policy.attending(work, self._kernel(work), way=way, replan=replan)()
+                out, besides = self._attending(work, way)()
                 with self._quietly(q):
-                    out = self._finished(out, besides, work, call)
+                    out = self._finished(out, besides, work, call, q)
             self.stats.time(total, planning)
             if q.device.type == "cpu" and (note := why_gathered(self.stats.engines)):
                 self.stats.notes.setdefault(note)
@@ -265,9 +265,8 @@ class SparseAttention:
         q, k, v = cast_as_attention(q, k, v)
         with without_autocast(q), self._uncounted():
             work = self._planner.again(take.work, *(x.transpose(1, 2) for x in (q, k, v)))
-            policy, replan = self.preset.policy, self.preset.schedule.replan
-            out, besides = policy.attending(work, self._kernel(work), way=take.way, replan=replan)()
-            return self._finished(out, besides, work, call).transpose(1, 2)
+            out, besides = self._attending(work, take.way)()
+            return self._finished(out, besides, work, call, q).transpose(1, 2)
 
     @contextmanager
     def _uncounted(self) -> Iterator[None]:
@@ -417,13 +416,20 @@ class SparseAttention:
                 self.stats.notes.setdefault(note)
         return self._densities[key]
 
-    def _kernel(self, work: Work) -> Kernel:
-        """The one door to attention, with what stays the same in a call."""
-        return partial(
+    def _attending(self, work: Work, way: float) -> Run:
+        """What runs a plan; rows that are to be exact are so in the model's own precision."""
+        kernel = partial(
             attention, scale=work.inputs.scale, engine=self.engine, ran=self.stats.engines
         )
+        policy, replan = self.preset.policy, self.preset.schedule.replan
+        if self.preset.precision is Precision.MODEL:
+            return policy.attending(work, kernel, exact=kernel, way=way, replan=replan)
+        exact = partial(kernel, engine="auto")
+        return policy.attending(work, kernel, exact=exact, way=way, replan=replan)
 
-    def _finished(self, out: Tensor, besides: float | Tensor, work: Work, call: Call) -> Tensor:
+    def _finished(
+        self, out: Tensor, besides: float | Tensor, work: Work, call: Call, like: Tensor
+    ) -> Tensor:
         """What a plan gave, back in raster order; its density is counted.
 
         Args:
@@ -431,6 +437,7 @@ class SparseAttention:
             besides: Density of what was computed beside the plan; of each head, as a tensor.
             work: The plan.
             call: Where in the generation this is.
+            like: Queries as they came, ``(batch, seq, heads, head_dim)``: so the model reads on.
         """
         head_density = work.head_density()
         head_density = head_density + besides
@@ -438,7 +445,8 @@ class SparseAttention:
         self._record(call, head_density)
         if call.share is not None:
             self.stats.loads[call.key] = call.share.imbalance(head_density)
-        out = out if work.q_order is None else unpermute_tokens(out, work.q_order)
+        if work.q_order is not None:
+            out = unpermute_tokens(out, work.q_order, like=like.transpose(1, 2))
         return work.silenced(out)
 
     def _check_memory(self, q: Tensor, call: Call) -> None:

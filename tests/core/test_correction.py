@@ -170,3 +170,9 @@ def test_rows_that_err_each_its_own_way_are_left_alone():
     assert agreement(gained).item() < 0.3
     assert agreement(gained[:, :, :1].expand(-1, -1, 5, -1)).item() == pytest.approx(1)
     assert agreement(torch.zeros(1, 1, 5, 4)).item() == 0
+
+
+def test_an_output_that_was_moved_lies_as_the_model_reads_it():
+    engine = make("balanced")
+    out = attend(engine, tokens(), CALL)
+    assert out.is_contiguous()  # so that no model copies it

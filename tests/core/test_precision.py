@@ -53,6 +53,18 @@ def test_dense_and_sparse_steps_run_in_eight_bits_and_are_counted(int8_on_cpu):
     assert dict(engine.stats.engines) == {"int8": 2}
 
 
+def test_exact_rows_are_exact_in_the_models_precision(int8_on_cpu):
+    changes = {"density": 0.5, "correction": "delta", "exact_every": 32, "exact_gain": "agreed"}
+    engine, (q, k, v) = SparseAttention(eight_bits(**changes)), qkv()
+    out = run(engine, q, k, v, at=9)
+    assert engine.stats.engines["int8"] == 1
+    assert engine.stats.engines.total() == 2
+    rows = torch.arange(0, GRID.tokens, 32)
+    score = torch.einsum("bqhd,bkhd->bhqk", q[:, rows], k).mul(32**-0.5).softmax(dim=-1)
+    exact = torch.einsum("bhqk,bkhd->bqhd", score, v)
+    torch.testing.assert_close(out[:, rows], exact, atol=1e-5, rtol=1e-4)
+
+
 def test_what_cannot_be_sparse_keeps_the_models_own_attention(int8_on_cpu):
     engine, (q, k, v) = SparseAttention(eight_bits(density=0.5)), qkv()
     out = run(engine, q, k, v, at=0, dense=lambda *each: each[2], unsupported="a mask")

@@ -289,7 +289,7 @@ def test_drafts_are_made_on_one_thread_and_attention_takes_all(
     try:
         attention = SparseAttention(preset(name), engine=cpu_engine)
         note(attention._planner, "work", "planning")
-        note(attention, "_kernel", "attention")
+        note(attention, "_attending", "attention")
         q, k, v = qkv()
         attention(q, k, v, CALL, dense)
         assert seen == {"planning": planning, "attention": 2}

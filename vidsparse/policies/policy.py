@@ -248,11 +248,13 @@ class Policy:
         keep = plan.to_block_mask() | estimate.besides
         return plan_of_lists(lists_of_mask(keep), inputs.blocks)
 
-    def attending(self, work: Work, kernel: Kernel, *, way: float, replan: int) -> Run:
+    def attending(
+        self, work: Work, kernel: Kernel, *, exact: Kernel, way: float, replan: int
+    ) -> Run:
         """What runs a plan, finishes and corrects its output; see ``Compensation.attend``.
 
         An estimator that observes runs it in the place of the compensation, as does a selector of
-        tokens.
+        tokens. ``exact`` runs what corrects it.
         """
         planned = self._run(work, kernel, way, replan)
         if work.inputs.copies is None and not self.correction.corrects:
@@ -266,7 +268,7 @@ class Policy:
                 out = taken.masked_fill((copies < 0)[..., None], math.nan)
             return out, besides
 
-        return partial(self.correction.attend, run, work, kernel)
+        return partial(self.correction.attend, run, work, exact)
 
     def _run(self, work: Work, kernel: Kernel, way: float, replan: int) -> Run:
         """What runs the plan, before it is corrected."""
