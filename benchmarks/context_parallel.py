@@ -151,12 +151,12 @@ def uneven_budgets(model: Any) -> Path:
     return path
 
 
-def share_the_sequence(model: Any, args: Any, rank: int, devices: int) -> None:
+def share_the_sequence(model: Any, by: str, rank: int, devices: int) -> None:
     """As a user does it; by hand on a CPU, which diffusers does not take for a device."""
-    degree: dict[str, Any] = {f"{args.by}_degree": devices}
+    degree: dict[str, Any] = {f"{by}_degree": devices}
     config = ContextParallelConfig(**degree)
     if DEVICE == "cuda":
-        if args.by == "ring":  # needs the log-sum-exp, which torch's own choice does not give
+        if by == "ring":  # needs the log-sum-exp, which torch's own choice does not give
             model.set_attention_backend("_native_cudnn")
         model.enable_parallelism(config=config)
         return

@@ -1,0 +1,74 @@
+"""Densities of heads that differ: made up, or those that a trained model had, on another shape."""
+
+from __future__ import annotations
+
+import json
+from itertools import cycle, islice
+from pathlib import Path
+
+from vidsparse.errors import BadInputError
+
+MEAN, LEAST, MOST = 0.25, 0.01, 1.0  # density
+MADE_UP, TRAINED = "made-up", "trained"
+FROM, TO = 0.05, 0.45  # of those that are made up
+RECORD = Path(__file__).parent / "results" / "head_densities_25x160x160.json"
+Densities = list[list[float]]  # of each layer, those of its heads
+
+
+def kinds(words: str) -> list[str]:
+    """The sets of densities that are asked for.
+
+    Args:
+        words: By comma: ``made-up``, a preset in ``RECORD``, or ``trained`` for all of those.
+    """
+    there = list(_recorded())
+    each = [there if word == TRAINED else [word] for word in words.split(",")]
+    return [kind for found in each for kind in found]
+
+
+def densities(kind: str, layers: int, heads: int) -> Densities:
+    """A density for each head of each layer, 0.25 in the mean of all.
+
+    Args:
+        kind: One that ``kinds`` names.
+        layers: Of the model that is to have them.
+        heads: Of a layer.
+
+    Raises:
+        BadInputError: For another kind.
+    """
+    if kind == MADE_UP:
+        step = (TO - FROM) / max(1, heads - 1)
+        return [[FROM + step * head for head in range(heads)] for _ in range(layers)]
+    recorded = _recorded()
+    if kind not in recorded:
+        known = ", ".join((MADE_UP, TRAINED, *recorded))
+        raise BadInputError(f"no densities of heads {kind!r}: choose from {known}")
+    return spread(recorded[kind], layers, heads)
+
+
+def spread(trained: Densities, layers: int, heads: int) -> Densities:
+    """All heads of a model in their order, repeated over those of another, scaled to one mean."""
+    flat = [density for layer in trained for density in layer]
+    scaled = scale(list(islice(cycle(flat), layers * heads)))
+    return [scaled[start : start + heads] for start in range(0, len(scaled), heads)]
+
+
+def scale(each: list[float]) -> list[float]:
+    """Multiply densities, within what one can be, until their mean is 0.25.
+
+    Raises:
+        BadInputError: When that cannot be reached.
+    """
+    for _ in range(100):
+        mean = sum(each) / len(each)
+        if abs(mean - MEAN) < 1e-6:
+            return each
+        each = [min(MOST, max(LEAST, density * MEAN / mean)) for density in each]
+    raise BadInputError(f"densities of heads cannot be scaled to a mean of {MEAN}")
+
+
+def _recorded() -> dict[str, Densities]:
+    """The densities of the trained model's heads, by the preset of the run."""
+    rows = json.loads(RECORD.read_text(encoding="utf-8"))["rows"]
+    return {row["preset"]: row["head_densities"] for row in rows}
