@@ -14,7 +14,6 @@ can serve: each device has all tokens of its heads.
 from __future__ import annotations
 
 import argparse
-import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from context_parallel import share_the_sequence
+from context_parallel import RING, ULYSSES, make_room, share_the_sequence, ways
 from ranks import Ranks, RefusedError
 
 from vidsparse import sparsify
@@ -80,8 +79,6 @@ class Bench:
             if self.args.compile:
                 torch._dynamo.reset()  # else torch stops compiling after eight sessions
             self._try(state | row, real, video, attach, warm)
-        del real
-        gc.collect()
 
     def _build(self, by: str | None) -> tuple[RealSize, Video, Shapes]:
         """The same weights each time: what is shared, quantised and compiled is so for good."""
@@ -165,6 +162,7 @@ class Bench:
         return {
             "seconds": max(self.ranks.gathered(made.seconds)),
             "warm_up_seconds": max(self.ranks.gathered(first.seconds)),
+            "warm_up_graphs_compiled": max(self.ranks.gathered(first.graphs)),
             "step_seconds": made.step_seconds,
             "graphs_compiled": max(self.ranks.gathered(made.graphs)),
             "finite": bool(made.latents.isfinite().all()),
@@ -204,9 +202,9 @@ def main() -> None:
         "devices": ranks.devices, "model": "tiny" if args.tiny else args.model, "rows": [],
     }  # fmt: skip
     bench = Bench(args, ranks, record)
-    bench.measure(None)
-    for by in args.by.split(",") if ranks.devices > 1 else ():
+    for by in (None, *(ways(args.by) if ranks.devices > 1 else ())):
         bench.measure(by)
+        make_room()
     ranks.leave()
 
 
@@ -216,7 +214,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--presets", default="balanced,fast", help="each as NAME or NAME:PRECISION (fast:int8)"
     )
-    parser.add_argument("--by", default="ulysses", help="of several devices: ulysses, ring or both")
+    parser.add_argument("--by", default=ULYSSES, help="of several: ulysses, ring or both by comma")
     parser.add_argument("--layers", type=int, help="of the transformer; by default all")
     parser.add_argument("--steps", type=int, help="by default the model's")
     parser.add_argument("--warm", type=int, default=6, help="steps of the run before each preset's")
@@ -225,8 +223,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
-    if unknown := set(args.by.split(",")) - {"ulysses", "ring"}:
-        parser.error(f"--by {args.by}: {unknown.pop()!r} is neither ulysses nor ring")
+    if unknown := set(ways(args.by)) - {ULYSSES, RING}:
+        parser.error(f"--by {args.by}: {unknown.pop()!r} is neither {ULYSSES} nor {RING}")
     return args
 
 
