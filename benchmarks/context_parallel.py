@@ -77,6 +77,8 @@ class Timed(NamedTuple):
 def main() -> None:
     args = parse()
     ranks = Ranks.join()
+    if ranks.devices == 1:
+        sys.exit("one device shares nothing: start this by torchrun --nproc-per-node 2")
     rows: list[dict[str, Any]] = []
     for name in args.models.split(","):
         for row in measure(name, args, ranks):

@@ -67,17 +67,11 @@ def spread(trained: Densities, layers: int, heads: int, *, is_shuffled: bool = F
 
 
 def scale(each: list[float]) -> list[float]:
-    """Multiply densities, within what one can be, until their mean is 0.25.
-
-    Raises:
-        BadInputError: When that cannot be reached.
-    """
-    for _ in range(100):
-        now = mean(each)
-        if abs(now - MEAN) < 1e-6:
-            return each
+    """Multiply densities, within what one can be, until their mean is 0.25."""
+    each = [min(MOST, max(LEAST, density)) for density in each]
+    while abs((now := mean(each)) - MEAN) > 1e-6:
         each = [min(MOST, max(LEAST, density * MEAN / now)) for density in each]
-    raise BadInputError(f"densities of heads cannot be scaled to a mean of {MEAN}")
+    return each
 
 
 def _recorded() -> dict[str, Densities]:

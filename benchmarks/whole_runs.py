@@ -72,9 +72,12 @@ class Bench:
         """All rows, on one device or, ``by`` Ulysses or a ring, on all of them."""
         mode = f"{by} on {self.ranks.devices}" if by else ALONE
         real, video, shapes = self._build(by)
-        plain = {"mode": mode, "preset": STOCK, "compiled": False, "quantized": None}
+        shared = {"mode": mode} | (
+            {"attention_by": "ring" if by == RING else "heads"} if by else {}
+        )
+        plain = {**shared, "preset": STOCK, "compiled": False, "quantized": None}
         self._try(plain, real, video, nullcontext, WARM_DENSE)
-        state = {"mode": mode, **self._change(real)}
+        state = shared | ({"attention_by": "heads"} if by else {}) | self._change(real)
         for row, attach, warm in self._sessions(real, shapes, by):
             if self.args.compile:
                 torch._dynamo.reset()  # else torch stops compiling after eight sessions
