@@ -207,7 +207,7 @@ def steps(
 
 
 def row(
-    case: Case, alone: dict[Case, Timed], together: Timed, peaks: list[list[int | None]]
+    case: Case, alone: dict[Case, Timed], together: Timed, peaks: list[list[Any]]
 ) -> dict[str, Any]:
     """Speedups over one device, and over one device dense; the error against one device."""
     one = alone[dealt(case)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -74,6 +75,7 @@ class Ranks:
             made = work()
         except (RuntimeError, ValueError, AssertionError, VidsparseError) as error:
             sentence = shorten(f"{type(error).__name__}: {error}", 500)
+            print(f"device {self.number}: {sentence}", file=sys.stderr, flush=True)
         refused = [each for each in self.gathered(sentence) if each is not None]
         if refused:
             raise RefusedError(refused[0])

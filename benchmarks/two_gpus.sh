@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What several GPUs of one machine gain, in one sitting of four and a half minutes on two H200.
 #   benchmarks/two_gpus.sh OUT [GPUS] [--tiny]      (--tiny: on CPUs, that it runs)
+# Times and memory; ladder_h200x2.sh measures another thing on two GPUs, fidelity.
 # Rows are written as they are measured, so what a timeout ends keeps those that it has.
 out=$(realpath -m "$1") gpus=${2:-2} tiny=$3
 cd "$(dirname "$0")/.." && mkdir -p "$out" || exit 1

@@ -92,8 +92,9 @@ class Bench:
         self.record |= {
             "layers": real.blocks, "of": real.all_blocks, "steps": args.steps or checkpoint.steps
         }  # fmt: skip
-        for transformer in real.transformers() if by else ():
-            share_the_sequence(transformer, by, self.ranks.number, self.ranks.devices)
+        if by is not None:
+            for transformer in real.transformers():
+                share_the_sequence(transformer, by, self.ranks.number, self.ranks.devices)
         guidance = checkpoint.guidance if checkpoint.takes_guidance else None
         grid = checkpoint.geometry.sequence(*(size[n] for n in ("frames", "height", "width")))
         return real, Video(**size, guidance=guidance), shapes_of(checkpoint, grid)

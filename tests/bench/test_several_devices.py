@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from statistics import mean
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -87,7 +88,7 @@ def test_what_one_device_refuses_none_does_and_all_go_on(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # forked, which spares two imports of everything; threads, which forks lack, are not needed
-    ranks = mp.start_processes(  # type: ignore[attr-defined]
+    ranks: Any = mp.start_processes(  # type: ignore[attr-defined]
         work, (str(tmp_path), port), nprocs=RANKS, join=False, start_method="fork"
     )
     end = time.monotonic() + 100
