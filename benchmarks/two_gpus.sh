@@ -19,6 +19,6 @@ on_all 60 context_parallel_trained_heads benchmarks/context_parallel.py \
   --layers 4 --presets balanced --uneven balanced:shuffled,adaspa:shuffled
 on_all 45 context_parallel_ring_and_ulysses benchmarks/context_parallel.py \
   --layers 2 --presets balanced --by ulysses,ring
-on_all 165 whole_runs_compiled benchmarks/whole_runs.py wan2.1-14b \
+on_all $((268 - SECONDS)) whole_runs_compiled benchmarks/whole_runs.py wan2.1-14b \
   --layers 1 --steps 12 --warm 4 --compile --presets balanced,balanced:int8 --by ulysses,ring
 echo "done after $SECONDS s"
