@@ -1,10 +1,12 @@
 """How unequal devices' work would be with heads left in turn, and how it is with them dealt anew.
 
-    python benchmarks/head_balance.py -o benchmarks/results/head_balance.json
+    python benchmarks/head_balance.py -o benchmarks/results/head_densities_25x160x160.json
 
 Densities of the heads are those of a run of the shipped, trained pipeline; imbalance is the work of
 the busiest device over the mean, as db-SP (arXiv 2511.23113) counts it. As in context parallelism,
-the densities of one step deal out the heads of the next. Nothing is timed, so a CPU will do.
+the densities of one step deal out the heads of the next. Nothing is timed, so a CPU will do. The
+mean densities of each layer's heads are kept: ``context_parallel.py --uneven`` puts them onto the
+shape of a real model.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from methods import PROMPTS, Runner
 from torch import Tensor
 
 import vidsparse
+from vidsparse.errors import BadInputError
 from vidsparse.head_sharing import HeadShare
 from vidsparse.pipelines.parallel import better_share
 
@@ -38,6 +41,7 @@ def main() -> None:
             runner.generate(PROMPTS[0])
         rows.append({"preset": name, "devices": DEVICES, **imbalances(session.stats)})
         print(rows[-1], flush=True)
+        rows[-1]["head_densities"] = head_densities(session.stats)
     if args.output:
         record = {"command": " ".join(sys.argv), "size": args.size, "rows": rows}
         args.output.write_text(json.dumps(record, indent=1) + "\n")
@@ -62,6 +66,22 @@ def imbalances(stats: Any) -> dict[str, float]:
         "in_turn": mean(in_turn), "in_turn_worst": max(in_turn),
         "dealt": mean(dealt), "dealt_worst": max(dealt),
     }  # fmt: skip
+
+
+def head_densities(stats: Any) -> list[list[float]]:
+    """Of each layer, those of its heads, mean over its sparse calls.
+
+    Raises:
+        BadInputError: When a layer had no call in which heads are counted apart.
+    """
+    layers: dict[int, list[Tensor]] = {key.layer: [] for key in stats.calls}
+    for key, density in stats.calls.items():
+        if len(density) > 1:
+            layers[key.layer].append(density)
+    if not all(layers.values()):
+        bare = ", ".join(str(layer) for layer, calls in layers.items() if not calls)
+        raise BadInputError(f"no sparse call of layers {bare} has a density for each head")
+    return [torch.stack(layers[layer]).double().mean(0).tolist() for layer in sorted(layers)]
 
 
 def parse() -> argparse.Namespace:
