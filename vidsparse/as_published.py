@@ -351,13 +351,23 @@ AS_PUBLISHED: tuple[AsPublished, ...] = (
     AsPublished(
         preset="vidtome",
         rule="chunks of 4 frames, one of them drawn; of the tokens of the other three the .9 with "
-        "the largest cosine to one of it leave, and take its output; what is left is a density of "
-        ".1056, ((1 + 3 x .1) / 4)^2",
+        "the largest cosine to one of it leave, and take its output. Then chunk by chunk: with "
+        "probability 1/2 the .8 of a chunk's tokens that are most like a global token leave and "
+        "take its output, and what the chunk attends through, its own or global, is global next; "
+        "else all of the chunk's tokens stay and are global next. No dense steps. That is a mean "
+        "density of .06 at 21 latent frames; at other lengths and densities both shares move "
+        "together (`global_share` is 8/9 of the other)",
         rounded="as `coreset`",
-        differs="the paper merges hidden states before the projections, which saves those too, "
-        "and then merges chunks with one another: not here. Here likeness is of the keys of all "
-        "heads together, which are made of the hidden states, and what leaves is neither averaged "
-        "nor weighted, as there. Blocks are rounded as for `coreset`",
+        differs="there an image model sees one chunk at a time, so a chunk attends to its own "
+        "tokens and to the global ones, of which .8 merge into its own where the coin falls so; "
+        "here the video is one sequence and all that is kept attends to all that is kept: such "
+        "global tokens stay, for the chunk that they are of, and a global token that two merged "
+        "into counts once. Merging hidden states before the projections, as there, saves those "
+        "too. Here likeness is of the keys of all heads together, which are made of the hidden "
+        "states and of positions; what leaves is neither averaged nor weighted, as there. Chunks "
+        "come in order and all but the last are whole; in their code the first has a random "
+        "length, and a quarter of the chunks (`mix-4`) come in random order. All layers merge, "
+        "since all have one resolution. Blocks are rounded as for `coreset`",
     ),
     AsPublished(
         preset="freeswim",
