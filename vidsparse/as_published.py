@@ -372,12 +372,19 @@ AS_PUBLISHED: tuple[AsPublished, ...] = (
     AsPublished(
         preset="freeswim",
         rule="all frames, 31 rows x 53 columns: half of the training grid at 480p (15, 26) on "
-        "either side; at the edge the window moves inward and stays as large",
+        "either side; at the edge the window moves inward and stays as large. With "
+        "`session.full_field(every=2)`: a dense pass from the same latents, whose cross-attention "
+        "replaces that of the conditional call, layer by layer, for 2 steps",
         rounded="the window, to blocks of which a third of the pairs lie in it; nothing with "
         "`masks=token`",
-        differs="blocks with a third of their pairs inside are kept. The branch with the whole "
-        "field, whose cross-attention replaces that of the window, is of a pipeline, as is the "
-        "start from a small video: not here. Nor is the factor of 1.046 on the scores. Give "
-        "`window_height` and `window_width` of the size that your model was trained at",
+        differs="blocks with a third of their pairs inside are kept. The dense pass is more than "
+        "attention in one call, so it is not of the preset but of the session, from Python and on "
+        "Wan 2.1 and 2.2 alone. It comes before the conditional call, where theirs run as one "
+        "batch, which computes the same. Of image-to-video models the part that attends to the "
+        "image is replaced too, where theirs keeps it. Not here: the factor of 1.046 on all "
+        "scores, of windows and of the dense pass. The start from a small video is the pipeline's "
+        "own (`--video`, `--strength 0.7`). The dense start and the ramp are ours: theirs has "
+        "windows from the first step (`warmup=0`, `ramp_until=0`). Give `window_height` and "
+        "`window_width` of the size that your model was trained at",
     ),
 )

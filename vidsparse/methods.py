@@ -524,7 +524,8 @@ METHODS: tuple[Preset, ...] = (
     Preset(
         name="freeswim",
         summary="A window as large as the training size at 480p, moved inward at the edges",
-        source="FreeSwim, arXiv 2511.14712",
+        # its branch with the whole field is no attention of one call: Session.full_field
+        source="FreeSwim, arXiv 2511.14712, without its dense pass: session.full_field()",
         policy=Policy(
             order=Tile(),
             estimator=Neighbourhood(window_frames=4096, window_height=31, window_width=53),

@@ -150,18 +150,18 @@ def test_the_preset_merges_as_its_authors_do():
 
 
 def test_a_plan_that_is_used_again_keeps_its_coins():
-    """At the next step others would fall; text that is longer changes nothing."""
+    """At the next step others would fall."""
     preset = PRESETS["vidtome"].override(
         {"min_tokens": 0, "warmup": 0.0, "ramp_until": 0.0, "block": 16, "chunk_size": 2,
          "density": 0.3}
     )  # fmt: skip
     preset = dataclasses.replace(preset, schedule=Schedule(warmup=0, ramp_until=0, replan=8))
     engine, grid = SparseAttention(preset, strict=True), TokenGrid(8, 4, 8)
-    tensors = [x.transpose(1, 2) for x in qkv(grid)]
+    q, k, v = (x.transpose(1, 2) for x in qkv(grid))
 
     def out(step):
         call = Call(grid=grid, layer=0, step=step, progress=Progress.alone(0.9))
-        return engine(*tensors, call, lambda q, k, v: q)
+        return engine(q, k, v, call, lambda q, k, v: q)
 
     first = out(0)
     assert all(torch.equal(out(step), first) for step in range(1, 8))
