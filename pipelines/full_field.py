@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
@@ -39,20 +39,22 @@ class FullField:
     Args:
         forward: Of the transformer, in a session.
         every: A pass serves so many steps.
+        fields: Those of all transformers of the session, which run one after the other: only the
+            one that runs keeps anything.
 
     Raises:
         BadInputError: When the transformer has no cross-attention, or its pipelines run both
             branches of guidance in one batch.
     """
 
-    def __init__(self, forward: Forward, every: int) -> None:
+    def __init__(self, forward: Forward, every: int, fields: Sequence[FullField]) -> None:
         model = forward.model
         if model.cross_attention is None or model.guidance != "calls":
             raise BadInputError(
-                "full_field replaces the cross-attention of calls that follow the prompt alone, "
-                f"and {model.name} is not known to have both: it takes Wan 2.1 or 2.2"
+                f"full_field does not know {model.name}: it takes Wan 2.1 or 2.2, whose calls have "
+                "cross-attention and follow the prompt, or not, as a whole"
             )
-        self._forward, self._every = forward, every
+        self._forward, self._every, self._fields = forward, every, fields
         self._modules = model.cross_layers(forward.transformer)
         self._mode = _Mode.LEAVE
         self._kept: dict[int, Tensor] = {}
@@ -76,7 +78,7 @@ class FullField:
         undo.do(hook, lambda: drop_hooks(transformer, before, after))
         for index, module in enumerate(self._modules):
             self._attach_across(index, module, undo)
-        undo.do(lambda: None, self._forget)
+        undo.do(lambda: None, self.forget)
 
     def _attach_across(self, index: int, module: nn.Module, undo: Undo) -> None:
         hook = _Hook(module, lambda args, output: self._across(index, output))
@@ -113,7 +115,8 @@ class FullField:
 
     def _renew(self, args: Any, kwargs: Any) -> None:
         """Run the model's own attention over the same latents, and keep its cross-attention."""
-        self._forget()
+        for field in self._fields:
+            field.forget()
         self._mode, self._forward.beside = _Mode.KEEP, True
         try:
             with torch.no_grad():
@@ -121,7 +124,8 @@ class FullField:
         finally:
             self._mode, self._forward.beside = _Mode.LEAVE, False
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Free what is kept."""
         self._kept, self._of = {}, None
 
     def _is_conditional(self) -> bool:

@@ -138,8 +138,10 @@ class Session:
             raise BadInputError("this session was removed: call vidsparse.sparsify again")
         if self._full_fields:
             raise BadInputError("this session has a full field already: remove() it first")
-        self._full_fields = [FullField(forward, every) for forward in self._forwards]
-        for field in self._full_fields:
+        fields: list[FullField] = []
+        fields += [FullField(forward, every, fields) for forward in self._forwards]
+        self._full_fields = fields
+        for field in fields:
             field.attach(self._undo)
         steps = "every step" if every == 1 else f"every {every} steps"
         self.stats.notes[

@@ -108,6 +108,7 @@ def test_pipelines_say_which_call_follows_the_prompt(wan, untouched, kind, passe
         session.full_field()
         video = wan.generate(pipe)
         assert len(calls) - 2 * plain == passes
+        assert sum(field.nbytes > 0 for field in session._full_fields) == 1
         assert torch.equal(wan.generate(pipe), video)  # nothing is left of the one before
     assert not torch.allclose(video, windows, atol=1e-4)
     assert any("once in every 2 steps" in note for note in session.notes)
@@ -182,6 +183,6 @@ def test_what_cannot_be_is_refused(model):
 def test_models_of_which_no_such_call_is_known_are_refused(name):
     tiny = MODELS["ltx" if name == "LTX-Video" else "hunyuan_video"]()
     with vidsparse.sparsify(tiny.module, "draft") as session:
-        with pytest.raises(BadInputError, match=f"and {name}.* is not known to have both"):
+        with pytest.raises(BadInputError, match=f"does not know {name}.*takes Wan 2.1 or 2.2"):
             session.full_field()
         assert not session.notes
