@@ -110,6 +110,9 @@ def test_pipelines_say_which_call_follows_the_prompt(wan, untouched, kind, passe
         assert len(calls) - 2 * plain == passes
         assert sum(field.nbytes > 0 for field in session._full_fields) == 1
         assert torch.equal(wan.generate(pipe), video)  # nothing is left of the one before
+        calls.clear()
+        wan.generate(pipe, guidance_scale=1.0)  # there is no other call
+        assert len(calls) == plain // 2 + passes
     assert not torch.allclose(video, windows, atol=1e-4)
     assert any("once in every 2 steps" in note for note in session.notes)
     with vidsparse.sparsify(pipe, "draft", density=1.0, min_tokens=0) as session:
