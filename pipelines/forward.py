@@ -32,6 +32,8 @@ class Forward:
         number: Of the forward call.
         recordings: Calls that a backward pass may come back to.
         recording: The call that runs, if it has gradients.
+        beside: Whether what runs is a dense pass beside the call, of which nobody is told.
+        target: What the session was made for.
 
     Args:
         name: Of the transformer in its pipeline.
@@ -63,7 +65,8 @@ class Forward:
         self._attention = attention
         self.recordings = Recordings()
         self.recording: Recording | None = None
-        self._target = target
+        self.beside = False
+        self.target = target
         self._layout: Layout | str = UNKNOWN
         self._cut: tuple[Any, torch.Size, list[Part]] | None = None
         self._stacks: tuple[tuple[str, int], dict[int, int]] = ("run", 0), {}
@@ -78,6 +81,13 @@ class Forward:
         video = layout.video.tokens
         first = video if self.model.text == "suffix" else layout.text_before(tokens)
         return (first, tokens - first) if 0 < first < tokens else (tokens,)
+
+    def latents_shape(self, args: Any, kwargs: Any) -> torch.Size:
+        """Of what a call makes a prediction of, its first entry where that is a list."""
+        arguments = self._signature.bind_partial(self.transformer, *args, **kwargs).arguments
+        latents = self.model.latents(arguments)
+        first = latents[0] if isinstance(latents, list) else latents
+        return torch.Size() if first is None else first.shape
 
     def hooks(self) -> tuple[Callable[..., None], Callable[..., None]]:
         """Before and after the call."""
@@ -97,7 +107,7 @@ class Forward:
         self.recording = self.recordings.begin(transformer, arguments.values())
         if self.recording is not None:
             self.clock.finish()  # a training step is a run of its own
-        caller = find_caller(transformer, self._target)
+        caller = find_caller(transformer, self.target)
         self.clock.begin(self._reading(arguments, caller))
         self._cut = None
         self._splits_text = parallel.splits_text(transformer)
@@ -130,7 +140,7 @@ class Forward:
                 found.append(read_noise(given, *(level or (0.0, self._full_noise(caller)))))
             return found[0]
 
-        pipeline = self._target if caller is None else caller.pipeline
+        pipeline = self.target if caller is None else caller.pipeline
         return Reading(
             noise=noise,
             context=self.clock.context,
@@ -142,7 +152,7 @@ class Forward:
 
     def _full_noise(self, caller: Caller | None) -> float:
         """The timestep of pure noise."""
-        pipeline = self._target if caller is None else caller.pipeline
+        pipeline = self.target if caller is None else caller.pipeline
         config = getattr(getattr(pipeline, "scheduler", None), "config", {})
         return config.get("num_train_timesteps", 1000)
 

@@ -89,6 +89,8 @@ class Layer:
         dense: DenseOf,
         parallel_config: Any,
     ) -> Tensor:
+        if self._forward.beside:
+            return dense(parallel_config)(q, k, v, request.mask)
         context = parallel.context_of(parallel_config)
         if context is not None and not request.unsupported:
             return parallel.attend_together(self, q, k, v, request, dense(None), context)

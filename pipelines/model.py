@@ -99,6 +99,8 @@ class Model:
         transformers: Class names, compared as text so that diffusers stays a lazy import.
         self_attention: Regular expression that fully matches the names of the self-attention
             modules over video or image tokens, and of no others.
+        cross_attention: The same of modules in which those attend to the prompt, where each call
+            of the pipelines that follows a prompt is one of its own; None where that is not known.
         video_shape: From the transformer's config and the arguments of its forward call, the
             frames, rows and columns of its token grid; raises ``OnlyDense`` where there is none.
         text: Where tokens that are no video (text, reference images, history) stand in the
@@ -132,6 +134,7 @@ class Model:
     timestep: str = "timestep"
     noise: Noise | None = None
     one_by_one: bool = False
+    cross_attention: str | None = None
     padding: str | None = None
     padding_argument: str = "attention_mask"
     has_own_rows: bool = False
@@ -158,6 +161,10 @@ class Model:
     def layers(self, transformer: nn.Module) -> list[nn.Module]:
         """The self-attention modules of a transformer, in order."""
         return _matching(transformer, self.self_attention)
+
+    def cross_layers(self, transformer: nn.Module) -> list[nn.Module]:
+        """The modules of a transformer that attend to the prompt, in order."""
+        return _matching(transformer, self.cross_attention) if self.cross_attention else []
 
     def block_lists(self, transformer: nn.Module) -> dict[str, nn.ModuleList]:
         """The lists of blocks that hold self-attention, by name."""

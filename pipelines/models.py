@@ -106,6 +106,7 @@ VIDEO = (
         name="Wan 2.1, 2.2; Lucy-Edit",
         transformers=("WanTransformer3DModel",),
         self_attention=r"blocks\.\d+\.attn1",
+        cross_attention=r"blocks\.\d+\.attn2",
         video_shape=grid_readers.channels_first,
         releases=WAN_RELEASES,
         pipeline=PipelineFacts(fps=16),

@@ -12,6 +12,7 @@ from vidsparse.pipelines import taps
 from vidsparse.pipelines.caller import is_calling
 from vidsparse.pipelines.clock import Clock
 from vidsparse.pipelines.forward import Forward
+from vidsparse.pipelines.full_field import FullField
 from vidsparse.pipelines.listener import listen, session_in
 from vidsparse.pipelines.models import find_model
 from vidsparse.pipelines.padding import keep_padding
@@ -68,7 +69,8 @@ class Session:
             lambda note: self.stats.notes.update({note: None}),
         )
         self._undo = Undo()
-        forwards = [
+        self._full_fields: list[FullField] = []
+        self._forwards = forwards = [
             Forward(name, module, models[name], self._clock, self._attention, target)
             for name, module in transformers.items()
         ]
@@ -113,6 +115,39 @@ class Session:
     def observe(self, observer: Observer) -> None:
         """Call a function after every sparse attention call, with all it saw and made."""
         self._attention.observers.append(observer)
+
+    def full_field(self, every: int = 2) -> None:
+        """Run a dense pass beside the conditional call, whose cross-attention replaces that one's.
+
+        FreeSwim, arXiv 2511.14712, for videos larger than a model was trained at, beside preset
+        ``freeswim`` or any other. It lasts until ``remove()``. A pass takes the time of a dense
+        forward call, is in no density, and keeps one tensor of hidden states for each layer on the
+        device.
+
+        Args:
+            every: A pass serves so many steps, at least 1.
+
+        Raises:
+            BadInputError: When the transformer has no cross-attention that is known, or there is
+                a full field already; while it runs, under a cache of diffusers, in compiled
+                layers, with gradients, or where nobody says which call is conditional.
+        """
+        if every < 1:
+            raise BadInputError(f"a dense pass serves at least 1 step, got every={every}")
+        if not self.active:
+            raise BadInputError("this session was removed: call vidsparse.sparsify again")
+        if self._full_fields:
+            raise BadInputError("this session has a full field already: remove() it first")
+        fields: list[FullField] = []
+        fields += [FullField(forward, every, fields) for forward in self._forwards]
+        self._full_fields = fields
+        for field in fields:
+            field.attach(self._undo)
+        steps = "every step" if every == 1 else f"every {every} steps"
+        self.stats.notes[
+            f"a dense pass runs beside the conditional call once in {steps}, and its "
+            "cross-attention replaces that call's: it is in the time, and in no density"
+        ] = None
 
     def remove(self) -> None:
         """Restore the pipeline; does nothing the second time.

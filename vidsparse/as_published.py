@@ -351,23 +351,40 @@ AS_PUBLISHED: tuple[AsPublished, ...] = (
     AsPublished(
         preset="vidtome",
         rule="chunks of 4 frames, one of them drawn; of the tokens of the other three the .9 with "
-        "the largest cosine to one of it leave, and take its output; what is left is a density of "
-        ".1056, ((1 + 3 x .1) / 4)^2",
+        "the largest cosine to one of it leave, and take its output. Then chunk by chunk: with "
+        "probability 1/2 the .8 of a chunk's tokens that are most like a global token leave and "
+        "take its output, and what the chunk attends through, its own or global, is global next; "
+        "else all of the chunk's tokens stay and are global next. No dense steps. That is a mean "
+        "density of .06 at 21 latent frames; at other lengths and densities both shares move "
+        "together (`global_share` is 8/9 of the other)",
         rounded="as `coreset`",
-        differs="the paper merges hidden states before the projections, which saves those too, "
-        "and then merges chunks with one another: not here. Here likeness is of the keys of all "
-        "heads together, which are made of the hidden states, and what leaves is neither averaged "
-        "nor weighted, as there. Blocks are rounded as for `coreset`",
+        differs="there an image model sees one chunk at a time, so a chunk attends to its own "
+        "tokens and to the global ones, of which .8 merge into its own where the coin falls so; "
+        "here the video is one sequence and all that is kept attends to all that is kept: such "
+        "global tokens stay, for the chunk that they are of, and a global token that two merged "
+        "into counts once. Merging hidden states before the projections, as there, saves those "
+        "too. Here likeness is of the keys of all heads together, which are made of the hidden "
+        "states and of positions; what leaves is neither averaged nor weighted, as there. Chunks "
+        "come in order and all but the last are whole; in their code the first has a random "
+        "length, and a quarter of the chunks (`mix-4`) come in random order. All layers merge, "
+        "since all have one resolution. Blocks are rounded as for `coreset`",
     ),
     AsPublished(
         preset="freeswim",
         rule="all frames, 31 rows x 53 columns: half of the training grid at 480p (15, 26) on "
-        "either side; at the edge the window moves inward and stays as large",
+        "either side; at the edge the window moves inward and stays as large. With "
+        "`session.full_field(every=2)`: a dense pass from the same latents, whose cross-attention "
+        "replaces that of the conditional call, layer by layer, for 2 steps",
         rounded="the window, to blocks of which a third of the pairs lie in it; nothing with "
         "`masks=token`",
-        differs="blocks with a third of their pairs inside are kept. The branch with the whole "
-        "field, whose cross-attention replaces that of the window, is of a pipeline, as is the "
-        "start from a small video: not here. Nor is the factor of 1.046 on the scores. Give "
-        "`window_height` and `window_width` of the size that your model was trained at",
+        differs="blocks with a third of their pairs inside are kept. The dense pass is more than "
+        "attention in one call, so it is not of the preset but of the session, from Python and on "
+        "Wan 2.1 and 2.2 alone. It comes before the conditional call, where theirs run as one "
+        "batch, which computes the same. Of image-to-video models the part that attends to the "
+        "image is replaced too, where theirs keeps it. Not here: the factor of 1.046 on all "
+        "scores, of windows and of the dense pass. The start from a small video is the pipeline's "
+        "own (`--video`, `--strength 0.7`). The dense start and the ramp are ours: theirs has "
+        "windows from the first step (`warmup=0`, `ramp_until=0`). Give `window_height` and "
+        "`window_width` of the size that your model was trained at",
     ),
 )

@@ -510,14 +510,22 @@ METHODS: tuple[Preset, ...] = (
     ),
     Preset(
         name="vidtome",
-        summary="Tokens that are most like one of a drawn frame in their chunk attend through it",
-        source="VidToMe, arXiv 2312.10656, on keys",
-        policy=Policy(order=Merged(), estimator=Kept(), selector=Threshold(), density=0.105625),
+        summary="Tokens attend through their like in their chunk of frames, or in the one before",
+        source="VidToMe, arXiv 2312.10656, as published, on keys",
+        policy=Policy(
+            # .9 within chunks and .8 across at 21 latent frames
+            order=Merged(global_share=8 / 9),
+            estimator=Kept(),
+            selector=Threshold(),
+            density=0.06,
+        ),
+        schedule=_dense_until(0.0),
     ),
     Preset(
         name="freeswim",
         summary="A window as large as the training size at 480p, moved inward at the edges",
-        source="FreeSwim, arXiv 2511.14712",
+        # its branch with the whole field is no attention of one call: Session.full_field
+        source="FreeSwim, arXiv 2511.14712, without its dense pass: session.full_field()",
         policy=Policy(
             order=Tile(),
             estimator=Neighbourhood(window_frames=4096, window_height=31, window_width=53),

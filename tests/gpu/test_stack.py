@@ -87,3 +87,17 @@ def test_a_cache_and_compiled_code_go_together(offload):
     dense_here, sparse_here, _ = videos(Stack(cache=CACHE))
     assert distance(dense, dense_here) < 0.2
     assert distance(sparse, sparse_here) < 0.5
+
+
+@pytest.mark.parametrize("offload", ["model", "group", "sequential"])
+def test_a_full_field_goes_with_weights_that_wait(offload):
+    def video(stack):
+        pipe = load_pipeline(device="cuda", dtype="bfloat16", stack=stack)
+        pipe.set_progress_bar_config(disable=True)
+        with vidsparse.sparsify(pipe, "draft", strict=True, **SPARSE) as session:
+            session.full_field()
+            draw = torch.Generator().manual_seed(0)
+            made = pipe("a red circle", output_type="latent", generator=draw, **SMALL)
+            return made.frames.float().cpu()
+
+    assert distance(video(Stack(offload=offload)), video(Stack())) < 1e-2
