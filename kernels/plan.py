@@ -283,7 +283,12 @@ def block_sizes(length: int, block: int, device: torch.device | str | None = Non
 
 
 def block_of_token(
-    length: int, block: int, offsets: Tensor | None = None, order: Tensor | None = None
+    length: int,
+    block: int,
+    offsets: Tensor | None = None,
+    order: Tensor | None = None,
+    *,
+    device: torch.device | None = None,
 ) -> Tensor:
     """The block that holds each token, int64 ``(B|1, H|1, length)``.
 
@@ -292,8 +297,11 @@ def block_of_token(
         block: Tokens in a block.
         offsets: Where blocks start, int32 ``(B|1, H|1, N + 1)``, where their sizes differ.
         order: Which token is at each position, int32 ``(B|1, H|1, length)``; None if none moved.
+        device: Of the result; that of ``offsets`` or ``order`` when None.
     """
-    device = next((x.device for x in (offsets, order) if x is not None), None)
+    if device is None:
+        device = next((x.device for x in (offsets, order) if x is not None), None)
+    offsets, order = (None if x is None else x.to(device) for x in (offsets, order))
     position = torch.arange(length, device=device)
     if order is not None:
         position = torch.empty_like(order).scatter_(

@@ -174,10 +174,10 @@ def _masked(s, words, TILE: gl.constexpr):
 @gluon.jit
 def _step(
     n, step, end, later, m, l, acc, weights,
-    q, blank, column, exists, listed, kv_end, num_tiles, margin_ptr, words,
+    q, blank, column, exists, listed, kv_end, num_tiles, margin_ptr, masked, words,
     ks, vs, bars, scale_log2,
     BN: gl.constexpr, KV: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr,
-    CONSUMERS: gl.constexpr, W: gl.constexpr, OBSERVE: gl.constexpr, MASK: gl.constexpr,
+    CONSUMERS: gl.constexpr, W: gl.constexpr, OBSERVE: gl.constexpr, PARTIAL: gl.constexpr,
     TILE: gl.constexpr, ROWS: gl.constexpr, WEIGHTS: gl.constexpr, DTYPE: gl.constexpr,
 ):  # fmt: skip
     """Scores of the ``n``-th tile, and the output of the one before."""
@@ -199,14 +199,15 @@ def _step(
     if OBSERVE:  # noqa: SIM102 (a branch that is compiled only where blocks are observed)
         if end < BN:
             s = gl.where(gl.expand_dims(column, 0) < end, s, float("-inf"))
-    if MASK:
-        s = _masked(s, words, TILE)
+    if PARTIAL:
+        if n < masked:
+            s = _masked(s, words, TILE)
     highest = gl.max(s, 1) * scale_log2
     if OBSERVE:
         _write_lead(margin_ptr + n * (4 * CONSUMERS), highest - m, exists, 4 * W)
     m_new = gl.maximum(m, highest)
     base = m_new
-    if MASK:  # a row that has seen no key yet: -inf - -inf is no number
+    if PARTIAL:  # a row that has seen no key yet: -inf - -inf is no number
         base = gl.where(m_new == float("-inf"), 0.0, m_new)
     alpha = gl.exp2(m - base)
     p = gl.exp2(s * scale_log2 - gl.expand_dims(base, 1))
@@ -294,24 +295,18 @@ def _consume(
             m = base
         weights = gl.convert_layout(p.to(dtype), WEIGHTS)
         acc = gl.zeros([64, D], gl.float32, OUT)
-        if PARTIAL:
-            for n in range(1, masked):
-                tile = num_tiles - 1 - n
-                words = _words(
-                    bits_ptr, pattern, tile, first, WORDS, BN, KV, ROW_TILES * CONSUMERS * 64
-                )
-                pattern = _pattern(patterns, gl.maximum(tile - 1, 0), count, WORDS, BN, KV)
-                step, end, later, m, l, acc, weights = _step(
-                    n, step, end, later, m, l, acc, weights,
-                    q, blank, column, exists, listed, kv_end, num_tiles, margin_ptr, words,
-                    ks, vs, bars, scale_log2, BN, KV, D, STAGES, CONSUMERS, W, OBSERVE, True,
-                    TILE, ROWS, WEIGHTS, dtype,
-                )  # fmt: skip
-        for n in range(masked, num_tiles):
+        for n in range(1, num_tiles):
+            if PARTIAL:
+                if n < masked:
+                    tile = num_tiles - 1 - n
+                    words = _words(
+                        bits_ptr, pattern, tile, first, WORDS, BN, KV, ROW_TILES * CONSUMERS * 64
+                    )
+                    pattern = _pattern(patterns, gl.maximum(tile - 1, 0), count, WORDS, BN, KV)
             step, end, later, m, l, acc, weights = _step(
                 n, step, end, later, m, l, acc, weights,
-                q, blank, column, exists, listed, kv_end, num_tiles, margin_ptr, words,
-                ks, vs, bars, scale_log2, BN, KV, D, STAGES, CONSUMERS, W, OBSERVE, False,
+                q, blank, column, exists, listed, kv_end, num_tiles, margin_ptr, masked, words,
+                ks, vs, bars, scale_log2, BN, KV, D, STAGES, CONSUMERS, W, OBSERVE, PARTIAL,
                 TILE, ROWS, WEIGHTS, dtype,
             )  # fmt: skip
         mbarrier.arrive(q_empty.index(W), count=1)

@@ -93,8 +93,8 @@ def true_mass(work: Work, heads: Sequence[int], rows: Tensor | None = None) -> T
         rows: Which queries, by their position in that order; all when None.
     """
     plan, (q, k, _) = work.plan, work.inputs.qkv
-    q_block = block_of_token(plan.q_len, plan.q_block, plan.q_offsets, None).to(q.device)
-    kv_block = block_of_token(plan.kv_len, plan.kv_block, plan.kv_offsets, None).to(q.device)
+    q_block = block_of_token(plan.q_len, plan.q_block, plan.q_offsets, device=q.device)
+    kv_block = block_of_token(plan.kv_len, plan.kv_block, plan.kv_offsets, device=q.device)
     if rows is not None:
         q, q_block = q[:, :, rows], q_block[..., rows]
     blocks = plan.num_q_blocks, plan.num_kv_blocks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -100,11 +100,9 @@ class Samples:
             centroids: Whether skipped blocks attend through their means.
         """
         inputs, blocks = arranged.inputs, arranged.inputs.blocks
-        tokens = blocks.grid.tokens
-        device = self.rows.device
-        q_block = block_of_token(tokens, blocks.block, blocks.q_offsets, arranged.q_order)
-        kv_block = block_of_token(tokens, blocks.kv_block, blocks.kv_offsets, arranged.kv_order)
-        q_block, kv_block = q_block.to(device), kv_block.to(device)
+        where = partial(block_of_token, blocks.grid.tokens, device=self.rows.device)
+        q_block = where(blocks.block, blocks.q_offsets, arranged.q_order)
+        kv_block = where(blocks.kv_block, blocks.kv_offsets, arranged.kv_order)
         shape = self.share.shape[:2]
         stand_ins = None
         if centroids:
