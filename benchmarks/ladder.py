@@ -145,6 +145,11 @@ SETS: dict[str, dict[str, dict[str, Any]]] = {
         for said, changes in ((", uncorrected", NONE), ("", {}), (", of 256", {"exact_every": 256}))
         for name in ("balanced", "fast", "turbo")
     },
+    "short": {  # in the blocks that sequences so short have
+        f"{name}{said}": {"preset": name} | changes
+        for said, changes in ((", uncorrected", NONE), ("", {}))
+        for name in ("balanced", "fast")
+    },
     "rungs": {name: {"preset": name} for name in ("balanced", "fast", "turbo", "quality")},
     "precision": {
         f"{name}, {precision}": parts | {"precision": precision}

@@ -10,8 +10,9 @@ blocks of any multiple of 16 fill whole tiles. Only the last tile can be ragged;
 masked, and the loop over the others has no mask.
 
 Partial blocks stand last in a list, so tiles with one come first too. Each thread reads the bits of
-its two rows, a word for 32 keys, while the scores are under way; the loop over whole blocks that
-follows is the same as without.
+its two rows, a word for 32 keys, while the scores are under way; tiles of whole blocks branch
+around that. (In two loops, one after the other, weights that pass from the first to the second are
+taken apart and packed again in each.)
 
 Where blocks are observed a tile is a block, in the order of its list, so that any may be the ragged
 one. Each warp writes its own largest lead of a tile: no warp waits for another.
@@ -199,7 +200,7 @@ def _step(
     if OBSERVE:  # noqa: SIM102 (a branch that is compiled only where blocks are observed)
         if end < BN:
             s = gl.where(gl.expand_dims(column, 0) < end, s, float("-inf"))
-    if PARTIAL:
+    if PARTIAL:  # noqa: SIM102 (a branch that is compiled only where there are masks)
         if n < masked:
             s = _masked(s, words, TILE)
     highest = gl.max(s, 1) * scale_log2
@@ -296,7 +297,7 @@ def _consume(
         weights = gl.convert_layout(p.to(dtype), WEIGHTS)
         acc = gl.zeros([64, D], gl.float32, OUT)
         for n in range(1, num_tiles):
-            if PARTIAL:
+            if PARTIAL:  # noqa: SIM102 (a branch that is compiled only where there are masks)
                 if n < masked:
                     tile = num_tiles - 1 - n
                     words = _words(
