@@ -75,11 +75,11 @@ def test_the_ladder_of_the_readme(rung):
     whole = record("whole_run_wan-14b")
     runs = {(run["mode"], run["preset"]): f"{run['over_stock']:.2f}x" for run in whole}
     if rung in ("balanced", "fast"):
-        assert cells[2:4] == [runs["eager", rung], runs["compiled", rung]]
+        compiled = {row["name"]: row for row in record("pipeline_wan14b_compiled")}
+        assert cells[2:4] == [runs["eager", rung], f"{compiled[rung]['over_stock']:.2f}x"]
     else:
         assert "predicted" in cells[2]
         assert cells[3] == ""
-    assert f"{runs['compiled', 'stock']})" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_curves():
