@@ -12,6 +12,7 @@ from torch import nn
 from vidsparse.pipelines import parallel, taps
 from vidsparse.pipelines.caller import Caller, find_caller
 from vidsparse.pipelines.clock import Clock, read_noise
+from vidsparse.pipelines.hook import Hook
 from vidsparse.pipelines.layer import Layer
 from vidsparse.pipelines.layout import Layout, OnlyDense, Part, key_padding
 from vidsparse.pipelines.model import Model
@@ -91,7 +92,8 @@ class Forward:
 
     def hooks(self) -> tuple[Callable[..., None], Callable[..., None]]:
         """Before and after the call."""
-        return _Hook(self, self._before), _Hook(self, self._after)
+        module = self.transformer
+        return Hook(module, self._before), Hook(module, self._after)
 
     @torch.compiler.disable()
     def _before(self, args: Any, kwargs: Any) -> None:
@@ -208,33 +210,3 @@ class Forward:
             valid = key_padding(mask, shape, self._layout.own_rows(shape[1]))
             self._cut = source, shape, self._layout.parts(shape, valid, turn)
         return self._cut[2]
-
-
-class _Hook:
-    """Calls a method of a forward; a copy of the transformer, which keeps the hook, is not meant.
-
-    What is saved of it does nothing.
-    """
-
-    def __init__(self, forward: Forward, method: Callable[..., None]) -> None:
-        self._forward = forward
-        self._method = method
-
-    @torch.compiler.disable()
-    def __call__(self, transformer: nn.Module, *given: Any) -> None:
-        if transformer is self._forward.transformer:
-            self._method(*given)
-
-    def __deepcopy__(self, memo: Any) -> _Hook:
-        return self
-
-    def __reduce__(self) -> Any:
-        return _nothing, ()
-
-
-def _nothing() -> Callable[..., None]:
-    return _do_nothing
-
-
-def _do_nothing(*given: Any) -> None:
-    """Stands in a saved transformer where a session had a hook."""

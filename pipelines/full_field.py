@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vidsparse.errors import BadInputError
 from vidsparse.pipelines.caller import find_caller
+from vidsparse.pipelines.hook import Hook
 from vidsparse.pipelines.undo import Undo, drop_hooks
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class FullField:
     def attach(self, undo: Undo) -> None:
         """Hook into the transformer, after its session, and into its cross-attention."""
         transformer = self._forward.transformer
-        before, after = _Hook(transformer, self._before), _Hook(transformer, self._after)
+        before, after = Hook(transformer, self._before), Hook(transformer, self._after)
 
         def hook() -> None:
             transformer.register_forward_pre_hook(before, with_kwargs=True)
@@ -81,7 +82,7 @@ class FullField:
         undo.do(lambda: None, self.forget)
 
     def _attach_across(self, index: int, module: nn.Module, undo: Undo) -> None:
-        hook = _Hook(module, lambda args, output: self._across(index, output))
+        hook = Hook(module, lambda args, output: self._across(index, output))
         undo.do(lambda: module.register_forward_hook(hook), lambda: drop_hooks(module, hook))
 
     def _across(self, index: int, output: Tensor) -> Tensor | None:
@@ -143,28 +144,3 @@ class FullField:
                 f'transformer.cache_context("{CONDITIONAL}", step_index=i)'
             )
         return self._forward.clock.branch == FIRST
-
-
-class _Hook:
-    """Calls a function for one module; a copy of it, which keeps the hook, is not meant."""
-
-    def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:
-        self._module, self._function = module, function
-
-    @torch.compiler.disable()
-    def __call__(self, module: nn.Module, *given: Any) -> Any:
-        return self._function(*given) if module is self._module else None
-
-    def __deepcopy__(self, memo: Any) -> _Hook:
-        return self
-
-    def __reduce__(self) -> Any:
-        return _nothing, ()
-
-
-def _nothing() -> Callable[..., None]:
-    return _do_nothing
-
-
-def _do_nothing(*given: Any) -> None:
-    """Stands in a saved transformer where a session had a hook."""
