@@ -55,7 +55,6 @@ def main() -> None:
 
 def profiled(pipe: Any, video: Video, name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Milliseconds a forward call, in all and by kernel."""
-    torch._dynamo.reset()
     preset, _, precision = name.partition(":")
     settings: dict[str, Any] = FULL | {"density": args.density}
     settings |= {"precision": precision} if precision else {}

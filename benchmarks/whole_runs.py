@@ -79,8 +79,6 @@ class Bench:
         self._try(plain, real, video, nullcontext, WARM_DENSE)
         state = shared | ({"attention_by": "heads"} if by else {}) | self._change(real)
         for row, attach, warm in self._sessions(real, shapes, by):
-            if self.args.compile:
-                torch._dynamo.reset()  # else torch stops compiling after eight sessions
             self._try(state | row, real, video, attach, warm)
 
     def _build(self, by: str | None) -> tuple[RealSize, Video, Shapes]:

@@ -82,7 +82,8 @@ class Session:
         for found in preset.of_model:
             found.check_model(self.layers)
         try:
-            self._undo.do(taps.next_epoch, taps.next_epoch)
+            modules = list(transformers.values())
+            self._undo.do(lambda: taps.begin(self, modules), lambda: taps.end(self))
             for forward in forwards:
                 self._attach(forward)
             taps.watch(self._meet_stranger, self._undo)

@@ -8,11 +8,13 @@ No processor is copied or replaced, and the user's attention backend stays the d
 
 from __future__ import annotations
 
+import itertools
 import sys
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -38,13 +40,36 @@ class _Current(threading.local):
 
 
 current = _Current()
-epoch = "0"  # changes when a session begins or ends; a number would become dynamic
+epoch = ""  # who has hooks now; compiled code reads it, which does not notice hooks themselves
+_hooked: dict[int, str] = {}  # by owner: what compiled code has to know of its hooks
+_numbers: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # of transformers
+_number = itertools.count(1)
 
 
-def next_epoch() -> None:
-    """A session begins or ends: compiled code, which does not notice hooks, is made anew."""
+def begin(owner: object, transformers: Sequence[nn.Module]) -> None:
+    """Somebody hooks into layers: code that was compiled without hooks is not for now.
+
+    Code that was compiled for another owner is, if the transformers are the same: it asks the
+    module for its layer.
+
+    Args:
+        owner: Who it is.
+        transformers: Whose layers.
+    """
+    numbers = [_numbers.setdefault(each, next(_number)) for each in transformers]
+    _hooked[id(owner)] = "+".join(map(str, sorted(numbers)))
+    _tell()
+
+
+def end(owner: object) -> None:
+    """Its hooks are gone."""
+    _hooked.pop(id(owner), None)
+    _tell()
+
+
+def _tell() -> None:
     global epoch
-    epoch = str(int(epoch) + 1)
+    epoch = ", ".join(sorted(set(_hooked.values())))
 
 
 def attach(module: nn.Module, layer: Layer, undo: Undo) -> None:

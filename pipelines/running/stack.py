@@ -163,14 +163,6 @@ class Stack:
         }
         return [text for text, is_done in said.items() if is_done]
 
-    def start_over(self) -> None:
-        """Forget compiled code before another session or probe begins.
-
-        Each has it made anew, which torch does eight times, and then runs it as it is, silently.
-        """
-        if self.compile:
-            torch._dynamo.reset()
-
     def check_strength(self, strength: float | None) -> None:
         """Make sure that runs of a strength can have the cache.
 

@@ -45,7 +45,8 @@ class Probe:
         self._watches: dict[str, list[Stopwatch]] = {"text_encoder": [], "attention": [], "vae": []}
         self._undo = Undo()
         try:
-            self._undo.do(taps.next_epoch, taps.next_epoch)
+            modules = transformers_of(pipe)
+            self._undo.do(lambda: taps.begin(self, modules), lambda: taps.end(self))
             self._attach(pipe)
         except BaseException:
             self.remove()
@@ -179,10 +180,15 @@ class _Timed:
 
 def self_attention(pipe: Any) -> Iterator[Any]:
     """The self-attention layers of all transformers of a pipeline, each once."""
+    for transformer in transformers_of(pipe):
+        yield from find_model(transformer).layers(transformer)
+
+
+def transformers_of(pipe: Any) -> list[nn.Module]:
+    """The transformers of a pipeline, each once."""
     components = [pipe.components.get(name) for name in TRANSFORMERS]
     modules = [getattr(module, "_orig_mod", module) for module in components if module is not None]
-    for transformer in dict.fromkeys(modules):
-        yield from find_model(transformer).layers(transformer)
+    return list(dict.fromkeys(modules))
 
 
 def _sample(latents: Tensor) -> Tensor:

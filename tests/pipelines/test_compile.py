@@ -114,6 +114,29 @@ def test_one_graph_serves_all_layers_and_steps(build, way, first):
     torch.testing.assert_close(steps(compiled, model)[0], dense)  # the session has gone
 
 
+@pytest.mark.parametrize(("build", "way"), CASES)
+def test_later_sessions_run_what_the_first_compiled(build, way):
+    model = build()
+    dense, _ = steps(model)
+    with vidsparse.sparsify(model, "draft", **SPARSE):
+        sparse, _ = steps(model)
+    with vidsparse.sparsify(model, "balanced", **SPARSE):
+        other, _ = steps(model)
+    compiled = way(model, "eager")
+    found = []
+    for name, expected in (("draft", sparse), ("balanced", other), ("draft", sparse)) * 3:
+        with vidsparse.sparsify(model, name, **SPARSE) as session:
+            outputs, graphs = steps(compiled, model)
+            assert len(session.stats.calls) == LAYERS * len(TIMES)
+            assert session.stats.mean_density < 1
+            assert not session.stats.fallbacks
+        torch.testing.assert_close(outputs, expected)
+        found += graphs
+        torch.testing.assert_close(steps(compiled, model)[0], dense)
+    assert set(found[len(TIMES) :]) == {found[len(TIMES)]}  # and one for what is dense
+    assert not counters["graph_break"]
+
+
 def test_blocks_that_diffusers_does_not_name_are_compiled_within_hooks():
     model = sd3()
     with pytest.raises(BadInputError, match="does not know which blocks of SD3Transformer2DModel"):

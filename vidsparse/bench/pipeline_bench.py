@@ -188,17 +188,10 @@ def _change(settings: Settings, real: RealSize) -> dict[str, Any]:
     return {"compiled": settings.compiled, "quantized": settings.quantize}
 
 
-def _start_over(settings: Settings) -> None:
-    """Forget compiled code: each session compiles once more, which torch does eight times alone."""
-    if settings.compiled:
-        torch._dynamo.reset()
-
-
 def _best_dense(
     settings: Settings, real: RealSize, wanted: Mapping[str, CachedRun | None]
 ) -> Iterator[dict[str, Any]]:
     """Dense by the engine that is the fastest at the shape of the run."""
-    _start_over(settings)
     shapes = settings.shapes
     shape = 1, shapes.tokens, shapes.heads, shapes.head_dim
     times = time_dense_engines(shape, getattr(torch, settings.dtype), settings.device)
@@ -212,7 +205,6 @@ def _best_dense(
 def _sparse(
     settings: Settings, real: RealSize, wanted: Mapping[str, CachedRun | None], preset: Preset
 ) -> Iterator[dict[str, Any]]:
-    _start_over(settings)
     with Session(real.pipe, preset) as session:
         warm = warm_steps(session.preset, settings.steps, real.blocks)
         for name, cache in wanted.items():

@@ -96,7 +96,6 @@ class GenerateWork:
         preset, many = self._preset, len(self._paths) > 1
         label = path.stem if many else preset.name if preset else "dense"
         strict, stack = self._job.strict, self._job.model.stack
-        stack.start_over()
         result = run_request(self._pipe, request, preset, label, strict=strict)
         facts = self._facts(number, result)
         if self._finished is None:

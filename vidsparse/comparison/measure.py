@@ -66,8 +66,8 @@ def measure(
         on_step: Told of every step.
         strict: Raise where a call would fall back to dense.
         reference: Latents of the dense run.
-        compiled: Whether its code is compiled, which happens anew for each measurement: the
-            first step is then done once before, untimed.
+        compiled: Whether its code is compiled, which happens once for each shape: the first step
+            is then done once before, untimed.
     """
     from vidsparse.pipelines.running.checkpoints import geometry_of
     from vidsparse.pipelines.running.generate import first_step, generate
@@ -125,23 +125,29 @@ def dense_by_another_engine(pipe: Any, request: Request, on_step: OnStep) -> tup
     """Generate once densely with attention summed in another order: say how, give the frames."""
     from vidsparse.comparison.baselines import another_engine
     from vidsparse.pipelines.running.generate import generate
+    from vidsparse.pipelines.running.stage_timing import Probe
 
     name, engine = another_engine(torch.device(getattr(pipe, "_execution_device", pipe.device)))
-    with engine:
+    with Probe(pipe), engine:  # compiled code then leaves the choice to each call
         frames = generate(pipe, request, on_step)
     return f"dense against dense with PyTorch's {name}", frames
 
 
 def warm_up(pipe: Any, request: Request, preset: Preset | None) -> None:
-    """Run a step at full sparsity, or a dense one and the decoder, so that it is not timed."""
+    """Run a step at full sparsity, or a dense one and the decoder, so that it is not timed.
+
+    Under a probe, as what is timed: code that is compiled for it is the same.
+    """
     from vidsparse.pipelines.running import generate
+    from vidsparse.pipelines.running.stage_timing import Probe
     from vidsparse.pipelines.session import Session
 
     if preset is None:
-        generate.generate(pipe, replace(request, steps=generate.fewest_steps(pipe, request)))
+        with Probe(pipe):
+            generate.generate(pipe, replace(request, steps=generate.fewest_steps(pipe, request)))
         return
     at_once = {"warmup": 0.0, "ramp_until": 0.0, "cooldown": 0.0, "dense_layers": 0}
-    with Session(pipe, preset.override(at_once)):
+    with Session(pipe, preset.override(at_once)), Probe(pipe):
         generate.warm_up(pipe, request)
 
 

@@ -93,7 +93,6 @@ class CompareWork:
     def _do(self, piece: Piece, on_step: OnStep) -> None:
         if piece.needs_pipe:
             self._load()
-            self._spec.job.model.stack.start_over()
         piece.do(on_step)
 
     def _load(self) -> None:
@@ -208,7 +207,6 @@ class CompareWork:
             measure.warm_up(self._pipe, case.request, preset)
             self._warm.add(name)
         job = self._spec.job
-        job.model.stack.start_over()
         return measure.measure(
             self._pipe,
             case.request,
