@@ -16,8 +16,9 @@ from vidsparse.comparison import fingerprint
 from vidsparse.comparison.records import plain
 from vidsparse.errors import BadInputError
 from vidsparse.forecast import forecast
+from vidsparse.gpus import GPUS
 from vidsparse.preset import Preset
-from vidsparse.run_time import GPUS, predict
+from vidsparse.run_time import predict
 
 WHAT = (
     "whole denoising runs with random weights, each after a short one; seconds are of the run "
@@ -110,15 +111,15 @@ class Record:
         settings = self._settings
         here = {gpu.label: name for name, gpu in GPUS.items()}.get(_device(settings))
         preset = next((each for each in settings.presets if each.name == row["name"]), None)
-        if here is None or preset is None or settings.quantize is not None:
+        if here is None or preset is None:
             return None
-        checkpoint = settings.checkpoint
+        checkpoint, how = settings.checkpoint, {key: row[key] for key in ("compiled", "quantized")}
         try:
             calls = checkpoint.calls(settings.steps)
             found = forecast(preset, settings.grid, calls, checkpoint.layers, checkpoint.head_dim)
-        except BadInputError:  # what it computes depends on the data
+            return predict(found, settings.shapes, here, **how).sparse
+        except BadInputError:  # depends on the data, or nothing was measured of such layers
             return None
-        return predict(found, settings.shapes, here, compiled=row["compiled"]).sparse
 
 
 def _whole_of_cached(row: dict[str, Any], rest: dict[str, Any], run: int, of: int) -> float:
