@@ -13,12 +13,15 @@ from vidsparse.bench import kernel_bench
 from vidsparse.bench.dense_engine import BEST_DENSE
 from vidsparse.bench.pipeline_bench import REST, STOCK, Settings
 from vidsparse.comparison import fingerprint
+from vidsparse.comparison.baselines import FLASH_4
 from vidsparse.comparison.records import plain
 from vidsparse.errors import BadInputError
 from vidsparse.forecast import forecast
 from vidsparse.gpus import GPUS
+from vidsparse.metrics.report.words import STOCK as DIFFUSERS
 from vidsparse.preset import Preset
 from vidsparse.run_time import predict
+from vidsparse.step_time import by_flash, dense_step
 
 WHAT = (
     "whole denoising runs with random weights, each after a short one; seconds are of the run "
@@ -108,14 +111,21 @@ class Record:
 
     def _predicted(self, row: dict[str, Any]) -> float | None:
         """What ``vidsparse plan`` says of the run of all blocks; None where it cannot."""
-        settings = self._settings
-        here = {gpu.label: name for name, gpu in GPUS.items()}.get(_device(settings))
+        device, settings = _device(self._settings), self._settings
+        here = next((name for name, gpu in GPUS.items() if gpu.label == device), None)
         preset = next((each for each in settings.presets if each.name == row["name"]), None)
-        if here is None or preset is None:
+        if here is None:
             return None
         checkpoint, how = settings.checkpoint, {key: row[key] for key in ("compiled", "quantized")}
+        calls = checkpoint.calls(settings.steps)
         try:
-            calls = checkpoint.calls(settings.steps)
+            if row["name"] in (STOCK, BEST_DENSE):
+                step = dense_step(settings.shapes, GPUS[here], **how)
+                flash = by_flash(step, settings.shapes.head_dim, GPUS[here])
+                known = {DIFFUSERS: step, FLASH_4: flash}.get(row.get("engine", DIFFUSERS))
+                return known and calls * known.seconds
+            if preset is None:
+                return None
             found = forecast(preset, settings.grid, calls, checkpoint.layers, checkpoint.head_dim)
             return predict(found, settings.shapes, here, **how).sparse
         except BadInputError:  # depends on the data, or nothing was measured of such layers

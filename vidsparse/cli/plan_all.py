@@ -201,8 +201,8 @@ def _table(choices: list[Choice]) -> Any:
 
 
 def _dense_rows(times: RunTimes) -> Iterator[tuple[str, ...]]:
-    share = f"{times.dense.attention_share:.0%}"
-    runs = {"dense": (times.dense, f"{times.how or 'stock'}; attention is {share} of it")}
+    said = f"attention is {times.dense.attention_share:.0%} of it"
+    runs = {"dense": (times.dense, f"{times.how}; {said}" if times.how else said)}
     if times.how:
         runs = {"stock": (times.stock, "unmodified diffusers")} | runs
     if times.flash is not None:
