@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from vidsparse.footprint import layer_state_bytes
 from vidsparse.grid import TokenGrid
 from vidsparse.preset import Preset
-from vidsparse.run_time import Shapes
+from vidsparse.step_time import Shapes
 
 WIDTHS, INNER = 6, 2  # of hidden states, and of the widest linear layer, in the widest moment
 GB = 1e9

@@ -167,8 +167,8 @@ class RunTimes:
             basis = f"an estimate from the published peak of the {self.gpu.label}: none was at hand"
         elif self.quantized:
             basis = (
-                "predicted, within 10 % of what was measured on this GPU, with FP8 weights in one "
-                "model (Wan 2.1 14B at 720p)"
+                "predicted, within 10 % of what was measured on this GPU, which with FP8 weights "
+                "was one model alone (Wan 2.1 14B at 720p)"
             )
         else:
             basis = "predicted, within 10 % of what was measured on this GPU"

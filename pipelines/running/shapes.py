@@ -15,7 +15,7 @@ from vidsparse.pipelines.running.quantized import saved_by_fp8
 from vidsparse.pipelines.running.skeleton import skeleton
 from vidsparse.preset import Preset
 from vidsparse.run_memory import Memory, estimate
-from vidsparse.run_time import Shapes
+from vidsparse.step_time import Shapes
 
 
 def shapes_of(checkpoint: Checkpoint, grid: TokenGrid) -> Shapes:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from vidsparse.forecast import Forecast
     from vidsparse.pipelines.running.checkpoints import Checkpoint
     from vidsparse.preset import Preset
-    from vidsparse.run_time import RunTimes, Shapes
+    from vidsparse.run_time import RunTimes
+    from vidsparse.step_time import Shapes
 
 DEFAULT = "balanced"  # of --preset, which --all leaves out
 
@@ -51,7 +52,8 @@ class Run:
         Raises:
             BadInputError: As ``run_time.predict`` does.
         """
-        from vidsparse.run_time import MEASURED, predict
+        from vidsparse.gpus import MEASURED
+        from vidsparse.run_time import predict
 
         how = {"compiled": self.compiled, "quantized": self.quantize}
         return predict(found, shapes, self.gpu or MEASURED, **how)
