@@ -96,6 +96,7 @@ def test_whole_runs_of_all_blocks_compiled_and_in_fp8(file):
         dense = dense_step(shapes, H200, **how)
         if row.get("engine") == "flash-attn-4":
             dense = by_flash(dense, 128, H200)
+        assert dense is not None
         seconds = steps * dense.seconds
         if "preset" in row:
             name, _, precision = row["preset"].partition("-")
