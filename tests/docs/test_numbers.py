@@ -80,11 +80,11 @@ def test_the_ladder_of_the_readme(rung):
     whole = record("whole_run_wan-14b")
     runs = {(run["mode"], run["preset"]): f"{run['over_stock']:.2f}x" for run in whole}
     if rung in ("balanced", "fast"):
-        assert cells[2:4] == [runs["eager", rung], runs["compiled", rung]]
+        compiled = {row["name"]: row for row in record("pipeline_wan14b_compiled")}
+        assert cells[2:4] == [runs["eager", rung], f"{compiled[rung]['over_stock']:.2f}x"]
     else:
         assert "predicted" in cells[2]
         assert cells[3] == ""
-    assert f"{runs['compiled', 'stock']})" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_predicted_seconds_beside_measured_ones():
@@ -142,6 +142,19 @@ def test_the_methods():
         assert cells == expected[0] + expected[1], name
 
 
+def test_the_presets_under_one_schedule():
+    _, rows = table_after("docs/methods.md", "**By preset, at 0.35")
+    found = {row["candidate"]: row for row in record("ladder_presets")}
+    assert {name.strip("`") for name in rows} == set(found)
+    for name, (realised, *cells, above) in rows.items():
+        row = found[name]
+        assert realised == f"{row['mean_density']:.3f}", name
+        assert cells == [psnr(row), f"{row['ssim']:.3f}", f"{row['temporal']:.2f}"], name
+        pairs = zip(row["psnr_each"], found["draft"]["psnr_each"], strict=True)
+        gained = psnr({"psnr_each": [ours - theirs for ours, theirs in pairs]})
+        assert above in ("", gained if gained.startswith("-") else f"+{gained}"), name
+
+
 @pytest.mark.parametrize("shift", [3, 12])
 def test_the_shifts(shift):
     head, rows = table_after("docs/methods.md", "**By shift of the noise**")
@@ -161,16 +174,31 @@ def test_whole_runs():
                 assert cells[column] == f"{run['over_stock']:.2f}x", (model, run["preset"])
 
 
-@pytest.mark.parametrize("how", ["Ulysses", "ring"])
-def test_two_gpus(how):
+def test_two_gpus():
     _, rows = table_after("docs/performance.md", "## Two GPUs")
-    runs = record(f"whole_run_wan-14b_{how.lower()}", "h200x2")
-    found = {(r["mode"] == "eager", r["preset"]): f"{r['over_stock']:.2f}x" for r in runs}
-    keys = [
-        (False, "stock"),
-        *((alone, p) for p in ("balanced", "fast") for alone in (True, False)),
-    ]
-    assert rows[how] == [found.get(key, "") for key in keys]
+    runs = record("whole_run_wan-14b_compiled", "h200x2")
+    modes = {
+        "one GPU": "alone", "two, Ulysses": "ulysses on 2", "two, ring": "ring on 2"
+    }  # fmt: skip
+    for name, mode in modes.items():
+        cells = [cell.strip("*") for cell in rows[name]]
+        assert cells == [f"{run['over_stock']:.2f}x" for run in runs if run["mode"] == mode]
+
+
+def test_the_compiled_runs():
+    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    _, rows = table_after("docs/performance.md", "**With the correction")
+    runs = record("pipeline_wan14b_compiled")
+    found = [run for run in runs if run["name"] != "without blocks"]
+    assert len(rows) == len(found)
+    for (name, cells), run in zip(rows.items(), found, strict=True):
+        assert run["name"] in name
+        assert cells[1] == f"{run['whole_seconds']:.0f} s"
+        if "preset" in run:
+            assert [cells[2].strip("*"), cells[3].strip("*")] == [
+                f"{run[key]:.2f}x" for key in ("over_stock", "over_best_dense")
+            ]
+            assert f"{run['predicted_seconds']:.0f}" in text
 
 
 def test_the_demo_of_the_readme_is_that_of_its_record():

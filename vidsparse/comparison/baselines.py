@@ -17,8 +17,9 @@ from vidsparse.kernels.dense import FLASH, TORCH, dense_attention
 from vidsparse.metrics.latency import take_turns
 from vidsparse.metrics.report.words import STOCK
 
-FLASH_4, CUDNN, PLAIN = "flash-attn-4", "torch cudnn", "torch"
-LABELS = {FLASH: FLASH_4, **{engine: engine.replace("-", " ") for engine in TORCH}}
+FLASH_4, CUDNN, PLAIN, OWN = "flash-attn-4", "torch cudnn", "torch", "vidsparse"
+TRITON = "triton"  # our own kernel, on a plan that keeps everything
+LABELS = {FLASH: FLASH_4, TRITON: OWN, **{name: name.replace("-", " ") for name in TORCH}}
 """What dense engines are called in tables."""
 ROUNDS = 5
 AT_LEAST_MS = 40.0
@@ -45,7 +46,9 @@ def dense_calls(q: Tensor, k: Tensor, v: Tensor) -> dict[str, DenseCall]:
 
 
 def time_dense_engines(shape: Sequence[int], dtype: torch.dtype, device: str) -> dict[str, float]:
-    """Median milliseconds of one call by engine, the engines taking turns; ``diffusers`` is stock.
+    """Median milliseconds of one call by engine, the engines taking turns.
+
+    ``diffusers`` is stock, ``vidsparse`` our own kernel on a plan that keeps everything.
 
     Args:
         shape: ``(batch, tokens, heads, head_dim)``, as diffusers has it.
@@ -57,8 +60,11 @@ def time_dense_engines(shape: Sequence[int], dtype: torch.dtype, device: str) ->
     draw = torch.Generator(device).manual_seed(0)
     q, k, v = (torch.randn(shape, generator=draw, device=device, dtype=dtype) for _ in range(3))
     calls: dict[str, DenseCall] = {STOCK: lambda: dispatch_attention_fn(q, k, v)}
-    calls |= dense_calls(*(x.transpose(1, 2) for x in (q, k, v)))
+    turned = [x.transpose(1, 2) for x in (q, k, v)]
+    calls |= dense_calls(*turned)
     del calls[PLAIN]  # which is what diffusers calls
+    if q.is_cuda:  # a user can take it as well (dense=triton), so what is sparse has to beat it
+        calls[OWN] = partial(dense_attention, TRITON, *turned, scale=q.shape[-1] ** -0.5)
     able = {name: call for name, call in calls.items() if runs(call)}
     times = take_turns(able, rounds=ROUNDS, device=device, at_least_ms=AT_LEAST_MS)
     return {name: timing.median for name, timing in times.items()}
