@@ -11,9 +11,10 @@ from typing import Any
 
 from vidsparse.forecast import Forecast
 from vidsparse.gpus import GPUS, MEASURED, Gpu, find_gpu
+from vidsparse.kernels.dense import FLASH
 from vidsparse.policies.policy import Policy
 from vidsparse.preset import Precision, Preset
-from vidsparse.step_time import Shapes, StepTime, by_flash, dense_step
+from vidsparse.step_time import Shapes, StepTime, by_engine, dense_step
 
 QUANTIZING, EIGHT_BITS, INT8_DENSE = 0.011, 0.68, 0.642  # shares of a dense call in 16 bits
 MOST = 4_000_000  # tokens; no model is meant for more
@@ -167,11 +168,11 @@ class RunTimes:
             basis = f"an estimate from the published peak of the {self.gpu.label}: none was at hand"
         elif self.quantized:
             basis = (
-                "predicted, within 10 % of what was measured on this GPU, which with FP8 weights "
+                "predicted, within 12 % of what was measured on this GPU, which with FP8 weights "
                 "was one model alone (Wan 2.1 14B at 720p)"
             )
         else:
-            basis = "predicted, within 10 % of what was measured on this GPU"
+            basis = "predicted, within 12 % of what was measured on this GPU"
         return [f"times are {basis}; text encoder and VAE are left out"]
 
     def notes(self) -> list[str]:
@@ -226,7 +227,7 @@ def predict(
         steps=len(found.step_density),
         stock=dense_step(shapes, where),
         dense=dense,
-        flash=by_flash(dense, shapes.head_dim, where),
+        flash=by_engine(dense, FLASH, shapes.head_dim, where),
         sparse=sparse_run(dense, shapes, cost, found.step_density),
         tokens=shapes.tokens,
         gains_from=break_even(found, shapes, where, compiled=compiled, quantized=quantized),

@@ -9,8 +9,9 @@ launches to a run of the shipped model, its text encoder and VAE among it
 bandwidth, which makes them estimates.
 
 Linear layers in FP8 were measured in one model, compiled: their rate is that of the eight large
-products of a block of Wan 2.1 14B at 75,600 tokens (45.2 TFLOP in 29.1 ms of the device), and what
-scales and casts take besides is fitted to its runs (pipeline_wan14b_fp8_h200.json).
+products of a block of Wan 2.1 14B at 75,600 tokens (45.2 TFLOP in 29.1 ms of the device,
+block_profile_wan14b_fp8_h200.txt), and what scales and casts take besides is fitted to its runs
+(pipeline_wan14b_fp8_h200.json).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass, replace
 
 from vidsparse.errors import BadInputError
 from vidsparse.gpus import BANDWIDTH, PEAK, PEAK_FP8, Gpu
-from vidsparse.kernels.dense import FLASH, MODEL
+from vidsparse.kernels.dense import MODEL
 from vidsparse.kernels.engines.case import Case
 from vidsparse.kernels.engines.table import measured_dense
 
@@ -135,15 +136,16 @@ def check_quantized(quantized: str | None, gpu: Gpu, *, compiled: bool) -> None:
         )
 
 
-def by_flash(step: StepTime, head_dim: int, gpu: Gpu) -> StepTime | None:
-    """A dense step by flash-attn-4; None where ``kernels/measured.json`` has no rate of it.
+def by_engine(step: StepTime, engine: str, head_dim: int, gpu: Gpu) -> StepTime | None:
+    """A dense step by another engine; None where ``kernels/measured.json`` has no rate of it.
 
     Args:
         step: The same by diffusers' own attention.
+        engine: "flash" for flash-attn-4, "triton" for our own kernel.
         head_dim: Numbers of a head.
         gpu: Where.
     """
     speeds = measured_dense(Case(device_type="cuda", arch=gpu.arch, head_dim=head_dim))
-    if not {FLASH, MODEL} <= speeds.keys():
+    if not {engine, MODEL} <= speeds.keys():
         return None
-    return replace(step, attention=step.attention * speeds[MODEL] / speeds[FLASH])
+    return replace(step, attention=step.attention * speeds[MODEL] / speeds[engine])

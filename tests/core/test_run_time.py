@@ -15,7 +15,7 @@ from vidsparse.presets import PRESETS
 from vidsparse.progress import Progress
 from vidsparse.run_memory import estimate
 from vidsparse.run_time import WORTH, break_even, call_cost, predict, sparse_run
-from vidsparse.step_time import Shapes, by_flash, dense_step
+from vidsparse.step_time import Shapes, by_engine, dense_step
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 H200 = GPUS["h200"]
@@ -95,7 +95,7 @@ def test_whole_runs_of_all_blocks_compiled_and_in_fp8(file):
         how = {"compiled": row["compiled"], "quantized": row["quantized"]}
         dense = dense_step(shapes, H200, **how)
         if row.get("engine") == "flash-attn-4":
-            dense = by_flash(dense, 128, H200)
+            dense = by_engine(dense, "flash", 128, H200)
         assert dense is not None
         seconds = steps * dense.seconds
         if "preset" in row:
@@ -130,15 +130,19 @@ def test_what_was_not_measured_of_eight_bit_layers_is_refused(gpu, how, message)
         dense_step(wan(75_600, 1, 40, 13_824), GPUS[gpu], **how)
 
 
-def test_flash_attn_4_is_known_where_its_rate_was_measured():
+def test_other_dense_engines_are_known_where_their_rates_were_measured():
     step = dense_step(wan(75_600, 1, 40, 13_824), H200)
-    flash = by_flash(step, 128, H200)
+    flash = by_engine(step, "flash", 128, H200)
+    own = by_engine(step, "triton", 128, H200)
     assert flash is not None
-    assert flash.rest == step.rest
+    assert own is not None
+    assert flash.rest == own.rest == step.rest
+    assert flash.attention < own.attention < step.attention
+    assert by_engine(step, "model", 128, H200) == step
     engines = json.loads((RESULTS / "pipeline_wan14b_compiled_h200.json").read_text())["rows"][2]
     ms = engines["engine_ms"]["flash-attn-4"]
     assert 500 * flash.attention == pytest.approx(ms, rel=0.05)  # two samples a step
-    assert by_flash(step, 128, GPUS["rtx4090"]) is None
+    assert by_engine(step, "flash", 128, GPUS["rtx4090"]) is None
 
 
 def test_eight_bits_and_fewer_pairs_are_faster_and_a_slower_gpu_is_slower():

@@ -13,20 +13,22 @@ from vidsparse.bench import kernel_bench
 from vidsparse.bench.dense_engine import BEST_DENSE
 from vidsparse.bench.pipeline_bench import REST, STOCK, Settings
 from vidsparse.comparison import fingerprint
-from vidsparse.comparison.baselines import FLASH_4
+from vidsparse.comparison.baselines import LABELS
 from vidsparse.comparison.records import plain
 from vidsparse.errors import BadInputError
 from vidsparse.forecast import forecast
 from vidsparse.gpus import GPUS
+from vidsparse.kernels.dense import MODEL
 from vidsparse.metrics.report.words import STOCK as DIFFUSERS
 from vidsparse.preset import Preset
 from vidsparse.run_time import predict
-from vidsparse.step_time import by_flash, dense_step
+from vidsparse.step_time import by_engine, dense_step
 
 WHAT = (
     "whole denoising runs with random weights, each after a short one; seconds are of the run "
     "without text encoder and VAE"
 )
+ENGINES = {DIFFUSERS: MODEL} | {label: engine for engine, label in LABELS.items()}
 FORMULA = "whole_seconds = rest + (seconds - rest) * of / layers: every block is like the others"
 OF_CACHED = (
     "with a cache the same of each step by itself: a call that is skipped runs as many blocks in "
@@ -121,8 +123,8 @@ class Record:
         try:
             if row["name"] in (STOCK, BEST_DENSE):
                 step = dense_step(settings.shapes, GPUS[here], **how)
-                flash = by_flash(step, settings.shapes.head_dim, GPUS[here])
-                known = {DIFFUSERS: step, FLASH_4: flash}.get(row.get("engine", DIFFUSERS))
+                engine = ENGINES.get(row.get("engine", DIFFUSERS), "")
+                known = by_engine(step, engine, settings.shapes.head_dim, GPUS[here])
                 return known and calls * known.seconds
             if preset is None:
                 return None
