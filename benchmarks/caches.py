@@ -28,10 +28,12 @@ from typing import Any
 from ladder import Studio, about, half, scores, write
 
 import vidsparse
+from vidsparse.gpus import GPUS
 from vidsparse.pipelines.running.caches import read_cache
 from vidsparse.presets import PRESETS
-from vidsparse.run_time import GPUS, Shapes, call_cost, dense_step
+from vidsparse.run_time import call_cost
 from vidsparse.sparse_attention import Call, SparseAttention
+from vidsparse.step_time import Shapes, dense_step
 
 WAN_14B = Shapes(
     tokens=75_600, layers=40, heads=40, head_dim=128, linear=40 * (6 + 2 * 2.7) * 5120**2

@@ -28,11 +28,13 @@ import vidsparse
 from vidsparse.comparison.attention_error import ErrorMeter
 from vidsparse.dial import LEAST, full_density, mean_density
 from vidsparse.errors import BadInputError
+from vidsparse.gpus import GPUS
 from vidsparse.metrics.statistics import Paired, Summary, paired, summarize
 from vidsparse.preset import Preset
 from vidsparse.presets import PRESETS
 from vidsparse.progress import Progress
-from vidsparse.run_time import GPUS, call_cost, dense_step
+from vidsparse.run_time import call_cost
+from vidsparse.step_time import dense_step
 from vidsparse.tuning.curves import Errors
 from vidsparse.tuning.search import Base, Measure, Target, Trial
 from vidsparse.tuning.trials import errors_of_heads

@@ -38,7 +38,7 @@ from vidsparse.pipelines.running.compiling import compile_blocks
 from vidsparse.pipelines.running.quantized import SAID, check_quantize, quantize_in_place
 from vidsparse.pipelines.running.shapes import shapes_of
 from vidsparse.pipelines.session import Session
-from vidsparse.run_time import Shapes
+from vidsparse.step_time import Shapes
 from vidsparse.versions import versions
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -34,6 +34,7 @@ EXAMPLES = {
     "plan": (
         "vidsparse plan --model wan2.1-14b --size 1280x720 --frames 81 --preset radial",
         "vidsparse plan --grid 21x45x80 --preset balanced --set mean_density=0.25 --json",
+        "vidsparse plan --model wan2.1-14b --compiled --quantize fp8 --precision int8 --gpu h200",
     ),
     "tune": (
         "vidsparse tune --prompts prompts.txt --target-psnr 28 -o my.toml",

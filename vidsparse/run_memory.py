@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from vidsparse.footprint import layer_state_bytes
 from vidsparse.grid import TokenGrid
 from vidsparse.preset import Preset
-from vidsparse.run_time import Shapes
+from vidsparse.step_time import Shapes
 
 WIDTHS, INNER = 6, 2  # of hidden states, and of the widest linear layer, in the widest moment
 GB = 1e9
@@ -24,7 +24,7 @@ class Memory:
     """Bytes on the GPU, without text encoder and VAE.
 
     Attributes:
-        weights: Of all transformers, in 16 bits.
+        weights: Of all transformers, in 16 bits, or linear layers in FP8.
         activations: Of the widest moment of a block.
         kept: By a session from call to call.
         on_host: The same in host memory.
@@ -57,7 +57,14 @@ class Memory:
 
 
 def estimate(
-    preset: Preset, grid: TokenGrid, shapes: Shapes, *, weights: int, inner: int, batch: int
+    preset: Preset,
+    grid: TokenGrid,
+    shapes: Shapes,
+    *,
+    weights: int,
+    inner: int,
+    batch: int,
+    saved: int = 0,
 ) -> Memory:
     """The memory of a run in 16 bits.
 
@@ -68,6 +75,7 @@ def estimate(
         weights: Numbers in all transformers.
         inner: Widest input or output of a linear layer of a block.
         batch: Samples in one forward call.
+        saved: Bytes that weights take less than in 16 bits.
     """
     width = shapes.heads * shapes.head_dim
     numbers = shapes.tokens * batch * (WIDTHS * width + INNER * inner)
@@ -77,4 +85,4 @@ def estimate(
         layer_state_bytes(*sizes, batch=batch, on_host=on_host).of_run(shapes.layers, branches)
         for on_host in (False, True)
     )
-    return Memory(weights=2 * weights, activations=2 * numbers, kept=device, on_host=host)
+    return Memory(weights=2 * weights - saved, activations=2 * numbers, kept=device, on_host=host)

@@ -1,135 +1,25 @@
-"""How long a run takes: predicted from a model's shapes, a GPU's rates and what a preset computes.
+"""How long a run takes: predicted from a dense step (``step_time.py``) and what a preset computes.
 
-A layer is its linear layers (at the GPU's rate), all else that reads and writes tokens (at its
-memory's), both never less than launches take, and self-attention: dense at the rate of the fastest
-engine that diffusers takes by itself, or sparse by the line through timed calls. The rates of the
-H200 are fitted to measured forward calls of five models (benchmarks/results/real_sizes_h200.json
-and real_sizes_compiled_h200.json, ladder_calls_h200.json, ladder_shapes_h200.json), the floor of
-launches to a run of the shipped model, its text encoder and VAE among it
-(compare_49x256x256_h200.txt); those of other GPUs are its shares of the published peak and
-bandwidth, which makes them estimates.
+A sparse step takes what a dense one takes besides self-attention, and the share of that which the
+line through timed calls says (benchmarks/results/ladder_calls_h200.json, ladder_shapes_h200.json).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vidsparse.errors import BadInputError
 from vidsparse.forecast import Forecast
-from vidsparse.parameters import suggest
+from vidsparse.gpus import GPUS, MEASURED, Gpu, find_gpu
+from vidsparse.kernels.dense import FLASH
 from vidsparse.policies.policy import Policy
 from vidsparse.preset import Precision, Preset
+from vidsparse.step_time import Shapes, StepTime, by_engine, dense_step
 
-MEASURED = "h200"
-PEAK, BANDWIDTH = 989.0, 4.8  # of an H200: TFLOP/s in bf16, TB/s
-LINEAR, WIDE, NARROW = 790.0, 577.0, 433.0  # TFLOP/s there: linear layers, heads of 128, of 64
-OTHER = {False: 0.11, True: 0.043}  # ns for a number of a token in a layer: eager, compiled
 QUANTIZING, EIGHT_BITS, INT8_DENSE = 0.011, 0.68, 0.642  # shares of a dense call in 16 bits
 MOST = 4_000_000  # tokens; no model is meant for more
 WORTH = 1.03  # times as fast: less is next to nothing
 LAUNCHES = 2.0  # ms that planning takes at least: launches, whatever the GPU
-FLOOR = 1.6  # ms that a layer takes at least besides attention, eager: launches, whatever the GPU
-
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """A GPU, by what its maker says of it.
-
-    Attributes:
-        label: Its name.
-        peak: TFLOP/s of dense bf16 products that are summed in float32.
-        bandwidth: TB/s of its memory.
-    """
-
-    label: str
-    peak: float
-    bandwidth: float
-
-
-GPUS: Mapping[str, Gpu] = {
-    "h200": Gpu("NVIDIA H200", PEAK, BANDWIDTH),
-    "h100": Gpu("NVIDIA H100 SXM", PEAK, 3.35),
-    "b200": Gpu("NVIDIA B200", 2250.0, 8.0),
-    "a100": Gpu("NVIDIA A100 80 GB", 312.0, 2.04),
-    "l40s": Gpu("NVIDIA L40S", 362.0, 0.864),
-    "rtx5090": Gpu("NVIDIA RTX 5090", 209.5, 1.79),
-    "rtx4090": Gpu("NVIDIA RTX 4090", 165.2, 1.01),
-    "rtx3090": Gpu("NVIDIA RTX 3090", 71.0, 0.936),
-}
-
-
-def find_gpu(name: str) -> Gpu:
-    """The GPU of this name.
-
-    Raises:
-        BadInputError: With the near matches, when it is not in the table.
-    """
-    if name.lower() not in GPUS:
-        raise BadInputError(f"unknown GPU {name!r}: {suggest(name.lower(), GPUS)}")
-    return GPUS[name.lower()]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shapes:
-    """What a forward call of a transformer works on.
-
-    Attributes:
-        tokens: Of the sequence, text among them.
-        layers: Self-attention layers.
-        heads: Of each.
-        head_dim: Numbers of a head.
-        linear: Weights of linear layers that each token of the video passes, over all layers.
-        samples: Forward calls of a step, or samples in one: two with guidance.
-    """
-
-    tokens: int
-    layers: int
-    heads: int
-    head_dim: int
-    linear: float
-    samples: int = 2
-
-
-@dataclass(frozen=True, slots=True)
-class StepTime:
-    """Seconds of a denoising step, dense.
-
-    Attributes:
-        attention: Of self-attention.
-        rest: Of everything else.
-    """
-
-    attention: float
-    rest: float
-
-    @property
-    def seconds(self) -> float:
-        return self.attention + self.rest
-
-    @property
-    def attention_share(self) -> float:
-        """Of the step, from 0 to 1: more than this cannot be gained."""
-        return self.attention / self.seconds
-
-
-def dense_step(shapes: Shapes, gpu: Gpu, *, compiled: bool = False) -> StepTime:
-    """The time of a step of unmodified diffusers.
-
-    Args:
-        shapes: What it works on.
-        gpu: Where.
-        compiled: Whether the blocks are compiled.
-    """
-    numbers = shapes.heads * shapes.head_dim
-    pairs = 4 * shapes.tokens**2 * numbers * shapes.layers * shapes.samples
-    rate = (WIDE if shapes.head_dim >= 96 else NARROW) * gpu.peak / PEAK
-    passed = shapes.tokens * shapes.samples
-    products = 2 * shapes.linear * passed / (LINEAR * gpu.peak / PEAK * 1e12)
-    other = OTHER[compiled] * 1e-9 * BANDWIDTH / gpu.bandwidth * passed * numbers * shapes.layers
-    floor = 0.0 if compiled else 1e-3 * FLOOR * shapes.layers * shapes.samples
-    return StepTime(pairs / (rate * 1e12), max(products + other, floor))
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,25 +89,46 @@ class RunTimes:
         preset: Of the sparse run.
         compiled: Whether blocks are compiled.
         steps: Denoising steps.
-        dense: A dense step.
+        stock: A step of unmodified diffusers.
+        dense: A dense step, compiled and quantised as the sparse run.
+        flash: The same by flash-attn-4; None where no rate of it is known.
         sparse: Seconds of the sparse run.
         tokens: Of the sequence.
         gains_from: Tokens from which on it is worth its while; None where it never is.
+        quantized: What the linear layers are in; 16 bits when None.
     """
 
     gpu: Gpu
     preset: str
     compiled: bool
     steps: int
+    stock: StepTime
     dense: StepTime
+    flash: StepTime | None
     sparse: float
     tokens: int = 0
     gains_from: int | None = None
+    quantized: str | None = None
 
     @property
     def gain(self) -> float:
         """Seconds of the dense run over those of the sparse one."""
-        return self.steps * self.dense.seconds / self.sparse
+        return self.whole(self.dense) / self.sparse
+
+    @property
+    def over_stock(self) -> float:
+        """Seconds of the stock run over those of the sparse one."""
+        return self.whole(self.stock) / self.sparse
+
+    @property
+    def how(self) -> str:
+        """What was done to the transformer, in words; empty where nothing was."""
+        weights = f"{self.quantized} weights" if self.quantized else ""
+        return ", ".join(filter(None, ("compiled" if self.compiled else "", weights)))
+
+    def whole(self, step: StepTime) -> float:
+        """Seconds of a run of such steps."""
+        return self.steps * step.seconds
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; seconds are of the whole run."""
@@ -225,29 +136,43 @@ class RunTimes:
             "gpu": self.gpu.label,
             "measured": self.gpu is GPUS[MEASURED],
             "compiled": self.compiled,
-            "dense_seconds": self.steps * self.dense.seconds,
+            "quantized": self.quantized,
+            "stock_seconds": self.whole(self.stock),
+            "dense_seconds": self.whole(self.dense),
+            "flash_attn_4_seconds": self.flash and self.whole(self.flash),
             "sparse_seconds": self.sparse,
             "gain": self.gain,
+            "over_stock": self.over_stock,
             "attention_share": self.dense.attention_share,
             "break_even_tokens": self.gains_from,
         }
 
     def rows(self) -> list[tuple[str, str]]:
         """What a table says."""
-        how = f"{self.gpu.label}{', compiled' if self.compiled else ''}"
-        return [
-            (f"dense run on {how}", minutes(self.steps * self.dense.seconds)),
+        gains, found = f"{self.gain:.2f}x", []
+        if self.how:
+            gains += f", {self.over_stock:.2f}x stock"
+            found = [(f"stock run on {self.gpu.label}", minutes(self.whole(self.stock)))]
+        where = ", ".join(filter(None, (self.gpu.label, self.how)))
+        found += [
+            (f"dense run on {where}", minutes(self.whole(self.dense))),
             ("of that self-attention", f"{self.dense.attention_share:.0%}"),
-            (f"run with {self.preset}", f"{minutes(self.sparse)} ({self.gain:.2f}x)"),
         ]
+        if self.flash is not None:
+            found.append(("dense run by flash-attn-4", minutes(self.whole(self.flash))))
+        return [*found, (f"run with {self.preset}", f"{minutes(self.sparse)} ({gains})")]
 
     def basis(self) -> list[str]:
         """What the times are made of."""
-        basis = (
-            "predicted, within 10 % of what was measured on this GPU"
-            if self.gpu is GPUS[MEASURED]
-            else f"an estimate from the published peak of the {self.gpu.label}: none was at hand"
-        )
+        if self.gpu is not GPUS[MEASURED]:
+            basis = f"an estimate from the published peak of the {self.gpu.label}: none was at hand"
+        elif self.quantized:
+            basis = (
+                "predicted, within 12 % of what was measured on this GPU, which with FP8 weights "
+                "was one model alone (Wan 2.1 14B at 720p)"
+            )
+        else:
+            basis = "predicted, within 12 % of what was measured on this GPU"
         return [f"times are {basis}; text encoder and VAE are left out"]
 
     def notes(self) -> list[str]:
@@ -270,7 +195,14 @@ class RunTimes:
         ]
 
 
-def predict(found: Forecast, shapes: Shapes, gpu: str, *, compiled: bool = False) -> RunTimes:
+def predict(
+    found: Forecast,
+    shapes: Shapes,
+    gpu: str,
+    *,
+    compiled: bool = False,
+    quantized: str | None = None,
+) -> RunTimes:
     """The time of a run that was planned.
 
     Args:
@@ -278,26 +210,33 @@ def predict(found: Forecast, shapes: Shapes, gpu: str, *, compiled: bool = False
         shapes: What it works on.
         gpu: A name in ``GPUS``.
         compiled: Whether blocks are compiled.
+        quantized: What the linear layers are in, as ``--quantize`` has it; 16 bits when None.
 
     Raises:
-        BadInputError: For an unknown GPU.
+        BadInputError: For an unknown GPU, or layers of which nothing was measured
+            (``check_quantized``).
     """
     where = find_gpu(gpu)
-    dense = dense_step(shapes, where, compiled=compiled)
+    dense = dense_step(shapes, where, compiled=compiled, quantized=quantized)
     cost = call_cost(found.preset, found.block)
     return RunTimes(
         gpu=where,
         preset=found.preset.name,
         compiled=compiled,
+        quantized=quantized,
         steps=len(found.step_density),
+        stock=dense_step(shapes, where),
         dense=dense,
+        flash=by_engine(dense, FLASH, shapes.head_dim, where),
         sparse=sparse_run(dense, shapes, cost, found.step_density),
         tokens=shapes.tokens,
-        gains_from=break_even(found, shapes, where, compiled=compiled),
+        gains_from=break_even(found, shapes, where, compiled=compiled, quantized=quantized),
     )
 
 
-def break_even(found: Forecast, shapes: Shapes, gpu: Gpu, *, compiled: bool) -> int | None:
+def break_even(
+    found: Forecast, shapes: Shapes, gpu: Gpu, *, compiled: bool, quantized: str | None = None
+) -> int | None:
     """Tokens from which on a preset is worth its while, if it keeps as much of them as planned.
 
     Returns:
@@ -307,7 +246,7 @@ def break_even(found: Forecast, shapes: Shapes, gpu: Gpu, *, compiled: bool) -> 
 
     def gains(tokens: int) -> bool:
         other = replace(shapes, tokens=tokens)
-        dense = dense_step(other, gpu, compiled=compiled)
+        dense = dense_step(other, gpu, compiled=compiled, quantized=quantized)
         seconds = len(found.step_density) * dense.seconds
         return seconds >= WORTH * sparse_run(dense, other, cost, found.step_density)
 

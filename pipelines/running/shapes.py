@@ -11,10 +11,11 @@ from vidsparse.pipelines.models import find_model
 from vidsparse.pipelines.running.checkpoints import CHECKPOINTS, Checkpoint
 from vidsparse.pipelines.running.geometry import transformer_of
 from vidsparse.pipelines.running.named import named_releases, named_skeleton, named_transformer
+from vidsparse.pipelines.running.quantized import saved_by_fp8
 from vidsparse.pipelines.running.skeleton import skeleton
 from vidsparse.preset import Preset
 from vidsparse.run_memory import Memory, estimate
-from vidsparse.run_time import Shapes
+from vidsparse.step_time import Shapes
 
 
 def shapes_of(checkpoint: Checkpoint, grid: TokenGrid) -> Shapes:
@@ -51,13 +52,16 @@ def shapes_of(checkpoint: Checkpoint, grid: TokenGrid) -> Shapes:
     )
 
 
-def memory_of(checkpoint: Checkpoint, preset: Preset, grid: TokenGrid) -> Memory:
+def memory_of(
+    checkpoint: Checkpoint, preset: Preset, grid: TokenGrid, *, fp8: bool = False
+) -> Memory:
     """The memory of a run in 16 bits, estimated.
 
     Args:
         checkpoint: As ``shapes_of`` takes it.
         preset: What runs.
         grid: Its tokens.
+        fp8: Whether the weights of linear layers are in FP8.
 
     Raises:
         BadInputError: As ``shapes_of`` does.
@@ -69,6 +73,7 @@ def memory_of(checkpoint: Checkpoint, preset: Preset, grid: TokenGrid) -> Memory
         grid,
         shapes,
         weights=experts * transformer.num_parameters(),
+        saved=experts * saved_by_fp8(transformer) if fp8 else 0,
         inner=widest(model, transformer),
         batch=1 if model.guidance == "calls" else shapes.samples,
     )

@@ -230,6 +230,58 @@ def test_eight_bits_are_predicted(cli):
     assert eight["time"]["sparse_seconds"] < floats["time"]["sparse_seconds"]
 
 
+def test_weights_in_fp8_are_predicted_beside_stock_and_dense_and_take_half(cli):
+    line = "plan --model wan2.1-14b --compiled --precision int8 --preset fast --steps 20 --json"
+    floats, eight = read(cli(line)), read(cli(f"{line} --quantize fp8"))
+    before, time = floats["time"], eight["time"]
+    assert (before["quantized"], time["quantized"]) == (None, "fp8")
+    assert time["stock_seconds"] == before["stock_seconds"] > before["dense_seconds"]
+    assert time["dense_seconds"] < before["dense_seconds"]
+    assert time["flash_attn_4_seconds"] < time["dense_seconds"]
+    assert time["sparse_seconds"] < before["sparse_seconds"]
+    assert 3.0 < time["over_stock"] < 3.6  # 3.33 measured
+    assert 2.6 < time["gain"] < 3.0  # 2.79 measured
+    assert any("with FP8 weights was one model alone" in note for note in eight["notes"])
+    assert any("in 16 bits, weights of linear layers in FP8" in note for note in eight["notes"])
+    half = eight["memory"]["weights"] / floats["memory"]["weights"]
+    assert 0.5 < half < 0.51
+    assert eight["memory"]["activations"] == floats["memory"]["activations"]
+
+
+def test_the_table_names_the_dense_runs(cli):
+    rows = cli("plan --model wan2.1-14b --compiled --quantize fp8").out
+    for words in ("stock run on", "compiled, fp8 weights", "run by flash-attn-4", "x stock)"):
+        assert words in rows
+    assert "stock" not in cli("plan --model wan2.1-14b").out
+
+
+def test_all_presets_are_predicted_with_weights_in_fp8(cli):
+    line = "plan --model tiny --compiled --quantize fp8"
+    alone = read(cli(f"{line} --preset draft --json"))["time"]
+    found = read(cli(f"{line} --all --json"))
+    row = next(row for row in found["presets"] if row["preset"] == "draft")
+    assert (row["seconds"], row["over_stock"]) == (alone["sparse_seconds"], alone["over_stock"])
+    assert found["stock_seconds"] == alone["stock_seconds"] > found["dense_seconds"]
+    names = [row.split()[0] for row in cli(f"{line} --all").out.splitlines() if row[:1].strip()]
+    assert names[1:4] == ["stock", "dense", "flash-attn-4"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--grid 7x20x20 --quantize fp8", "--quantize need --model"),
+        ("--model tiny --quantize fp4", "unknown --quantize 'fp4': choose fp8, int8"),
+        ("--model tiny --quantize fp8", "is predicted with --compiled alone"),
+        ("--model tiny --quantize fp8 --compiled --gpu a100", "A100 80 GB has 8.0"),
+        ("--model tiny --quantize int8 --compiled --all", "int8 take was not measured"),
+    ],
+)
+def test_weights_of_which_nothing_was_measured_are_refused(cli, arguments, message):
+    code, out, err = cli("plan", *arguments.split())
+    assert (code, out) == (2, "")
+    assert message in err
+
+
 def test_a_model_of_unknown_width_is_planned_without_a_time(cli, monkeypatch):
     def unknown(checkpoint, grid):
         raise BadInputError("nobody says how wide it is")

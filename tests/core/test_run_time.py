@@ -9,20 +9,13 @@ import pytest
 from vidsparse.dial import full_density
 from vidsparse.errors import BadInputError
 from vidsparse.forecast import forecast
+from vidsparse.gpus import GPUS, find_gpu
 from vidsparse.grid import TokenGrid
 from vidsparse.presets import PRESETS
 from vidsparse.progress import Progress
 from vidsparse.run_memory import estimate
-from vidsparse.run_time import (
-    GPUS,
-    WORTH,
-    Shapes,
-    break_even,
-    call_cost,
-    dense_step,
-    find_gpu,
-    sparse_run,
-)
+from vidsparse.run_time import WORTH, break_even, call_cost, predict, sparse_run
+from vidsparse.step_time import Shapes, by_engine, dense_step
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 H200 = GPUS["h200"]
@@ -89,6 +82,67 @@ def test_whole_runs_dense_and_sparse(file):
             each = [1 - way * (1 - density) for way in preset.schedule.ways(run)]
             seconds = sparse_run(dense, shapes, call_cost(preset, 128), each)
         assert seconds == pytest.approx(row["seconds"] - rest, rel=0.10), row["preset"]
+
+
+@pytest.mark.parametrize("file", ["compiled", "fp8"])
+def test_whole_runs_of_all_blocks_compiled_and_in_fp8(file):
+    record = json.loads((RESULTS / f"pipeline_wan14b_{file}_h200.json").read_text())
+    shapes, steps = wan(75_600, 40, 40, 13_824), record["settings"]["steps"]
+    rows = [row for row in record["rows"] if row["name"] != "without blocks"]
+    names = [row["name"].removesuffix("-int8") for row in rows]
+    assert names == ["stock", "best dense", "balanced", "fast"]
+    for row in rows:
+        how = {"compiled": row["compiled"], "quantized": row["quantized"]}
+        dense = dense_step(shapes, H200, **how)
+        if row.get("engine") == "flash-attn-4":
+            dense = by_engine(dense, "flash", 128, H200)
+        assert dense is not None
+        seconds = steps * dense.seconds
+        if "preset" in row:
+            name, _, precision = row["preset"].partition("-")
+            preset = PRESETS[name].override({"precision": precision} if precision else {})
+            found = forecast(preset, TokenGrid(21, 45, 80), steps, 40)
+            seconds = predict(found, shapes, "h200", **how).sparse
+        assert seconds == pytest.approx(row["whole_seconds"], rel=0.10), row["name"]
+
+
+def test_linear_layers_in_fp8_are_faster_and_attention_stays():
+    shapes = wan(75_600, 1, 40, 13_824)
+    for name in ("h200", "b200", "l40s", "rtx4090", "rtx5090"):
+        floats = dense_step(shapes, GPUS[name], compiled=True)
+        eight = dense_step(shapes, GPUS[name], compiled=True, quantized="fp8")
+        assert eight.attention == floats.attention
+        assert 0.5 * floats.rest < eight.rest < floats.rest
+
+
+@pytest.mark.parametrize(
+    ("gpu", "how", "message"),
+    [
+        ("a100", {"compiled": True, "quantized": "fp8"}, "the NVIDIA A100 80 GB has 8.0"),
+        ("rtx3090", {"compiled": True, "quantized": "fp8"}, "needs compute capability 8.9"),
+        ("h200", {"quantized": "fp8"}, "is predicted with --compiled alone"),
+        ("h200", {"compiled": True, "quantized": "int8"}, "--quantize int8 take was not measured"),
+        ("h200", {"compiled": True, "quantized": "int8-dynamic"}, "int8-dynamic take was not"),
+    ],
+)
+def test_what_was_not_measured_of_eight_bit_layers_is_refused(gpu, how, message):
+    with pytest.raises(BadInputError, match=message):
+        dense_step(wan(75_600, 1, 40, 13_824), GPUS[gpu], **how)
+
+
+def test_other_dense_engines_are_known_where_their_rates_were_measured():
+    step = dense_step(wan(75_600, 1, 40, 13_824), H200)
+    flash = by_engine(step, "flash", 128, H200)
+    own = by_engine(step, "triton", 128, H200)
+    assert flash is not None
+    assert own is not None
+    assert flash.rest == own.rest == step.rest
+    assert flash.attention < own.attention < step.attention
+    assert by_engine(step, "model", 128, H200) == step
+    engines = json.loads((RESULTS / "pipeline_wan14b_compiled_h200.json").read_text())["rows"][2]
+    ms = engines["engine_ms"]["flash-attn-4"]
+    assert 500 * flash.attention == pytest.approx(ms, rel=0.05)  # two samples a step
+    assert by_engine(step, "flash", 128, GPUS["rtx4090"]) is None
 
 
 def test_eight_bits_and_fewer_pairs_are_faster_and_a_slower_gpu_is_slower():

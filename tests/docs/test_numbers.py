@@ -9,8 +9,13 @@ from statistics import mean, stdev
 import pytest
 from scipy import stats
 
+from vidsparse.forecast import forecast
+from vidsparse.grid import TokenGrid
 from vidsparse.metrics.report.results import read_results
 from vidsparse.pipelines.models import MODELS
+from vidsparse.presets import PRESETS
+from vidsparse.run_time import predict
+from vidsparse.step_time import Shapes
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -80,6 +85,39 @@ def test_the_ladder_of_the_readme(rung):
     else:
         assert "predicted" in cells[2]
         assert cells[3] == ""
+
+
+def test_predicted_seconds_beside_measured_ones():
+    _, rows = table_after("docs/performance.md", "**Before you measure**")
+    linear = 40 * (6 * 5120**2 + 2 * 5120 * 13_824)
+    shapes = Shapes(tokens=75_600, layers=40, heads=40, head_dim=128, linear=linear)
+    for number, (name, steps) in enumerate({"compiled": 50, "fp8": 20}.items()):
+        found = {
+            row["name"].removesuffix("-int8"): row for row in record(f"pipeline_wan14b_{name}")
+        }
+        balanced, fast = found["balanced"], found["fast"]
+        how = {"compiled": True, "quantized": fast["quantized"]}
+        times = []
+        for row in (balanced, fast):
+            rung, _, precision = row["preset"].partition("-")
+            preset = PRESETS[rung].override({"precision": precision or "model"})
+            planned = forecast(preset, TokenGrid(21, 45, 80), steps, 40)
+            times.append(predict(planned, shapes, "h200", **how))
+        dense = (
+            times[0].flash if found["best dense"]["engine"] == "flash-attn-4" else times[0].dense
+        )
+        assert dense is not None
+        predicted = {
+            "stock": times[0].whole(times[0].stock),
+            "best dense": times[0].whole(dense),
+            "balanced": times[0].sparse,
+            "fast": times[1].sparse,
+        }
+        for label, cells in rows.items():
+            row = found[label.removesuffix(" diffusers")]
+            seconds = [row["whole_seconds"], predicted[row["name"].removesuffix("-int8")]]
+            shown = [cell.partition(" ")[0] for cell in cells[2 * number : 2 * number + 2]]
+            assert shown == [f"{each:.0f}" for each in seconds], (name, label)
 
 
 def test_the_curves():

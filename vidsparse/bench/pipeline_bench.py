@@ -33,7 +33,7 @@ from vidsparse.pipelines.running.shapes import empty_pipeline, shapes_of
 from vidsparse.pipelines.session import Session
 from vidsparse.preset import Preset
 from vidsparse.progress import Progress
-from vidsparse.run_time import Shapes
+from vidsparse.step_time import Shapes
 
 STOCK, REST = "stock", "without blocks"
 WARM = 6  # steps of the run before each: dense ones, and some at full sparsity

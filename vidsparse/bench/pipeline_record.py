@@ -13,16 +13,22 @@ from vidsparse.bench import kernel_bench
 from vidsparse.bench.dense_engine import BEST_DENSE
 from vidsparse.bench.pipeline_bench import REST, STOCK, Settings
 from vidsparse.comparison import fingerprint
+from vidsparse.comparison.baselines import LABELS
 from vidsparse.comparison.records import plain
 from vidsparse.errors import BadInputError
 from vidsparse.forecast import forecast
+from vidsparse.gpus import GPUS
+from vidsparse.kernels.dense import MODEL
+from vidsparse.metrics.report.words import STOCK as DIFFUSERS
 from vidsparse.preset import Preset
-from vidsparse.run_time import GPUS, predict
+from vidsparse.run_time import predict
+from vidsparse.step_time import by_engine, dense_step
 
 WHAT = (
     "whole denoising runs with random weights, each after a short one; seconds are of the run "
     "without text encoder and VAE"
 )
+ENGINES = {DIFFUSERS: MODEL} | {label: engine for engine, label in LABELS.items()}
 FORMULA = "whole_seconds = rest + (seconds - rest) * of / layers: every block is like the others"
 OF_CACHED = (
     "with a cache the same of each step by itself: a call that is skipped runs as many blocks in "
@@ -107,18 +113,25 @@ class Record:
 
     def _predicted(self, row: dict[str, Any]) -> float | None:
         """What ``vidsparse plan`` says of the run of all blocks; None where it cannot."""
-        settings = self._settings
-        here = {gpu.label: name for name, gpu in GPUS.items()}.get(_device(settings))
+        device, settings = _device(self._settings), self._settings
+        here = next((name for name, gpu in GPUS.items() if gpu.label == device), None)
         preset = next((each for each in settings.presets if each.name == row["name"]), None)
-        if here is None or preset is None or settings.quantize is not None:
+        if here is None:
             return None
-        checkpoint = settings.checkpoint
+        checkpoint, how = settings.checkpoint, {key: row[key] for key in ("compiled", "quantized")}
+        calls = checkpoint.calls(settings.steps)
         try:
-            calls = checkpoint.calls(settings.steps)
+            if row["name"] in (STOCK, BEST_DENSE):
+                step = dense_step(settings.shapes, GPUS[here], **how)
+                engine = ENGINES.get(row.get("engine", DIFFUSERS), "")
+                known = by_engine(step, engine, settings.shapes.head_dim, GPUS[here])
+                return known and calls * known.seconds
+            if preset is None:
+                return None
             found = forecast(preset, settings.grid, calls, checkpoint.layers, checkpoint.head_dim)
-        except BadInputError:  # what it computes depends on the data
+            return predict(found, settings.shapes, here, **how).sparse
+        except BadInputError:  # depends on the data, or nothing was measured of such layers
             return None
-        return predict(found, settings.shapes, here, compiled=row["compiled"]).sparse
 
 
 def _whole_of_cached(row: dict[str, Any], rest: dict[str, Any], run: int, of: int) -> float:

@@ -20,10 +20,11 @@ def on_a_gpu(results: Results, presets: Sequence[Preset]) -> list[str]:
         presets: Of it.
     """
     from vidsparse.forecast import forecast
+    from vidsparse.gpus import MEASURED
     from vidsparse.pipelines.published import apply
     from vidsparse.pipelines.running.checkpoints import TINY, find_checkpoint
     from vidsparse.pipelines.running.shapes import shapes_of
-    from vidsparse.run_time import MEASURED, minutes, predict
+    from vidsparse.run_time import minutes, predict
 
     if results.gpu is not None or results.model != str(TINY):
         return []

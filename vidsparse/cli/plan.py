@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 GRID_STEPS = 50  # of a run when only a grid is given
 ABOUT_MEMORY = (
-    "memory is that of the transformer in 16 bits: its weights, activations as in the one run "
+    "memory is that of the transformer in {bits}: its weights, activations as in the one run "
     "whose peak was measured (Wan 2.1 14B on an H200), and what the preset keeps between calls"
 )
+IN_FP8 = "16 bits, weights of linear layers in FP8"
 
 
 def plan(
@@ -46,6 +47,13 @@ def plan(
     compiled: Annotated[
         bool, option("Of a transformer whose blocks are compiled.", "--compiled")
     ] = False,
+    quantize: Annotated[
+        str | None,
+        option(
+            "Of a transformer whose linear layers are in fp8, as `vidsparse generate` has it.",
+            "--quantize",
+        ),
+    ] = None,
     all: Annotated[
         bool, option("Every preset beside the others, to choose from.", "--all")
     ] = False,
@@ -56,36 +64,41 @@ def plan(
     from vidsparse.forecast import forecast
     from vidsparse.pipelines.published import apply
     from vidsparse.pipelines.running.checkpoints import find_checkpoint
+    from vidsparse.pipelines.running.quantized import check_word
     from vidsparse.pipelines.running.shapes import memory_of
-    from vidsparse.run_time import MEASURED, predict
 
     if (grid is None) == (model is None):
         raise BadInputError("give --grid, such as 21x45x80, or --model, such as wan2.1-14b")
-    if grid is not None and (gpu is not None or compiled):
+    if grid is not None and (gpu is not None or compiled or quantize is not None):
         raise BadInputError(
-            "--gpu and --compiled need --model: a grid does not say how wide the layers are"
+            "--gpu, --compiled and --quantize need --model: a grid does not say how wide the "
+            "layers are"
         )
+    if quantize is not None:
+        check_word(quantize)
     if grid is not None and (size is not None or frames is not None):
         raise BadInputError("--size and --frames belong to --model: a --grid is a size already")
     checkpoint = find_checkpoint(model) if model else _grid_checkpoint()
     tokens = TokenGrid.parse(grid) if grid else _model_grid(checkpoint, size, frames)
     number = checkpoint.or_default("steps", steps)
+    run = Run(checkpoint, tokens, number, gpu, compiled, quantize)
     if all:
-        plan_all(Run(checkpoint, tokens, number, gpu, compiled), changes, preset, json=json)
+        plan_all(run, changes, preset, json=json)
         return
     chosen, said = apply(changes.preset(preset), checkpoint.release)
     calls = checkpoint.calls(number)
     found = forecast(chosen, tokens, calls, checkpoint.layers, checkpoint.head_dim)
-    shapes, why_none = read_shapes(checkpoint, tokens, wanted=gpu is not None or compiled)
-    times = shapes and predict(found, shapes, gpu or MEASURED, compiled=compiled)
-    memory = None if times is None else memory_of(checkpoint, chosen, tokens)
+    shapes, why_none = read_shapes(run)
+    times = shapes and run.predict(found, shapes)
+    fp8 = quantize is not None  # nothing else is predicted
+    memory = None if times is None else memory_of(checkpoint, chosen, tokens, fp8=fp8)
     notes = [
         *([said] if said else []),
         *checkpoint.about_calls(number),
         *found.notes,
         *([] if grid else _about_text(checkpoint.geometry)),
         *(why_none if times is None else times.notes()),
-        *([ABOUT_MEMORY] if memory else []),
+        *([ABOUT_MEMORY.format(bits=IN_FP8 if fp8 else "16 bits")] if memory else []),
     ]
     text = {"text_tokens": tokens.prefix + tokens.suffix, "layers": checkpoint.layers}
     if json:

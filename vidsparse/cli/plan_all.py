@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     from vidsparse.forecast import Forecast
     from vidsparse.pipelines.running.checkpoints import Checkpoint
     from vidsparse.preset import Preset
-    from vidsparse.run_time import RunTimes, Shapes
+    from vidsparse.run_time import RunTimes
+    from vidsparse.step_time import Shapes
 
 DEFAULT = "balanced"  # of --preset, which --all leaves out
 
@@ -29,6 +31,7 @@ class Run:
         steps: Denoising steps.
         gpu: Where; the measured one when None.
         compiled: Whether blocks are compiled.
+        quantize: What the linear layers are in; 16 bits when None.
     """
 
     checkpoint: Checkpoint
@@ -36,6 +39,24 @@ class Run:
     steps: int
     gpu: str | None
     compiled: bool
+    quantize: str | None = None
+
+    @property
+    def timed(self) -> bool:
+        """Whether a time was asked for."""
+        return self.gpu is not None or self.compiled or self.quantize is not None
+
+    def predict(self, found: Forecast, shapes: Shapes) -> RunTimes:
+        """The time of a run.
+
+        Raises:
+            BadInputError: As ``run_time.predict`` does.
+        """
+        from vidsparse.gpus import MEASURED
+        from vidsparse.run_time import predict
+
+        how = {"compiled": self.compiled, "quantized": self.quantize}
+        return predict(found, shapes, self.gpu or MEASURED, **how)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,31 +81,30 @@ class Choice:
             "dense_steps_share": self.found and self.found.dense_steps_share,
             "seconds": self.times and self.times.sparse,
             "gain": self.times and self.times.gain,
+            "over_stock": self.times and self.times.over_stock,
             "summary": self.preset.summary,
         }
 
 
 def read_shapes(
-    checkpoint: Checkpoint, grid: TokenGrid, *, wanted: bool
+    run: Run,
 ) -> tuple[Shapes | None, list[str]]:
     """What the time of a run follows from, or a sentence why nothing is known, if that is no error.
 
     Args:
-        checkpoint: Of which model; a grid alone has no source, and nothing is said then.
-        grid: Its tokens.
-        wanted: Whether a time was asked for.
+        run: What is planned; a grid alone has no source, and nothing is said then.
 
     Raises:
         BadInputError: For a model of which too little is known, where a time was asked for.
     """
     from vidsparse.pipelines.running import shapes
 
-    if not checkpoint.source:
+    if not run.checkpoint.source:
         return None, []
     try:
-        return shapes.shapes_of(checkpoint, grid), []
+        return shapes.shapes_of(run.checkpoint, run.grid), []
     except BadInputError as error:
-        if wanted:
+        if run.timed:
             raise
         return None, [str(error)]
 
@@ -102,8 +122,7 @@ def plan_all(run: Run, changes: PresetChanges, preset: str, *, json: bool) -> No
             "--all plans every preset as it is: leave out --preset, --set, --density and "
             "--precision, or plan one preset"
         )
-    wanted = run.gpu is not None or run.compiled
-    shapes, why_none = read_shapes(run.checkpoint, run.grid, wanted=wanted)
+    shapes, why_none = read_shapes(run)
     choices, notes = [], dict.fromkeys([*run.checkpoint.about_calls(run.steps), *why_none])
     for each in list(PRESETS.values()):
         choice, said = _plan(each, run, shapes)
@@ -122,7 +141,9 @@ def plan_all(run: Run, changes: PresetChanges, preset: str, *, json: bool) -> No
                 "grid": str(run.grid),
                 "tokens": run.grid.tokens,
                 "steps": run.checkpoint.calls(run.steps),
-                "dense_seconds": dense and dense.steps * dense.dense.seconds,
+                "stock_seconds": dense and dense.whole(dense.stock),
+                "dense_seconds": dense and dense.whole(dense.dense),
+                "flash_attn_4_seconds": dense and dense.flash and dense.whole(dense.flash),
                 "attention_share": dense and dense.dense.attention_share,
                 "gpu": dense and dense.gpu.label,
                 "presets": [choice.to_json() for choice in choices],
@@ -138,7 +159,6 @@ def plan_all(run: Run, changes: PresetChanges, preset: str, *, json: bool) -> No
 def _plan(preset: Preset, run: Run, shapes: Shapes | None) -> tuple[Choice, list[str]]:
     from vidsparse.forecast import forecast
     from vidsparse.pipelines.published import apply
-    from vidsparse.run_time import MEASURED, predict
 
     known = run.checkpoint
     preset, said = apply(preset, known.release)
@@ -147,7 +167,7 @@ def _plan(preset: Preset, run: Run, shapes: Shapes | None) -> tuple[Choice, list
         return Choice(preset, None, None), notes
     calls = known.calls(run.steps)
     found = forecast(preset, run.grid, calls, known.layers, known.head_dim)
-    times = shapes and predict(found, shapes, run.gpu or MEASURED, compiled=run.compiled)
+    times = shapes and run.predict(found, shapes)
     if times is None:
         return Choice(preset, found, None), notes
     nothing = times.nothing_to_gain() if preset.name == DEFAULT else []
@@ -165,26 +185,41 @@ def _table(choices: list[Choice]) -> Any:
     timed = next((choice.times for choice in choices if choice.times), None)
     table = plain_table(
         preset="left", mean_density="right", dense_steps="right",
-        **({"a run": "right", "times dense": "right"} if timed else {}), summary="left",
+        **({"a run": "right", "times dense": "right"} if timed else {}),
+        **({"times stock": "right"} if timed and timed.how else {}), summary="left",
     )  # fmt: skip
-    if timed is not None:
-        share = f"attention is {timed.dense.attention_share:.0%} of it"
-        seconds = _minutes(timed.steps * timed.dense.seconds)
-        table.add_row("dense", "1.000", "100%", seconds, "1.00x", f"[dim]{share}")
+    for row in _dense_rows(timed) if timed else ():
+        table.add_row(*row)
     for choice in choices:
         found, times = choice.found, choice.times
         table.add_row(
             f"[bold]{choice.preset.name}[/bold]",
             f"{found.mean_density:.3f}" if found else "",
             f"{found.dense_steps_share:.0%}" if found else "",
-            *(_of_time(times) if timed else ()),
+            *(_of_time(times, bool(timed.how)) if timed else ()),
             f"[dim]{choice.preset.summary}",
         )
     return table
 
 
-def _of_time(times: RunTimes | None) -> tuple[str, str]:
-    return ("", "") if times is None else (_minutes(times.sparse), f"{times.gain:.2f}x")
+def _dense_rows(times: RunTimes) -> Iterator[tuple[str, ...]]:
+    said = f"attention is {times.dense.attention_share:.0%} of it"
+    runs = {"dense": (times.dense, f"{times.how}; {said}" if times.how else said)}
+    if times.how:
+        runs = {"stock": (times.stock, "unmodified diffusers")} | runs
+    if times.flash is not None:
+        runs["flash-attn-4"] = times.flash, "the same, where that is installed"
+    bases = [times.dense, *([times.stock] if times.how else [])]
+    for name, (step, said) in runs.items():
+        over = [f"{base.seconds / step.seconds:.2f}x" for base in bases]
+        yield name, "1.000", "100%", _minutes(times.whole(step)), *over, f"[dim]{said}"
+
+
+def _of_time(times: RunTimes | None, stock: bool) -> list[str]:
+    if times is None:
+        return [""] * (2 + stock)
+    over = [times.gain, *([times.over_stock] if stock else [])]
+    return [_minutes(times.sparse), *(f"{each:.2f}x" for each in over)]
 
 
 def _minutes(seconds: float) -> str:
