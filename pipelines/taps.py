@@ -56,15 +56,17 @@ def begin(owner: object, transformers: Sequence[nn.Module]) -> None:
         owner: Who it is.
         transformers: Whose layers.
     """
-    numbers = [_numbers.setdefault(each, next(_number)) for each in transformers]
-    _hooked[id(owner)] = "+".join(map(str, sorted(numbers)))
-    _tell()
+    with _lock:
+        numbers = [_numbers.setdefault(each, next(_number)) for each in transformers]
+        _hooked[id(owner)] = "+".join(map(str, sorted(numbers)))
+        _tell()
 
 
 def end(owner: object) -> None:
     """Its hooks are gone."""
-    _hooked.pop(id(owner), None)
-    _tell()
+    with _lock:
+        _hooked.pop(id(owner), None)
+        _tell()
 
 
 def _tell() -> None:
