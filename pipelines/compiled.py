@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
-from torch import Tensor
+from torch import Tensor, nn
 
 from vidsparse.errors import BadInputError
 from vidsparse.pipelines.call import AttentionRequest, Dense, DenseOf, Layer
@@ -25,6 +25,16 @@ SDPA = "torch"  # a call site that calls torch itself instead of a backend of di
 _layers: WeakValueDictionary[int, Layer] = WeakValueDictionary()
 _numbers = itertools.count()
 _tokens = Tokens()
+
+
+def is_compiled(transformer: nn.Module) -> bool:
+    """Whether a transformer is compiled, or a part of it."""
+    return any(
+        getattr(module, "_compiled_call_impl", None) is not None
+        or hasattr(module, "_orig_mod")
+        or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
+        for module in transformer.modules()
+    )
 
 
 def make_handle(layer: Layer) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vidsparse.errors import BadInputError
 from vidsparse.pipelines.caller import find_caller
+from vidsparse.pipelines.compiled import is_compiled
 from vidsparse.pipelines.hook import Hook
 from vidsparse.pipelines.undo import Undo, drop_hooks
 
@@ -96,7 +97,7 @@ class FullField:
         self._mode = _Mode.LEAVE
         if forward.recording is not None:
             raise BadInputError("full_field is for generating: call the model under no_grad()")
-        if any(m._compiled_call_impl is not None for m in forward.transformer.modules()):
+        if is_compiled(forward.transformer):
             raise BadInputError("full_field hooks into layers, so they must not be compiled")
         if getattr(forward.transformer, "is_cache_enabled", False):
             raise BadInputError(

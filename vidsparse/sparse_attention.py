@@ -421,10 +421,9 @@ class SparseAttention:
         kernel = partial(
             attention, scale=work.inputs.scale, engine=self.engine, ran=self.stats.engines
         )
+        own = self.preset.precision is Precision.MODEL
+        exact = kernel if own else partial(kernel, engine="auto")
         policy, replan = self.preset.policy, self.preset.schedule.replan
-        if self.preset.precision is Precision.MODEL:
-            return policy.attending(work, kernel, exact=kernel, way=way, replan=replan)
-        exact = partial(kernel, engine="auto")
         return policy.attending(work, kernel, exact=exact, way=way, replan=replan)
 
     def _finished(

@@ -47,16 +47,6 @@ def compile_within_hooks(transformer: nn.Module, **how: Any) -> None:
         block.forward = torch.compile(block.forward, **how)
 
 
-def is_compiled(transformer: nn.Module) -> bool:
-    """Whether a transformer is compiled, or a part of it."""
-    return any(
-        getattr(module, "_compiled_call_impl", None) is not None
-        or hasattr(module, "_orig_mod")
-        or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
-        for module in transformer.modules()
-    )
-
-
 def _repeated(transformer: nn.Module) -> list[nn.Module]:
     names = getattr(transformer, "_repeated_blocks", None) or ()
     return [module for module in transformer.modules() if type(module).__name__ in names]

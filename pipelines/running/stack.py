@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from vidsparse.errors import BadInputError
+from vidsparse.pipelines import compiled
 from vidsparse.pipelines.running import compiling
 from vidsparse.pipelines.running.caches import MAG, Cache
 from vidsparse.pipelines.running.configs import read_index, read_json
@@ -178,7 +179,7 @@ class Stack:
 
 def is_compiled(pipe: Any) -> bool:
     """Whether a transformer of a pipeline is compiled, or a part of one."""
-    return any(compiling.is_compiled(transformer) for transformer in _transformers(pipe))
+    return any(compiled.is_compiled(transformer) for transformer in _transformers(pipe))
 
 
 def lora_files(path: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from vidsparse.pipelines.call import AttentionRequest, Dense, DenseOf, Layer
 from vidsparse.pipelines.compiled import make_handle
 from vidsparse.pipelines.models import find_model
 from vidsparse.pipelines.recompute import Turn
-from vidsparse.pipelines.session import TRANSFORMERS
+from vidsparse.pipelines.session import find_transformers
 from vidsparse.pipelines.undo import Undo, drop_hooks
 from vidsparse.stats import Stopwatch
 
@@ -45,7 +45,7 @@ class Probe:
         self._watches: dict[str, list[Stopwatch]] = {"text_encoder": [], "attention": [], "vae": []}
         self._undo = Undo()
         try:
-            modules = transformers_of(pipe)
+            modules = list(find_transformers(pipe).values())
             self._undo.do(lambda: taps.begin(self, modules), lambda: taps.end(self))
             self._attach(pipe)
         except BaseException:
@@ -180,15 +180,8 @@ class _Timed:
 
 def self_attention(pipe: Any) -> Iterator[Any]:
     """The self-attention layers of all transformers of a pipeline, each once."""
-    for transformer in transformers_of(pipe):
+    for transformer in find_transformers(pipe).values():
         yield from find_model(transformer).layers(transformer)
-
-
-def transformers_of(pipe: Any) -> list[nn.Module]:
-    """The transformers of a pipeline, each once."""
-    components = [pipe.components.get(name) for name in TRANSFORMERS]
-    modules = [getattr(module, "_orig_mod", module) for module in components if module is not None]
-    return list(dict.fromkeys(modules))
 
 
 def _sample(latents: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ from torch._dynamo.utils import counters
 
 import vidsparse
 from vidsparse.errors import BadInputError
+from vidsparse.pipelines.compiled import is_compiled
 from vidsparse.pipelines.running.compiling import compile_blocks as compile_blocks_of
-from vidsparse.pipelines.running.compiling import compile_within_hooks, is_compiled
+from vidsparse.pipelines.running.compiling import compile_within_hooks
 
 WAN: dict[str, Any] = {
     "patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 16,

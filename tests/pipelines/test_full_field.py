@@ -12,6 +12,7 @@ from diffusers.hooks.first_block_cache import FirstBlockCacheConfig
 
 import vidsparse
 from vidsparse.errors import BadInputError
+from vidsparse.pipelines.running.compiling import compile_within_hooks
 
 MODELS = runpy.run_path(str(Path(__file__).with_name("tiny_models.py")))["MODELS"]
 WINDOW = {
@@ -178,6 +179,10 @@ def test_what_cannot_be_is_refused(model):
             run(model, call[0], call[2], 0, "cond")
         model.disable_cache()
         model.blocks[0].compile()
+        with pytest.raises(BadInputError, match="must not be compiled"), torch.no_grad():
+            model(*call)
+        model.blocks[0]._compiled_call_impl = None
+        compile_within_hooks(model, backend="eager")
         with pytest.raises(BadInputError, match="must not be compiled"), torch.no_grad():
             model(*call)
 

@@ -86,9 +86,7 @@ class Choice:
         }
 
 
-def read_shapes(
-    run: Run,
-) -> tuple[Shapes | None, list[str]]:
+def read_shapes(run: Run) -> tuple[Shapes | None, list[str]]:
     """What the time of a run follows from, or a sentence why nothing is known, if that is no error.
 
     Args:

@@ -127,9 +127,8 @@ class Tokens(OfShare):
     def _rows(inputs: Inputs) -> Tensor:
         """The block of queries of each position, int64 ``(seq,)``."""
         blocks = inputs.blocks
-        return block_of_token(blocks.grid.tokens, blocks.block, blocks.q_offsets)[0, 0].to(
-            blocks.device
-        )
+        size = blocks.grid.tokens, blocks.block
+        return block_of_token(*size, blocks.q_offsets, device=blocks.device)[0, 0]
 
 
 def attend_each(
