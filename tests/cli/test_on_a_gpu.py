@@ -20,6 +20,14 @@ def test_the_line_says_what_plan_predicts(capsys):
         assert f"({planned['tokens']:,} tokens)" in line
 
 
+def test_of_what_depends_on_the_data_nothing_is_predicted():
+    results = SimpleNamespace(gpu=None, model=str(TINY))
+    assert on_a_gpu(results, [find_preset("lite")]) == []  # type: ignore[arg-type]
+    (line,) = on_a_gpu(results, [find_preset("lite"), find_preset("balanced")])  # type: ignore[arg-type]
+    assert " with balanced (" in line
+    assert "lite" not in line
+
+
 def test_on_a_gpu_or_with_a_model_of_ones_own_nothing_is_said():
     for results in (
         SimpleNamespace(gpu="NVIDIA H200", model=str(TINY)),

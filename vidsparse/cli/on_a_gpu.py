@@ -19,6 +19,7 @@ def on_a_gpu(results: Results, presets: Sequence[Preset]) -> list[str]:
         results: Of a comparison; there is a line if it ran the shipped model on a CPU.
         presets: Of it.
     """
+    from vidsparse.errors import BadInputError
     from vidsparse.forecast import forecast
     from vidsparse.gpus import MEASURED
     from vidsparse.pipelines.published import apply
@@ -35,8 +36,13 @@ def on_a_gpu(results: Results, presets: Sequence[Preset]) -> list[str]:
     times = []
     for preset in presets:
         chosen, _ = apply(preset, checkpoint.release)
-        found = forecast(chosen, grid, steps, checkpoint.layers, checkpoint.head_dim)
+        try:
+            found = forecast(chosen, grid, steps, checkpoint.layers, checkpoint.head_dim)
+        except BadInputError:  # what it computes depends on what it sees: nothing is predicted
+            continue
         times.append(predict(found, shapes, MEASURED))
+    if not times:
+        return []
     dense = minutes(times[0].steps * times[0].dense.seconds)
     gains = ", ".join(f"{minutes(t.sparse)} with {t.preset} ({t.gain:.2f}x)" for t in times)
     return [
