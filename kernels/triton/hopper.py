@@ -1,6 +1,6 @@
 """Block-sparse forward for Hopper (sm_90) in Gluon: one producer warp, one or two consumers.
 
-A program stays on its multiprocessor and walks over query tiles. The producer copies the listed
+A program stays on its multiprocessor and takes query tiles in turn (``turns.py``). The producer copies the listed
 keys and values into a ring of shared-memory stages through TMA; each consumer is a warpgroup with
 64 query rows, and issues the scores of the next tile and the output of this one together, so that
 the tensor cores have work while the other consumer is at its softmax.
@@ -37,11 +37,12 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.kernels.triton.primitives import LOG2E, shared_strides
 from vidsparse.kernels.triton.tma import descriptor, suits_tma
+from vidsparse.kernels.triton.turns import allocate, counter, draw, hear, tell
 
 TAKES_POOLED = False
 INTEGERS = (
     "count_b", "count_h", "index_b", "index_h", "index_m",
-    "tiles", "tiles_per_head", "heads", "q_len", "most",
+    "tiles", "tiles_per_head", "heads", "q_len", "kv_len", "most",
 )  # fmt: skip
 
 
@@ -50,7 +51,7 @@ def _work(
     t, lists, heads, tiles_per_head, ROW_TILES: gl.constexpr, KV: gl.constexpr, BN: gl.constexpr
 ):
     """Where query tile ``t`` lies, its list, and how many key columns that makes."""
-    count_ptr, index_ptr, kv_end_ptr, count_b, count_h, index_b, index_h, index_m = lists
+    count_ptr, index_ptr, kv_len, count_b, count_h, index_b, index_h, index_m = lists
     i = t % tiles_per_head
     bh = t // tiles_per_head
     b = bh // heads
@@ -59,7 +60,7 @@ def _work(
     count = gl.load(count_ptr + b * count_b + h * count_h + row)
     start = b.to(gl.int64) * index_b + h.to(gl.int64) * index_h + row.to(gl.int64) * index_m
     last = gl.load(index_ptr + start + gl.maximum(count - 1, 0))
-    width = (count - 1) * KV + gl.minimum(KV, gl.load(kv_end_ptr + b) - last * KV)
+    width = (count - 1) * KV + gl.minimum(KV, kv_len - last * KV)
     width = gl.maximum(width, 0)
     num_tiles = gl.maximum((width + BN - 1) // BN, 1)  # a row without keys reads one, masked
     return i, b, h, index_ptr + start, count, width, num_tiles
@@ -67,7 +68,7 @@ def _work(
 
 @gluon.jit
 def _produce(
-    qd, kd, vd, lists, sizes, qs, ks, vs, bars,
+    qd, kd, vd, lists, sizes, turns, counter_ptr, qs, ks, vs, bars,
     BN: gl.constexpr, SLOT: gl.constexpr, KV: gl.constexpr, ROW_TILES: gl.constexpr,
     STAGES: gl.constexpr, CONSUMERS: gl.constexpr, OBSERVE: gl.constexpr,
 ):  # fmt: skip
@@ -78,7 +79,9 @@ def _produce(
     SUBS: gl.constexpr = KV // SLOT
     step = 0
     done = 0
-    for t in range(gl.program_id(0), tiles, gl.num_programs(0)):
+    t = gl.program_id(0)
+    while t < tiles:
+        t_next = draw(counter_ptr)
         i, b, h, listed, count, _width, num_tiles = _work(
             t, lists, heads, tiles_per_head, ROW_TILES, KV, BN
         )
@@ -88,6 +91,7 @@ def _produce(
             mbarrier.expect(q_full.index(w), qd.block_type.nbytes)
             row = (i * CONSUMERS + w) * 64
             tma.async_copy_global_to_shared(qd, [b, h, row, 0], q_full.index(w), qs.index(w))
+        tell(turns, done + 1, t_next)
         # slots behind the list copy its last block again: masked, but memory that is there
         last_slot = gl.maximum(count * SUBS - 1, 0)
         for n in range(num_tiles):
@@ -109,6 +113,7 @@ def _produce(
                 to = vs.index(stage).slice(x * SLOT, SLOT, dim=2)
                 tma.async_copy_global_to_shared(vd, [b, h, key, 0], v_full.index(stage), to)
             step += 1
+        t = t_next
         done += 1
 
 
@@ -175,7 +180,7 @@ def _masked(s, words, TILE: gl.constexpr):
 @gluon.jit
 def _step(
     n, step, end, later, m, l, acc, weights,
-    q, blank, column, exists, listed, kv_end, num_tiles, margin_ptr, masked, words,
+    q, blank, column, exists, listed, kv_len, num_tiles, margin_ptr, masked, words,
     ks, vs, bars, scale_log2,
     BN: gl.constexpr, KV: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr,
     CONSUMERS: gl.constexpr, W: gl.constexpr, OBSERVE: gl.constexpr, PARTIAL: gl.constexpr,
@@ -185,7 +190,7 @@ def _step(
     _q_full, _q_empty, k_full, k_empty, v_full, v_empty = bars
     if OBSERVE:
         end = later
-        later = kv_end - gl.load(listed + gl.minimum(n + 1, num_tiles - 1)) * KV
+        later = kv_len - gl.load(listed + gl.minimum(n + 1, num_tiles - 1)) * KV
     now = step % STAGES
     after = (step + 1) % STAGES
     mbarrier.wait(k_full.index(after), ((step + 1) // STAGES) & 1)
@@ -224,7 +229,7 @@ def _step(
 
 @gluon.jit
 def _consume(
-    od, lse_ptr, margins, masks, lists, sizes, scale_log2, qs, ks, vs, os, bars,
+    od, lse_ptr, margins, masks, lists, sizes, turns, scale_log2, qs, ks, vs, os, bars,
     BN: gl.constexpr, KV: gl.constexpr, ROW_TILES: gl.constexpr, D: gl.constexpr,
     STAGES: gl.constexpr, CONSUMERS: gl.constexpr, W: gl.constexpr, HAS_LSE: gl.constexpr,
     OBSERVE: gl.constexpr, PARTIAL: gl.constexpr,
@@ -243,28 +248,27 @@ def _consume(
     blank = gl.zeros([64, BN], gl.float32, SCORES)
     TILE: gl.constexpr = blank.reshape([64, BN // 32, 32]).type.layout
     WORDS: gl.constexpr = gl.SliceLayout(2, TILE)
-    for t in range(gl.program_id(0), tiles, gl.num_programs(0)):
+    t = gl.program_id(0)
+    while t < tiles:
         i, b, h, listed, count, width, num_tiles = _work(
             t, lists, heads, tiles_per_head, ROW_TILES, KV, BN
         )
-        margin_ptr, most, kv_end_ptr = margins
+        margin_ptr, most, kv_len = margins
         exists = (i * CONSUMERS + W) * 64 + gl.arange(0, 64, gl.SliceLayout(1, SCORES)) < q_len
         column = gl.arange(0, BN, gl.SliceLayout(0, SCORES))
         end = width - (num_tiles - 1) * BN
-        kv_end = 0
         later = 0
         if OBSERVE:
-            kv_end = gl.load(kv_end_ptr + b)
             margin_ptr += t.to(gl.int64) * most * (4 * CONSUMERS)
-            end = gl.where(count > 0, kv_end - gl.load(listed) * KV, 0)
-            later = kv_end - gl.load(listed + gl.minimum(1, num_tiles - 1)) * KV
+            end = gl.where(count > 0, kv_len - gl.load(listed) * KV, 0)
+            later = kv_len - gl.load(listed + gl.minimum(1, num_tiles - 1)) * KV
         partial_ptr, patterns, bits_ptr = masks
         pattern = 0
         words = 0
         first = 0
         masked = 1  # tiles with a mask, which come first
         if PARTIAL:
-            _count, _index, _end, count_b, count_h, index_b, index_h, index_m = lists
+            _count, _index, _len, count_b, count_h, index_b, index_h, index_m = lists
             row = i // ROW_TILES
             partial = gl.load(partial_ptr + b * count_b + h * count_h + row)
             masked = gl.maximum(num_tiles - (count - partial) * KV // BN, 1)
@@ -306,7 +310,7 @@ def _consume(
                     pattern = _pattern(patterns, gl.maximum(tile - 1, 0), count, WORDS, BN, KV)
             step, end, later, m, l, acc, weights = _step(
                 n, step, end, later, m, l, acc, weights,
-                q, blank, column, exists, listed, kv_end, num_tiles, margin_ptr, masked, words,
+                q, blank, column, exists, listed, kv_len, num_tiles, margin_ptr, masked, words,
                 ks, vs, bars, scale_log2, BN, KV, D, STAGES, CONSUMERS, W, OBSERVE, PARTIAL,
                 TILE, ROWS, WEIGHTS, dtype,
             )  # fmt: skip
@@ -332,21 +336,22 @@ def _consume(
         fence_async_shared()
         tma.async_copy_shared_to_global(od, [b, h, row, 0], os.index(W))
         done += 1
+        t = hear(turns, done, 4)
     tma.store_wait(0)
 
 
 # a size of one must stay a number: a partition cannot be handed a constant inside a tuple
 @gluon.jit(do_not_specialize=INTEGERS)
 def forward(
-    qd, kd, vd, od, lse_ptr, margin_ptr, count_ptr, index_ptr, kv_end_ptr,
+    qd, kd, vd, od, lse_ptr, margin_ptr, count_ptr, index_ptr, counter_ptr,
     partial_ptr, pattern_ptr, bits_ptr,
     count_b, count_h, index_b, index_h, index_m,
-    tiles, tiles_per_head, heads, q_len, most, scale_log2,
+    tiles, tiles_per_head, heads, q_len, kv_len, most, scale_log2,
     BN: gl.constexpr, SLOT: gl.constexpr, KV: gl.constexpr, ROW_TILES: gl.constexpr,
     D: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr, HAS_LSE: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr, OBSERVE: gl.constexpr, PARTIAL: gl.constexpr,
 ):  # fmt: skip
-    """Attention under lists of key blocks; every CTA takes each ``num_programs``-th query tile."""
+    """Attention under lists of key blocks, one program a place on the device."""
     dtype: gl.constexpr = od.dtype
     rows: gl.constexpr = gl.NVMMASharedLayout(qd.layout.swizzle_byte_width, 16, 4)
     qs = gl.allocate_shared_memory(dtype, [CONSUMERS, 1, 1, 64, D], rows)
@@ -367,23 +372,24 @@ def forward(
         mbarrier.init(k_empty.index(s), count=CONSUMERS)
         mbarrier.init(v_full.index(s), count=1)
         mbarrier.init(v_empty.index(s), count=CONSUMERS)
+    turns = allocate()
     fence_async_shared()
     bars = (q_full, q_empty, k_full, k_empty, v_full, v_empty)
-    lists = (count_ptr, index_ptr, kv_end_ptr, count_b, count_h, index_b, index_h, index_m)
+    lists = (count_ptr, index_ptr, kv_len, count_b, count_h, index_b, index_h, index_m)
     sizes = (tiles, tiles_per_head, heads, q_len)
-    margins = (margin_ptr, most, kv_end_ptr)
+    margins = (margin_ptr, most, kv_len)
     masks = (partial_ptr, pattern_ptr, bits_ptr)
     if CONSUMERS == 2:
         gl.warp_specialize(
             [
-                (_consume, (od, lse_ptr, margins, masks, lists, sizes, scale_log2, qs, ks, vs, os,
-                            bars, BN, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE, OBSERVE,
+                (_consume, (od, lse_ptr, margins, masks, lists, sizes, turns, scale_log2, qs, ks,
+                            vs, os, bars, BN, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE, OBSERVE,
                             PARTIAL)),
-                (_consume, (od, lse_ptr, margins, masks, lists, sizes, scale_log2, qs, ks, vs, os,
-                            bars, BN, KV, ROW_TILES, D, STAGES, CONSUMERS, 1, HAS_LSE, OBSERVE,
+                (_consume, (od, lse_ptr, margins, masks, lists, sizes, turns, scale_log2, qs, ks,
+                            vs, os, bars, BN, KV, ROW_TILES, D, STAGES, CONSUMERS, 1, HAS_LSE, OBSERVE,
                             PARTIAL)),
-                (_produce, (qd, kd, vd, lists, sizes, qs, ks, vs, bars,
-                            BN, SLOT, KV, ROW_TILES, STAGES, CONSUMERS, OBSERVE)),
+                (_produce, (qd, kd, vd, lists, sizes, turns, counter_ptr, qs, ks, vs, bars, BN,
+                            SLOT, KV, ROW_TILES, STAGES, CONSUMERS, OBSERVE)),
             ],
             [4, 1],
             [CONSUMER_REGISTERS, 24],
@@ -391,11 +397,11 @@ def forward(
     else:
         gl.warp_specialize(
             [
-                (_consume, (od, lse_ptr, margins, masks, lists, sizes, scale_log2, qs, ks, vs, os,
-                            bars, BN, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE, OBSERVE,
+                (_consume, (od, lse_ptr, margins, masks, lists, sizes, turns, scale_log2, qs, ks,
+                            vs, os, bars, BN, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE, OBSERVE,
                             PARTIAL)),
-                (_produce, (qd, kd, vd, lists, sizes, qs, ks, vs, bars,
-                            BN, SLOT, KV, ROW_TILES, STAGES, CONSUMERS, OBSERVE)),
+                (_produce, (qd, kd, vd, lists, sizes, turns, counter_ptr, qs, ks, vs, bars, BN,
+                            SLOT, KV, ROW_TILES, STAGES, CONSUMERS, OBSERVE)),
             ],
             [1],
             [24],
@@ -465,7 +471,7 @@ def _launch(
     slot = math.gcd(plan.kv_block, keys)
     out = torch.empty_like(q)
     lse = q.new_empty((batch, heads, q_len), dtype=torch.float32) if return_lse else None
-    count, index, kv_end = lists_of(plan, batch, q.device)
+    count, index = lists_of(plan)
     per_head = -(-q_len // (64 * consumers))
     programs = torch.cuda.get_device_properties(q.device).multi_processor_count * (3 - consumers)
     forward[(min(programs, per_head * batch * heads),)](
@@ -477,7 +483,7 @@ def _launch(
         out if margin is None else margin,
         count,
         index,
-        kv_end,
+        counter(q.device),
         *((count,) * 3 if plan.partial is None else plan.partial.contiguous()),
         *shared_strides(count),
         *shared_strides(index),
@@ -486,6 +492,7 @@ def _launch(
         per_head,
         heads,
         q_len,
+        plan.kv_len,
         index.shape[3],
         scale * LOG2E,
         BN=keys,
@@ -505,10 +512,10 @@ def _launch(
     return out, lse
 
 
-def lists_of(plan: BlockPlan, batch: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Counts and lists whose last dimension is dense, and where the keys of each entry end."""
+def lists_of(plan: BlockPlan) -> tuple[Tensor, Tensor]:
+    """Counts and lists whose last dimension is dense."""
     count, index = (
         x if x.stride(-1) == 1 and plan.partial is None else x.contiguous()
         for x in (plan.kv_count, plan.kv_index)
     )
-    return count, index, torch.full((batch,), plan.kv_len, dtype=torch.int32, device=device)
+    return count, index

@@ -41,6 +41,7 @@ from vidsparse.kernels.plan import BlockPlan
 from vidsparse.kernels.triton.hopper import INTEGERS, _work, lists_of
 from vidsparse.kernels.triton.primitives import shared_strides
 from vidsparse.kernels.triton.tma import suits_tma
+from vidsparse.kernels.triton.turns import allocate, counter, draw, hear, tell
 
 KEYS = 128  # in a tile
 STAGES = 4  # tiles in flight, a power of two
@@ -78,7 +79,7 @@ def _copy_values(
 
 @gluon.jit
 def _produce(
-    qd, kd, vd, lists, sizes, qs, ks, vs, bars,
+    qd, kd, vd, lists, sizes, turns, counter_ptr, qs, ks, vs, bars,
     BN: gl.constexpr, SLOT: gl.constexpr, KV: gl.constexpr, ROW_TILES: gl.constexpr,
     STAGES: gl.constexpr, CONSUMERS: gl.constexpr,
 ):  # fmt: skip
@@ -92,7 +93,9 @@ def _produce(
     SLOTS: gl.constexpr = BN // SLOT
     step = 0
     done = 0
-    for t in range(gl.program_id(0), tiles, gl.num_programs(0)):
+    t = gl.program_id(0)
+    while t < tiles:
+        t_next = draw(counter_ptr)
         i, b, h, listed, count, _width, num_tiles = _work(
             t, lists, heads, tiles_per_head, ROW_TILES, KV, BN
         )
@@ -102,6 +105,7 @@ def _produce(
             mbarrier.expect(q_full.index(w), qd.block_type.nbytes)
             row = (i * CONSUMERS + w) * 64
             tma.async_copy_global_to_shared(qd, [b, h, row, 0], q_full.index(w), qs.index(w))
+        tell(turns, done + 1, t_next)
         for n in range(num_tiles + 1):
             tile = num_tiles - 1 - n
             stage = step & (STAGES - 1)
@@ -118,6 +122,7 @@ def _produce(
             if n > 0:
                 _copy_values(vd, listed, b, h, tile + 1, last_slot, bar, vs, stage, BN, SLOT, KV)
             step += 1
+        t = t_next
         done += 1
 
 
@@ -260,7 +265,7 @@ def _multiply(
 
 @gluon.jit
 def _consume(
-    od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, os, bars,
+    od, lse_ptr, scale_ptrs, lists, sizes, turns, qs, ks, vs, os, bars,
     BN: gl.constexpr, SLOT: gl.constexpr, KV: gl.constexpr, ROW_TILES: gl.constexpr,
     D: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr, W: gl.constexpr,
     HAS_LSE: gl.constexpr,
@@ -279,7 +284,8 @@ def _consume(
     done = 0
     blank = gl.zeros([64, BN], gl.int32, SCORES)
     blank_out = gl.zeros([64, D], gl.float32, OUT)
-    for t in range(gl.program_id(0), tiles, gl.num_programs(0)):
+    t = gl.program_id(0)
+    while t < tiles:
         i, b, h, listed, count, width, num_tiles = _work(
             t, lists, heads, tiles_per_head, ROW_TILES, KV, BN
         )
@@ -350,20 +356,21 @@ def _consume(
         fence_async_shared()
         tma.async_copy_shared_to_global(od, [b, h, row, 0], os.index(W))
         done += 1
+        t = hear(turns, done, 4)
     tma.store_wait(0)
 
 
 @gluon.jit(do_not_specialize=[*INTEGERS, "k_blocks", "head_dim"])
 def forward(
     qd, kd, vd, od, lse_ptr, q_scale_ptr, k_scale_ptr, v_scale_ptr, shift_ptr,
-    count_ptr, index_ptr, kv_end_ptr,
+    count_ptr, index_ptr, counter_ptr,
     count_b, count_h, index_b, index_h, index_m,
-    tiles, tiles_per_head, heads, q_len, k_blocks, head_dim,
+    tiles, tiles_per_head, heads, q_len, kv_len, k_blocks, head_dim,
     BN: gl.constexpr, SLOT: gl.constexpr, KV: gl.constexpr, ROW_TILES: gl.constexpr,
     D: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr, HAS_LSE: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    """Attention under lists of key blocks; every CTA takes each ``num_programs``-th query tile."""
+    """Attention under lists of key blocks, one program a multiprocessor."""
     dtype: gl.constexpr = od.dtype
     SLOTS: gl.constexpr = BN // SLOT
     qs = gl.allocate_shared_memory(gl.int8, [CONSUMERS, 1, 1, 64, D], qd.layout)
@@ -380,19 +387,20 @@ def forward(
     for s in gl.static_range(STAGES):
         mbarrier.init(full.index(s), count=1)
         mbarrier.init(empty.index(s), count=CONSUMERS)
+    turns = allocate()
     fence_async_shared()
     bars = (q_full, q_empty, full, empty)
-    lists = (count_ptr, index_ptr, kv_end_ptr, count_b, count_h, index_b, index_h, index_m)
+    lists = (count_ptr, index_ptr, kv_len, count_b, count_h, index_b, index_h, index_m)
     sizes = (tiles, tiles_per_head, heads, q_len)
     scale_ptrs = (q_scale_ptr, k_scale_ptr, v_scale_ptr, shift_ptr, k_blocks, head_dim)
     gl.warp_specialize(
         [
-            (_consume, (od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, os, bars,
+            (_consume, (od, lse_ptr, scale_ptrs, lists, sizes, turns, qs, ks, vs, os, bars,
                         BN, SLOT, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE)),
-            (_consume, (od, lse_ptr, scale_ptrs, lists, sizes, qs, ks, vs, os, bars,
+            (_consume, (od, lse_ptr, scale_ptrs, lists, sizes, turns, qs, ks, vs, os, bars,
                         BN, SLOT, KV, ROW_TILES, D, STAGES, CONSUMERS, 1, HAS_LSE)),
-            (_produce, (qd, kd, vd, lists, sizes, qs, ks, vs, bars,
-                        BN, SLOT, KV, ROW_TILES, STAGES, CONSUMERS)),
+            (_produce, (qd, kd, vd, lists, sizes, turns, counter_ptr, qs, ks, vs, bars, BN,
+                        SLOT, KV, ROW_TILES, STAGES, CONSUMERS)),
         ],
         [4, 1],
         [CONSUMER_REGISTERS, 24],
@@ -431,7 +439,7 @@ def launch(
     batch, heads, q_len, head_dim = out.shape
     wide = 64 if head_dim <= 64 else 128
     lse = x.shift.new_empty((batch, heads, q_len)) if return_lse else None
-    count, index, kv_end = lists_of(plan, batch, out.device)
+    count, index = lists_of(plan)
     per_head = -(-q_len // 128)
     programs = torch.cuda.get_device_properties(out.device).multi_processor_count
     forward[(min(programs, per_head * batch * heads),)](
@@ -446,7 +454,7 @@ def launch(
         x.shift,
         count,
         index,
-        kv_end,
+        counter(out.device),
         *shared_strides(count),
         *shared_strides(index),
         index.stride(2),
@@ -454,6 +462,7 @@ def launch(
         per_head,
         heads,
         q_len,
+        plan.kv_len,
         x.key_scale.shape[-1],
         head_dim,
         BN=KEYS,

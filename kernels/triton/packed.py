@@ -5,10 +5,10 @@ each copied by TMA from wherever it starts: the 128-byte swizzle repeats every 8
 may land on any multiple of them. Keys and values have a producer warp each. Tiles with short chunks
 come first, and only they are masked.
 
-A program takes query tiles of 128 rows in the order of ``query_tiles``: head by head, as one head's
-keys and values fill the cache, and those with the most keys first, forwards and backwards in turn,
-so that programs end together. Where a tile has no more than 64 rows, the second consumer hands its
-stages on unread. Values behind a short chunk are read and weigh nothing: they must be finite.
+Programs take query tiles of 128 rows in turn (``turns.py``) from ``query_tiles``: head by head, as
+one head's keys and values fill the cache, and those with the most keys first. Where a tile has no
+more than 64 rows, the second consumer hands its stages on unread. Values behind a short chunk are
+read and weigh nothing: they must be finite.
 
 Means that stand in for skipped blocks follow as more tiles of keys, in the same softmax: a bias a
 row and block adds the logarithm of the block's size, and takes out the blocks that the row lists.
@@ -33,6 +33,7 @@ from vidsparse.kernels.triton.chunk_lists import list_chunks
 from vidsparse.kernels.triton.primitives import LOG2E
 from vidsparse.kernels.triton.query_tiles import query_tiles
 from vidsparse.kernels.triton.tma import descriptor, suits_tma
+from vidsparse.kernels.triton.turns import allocate, counter, draw, hear, tell
 
 TAKES_POOLED = True
 QUERIES, KEYS = 128, 128
@@ -42,15 +43,13 @@ STAGES = 3
 
 
 @gluon.jit
-def _work(turn, tiles_ptr, lists, SLOTS: gl.constexpr):
-    """The query tile of a program's ``turn``: head, rows, lists, bias, and the tiles it reads.
+def _work(t, tiles_ptr, lists, SLOTS: gl.constexpr):
+    """Query tile ``t``: head, rows, lists, bias, and the tiles it reads.
 
     Tiles of keys from ``masked`` on have short chunks; the last is always taken for one.
     """
     index_ptr, table_ptr, lengths_ptr, bias_ptr, capacity, numbers, most, means = lists
-    # forwards, then backwards: who had the longest list of a turn has the shortest of the next
-    way = gl.program_id(0) + (turn & 1) * (gl.num_programs(0) - 1 - 2 * gl.program_id(0))
-    tile = tiles_ptr + (turn * gl.num_programs(0) + way) * 8
+    tile = tiles_ptr + t * 8
     row = gl.load(tile + 1).to(gl.int64)
     table = table_ptr + gl.load(tile + 2) * numbers
     whole = gl.load(tile + 5)
@@ -62,15 +61,6 @@ def _work(turn, tiles_ptr, lists, SLOTS: gl.constexpr):
     rows = (gl.load(tile + 3), gl.load(tile + 4))
     bias = bias_ptr + row * means
     return gl.load(tile), rows, listed, table, lengths, bias, count, number, masked
-
-
-@gluon.jit
-def _turns(total):
-    """In how many turns the program has a tile; the last turn may reach only some."""
-    turns = total // gl.num_programs(0)
-    left = total % gl.num_programs(0)
-    way = gl.program_id(0) + (turns & 1) * (gl.num_programs(0) - 1 - 2 * gl.program_id(0))
-    return turns + gl.where(way < left, 1, 0)
 
 
 @gluon.jit
@@ -113,7 +103,8 @@ def _entries(words, table, SLOTS: gl.constexpr, ID_BITS: gl.constexpr):
 
 @gluon.jit
 def _produce(
-    qd, kd, md, tiles_ptr, lists, total, heads, qs, ks, q_full, q_empty, k_full, k_empty,
+    qd, kd, md, tiles_ptr, lists, total, heads, turns, counter_ptr, qs, ks,
+    q_full, q_empty, k_full, k_empty,
     SLOTS: gl.constexpr, CHUNK: gl.constexpr, BITS: gl.constexpr, ID_BITS: gl.constexpr,
     STAGES: gl.constexpr, QUERIES_TOO: gl.constexpr, MEANS: gl.constexpr,
 ):  # fmt: skip
@@ -123,18 +114,23 @@ def _produce(
     are one tile earlier.
     """
     step = 0
-    for turn in range(_turns(total)):
+    turn = 0
+    t = gl.program_id(0)
+    while t < total:
         bh, rows, listed, table, _lengths, _bias, _count, number, _masked = _work(
-            turn, tiles_ptr, lists, SLOTS
+            t, tiles_ptr, lists, SLOTS
         )
+        t_next = t
         b = bh // heads
         h = bh % heads
         if QUERIES_TOO:
+            t_next = draw(counter_ptr)
             for w in gl.static_range(2):
                 mbarrier.wait(q_empty.index(w), (turn & 1) ^ 1)
                 mbarrier.expect(q_full.index(w), qd.block_type.nbytes)
                 at = [b, h, rows[0] + w * 64, 0]
                 tma.async_copy_global_to_shared(qd, at, q_full.index(w), qs.index(w))
+            tell(turns, turn + 1, t_next)
         entries = _entries(_listed(listed, number - 1, SLOTS, ID_BITS), table, SLOTS, ID_BITS)
         words = _listed(listed, gl.maximum(number - 2, 0), SLOTS, ID_BITS)
         for n in range(number):
@@ -159,6 +155,11 @@ def _produce(
                 at = [b, h, n * SLOTS * CHUNK, 0]
                 tma.async_copy_global_to_shared(md, at, bar, ks.index(stage))
                 step += 1
+        turn += 1
+        if QUERIES_TOO:
+            t = t_next
+        else:
+            t = hear(turns, turn, 1)
 
 
 @gluon.jit
@@ -258,7 +259,7 @@ def _attend(
 @gluon.jit
 def _consume(
     o_ptr, o_b, o_h, o_s, lse_ptr, tiles_ptr, lists, total, heads, q_len, head_dim, scale_log2,
-    qs, ks, vs, bars,
+    turns, qs, ks, vs, bars,
     SLOTS: gl.constexpr, CHUNK: gl.constexpr, BITS: gl.constexpr, STAGES: gl.constexpr,
     W: gl.constexpr, HAS_LSE: gl.constexpr, MEANS: gl.constexpr,
 ):  # fmt: skip
@@ -266,9 +267,11 @@ def _consume(
     q_full, q_empty, k_full, k_empty, v_full, v_empty = bars
     step = 0
     q = qs.index(W).reshape([64, qs.shape[4]])
-    for turn in range(_turns(total)):
+    turn = 0
+    t = gl.program_id(0)
+    while t < total:
         bh, rows, _listed, _table, lengths_ptr, bias_ptr, count, number, masked = _work(
-            turn, tiles_ptr, lists, SLOTS
+            t, tiles_ptr, lists, SLOTS
         )
         tiles = number
         if MEANS:
@@ -282,6 +285,8 @@ def _consume(
             q_empty.index(W), k_full, k_empty, v_full, v_empty, CHUNK, BITS, STAGES, HAS_LSE, MEANS,
         )  # fmt: skip
         step += tiles
+        turn += 1
+        t = hear(turns, turn, 4)
 
 
 INTEGERS = (
@@ -293,13 +298,13 @@ INTEGERS = (
 @gluon.jit(do_not_specialize=INTEGERS)
 def forward(
     qd, kd, vd, mean_kd, mean_vd, o_ptr, o_b, o_h, o_s, lse_ptr, tiles_ptr, total_ptr,
-    index_ptr, table_ptr, lengths_ptr, bias_ptr, capacity, numbers, most, means,
+    counter_ptr, index_ptr, table_ptr, lengths_ptr, bias_ptr, capacity, numbers, most, means,
     heads, q_len, head_dim, scale_log2,
     SLOTS: gl.constexpr, CHUNK: gl.constexpr, BITS: gl.constexpr, ID_BITS: gl.constexpr,
     STAGES: gl.constexpr, D: gl.constexpr, HAS_LSE: gl.constexpr, MEANS: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    """Attention under lists of chunks; see ``query_tiles`` for what each program takes."""
+    """Attention under lists of chunks, one program a multiprocessor."""
     dtype: gl.constexpr = kd.dtype
     rows: gl.constexpr = gl.NVMMASharedLayout(qd.layout.swizzle_byte_width, 16, 4)
     qs = gl.allocate_shared_memory(dtype, [2, 1, 1, 64, D], rows)
@@ -319,6 +324,7 @@ def forward(
         mbarrier.init(k_empty.index(s), count=2)
         mbarrier.init(v_full.index(s), count=1)
         mbarrier.init(v_empty.index(s), count=2)
+    turns = allocate()
     fence_async_shared()
     bars = (q_full, q_empty, k_full, k_empty, v_full, v_empty)
     lists = (index_ptr, table_ptr, lengths_ptr, bias_ptr, capacity, numbers, most, means)
@@ -326,15 +332,15 @@ def forward(
     gl.warp_specialize(
         [
             (_consume, (o_ptr, o_b, o_h, o_s, lse_ptr, tiles_ptr, lists, total, heads, q_len,
-                        head_dim, scale_log2, qs, ks, vs, bars,
+                        head_dim, scale_log2, turns, qs, ks, vs, bars,
                         SLOTS, CHUNK, BITS, STAGES, 0, HAS_LSE, MEANS)),
             (_consume, (o_ptr, o_b, o_h, o_s, lse_ptr, tiles_ptr, lists, total, heads, q_len,
-                        head_dim, scale_log2, qs, ks, vs, bars,
+                        head_dim, scale_log2, turns, qs, ks, vs, bars,
                         SLOTS, CHUNK, BITS, STAGES, 1, HAS_LSE, MEANS)),
-            (_produce, (qd, kd, mean_kd, tiles_ptr, lists, total, heads, qs, ks,
+            (_produce, (qd, kd, mean_kd, tiles_ptr, lists, total, heads, turns, counter_ptr, qs, ks,
                         q_full, q_empty, k_full, k_empty,
                         SLOTS, CHUNK, BITS, ID_BITS, STAGES, True, MEANS)),
-            (_produce, (qd, vd, mean_vd, tiles_ptr, lists, total, heads, qs, vs,
+            (_produce, (qd, vd, mean_vd, tiles_ptr, lists, total, heads, turns, counter_ptr, qs, vs,
                         q_full, q_empty, v_full, v_empty,
                         SLOTS, CHUNK, BITS, ID_BITS, STAGES, False, MEANS)),
         ],
@@ -386,6 +392,7 @@ def launch(
         out if lse is None else lse,
         tiles,
         total,
+        counter(q.device),
         words,
         chunks.table,
         chunks.lengths,
