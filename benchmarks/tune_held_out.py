@@ -90,7 +90,9 @@ class Batch:
         calls = 1e-3 * cost.fixed * WAN_14B.layers * WAN_14B.samples
         sparse = cost.start * (1 - dense) + cost.slope * (density - dense)
         return self.steps * (
-            step.rest + calls * (1 - dense) + step.attention * (cost.dense * dense + sparse)
+            step.rest
+            + calls * (1 - dense)
+            + step.attention * ((cost.dense or 1.0) * dense + sparse)
         )
 
     def dense_share(self, preset: Preset) -> float:

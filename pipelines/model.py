@@ -117,6 +117,7 @@ class Model:
         padding: Modules which multiply a padding mask out to queries x keys, or copy it for each
             layer.
         padding_argument: That mask in their forward call.
+        masked: Whether self-attention is given a mask even where nothing is padded.
         has_own_rows: Whether text before the video attends to other tokens than the video does,
             which its mask says.
         releases: Those for which settings are published (``published.py``), or which have a name
@@ -137,6 +138,7 @@ class Model:
     cross_attention: str | None = None
     padding: str | None = None
     padding_argument: str = "attention_mask"
+    masked: bool = False
     has_own_rows: bool = False
     releases: tuple[Release, ...] = ()
     pipeline: PipelineFacts = PipelineFacts()

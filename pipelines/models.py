@@ -144,6 +144,7 @@ VIDEO = (
         self_attention=r"(single_)?transformer_blocks\.\d+\.attn",
         video_shape=grid_readers.channels_first,
         text="suffix",
+        masked=True,
         releases=(
             Release(
                 name="HunyuanVideo",

@@ -13,7 +13,7 @@ from vidsparse.forecast import Forecast
 from vidsparse.gpus import GPUS, MEASURED, Gpu, find_gpu
 from vidsparse.kernels.dense import FLASH
 from vidsparse.policies.policy import Policy
-from vidsparse.preset import Precision, Preset
+from vidsparse.preset import Dense, Precision, Preset
 from vidsparse.step_time import Shapes, StepTime, by_engine, dense_step
 
 QUANTIZING, EIGHT_BITS, INT8_DENSE = 0.011, 0.68, 0.642  # shares of a dense call in 16 bits
@@ -30,13 +30,14 @@ class CallCost:
         fixed: Milliseconds.
         start: Share of the dense call that passes whatever is kept.
         slope: What all pairs would cost, as a share of the dense call.
-        dense: What a dense call costs within the session, as a share of one outside.
+        dense: What a dense call costs within the session, as a share of one without a mask; None
+            where it is the model's own.
     """
 
     fixed: float
     start: float
     slope: float
-    dense: float = 1.0
+    dense: float | None = None
 
 
 def call_cost(preset: Preset, block: int) -> CallCost:
@@ -48,7 +49,7 @@ def call_cost(preset: Preset, block: int) -> CallCost:
     """
     cost = _cost_in_16_bits(preset.policy, block)
     if preset.precision is Precision.MODEL:
-        return cost
+        return cost if preset.dense is Dense.MODEL else replace(cost, dense=1.0)
     return CallCost(cost.fixed, cost.start + QUANTIZING, EIGHT_BITS * cost.slope, INT8_DENSE)
 
 
@@ -74,7 +75,8 @@ def sparse_run(dense: StepTime, shapes: Shapes, cost: CallCost, step_density: li
     calls = shapes.layers * shapes.samples
     total = 0.0
     for density in step_density:
-        share = cost.dense if density >= 1 else cost.start + cost.slope * density
+        own = dense.mask if cost.dense is None else cost.dense
+        share = own if density >= 1 else cost.start + cost.slope * density
         fixed = 0.0 if density >= 1 else 1e-3 * cost.fixed * calls
         total += dense.rest + fixed + share * dense.attention
     return total

@@ -3,10 +3,10 @@
 A layer is its linear layers (at the GPU's rate), all else that reads and writes tokens (at its
 memory's), both never less than launches take, and self-attention at the rate of the fastest engine
 that diffusers takes by itself. The rates of the H200 are fitted to measured forward calls of five
-models (benchmarks/results/real_sizes_h200.json and real_sizes_compiled_h200.json), the floor of
-launches to a run of the shipped model, its text encoder and VAE among it
-(compare_49x256x256_h200.txt); those of other GPUs are its shares of the published peak and
-bandwidth, which makes them estimates.
+models (benchmarks/results/real_sizes_h200.json and real_sizes_compiled_h200.json) and whole runs of
+these and others (pipeline_*_h200.json), the floor of launches to a run of the shipped model, its
+text encoder and VAE among it (compare_49x256x256_h200.txt); those of other GPUs are its shares of
+the published peak and bandwidth, which makes them estimates.
 
 Linear layers in FP8 were measured in one model, compiled: their rate is that of the eight large
 products of a block of Wan 2.1 14B at 75,600 tokens (45.2 TFLOP in 29.1 ms of the device,
@@ -25,7 +25,8 @@ from vidsparse.kernels.engines.case import Case
 from vidsparse.kernels.engines.table import measured_dense
 
 LINEAR, WIDE, NARROW = 790.0, 577.0, 433.0  # TFLOP/s of an H200: linear layers, heads of 128, 64
-OTHER = {False: 0.11, True: 0.043}  # ns for a number of a token in a layer: eager, compiled
+OTHER = {False: 0.095, True: 0.043}  # ns for a number of a token in a layer: eager, compiled
+MASKED = 1.45  # times as long as without a mask diffusers' own attention takes: HunyuanVideo
 FP8 = "fp8"
 LINEAR_FP8, SCALING = 1555.0, 0.020  # TFLOP/s of an H200; ns besides, as in OTHER
 FLOOR = 1.6  # ms that a layer takes at least besides attention, eager: launches, whatever the GPU
@@ -42,6 +43,7 @@ class Shapes:
         head_dim: Numbers of a head.
         linear: Weights of linear layers that each token of the video passes, over all layers.
         samples: Forward calls of a step, or samples in one: two with guidance.
+        masked: Whether self-attention is given a mask though nothing is padded.
     """
 
     tokens: int
@@ -50,6 +52,7 @@ class Shapes:
     head_dim: int
     linear: float
     samples: int = 2
+    masked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +60,23 @@ class StepTime:
     """Seconds of a denoising step, dense.
 
     Attributes:
-        attention: Of self-attention.
+        attention: Of self-attention, without a mask.
         rest: Of everything else.
+        mask: How many times as long attention takes with the mask that the model gives it.
     """
 
     attention: float
     rest: float
+    mask: float = 1.0
 
     @property
     def seconds(self) -> float:
-        return self.attention + self.rest
+        return self.mask * self.attention + self.rest
 
     @property
     def attention_share(self) -> float:
         """Of the step, from 0 to 1: more than this cannot be gained."""
-        return self.attention / self.seconds
+        return self.mask * self.attention / self.seconds
 
 
 def dense_step(
@@ -97,7 +102,8 @@ def dense_step(
     each = OTHER[compiled] + (SCALING if quantized else 0.0)
     other = each * 1e-9 * BANDWIDTH / gpu.bandwidth * passed * numbers * shapes.layers
     floor = 0.0 if compiled else 1e-3 * FLOOR * shapes.layers * shapes.samples
-    return StepTime(pairs / (rate * 1e12), max(products + other, floor))
+    mask = MASKED if shapes.masked else 1.0
+    return StepTime(pairs / (rate * 1e12), max(products + other, floor), mask)
 
 
 def _linear_rate(gpu: Gpu, quantized: str | None) -> float:
@@ -148,4 +154,5 @@ def by_engine(step: StepTime, engine: str, head_dim: int, gpu: Gpu) -> StepTime 
     speeds = measured_dense(Case(device_type="cuda", arch=gpu.arch, head_dim=head_dim))
     if not {engine, MODEL} <= speeds.keys():
         return None
-    return replace(step, attention=step.attention * speeds[MODEL] / speeds[engine])
+    mask = step.mask if engine == MODEL else 1.0  # others are given no mask
+    return replace(step, attention=step.attention * speeds[MODEL] / speeds[engine], mask=mask)

@@ -49,6 +49,7 @@ def shapes_of(checkpoint: Checkpoint, grid: TokenGrid) -> Shapes:
         head_dim=head_dim,
         linear=linear_work(model, transformer),
         samples=2 if guided else 1,
+        masked=model.masked,
     )
 
 

@@ -201,6 +201,22 @@ def test_the_compiled_runs():
             assert f"{run['predicted_seconds']:.0f}" in text
 
 
+def test_tiles_in_turn():
+    _, rows = table_after("docs/performance.md", "**Tiles in turn.**")
+    found = record("turns")
+    for name, (density, *cells) in rows.items():
+        for number, kernel in enumerate(("bf16", "int8")):
+            row = next(
+                row
+                for row in found
+                if (row["shape"], row["kernel"]) == (name, kernel)
+                and f"{row['density']:.2f}" == density
+            )
+            expected = [f"{row['every_nth_ms']:.1f}", f"{row['in_turn_ms']:.1f}"]
+            assert cells[3 * number : 3 * number + 3] == [*expected, f"{row['gain']:.2f}x"]
+            assert row["bitwise"]
+
+
 def test_the_demo_of_the_readme_is_that_of_its_record():
     script = runpy.run_path(str(ROOT / "docs" / "demo_pictures.py"))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
