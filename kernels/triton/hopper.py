@@ -1,9 +1,9 @@
 """Block-sparse forward for Hopper (sm_90) in Gluon: one producer warp, one or two consumers.
 
-A program stays on its multiprocessor and takes query tiles in turn (``turns.py``). The producer copies the listed
-keys and values into a ring of shared-memory stages through TMA; each consumer is a warpgroup with
-64 query rows, and issues the scores of the next tile and the output of this one together, so that
-the tensor cores have work while the other consumer is at its softmax.
+A program stays on its multiprocessor and takes query tiles in turn (``turns.py``). The producer
+copies the listed keys and values into a ring of shared-memory stages through TMA; each consumer is
+a warpgroup with 64 query rows, and issues the scores of the next tile and the output of this one
+together, so that the tensor cores have work while the other consumer is at its softmax.
 
 The keys a query tile reads are laid end to end: ``width`` columns in tiles of ``BN``, so that key
 blocks of any multiple of 16 fill whole tiles. Only the last tile can be ragged; it goes first,
@@ -383,11 +383,11 @@ def forward(
         gl.warp_specialize(
             [
                 (_consume, (od, lse_ptr, margins, masks, lists, sizes, turns, scale_log2, qs, ks,
-                            vs, os, bars, BN, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE, OBSERVE,
-                            PARTIAL)),
+                            vs, os, bars, BN, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE,
+                            OBSERVE, PARTIAL)),
                 (_consume, (od, lse_ptr, margins, masks, lists, sizes, turns, scale_log2, qs, ks,
-                            vs, os, bars, BN, KV, ROW_TILES, D, STAGES, CONSUMERS, 1, HAS_LSE, OBSERVE,
-                            PARTIAL)),
+                            vs, os, bars, BN, KV, ROW_TILES, D, STAGES, CONSUMERS, 1, HAS_LSE,
+                            OBSERVE, PARTIAL)),
                 (_produce, (qd, kd, vd, lists, sizes, turns, counter_ptr, qs, ks, vs, bars, BN,
                             SLOT, KV, ROW_TILES, STAGES, CONSUMERS, OBSERVE)),
             ],
@@ -398,8 +398,8 @@ def forward(
         gl.warp_specialize(
             [
                 (_consume, (od, lse_ptr, margins, masks, lists, sizes, turns, scale_log2, qs, ks,
-                            vs, os, bars, BN, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE, OBSERVE,
-                            PARTIAL)),
+                            vs, os, bars, BN, KV, ROW_TILES, D, STAGES, CONSUMERS, 0, HAS_LSE,
+                            OBSERVE, PARTIAL)),
                 (_produce, (qd, kd, vd, lists, sizes, turns, counter_ptr, qs, ks, vs, bars, BN,
                             SLOT, KV, ROW_TILES, STAGES, CONSUMERS, OBSERVE)),
             ],

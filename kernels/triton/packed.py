@@ -156,10 +156,7 @@ def _produce(
                 tma.async_copy_global_to_shared(md, at, bar, ks.index(stage))
                 step += 1
         turn += 1
-        if QUERIES_TOO:
-            t = t_next
-        else:
-            t = hear(turns, turn, 1)
+        t = t_next if QUERIES_TOO else hear(turns, turn, 1)
 
 
 @gluon.jit
