@@ -19,7 +19,8 @@ from vidsparse.step_time import Shapes, StepTime, by_engine, dense_step
 QUANTIZING, EIGHT_BITS, INT8_DENSE = 0.011, 0.68, 0.642  # shares of a dense call in 16 bits
 MOST = 4_000_000  # tokens; no model is meant for more
 WORTH = 1.03  # times as fast: less is next to nothing
-LAUNCHES = 2.0  # ms that planning takes at least: launches, whatever the GPU
+PLANNING = 0.8, 0.006  # ms, and a share of the dense call, of an order and a plan made of data
+LAUNCHES = 4.7  # ms that a layer with such a call takes at least, whatever the GPU: its launches
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +33,14 @@ class CallCost:
         slope: What all pairs would cost, as a share of the dense call.
         dense: What a dense call costs within the session, as a share of one without a mask; None
             where it is the model's own.
+        least: Milliseconds that a layer takes at least, with all that it does besides.
     """
 
     fixed: float
     start: float
     slope: float
     dense: float | None = None
+    least: float = 0.0
 
 
 def call_cost(preset: Preset, block: int) -> CallCost:
@@ -50,17 +53,20 @@ def call_cost(preset: Preset, block: int) -> CallCost:
     cost = _cost_in_16_bits(preset.policy, block)
     if preset.precision is Precision.MODEL:
         return cost if preset.dense is Dense.MODEL else replace(cost, dense=1.0)
-    return CallCost(cost.fixed, cost.start + QUANTIZING, EIGHT_BITS * cost.slope, INT8_DENSE)
+    eight = cost.start + QUANTIZING, EIGHT_BITS * cost.slope, INT8_DENSE
+    return CallCost(cost.fixed, *eight, cost.least)
 
 
 def _cost_in_16_bits(policy: Policy, block: int) -> CallCost:
+    fixed, start = PLANNING
     if policy.order.makes_clusters:
-        return CallCost(LAUNCHES, 0.045, 1.32)
+        return CallCost(fixed, start + 0.045, 1.32, least=LAUNCHES)
     slope = 0.935 if block >= 128 else 1.16
     if policy.static:
         return CallCost(0.0, 0.0, slope)
-    start = 0.033 if policy.compensation.through_means else 0.0
-    return CallCost(LAUNCHES, start + (0.0 if block >= 128 else 0.016), slope)
+    start += 0.033 if policy.compensation.through_means else 0.0
+    start += 0.0 if block >= 128 else 0.016
+    return CallCost(fixed, start, slope, least=LAUNCHES)
 
 
 def sparse_run(dense: StepTime, shapes: Shapes, cost: CallCost, step_density: list[float]) -> float:
@@ -72,13 +78,15 @@ def sparse_run(dense: StepTime, shapes: Shapes, cost: CallCost, step_density: li
         cost: Of a call.
         step_density: Mean density of the layers at each step; 1 is a dense step.
     """
-    calls = shapes.layers * shapes.samples
+    calls = 1e-3 * shapes.layers * shapes.samples
+    own = dense.mask if cost.dense is None else cost.dense
     total = 0.0
     for density in step_density:
-        own = dense.mask if cost.dense is None else cost.dense
-        share = own if density >= 1 else cost.start + cost.slope * density
-        fixed = 0.0 if density >= 1 else 1e-3 * cost.fixed * calls
-        total += dense.rest + fixed + share * dense.attention
+        if density >= 1:
+            total += dense.rest + own * dense.attention
+            continue
+        attention = (cost.start + cost.slope * density) * dense.attention
+        total += max(dense.rest + cost.fixed * calls + attention, cost.least * calls)
     return total
 
 
@@ -170,11 +178,11 @@ class RunTimes:
             basis = f"an estimate from the published peak of the {self.gpu.label}: none was at hand"
         elif self.quantized:
             basis = (
-                "predicted, within 12 % of what was measured on this GPU, which with FP8 weights "
+                "predicted, within 10 % of what was measured on this GPU, which with FP8 weights "
                 "was one model alone (Wan 2.1 14B at 720p)"
             )
         else:
-            basis = "predicted, within 12 % of what was measured on this GPU"
+            basis = "predicted, within 10 % of what was measured on this GPU"
         return [f"times are {basis}; text encoder and VAE are left out"]
 
     def notes(self) -> list[str]:
