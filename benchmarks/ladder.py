@@ -135,8 +135,8 @@ SETS: dict[str, dict[str, dict[str, Any]]] = {
         if name != "semantic" or part in ("as it is", "corrected", "2 layers share")
     },
     "cuts": {
-        f"{name} {density:g}": CLUSTERS | NONE | changes | mean_of(density) | ramp(until)
-        for density, until in ((0.35, 0.3), (0.25, 0.2))
+        f"{name} {density:g}": CLUSTERS | changes | mean_of(density) | ramp(0.3)
+        for density in (0.35, 0.45)
         for name, changes in {
             "clusters": {},
             "clusters, equal blocks": {"cut": "equal", "block": 128},
