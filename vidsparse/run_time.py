@@ -244,6 +244,31 @@ def predict(
     )
 
 
+def why_no_gain(
+    preset: Preset, block: int, density: float, shapes: Shapes, device: str
+) -> str | None:
+    """Why a sparse call takes as long as a dense one, in a sentence; None where it does not.
+
+    Args:
+        preset: What runs.
+        block: Tokens in its blocks.
+        density: Share of the pairs that it computes.
+        shapes: Of one call; its linear layers and the number of layers say nothing here.
+        device: The name of the GPU; of one that was not measured nothing is said.
+    """
+    if device != GPUS[MEASURED].label:
+        return None
+    dense = 1e3 * dense_step(replace(shapes, layers=1, linear=0.0), GPUS[MEASURED]).attention
+    cost = call_cost(preset, block)
+    sparse = cost.fixed + (cost.start + cost.slope * density) * dense
+    if sparse < dense:
+        return None
+    return (
+        f"{shapes.tokens:,} tokens are too few to gain on this GPU: dense attention takes about "
+        f"{dense:.1f} ms a call here, and with {preset.name}, planning included, {sparse:.1f}"
+    )
+
+
 def break_even(
     found: Forecast, shapes: Shapes, gpu: Gpu, *, compiled: bool, quantized: str | None = None
 ) -> int | None:

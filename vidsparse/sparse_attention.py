@@ -31,8 +31,10 @@ from vidsparse.preset import Dense as DenseSteps
 from vidsparse.preset import Precision, Preset
 from vidsparse.progress import Progress
 from vidsparse.purse import Purse
+from vidsparse.run_time import why_no_gain
 from vidsparse.state import LayerState
 from vidsparse.stats import CallKey, Stats, Stopwatch
+from vidsparse.step_time import Shapes
 from vidsparse.training import Take, require_trainable, wants_gradients, work_alone
 
 Dense = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -412,9 +414,22 @@ class SparseAttention:
                 self.preset, run, layers=call.layers, means=means, besides=policy.besides(grid),
                 strict=self.strict,
             )  # fmt: skip
-            if note:
-                self.stats.notes.setdefault(note)
+            for each in (note, self._why_no_gain(self._densities[key], grid, q)):
+                if each:
+                    self.stats.notes.setdefault(each)
         return self._densities[key]
+
+    def _why_no_gain(self, density: float, grid: TokenGrid, q: Tensor) -> str | None:
+        """In a sentence why calls like this are no faster for being sparse; None if they are."""
+        if not q.is_cuda:
+            return None
+        batch, heads, tokens, head_dim = q.shape
+        shapes = Shapes(
+            tokens=tokens, layers=1, heads=batch * heads, head_dim=head_dim, linear=0, samples=1
+        )
+        block = self.preset.policy.block_on(q.device.type, grid.tokens, head_dim)
+        device = torch.cuda.get_device_name(q.device)
+        return why_no_gain(self.preset, block, density, shapes, device)
 
     def _attending(self, work: Work, way: float) -> Run:
         """What runs a plan; rows that are to be exact are so in the model's own precision."""

@@ -14,7 +14,14 @@ from vidsparse.grid import TokenGrid
 from vidsparse.presets import PRESETS
 from vidsparse.progress import Progress
 from vidsparse.run_memory import estimate
-from vidsparse.run_time import WORTH, break_even, call_cost, predict, sparse_run
+from vidsparse.run_time import (
+    WORTH,
+    break_even,
+    call_cost,
+    predict,
+    sparse_run,
+    why_no_gain,
+)
 from vidsparse.step_time import Shapes, by_engine, dense_step
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -166,6 +173,21 @@ def test_small_layers_take_what_their_launches_take():
     densities = [1.0] * 3 + [0.4] * 17
     balanced = sparse_run(dense, shapes, call_cost(PRESETS["balanced"], 128), densities)
     assert 1.0 < balanced < 1.5
+
+
+@pytest.mark.parametrize(
+    ("tokens", "heads", "head_dim", "gains"),
+    [(7_392, 32, 64, False), (4_608, 24, 128, False), (16_896, 24, 128, True)],
+)
+def test_why_a_short_sequence_gains_nothing(tokens, heads, head_dim, gains):
+    shapes = Shapes(tokens=tokens, layers=1, heads=heads, head_dim=head_dim, linear=0, samples=1)
+    told = why_no_gain(PRESETS["balanced"], 128, 0.25, shapes, "NVIDIA H200")
+    if gains:
+        assert told is None
+    else:
+        assert told is not None
+        assert told.startswith(f"{tokens:,} tokens are too few to gain on this GPU")
+    assert why_no_gain(PRESETS["balanced"], 128, 0.25, shapes, "NVIDIA H100 80GB HBM3") is None
 
 
 def test_a_preset_is_worth_its_while_from_where_it_gains():
