@@ -201,6 +201,24 @@ def test_the_compiled_runs():
             assert f"{run['predicted_seconds']:.0f}" in text
 
 
+OTHERS = ("hunyuanvideo", "wan1.3b", "qwen_2048", "ltx_video")
+
+
+def test_the_other_models():
+    _, rows = table_after("docs/performance.md", "**Other models**")
+    assert len(rows) == len(OTHERS)
+    for (name, cells), model in zip(rows.items(), OTHERS, strict=True):
+        found = {row["name"]: row for row in record(f"pipeline_{model}")}
+        balanced, fast, dense = found["balanced"], found["fast"], found["best dense"]
+        seconds = [f"{row['whole_seconds']:.1f} s" for row in (found["stock"], balanced, fast)]
+        assert [cells[2], *cells[4:6]] == seconds, name
+        assert cells[3] == f"{dense['whole_seconds']:.1f} s ({dense['engine']})"
+        over = [
+            f"{row['over_stock']:.2f}x, {row['over_best_dense']:.2f}x" for row in (balanced, fast)
+        ]
+        assert [cell.replace("*", "") for cell in cells[6:]] == over
+
+
 def test_tiles_in_turn():
     _, rows = table_after("docs/performance.md", "**Tiles in turn.**")
     found = record("turns")
