@@ -82,12 +82,18 @@ class PipelineFacts:
         prompt_apart: Whether the prompt is not in the self-attention sequence: other tokens than
             the video's are condition frames or history there.
         uncounted_text: Text tokens in that sequence which ``max_sequence_length`` does not count.
+        calls_besides: Calls of the transformer in a step beside those of guidance, of one sample
+            each, where a pipeline is told nothing else.
+        stand_ins: Whether the call that denoises asks text connectors and VAEs for something, also
+            where it gives latents.
     """
 
     fps: float = 24
     least_steps: int = 1
     prompt_apart: bool = False
     uncounted_text: int = 0
+    calls_besides: int = 0
+    stand_ins: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

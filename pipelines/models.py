@@ -90,6 +90,9 @@ LTX_NOISE = {
     "use_dynamic_shifting": True, "base_shift": 0.95, "max_shift": 2.05, "shift_terminal": 0.1,
     "base_image_seq_len": 1024,
 }  # fmt: skip
+LTX_2_VAE = {
+    "decoder_causal": False, "spatial_compression_ratio": 32, "temporal_compression_ratio": 8,
+}  # fmt: skip
 FLOW = "FlowMatchEulerDiscreteScheduler"
 QWEN_NOISE = {
     "use_dynamic_shifting": True, "max_shift": 0.9, "max_image_seq_len": 8192,
@@ -284,7 +287,27 @@ VIDEO = (
         video_shape=grid_readers.packed_video,
         text="suffix",
         guidance="uncond first",
-        pipeline=PipelineFacts(prompt_apart=True),
+        releases=(
+            Release(
+                name="LTX-2",
+                config={"num_layers": 48, "gated_attn": False, "cross_attn_mod": False},
+                hub=Hub(
+                    short="ltx-2",
+                    repository="Lightricks/LTX-2",
+                    pipeline="LTX2Pipeline",
+                    frames=121,
+                    height=512,
+                    width=768,
+                    steps=30,
+                    guidance=3.0,
+                    fps=24,
+                    spatial=None,
+                    scheduler=(FLOW, LTX_NOISE),
+                    vae=("AutoencoderKLLTX2Video", LTX_2_VAE),
+                ),
+            ),
+        ),
+        pipeline=PipelineFacts(prompt_apart=True, calls_besides=2, stand_ins=True),
     ),
     Model(
         name="Allegro",

@@ -307,8 +307,9 @@ AS_PUBLISHED: tuple[AsPublished, ...] = (
         differs="blocks are 64 x 64 (there 128 x 64, or 64 x 128 on Hopper). The thresholds are "
         "one setting of the release for all layers and heads; its search for each head, the "
         "skipping of products of small weights inside the kernel, and its low bits are not here "
-        "(`precision=int8` is ours). `min_similarity=0.6` fits every estimator that looks at data "
-        "in equal blocks",
+        "(`precision=int8` is ours). How much is computed follows from the data; a density stands "
+        "in for the .98 alone, and unlike blocks come beside it. `min_similarity=0.6` fits every "
+        "estimator that looks at data in equal blocks",
     ),
     AsPublished(
         preset="sol",

@@ -17,6 +17,7 @@ from vidsparse.kernels.planning.bits import Lists, lists_of_bits, pack_lists, un
 from vidsparse.kernels.planning.permute import in_token_order
 from vidsparse.policies.choice import CHOICE, Alternative, choose, per_head, silent_heads
 from vidsparse.policies.estimator import PLAN, Estimate, Inputs
+from vidsparse.policies.judge import beside_density
 from vidsparse.policies.lists import lists_of_mask, plan_of_lists
 from vidsparse.policies.orders import Arranged
 from vidsparse.policies.policy import Policy
@@ -49,7 +50,7 @@ class Planner:
         self._estimates = Memory(4, lambda estimate: estimate.scores.nbytes)
         self._densities = Memory(REMEMBERED, lambda density: 0)
         self._states = Memory(LAYERS, LayerState.nbytes)
-        self.notes: dict[str, None] = {}
+        self.notes: dict[str, None] = dict.fromkeys(beside_density(policy))
         self.counts: Counter[str] = Counter()
 
     def start_run(self) -> None:

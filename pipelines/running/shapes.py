@@ -48,7 +48,7 @@ def shapes_of(checkpoint: Checkpoint, grid: TokenGrid) -> Shapes:
         heads=heads,
         head_dim=head_dim,
         linear=linear_work(model, transformer),
-        samples=2 if guided else 1,
+        samples=(2 if guided else 1) + model.pipeline.calls_besides,
         masked=model.masked,
     )
 
@@ -76,7 +76,7 @@ def memory_of(
         weights=experts * transformer.num_parameters(),
         saved=experts * saved_by_fp8(transformer) if fp8 else 0,
         inner=widest(model, transformer),
-        batch=1 if model.guidance == "calls" else shapes.samples,
+        batch=1 if model.guidance == "calls" else shapes.samples - model.pipeline.calls_besides,
     )
 
 

@@ -1,5 +1,6 @@
 """Pipelines with random weights, without text encoder and VAE: whole runs of every kind."""
 
+import json
 import runpy
 from pathlib import Path
 
@@ -12,17 +13,20 @@ from vidsparse.bench import denoising, real_size
 from vidsparse.bench.denoising import Video
 from vidsparse.bench.dense_engine import dense_preset
 from vidsparse.errors import BadInputError
+from vidsparse.grid import TokenGrid
 from vidsparse.kernels.dense import dense_attention
 from vidsparse.pipelines.models import find_model
 from vidsparse.pipelines.running.checkpoints import CHECKPOINTS, TINY, find_checkpoint
 from vidsparse.pipelines.running.load import load_pipeline
 from vidsparse.pipelines.running.quantized import quantize_in_place
-from vidsparse.pipelines.running.shapes import empty_pipeline
+from vidsparse.pipelines.running.shapes import empty_pipeline, shapes_of
 from vidsparse.pipelines.running.stack import Stack
 from vidsparse.pipelines.session import Session
+from vidsparse.presets import PRESETS
 
 WHERE = Path(__file__).parents[1] / "pipelines" / "tiny_pipelines.py"
 BUILD = runpy.run_path(str(WHERE))["BUILDERS"]
+GRID = TokenGrid(3, 3, 4)
 SMALL = {"cogvideox": (9, 32), "ltx": (9, 32), "hunyuan_video": (9, 32), "flux": (1, 32)}
 
 
@@ -47,6 +51,59 @@ def test_a_pipeline_of_every_kind_denoises_without_its_text_encoder(name, tmp_pa
     assert (
         real_size.lists_of(find_model(real.pipe.transformer), real.pipe.transformer) == real.whole
     )
+
+
+AUDIO = {
+    "audio_in_channels": 4, "audio_out_channels": 4, "audio_num_attention_heads": 2,
+    "audio_attention_head_dim": 4, "audio_cross_attention_dim": 8,
+}  # fmt: skip
+LTX2 = {
+    "transformer": {
+        "_class_name": "LTX2VideoTransformer3DModel", "in_channels": 8, "out_channels": 8,
+        "num_attention_heads": 2, "attention_head_dim": 8, "cross_attention_dim": 16,
+        "num_layers": 2, "caption_channels": 12, **AUDIO,
+    },
+    "vae": {
+        "_class_name": "AutoencoderKLLTX2Video", "latent_channels": 8,
+        "spatial_compression_ratio": 32, "temporal_compression_ratio": 8,
+    },
+    "scheduler": {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changed", [{}, {"use_prompt_embeddings": False}])
+def test_ltx_2_denoises_video_and_audio_without_connectors_and_vaes(changed, tmp_path):
+    """Of LTX-2, and with text as LTX-2.3 takes it: in widths of each stream."""
+    index = {"_class_name": "LTX2Pipeline"}
+    for name, config in LTX2.items():
+        (tmp_path / name).mkdir()
+        file = "scheduler_config.json" if name == "scheduler" else "config.json"
+        config |= changed if name == "transformer" else {}
+        (tmp_path / name / file).write_text(json.dumps(config))
+        index[name] = ["diffusers", config["_class_name"]]
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    found = find_checkpoint(tmp_path)
+    real = real_size.build(found, layers=1, device="cpu", dtype="float32")
+    video = Video(frames=17, height=96, width=128, guidance=3.0)
+    calls: list[tuple[int, int, int]] = []
+
+    def seen(_, given, named, *__):
+        calls.append((len(named["hidden_states"]), named["audio_hidden_states"].shape[1]))
+
+    real.pipe.transformer.register_forward_hook(seen, with_kwargs=True)
+    made = denoising.run(real.pipe, video, 2)
+    assert calls == [(2, 18), (1, 18), (1, 18)] * 2  # guidance; of blocks; of modalities
+    assert sum(samples for samples, _ in calls) == 2 * shapes_of(found, GRID).samples
+    assert made.latents.shape == (1, 8, 3, 3, 4)
+    assert made.latents.isfinite().all()
+    preset = PRESETS["draft"].override(
+        {"density": 1.0, "min_tokens": 0, "block": 16, "warmup": 0.0, "ramp_until": 0.0}
+    )
+    with Session(real.pipe, preset, strict=True) as session:
+        again = denoising.run(real.pipe, video, 2).latents
+        branches = {key.branch.split("/")[1] for key in session.stats.calls}
+    torch.testing.assert_close(again, made.latents, rtol=1e-4, atol=1e-4)
+    assert branches == {"cond", "uncond", "uncond_stg", "uncond_modality"}
 
 
 def test_fewer_blocks_keep_the_class_and_every_other_size():

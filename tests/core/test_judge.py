@@ -7,6 +7,7 @@ import torch
 
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
+from vidsparse.planner import Planner
 from vidsparse.policies.judge import similarity, unlike
 from vidsparse.presets import PRESETS
 
@@ -67,6 +68,41 @@ def test_a_judge_goes_with_costs_and_with_a_density(make_inputs):
             each.plan(each.estimate(inputs), inputs).to_block_mask() for each in (policy, plain)
         ]
         assert torch.equal(*plans)
+
+
+@pytest.mark.parametrize("name", ["sparge", "draft", "balanced"])
+@pytest.mark.parametrize("density", [0.2, 0.5])
+def test_unlike_blocks_come_beside_a_density_and_take_nothing_from_others(
+    make_inputs, name, density
+):
+    """One head of unlike tokens once took the whole density of its layer."""
+    grid = TokenGrid(2, 8, 8)
+    q, k = (torch.randn(1, 2, 8, 8).repeat_interleave(16, dim=2) for _ in "qk")
+    q[:, 0], k[:, 0] = torch.randn(128, 8), torch.randn(128, 8)
+    k[:, 1, 32:48] = torch.randn(16, 8)
+    inputs = call(make_inputs, grid=grid, q=q, k=k)
+    changes = {"density": density, "block": 16}
+    judges, plain = (
+        PRESETS[name].override(changes | {"min_similarity": least}).policy for least in (0.6, -1.0)
+    )
+    keep, without = (
+        each.plan(each.estimate(inputs), inputs).to_block_mask() for each in (judges, plain)
+    )
+    rows, columns = unlike(inputs, 0.6)
+    assert rows[0, 0].all()
+    assert columns[0, 1].tolist() == [False, False, True] + [False] * 5
+    assert torch.equal(keep, without | rows[..., None] | columns[..., None, :])
+    assert float(without[0, 1].float().mean()) > density / 2
+
+
+@pytest.mark.parametrize("given", [{"density": 0.2}, {"mean_density": 0.35}, {}])
+def test_it_is_said_that_a_density_is_not_all(given):
+    notes = list(Planner(PRESETS["sparge"].override(given).policy).notes)
+    if not given:
+        assert notes == []
+        return
+    ((name, value),) = given.items()
+    assert f"(min_similarity=0.6) are computed beside {name}={value}: how much" in notes[0]
 
 
 def test_two_values_of_a_mean_are_one_deviation_from_their_mean(make_inputs):

@@ -171,6 +171,7 @@ REAL = {  # as their configs on the hub say, where they differ from diffusers' d
     "CogVideoX1.5-5B": ("CogVideoXTransformer3DModel", COG_5B | {"patch_size_t": 2}, 1),
     "Cosmos-1.0-Diffusion-14B-Text2World": ("CosmosTransformer3DModel", COSMOS_14B, 1),
     "LTX-Video": ("LTXVideoTransformer3DModel", {}, 1),
+    "LTX-2": ("LTX2VideoTransformer3DModel", {}, 1),
     "FLUX.1-dev": ("FluxTransformer2DModel", {"guidance_embeds": True}, 1),
     "Qwen-Image": ("QwenImageTransformer2DModel", {}, 1),
 }  # fmt: skip
@@ -186,6 +187,9 @@ NONE = {
     "Cosmos 7B": ("CosmosTransformer3DModel", {}, 1),
     "LTX-Video 13B": (
         "LTXVideoTransformer3DModel", {"num_layers": 48, "attention_head_dim": 128}, 1
+    ),
+    "LTX-2.3": (
+        "LTX2VideoTransformer3DModel", {"gated_attn": True, "cross_attn_mod": True}, 1
     ),
     "FLUX.1-schnell": ("FluxTransformer2DModel", {}, 1),
     "Cosmos-Predict2-14B": (

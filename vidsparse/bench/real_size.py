@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vidsparse.bench.stand_ins import put_stand_ins
 from vidsparse.errors import BadInputError
 from vidsparse.pipelines.model import Model
 from vidsparse.pipelines.models import find_model
@@ -93,6 +94,8 @@ def build(checkpoint: Checkpoint, *, layers: int | None, device: str, dtype: str
     for name, value in vars(empty).items():
         if name.startswith("vae_s") or name.endswith("_compression_ratio"):
             setattr(pipe, name, value)  # read of the VAE that is left out
+    if model.pipeline.stand_ins:
+        put_stand_ins(pipe)
     pipe.set_progress_bar_config(disable=True)
     return RealSize(pipe, wanted, whole)
 

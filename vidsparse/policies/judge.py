@@ -40,16 +40,34 @@ def unlike(inputs: Inputs, least: float) -> tuple[Tensor, Tensor]:
     return queries, similarity(k, blocks.kv_block) <= least
 
 
-def without_unlike(estimate: Estimate, keys: Tensor, measure: Measure) -> Estimate:
+def unlike_pairs(inputs: Inputs, least: float) -> Tensor:
+    """Pairs of blocks of which either is unlike, boolean ``(batch, heads, M, N)``."""
+    queries, keys = unlike(inputs, least)
+    return queries[..., None] | keys.unsqueeze(-2)
+
+
+def without_unlike(estimate: Estimate, inputs: Inputs, least: float, measure: Measure) -> Estimate:
     """The estimate of the other key blocks: the mass of unlike ones, kept anyway, is not in it."""
     if measure is not Measure.LOG_MASS:
         return estimate
-    mass, away = estimate.log_mass, keys.unsqueeze(-2)
+    mass, away = estimate.log_mass, unlike(inputs, least)[1].unsqueeze(-2)
     return dataclasses.replace(
         estimate,
         scores=estimate.scores.masked_fill(away, -math.inf),
         log_mass=None if mass is None else mass.masked_fill(away, -math.inf),
     )
+
+
+def beside_density(policy: Policy) -> list[str]:
+    """What to say where a density is not all that is computed."""
+    if policy.min_similarity is None or policy.any_density is None:
+        return []
+    name = "mean_density" if policy.density is None else "density"
+    return [
+        f"blocks of unlike tokens (min_similarity={policy.min_similarity:g}) are computed beside "
+        f"{name}={policy.any_density:g}: how much is computed in all depends on the data; a lower "
+        "min_similarity finds fewer of them"
+    ]
 
 
 def why_no_judge(policy: Policy) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from vidsparse.policies.correction import Correction, NoCorrection, Run
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
 from vidsparse.policies.few_heads import by_few_heads, for_all_heads
 from vidsparse.policies.fit import check_fit, check_numbers
-from vidsparse.policies.judge import unlike, without_unlike
+from vidsparse.policies.judge import unlike_pairs, without_unlike
 from vidsparse.policies.lists import lists_of_mask, plan_of_lists
 from vidsparse.policies.orders import Order, Raster
 from vidsparse.policies.part import Part
@@ -62,7 +63,7 @@ class Policy:
             at least 1. None lets every head score for itself.
         min_similarity: Blocks whose tokens are no more alike, by their mean cosine in [-1, 1], are
             not judged by their mean: of such keys every row reads the block, and such queries read
-            all keys. None judges every block.
+            all keys. Under a density they come beside it. None judges every block.
         alternatives: Other orders and estimators; each head takes what errs least on sampled rows.
         density: Share of query-key pairs that are computed once the schedule has left the dense
             steps, in (0, 1]. None leaves it to the mean density, to the selector, or to the
@@ -167,12 +168,13 @@ class Policy:
         """Text, and the diagonal where the selector keeps it, boolean ``(M, N)``."""
         return blocks.always_kept if self.selector.keeps_diagonal else blocks.text_kept
 
-    def always(self, inputs: Inputs, *, own: bool = True) -> Tensor:
+    def always(self, inputs: Inputs, *, own: bool = True, judges: bool = True) -> Tensor:
         """What is kept whatever it scores, boolean ``(M, N)`` or ``(B|1, H|1, M, N)``.
 
         Args:
             inputs: Of the call.
             own: With text and the diagonal, which a rule that is exact to the token keeps itself.
+            judges: With the blocks of unlike tokens.
         """
         blocks = inputs.blocks
         only = blocks.only
@@ -183,9 +185,8 @@ class Policy:
         if self.anchor in (Anchor.QUERIES, Anchor.BOTH):
             first = blocks.first_frame(blocks.block)
             always = always | (first if only is None else first[..., only])[..., None]
-        if self.min_similarity is not None:
-            queries, keys = unlike(inputs, self.min_similarity)
-            always = always | queries[..., None] | keys.unsqueeze(-2)
+        if self.min_similarity is not None and judges:
+            always = always | unlike_pairs(inputs, self.min_similarity)
         always = self.compensation.always(always)
         if self.rotate:
             period = max(2, round(1 / self.rotate))
@@ -222,12 +223,12 @@ class Policy:
         """
         density = self.density if density is None else density
         measure = self.estimator.measure if measure is None else measure
-        if self.min_similarity is not None:
-            estimate = without_unlike(estimate, unlike(inputs, self.min_similarity)[1], measure)
+        estimate = self._judged(estimate, inputs, measure, density)
         exact = estimate.exact if is_exact(self) else None
         if exact is not None and density is None:
             return with_whole(exact, self.always(inputs, own=False))
-        always, number = self.always(inputs), estimate.scores.shape[-1]
+        always = self.always(inputs, judges=density is None)
+        number = estimate.scores.shape[-1]
         least = max(1, round(self.floor * number))
         if isinstance(density, Tensor):
             heads = max(density.shape[1], estimate.scores.shape[1])
@@ -247,6 +248,21 @@ class Policy:
             return plan
         keep = plan.to_block_mask() | estimate.besides
         return plan_of_lists(lists_of_mask(keep), inputs.blocks)
+
+    def _judged(
+        self, estimate: Estimate, inputs: Inputs, measure: Measure, density: float | Tensor | None
+    ) -> Estimate:
+        """An estimate without unlike keys; under a density unlike blocks come beside it.
+
+        Paid from the density they would leave nothing to the others, where they are many.
+        """
+        if self.min_similarity is None:
+            return estimate
+        if density is None:
+            return without_unlike(estimate, inputs, self.min_similarity, measure)
+        beside = unlike_pairs(inputs, self.min_similarity)
+        beside = beside if estimate.besides is None else beside | estimate.besides
+        return dataclasses.replace(estimate, besides=beside)
 
     def attending(
         self, work: Work, kernel: Kernel, *, exact: Kernel, way: float, replan: int
