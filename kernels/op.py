@@ -176,7 +176,9 @@ def _(
 
 def _laid_out_like(x: Tensor, like: Tensor) -> Tensor:
     """``x`` with the strides and dtype that the fake implementation promised."""
-    strides = torch.empty_like(like, device="meta").stride()
+    strides = like.stride()
+    if not like.is_contiguous():
+        strides = torch.empty_like(like, device="meta").stride()
     if x.stride() == strides and x.dtype == like.dtype:
         return x
     return torch.empty_like(like).copy_(x)

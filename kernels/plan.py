@@ -166,24 +166,35 @@ class BlockPlan:
         """
         return float(self.head_density().mean())
 
-    def head_density(self) -> Tensor:
-        """Density of each head, float32 ``(B|1, H|1)``, without a host sync."""
+    def head_density(
+        self, *, q_sizes: Tensor | None = None, kv_sizes: Tensor | None = None
+    ) -> Tensor:
+        """Density of each head, float32 ``(B|1, H|1)``, without a host sync.
+
+        Args:
+            q_sizes: As the attribute, where somebody has it.
+            kv_sizes: Likewise.
+        """
+        q_sizes = self.q_sizes if q_sizes is None else q_sizes
         if self.q_offsets is None and self.kv_offsets is None:
-            return self._density_of_counts()
-        mask, keys = self.to_block_mask(), self.kv_sizes.unsqueeze(-2)
+            return self._density_of_counts(q_sizes)
+        keys = (self.kv_sizes if kv_sizes is None else kv_sizes).unsqueeze(-2)
+        mask = self.to_block_mask()
         skipped = 0.0 if self.pooled is None else (keys > 0).float()
         kept_keys = torch.where(mask, keys, skipped).sum(dim=-1)
-        return ((kept_keys * self.q_sizes).sum(dim=-1) / (self.q_len * self.kv_len)).float()
+        return ((kept_keys * q_sizes).sum(dim=-1) / (self.q_len * self.kv_len)).float()
 
-    def _density_of_counts(self) -> Tensor:
+    def _density_of_counts(self, q_sizes: Tensor) -> Tensor:
         """Density from the lengths of the lists; only the last key block can be short."""
-        last = self.kv_index.gather(-1, (self.kv_count.long() - 1).clamp(min=0)[..., None])[..., 0]
-        ends_short = (last == self.num_kv_blocks - 1) & (self.kv_count > 0)
+        keys = self.kv_count * self.kv_block
         missing = self.num_kv_blocks * self.kv_block - self.kv_len
-        keys = self.kv_count.float() * self.kv_block - ends_short * missing
+        if missing:
+            at = (self.kv_count.long() - 1).clamp(min=0)[..., None]
+            ends_short = self.kv_index.gather(-1, at)[..., 0] == self.num_kv_blocks - 1
+            keys = keys.add(ends_short, alpha=-missing).clamp(min=0)  # an empty list has no end
         if self.pooled is not None:
             keys = keys + (self.num_kv_blocks - self.kv_count)
-        return (keys * self.q_sizes).sum(dim=-1) / (self.q_len * self.kv_len)
+        return (keys * q_sizes).sum(dim=-1) / (self.q_len * self.kv_len)
 
     def to_block_mask(self) -> Tensor:
         """The plan as a boolean ``(B|1, H|1, M, N)``."""

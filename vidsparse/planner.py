@@ -12,9 +12,11 @@ from torch import Tensor
 
 from vidsparse.budgets import Budgets
 from vidsparse.errors import BadInputError
+from vidsparse.grid import TokenGrid
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.kernels.planning.bits import Lists, lists_of_bits, pack_lists, unpack_bits
 from vidsparse.kernels.planning.permute import in_token_order
+from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.choice import CHOICE, Alternative, choose, per_head, silent_heads
 from vidsparse.policies.estimator import PLAN, Estimate, Inputs
 from vidsparse.policies.judge import beside_density
@@ -22,9 +24,10 @@ from vidsparse.policies.lists import lists_of_mask, plan_of_lists
 from vidsparse.policies.orders import Arranged
 from vidsparse.policies.policy import Policy
 from vidsparse.policies.work import Work
-from vidsparse.state import LayerState, Memory, Verdict
+from vidsparse.state import Kept, LayerState, Memory, Verdict
 
 REMEMBERED = 16  # static plans: a ramp of 16 steps at one size, or several sizes without a ramp
+GEOMETRIES = 4  # of which everything that follows from them alone is kept
 LAYERS = 4096  # of all experts, branches and geometries: none is forgotten within a generation
 
 
@@ -50,12 +53,20 @@ class Planner:
         self._estimates = Memory(4, lambda estimate: estimate.scores.nbytes)
         self._densities = Memory(REMEMBERED, lambda density: 0)
         self._states = Memory(LAYERS, LayerState.nbytes)
+        self._geometries = Memory(GEOMETRIES, Kept.nbytes)
         self.notes: dict[str, None] = dict.fromkeys(beside_density(policy))
         self.counts: Counter[str] = Counter()
 
     def start_run(self) -> None:
         """Forget what belongs to the run before; static plans stay."""
         self._states.clear()
+
+    def blocks(
+        self, grid: TokenGrid, block: int, device: torch.device, key_block: int | None
+    ) -> Blocks:
+        """A sequence in raster order, cut into blocks; calls alike in that share what it keeps."""
+        kept = self._geometries.get((grid, block, device, key_block), Kept)
+        return Blocks(grid, block, device, key_block=key_block, kept=kept)
 
     def state(self, key: Hashable) -> LayerState:
         """What a layer remembers; the key names the layer, branch, expert and geometry."""
@@ -214,7 +225,8 @@ class Planner:
 
     def nbytes(self) -> int:
         """Bytes remembered on the device."""
-        return self._plans.nbytes() + self._estimates.nbytes() + self._states.nbytes()
+        of_calls = self._states.nbytes() + self._geometries.nbytes()
+        return self._plans.nbytes() + self._estimates.nbytes() + of_calls
 
     def host_nbytes(self) -> int:
         """Bytes remembered in host memory."""

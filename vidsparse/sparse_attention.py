@@ -22,7 +22,6 @@ from vidsparse.kernels.engines.table import check_engine, why_gathered
 from vidsparse.kernels.planning.permute import unpermute_tokens
 from vidsparse.kernels.threads import one_thread
 from vidsparse.planner import Planner
-from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.correction import Run
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.policy import Policy
@@ -347,7 +346,7 @@ class SparseAttention:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         policy, schedule = self.preset.policy, self.preset.schedule
         block = policy.block_on(q.device.type, call.grid.tokens, q.shape[-1])
-        blocks = Blocks(call.grid, block, q.device, key_block=policy.key_block)
+        blocks = self._planner.blocks(call.grid, block, q.device, policy.key_block)
         state, shared = LayerState(), None
         if call.known:
             where = (call.expert, call.sample, call.turn, q.shape[0], str(q.device))
@@ -454,8 +453,10 @@ class SparseAttention:
             like: Queries as they came, ``(batch, seq, heads, head_dim)``: so the model reads on.
         """
         head_density = work.head_density()
-        head_density = head_density + besides
-        head_density = all_of(call.share, head_density).mean(dim=0)
+        if isinstance(besides, Tensor) or besides:
+            head_density = head_density + besides
+        head_density = all_of(call.share, head_density)
+        head_density = head_density[0] if len(head_density) == 1 else head_density.mean(dim=0)
         self._record(call, head_density)
         if call.share is not None:
             self.stats.loads[call.key] = call.share.imbalance(head_density)

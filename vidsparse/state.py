@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from vidsparse.grid import TokenGrid
 from vidsparse.head_sharing import HeadShare
+
+Made = TypeVar("Made")
 
 
 class LayerState:
@@ -38,6 +39,7 @@ class LayerState:
         self.tensors: dict[str, Tensor] = {}
         self.on_host: dict[str, HostCopy] = {}
         self.steps: dict[str, int] = {}
+        self._bytes, self._host_bytes = 0, 0  # counted as they come: asked for at every call
 
     def get(self, name: str) -> Tensor | None:
         """A tensor on the device, or None if there is none."""
@@ -45,11 +47,16 @@ class LayerState:
 
     def put(self, name: str, value: Tensor, step: int) -> None:
         """Remember a tensor and the step it is of."""
+        before = self.tensors.get(name)
+        self._bytes += value.nbytes - (0 if before is None else before.nbytes)
         self.tensors[name], self.steps[name] = value, step
 
     def park(self, name: str, value: Tensor, step: int) -> None:
         """Remember a tensor in host memory: one that is large, and read once in a while."""
-        self.on_host.setdefault(name, HostCopy()).put(value)
+        copy = self.on_host.setdefault(name, HostCopy())
+        before = copy.nbytes
+        copy.put(value)
+        self._host_bytes += copy.nbytes - before
         self.steps[name] = step
 
     def age(self, name: str, step: int) -> int | None:
@@ -65,14 +72,54 @@ class LayerState:
             self.tensors[name] = share.mine(before.everyone(tensor))
         for copy in self.on_host.values():
             copy.put(share.mine(before.everyone(copy.back())))
+        self._bytes = sum(tensor.nbytes for tensor in self.tensors.values())
+        self._host_bytes = sum(copy.nbytes for copy in self.on_host.values())
 
     def nbytes(self) -> int:
         """Bytes held on the device."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
+        return self._bytes
 
     def host_nbytes(self) -> int:
         """Bytes held in host memory."""
-        return sum(copy.nbytes for copy in self.on_host.values())
+        return self._host_bytes
+
+
+class Kept:
+    """What follows from a geometry alone, by name: made once, then read by every call.
+
+    Nobody may change what it holds. What is made while a CUDA graph is captured is not kept: it is
+    not there before the graph runs.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[Hashable, Any] = {}
+        self._bytes = 0
+
+    def get(self, name: Hashable, make: Callable[[], Made]) -> Made:
+        """The tensors of a name, made now if they are not there.
+
+        Args:
+            name: Says all that they depend on beside the geometry.
+            make: Gives a tensor, a tuple of tensors or a plan.
+        """
+        if name in self._made:
+            return self._made[name]
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            return make()
+        with torch.inference_mode(False), torch.no_grad():  # it outlives the mode it is made in
+            self._made[name] = made = make()
+        self._bytes += _bytes_of(made)
+        return made
+
+    def nbytes(self) -> int:
+        """Bytes held on the device."""
+        return self._bytes
+
+
+def _bytes_of(made: Any) -> int:
+    if isinstance(made, Tensor):
+        return made.nbytes
+    return sum(map(_bytes_of, made)) if isinstance(made, tuple) else made.nbytes()
 
 
 class HostCopy:
@@ -144,17 +191,19 @@ class Memory:
     def __init__(self, capacity: int, nbytes: Callable[[Any], int]) -> None:
         self._capacity = capacity
         self._nbytes = nbytes
-        self._values: OrderedDict[Hashable, Any] = OrderedDict()
+        self._values: dict[Hashable, Any] = {}  # those used last come last
 
     def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """The value of ``key``, made now if it is not remembered."""
         if key not in self._values:  # it outlives the mode that it is made in
             with torch.inference_mode(False), torch.no_grad():
-                self._values[key] = make()
-        self._values.move_to_end(key)
+                value = make()
+        else:
+            value = self._values.pop(key)
+        self._values[key] = value
         while len(self._values) > self._capacity:
-            self._values.popitem(last=False)
-        return self._values[key]
+            del self._values[next(iter(self._values))]
+        return value
 
     def clear(self) -> None:
         """Forget everything."""

@@ -21,6 +21,8 @@ from torch import Tensor
 from vidsparse.errors import BadInputError
 from vidsparse.kernels.dispatch import use_triton
 
+Biases = tuple[Tensor, Tensor]
+
 
 def block_mass(
     query: Tensor,
@@ -29,6 +31,7 @@ def block_mass(
     key_sizes: Tensor,
     *,
     scale: float,
+    biases: Biases | None = None,
     impl: str = "auto",
 ) -> Tensor:
     """Estimated log-mass of each pair of blocks; no map of parts is ever written.
@@ -39,21 +42,33 @@ def block_mass(
         query_sizes: Tokens in each part, ``(M, a)``, as ``part_sizes`` gives them.
         key_sizes: ``(N, b)``.
         scale: Score scale.
+        biases: ``part_biases`` of the sizes, where somebody keeps them.
         impl: "triton", "reference", or "auto": Triton on CUDA.
 
     Returns:
         Float32 ``(batch, heads, M, N)``.
     """
     _check(query, key)
-    weights = query_sizes / query_sizes.sum(dim=-1, keepdim=True)
+    biases = part_biases(query_sizes, key_sizes) if biases is None else biases
     if use_triton(impl, query):
         from vidsparse.kernels.triton.block_scores import mass
 
-        return mass(query, key, weights, key_sizes, scale)
+        return mass(query, key, *biases, scale)
     scores = query.float().flatten(2, 3) @ key.float().flatten(2, 3).mT * scale
     scores = scores.unflatten(3, key.shape[2:4]).unflatten(2, query.shape[2:4])
-    scores = scores + weights.log()[:, :, None, None] + key_sizes.log()  # (B, H, M, a, N, b)
+    scores = scores + biases[0][:, :, None, None] + biases[1]  # (B, H, M, a, N, b)
     return scores.transpose(3, 4).flatten(4).logsumexp(dim=-1)
+
+
+def part_biases(query_sizes: Tensor, key_sizes: Tensor) -> Biases:
+    """What sizes of parts add to scores: ``ln w_a``, ``(M, a)``, and ``ln n_b``, ``(N, b)``.
+
+    Args:
+        query_sizes: As in ``block_mass``.
+        key_sizes: Likewise.
+    """
+    weights = query_sizes / query_sizes.sum(dim=-1, keepdim=True)
+    return weights.log(), key_sizes.log()
 
 
 def block_value_error(mass: Tensor, value: Tensor, *, impl: str = "auto") -> Tensor:

@@ -6,6 +6,8 @@ An order says where tokens are taken from: position ``p`` of the ordered sequenc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -33,6 +35,24 @@ def permute_tokens(x: Tensor, order: Tensor, *, impl: str = "auto") -> Tensor:
 
         return gather(x, order)
     return _taken(x, order)
+
+
+def permute_together(xs: Sequence[Tensor], order: Tensor, *, impl: str = "auto") -> list[Tensor]:
+    """``permute_tokens`` of two or three tensors, in one launch where they are alike.
+
+    Args:
+        xs: Each ``(batch, heads, seq, dim)``, any strides.
+        order: int32 ``(B|1, H|1, seq)``.
+        impl: As in ``permute_tokens``.
+    """
+    first = xs[0]
+    alike = all(x.shape == first.shape and x.dtype == first.dtype for x in xs)
+    if alike and all(use_triton(impl, x, differentiable=True) for x in xs):
+        from vidsparse.kernels.triton.permute import gather_alike
+
+        _check(first, order)
+        return list(gather_alike(xs, order))
+    return [permute_tokens(x, order, impl=impl) for x in xs]
 
 
 def in_token_order(x: Tensor, order: Tensor | None) -> Tensor:

@@ -8,6 +8,7 @@ order. A row never ends empty. NaN scores rank last.
 from __future__ import annotations
 
 import math
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -119,6 +120,7 @@ def select_budget(
     *,
     min_count: int = 1,
     always: Tensor | None = None,
+    tokens: int | None = None,
     impl: str = "auto",
 ) -> Lists:
     """Keep the best blocks of a whole layer under one density, shared among heads by need.
@@ -131,6 +133,7 @@ def select_budget(
             of each batch entry, ``(B,)``, as a tensor.
         min_count: Blocks per row at least, whatever the budget says.
         always: Boolean, broadcastable to ``scores``; they are paid from the budget.
+        tokens: Sum of the sizes of either side, where it is known; else it is made of them.
         impl: "triton", "reference", or "auto": Triton on CUDA.
 
     Raises:
@@ -142,8 +145,12 @@ def select_budget(
     if use_triton(impl, scores):
         from vidsparse.kernels.triton.select import budget_cutoff, rows
 
-        pairs = _all_pairs(scores, q_sizes, kv_sizes)
-        affordable = affordable_pairs(pairs, density).expand(entries).contiguous()
+        if tokens is None or isinstance(density, Tensor):
+            pairs = _all_pairs(scores, q_sizes, kv_sizes)
+            affordable = affordable_pairs(pairs, density).expand(entries).contiguous()
+        else:
+            pairs = affordable_pairs(tokens**2 * scores.shape[1], density)
+            affordable = torch.full((entries,), pairs, dtype=torch.int64, device=scores.device)
         cutoff = budget_cutoff(scores, always, q_sizes, kv_sizes, affordable)
         return rows(scores, always, number, least=min_count, cutoff=cutoff)
     ranking = Ranking(scores, q_sizes, kv_sizes, always=always)
@@ -193,11 +200,15 @@ class Ranking:
         return self._keys >= cutoff[..., None, None]
 
 
-def affordable_pairs(pairs: Tensor, density: float | Tensor) -> Tensor:
+@overload
+def affordable_pairs(pairs: int, density: float) -> int: ...
+@overload
+def affordable_pairs(pairs: Tensor, density: float | Tensor) -> Tensor: ...
+def affordable_pairs(pairs: Tensor | int, density: float | Tensor) -> Tensor | int:
     """The pairs that a density pays for, in whole numbers: not every device has float64.
 
     Args:
-        pairs: All pairs, int64 of any shape, below 2**50.
+        pairs: All pairs, int64 of any shape or a number, below 2**50.
         density: In (0, 1], a number or a tensor that broadcasts; counted in parts of 2**-32
             with ``ROUNDING``, rounded up.
 

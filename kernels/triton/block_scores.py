@@ -118,7 +118,7 @@ def _value_error(
         tl.store(out_ptr + row_at + j[None, :], error, mask=inside)
 
 
-def mass(query: Tensor, key: Tensor, weights: Tensor, sizes: Tensor, scale: float) -> Tensor:
+def mass(query: Tensor, key: Tensor, q_bias: Tensor, k_bias: Tensor, scale: float) -> Tensor:
     """Run the kernel; see ``block_mass``."""
     batch, heads, rows, a, head_dim = query.shape
     columns, b = key.shape[2:4]
@@ -128,7 +128,7 @@ def mass(query: Tensor, key: Tensor, weights: Tensor, sizes: Tensor, scale: floa
     bi, bj = (64, max(1, 128 // b)) if narrow else (32, max(1, 64 // b))
     _mass[(triton.cdiv(columns, bj), triton.cdiv(rows, bi), batch * heads)](
         query.contiguous(), key.contiguous(),
-        (weights.log() * LOG2E).contiguous(), (sizes.log() * LOG2E).contiguous(), out,
+        (q_bias * LOG2E).contiguous(), (k_bias * LOG2E).contiguous(), out,
         rows, columns, scale * LOG2E,
         D=head_dim, BD=wide, A=a, B=b, BI=bi, BJ=bj,
         num_warps=4,
@@ -142,15 +142,15 @@ def value_error(mass: Tensor, value: Tensor) -> Tensor:
     head_dim = value.shape[-1]
     value = value.expand(batch, heads, -1, -1).contiguous()
     kind = torch.bfloat16 if value.is_cuda else torch.float32  # what the interpreter multiplies
-    parts, rest = [], value
-    for _ in range(3):
-        parts.append(rest.to(kind))
-        rest = rest - parts[-1].float()
+    high = value.to(kind)
+    rest = value - high  # in float32
+    middle = rest.to(kind)
+    low = (rest - middle).to(kind)
     out = torch.empty_like(mass)
     wide = max(16, triton.next_power_of_2(head_dim))
     tall, across = (64, 32) if wide <= 128 else (32, 16)
     _value_error[(triton.cdiv(rows, tall), batch * heads)](
-        mass.contiguous(), *parts, value.square().sum(dim=-1), out, rows, columns,
+        mass.contiguous(), high, middle, low, value.square().sum(dim=-1), out, rows, columns,
         D=head_dim, BD=wide, BI=tall, BJ=across, num_warps=4,
         num_stages=2,  # three take more shared memory than GPUs before and beside Hopper have
     )  # fmt: skip

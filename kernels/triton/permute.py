@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from vidsparse.kernels.triton.primitives import shared_strides
 
 
 @triton.jit
@@ -16,6 +20,46 @@ def _move_rows(
     D: tl.constexpr, BD: tl.constexpr, ROWS: tl.constexpr, SCATTER: tl.constexpr,
 ):  # fmt: skip
     """``y[p] = x[order[p]]``, or ``y[order[p]] = x[p]``."""
+    _move_some(
+        x_ptr, y_ptr, order_ptr, x_b, x_h, x_s, x_d, y_b, y_h, y_s, y_d, order_b, order_h,
+        heads, seq, D, BD, ROWS, SCATTER,
+    )  # fmt: skip
+
+
+@triton.jit
+def _gather_alike(
+    x0_ptr, x1_ptr, x2_ptr, y0_ptr, y1_ptr, y2_ptr, order_ptr,
+    x0_b, x0_h, x0_s, x0_d, x1_b, x1_h, x1_s, x1_d, x2_b, x2_h, x2_s, x2_d, y_b, y_h, y_s,
+    order_b, order_h, heads, seq,
+    D: tl.constexpr, BD: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """``y[p] = x[order[p]]`` of two or three tensors of one shape, by the third program index."""
+    which = tl.program_id(2)
+    if which == 0:
+        _move_some(
+            x0_ptr, y0_ptr, order_ptr, x0_b, x0_h, x0_s, x0_d, y_b, y_h, y_s, 1, order_b, order_h,
+            heads, seq, D, BD, ROWS, False,
+        )  # fmt: skip
+    elif which == 1:
+        _move_some(
+            x1_ptr, y1_ptr, order_ptr, x1_b, x1_h, x1_s, x1_d, y_b, y_h, y_s, 1, order_b, order_h,
+            heads, seq, D, BD, ROWS, False,
+        )  # fmt: skip
+    else:
+        _move_some(
+            x2_ptr, y2_ptr, order_ptr, x2_b, x2_h, x2_s, x2_d, y_b, y_h, y_s, 1, order_b, order_h,
+            heads, seq, D, BD, ROWS, False,
+        )  # fmt: skip
+
+
+@triton.jit
+def _move_some(
+    x_ptr, y_ptr, order_ptr,
+    x_b, x_h, x_s, x_d, y_b, y_h, y_s, y_d, order_b, order_h,
+    heads, seq,
+    D: tl.constexpr, BD: tl.constexpr, ROWS: tl.constexpr, SCATTER: tl.constexpr,
+):  # fmt: skip
+    """``ROWS`` rows of one (batch, head)."""
     b = (tl.program_id(1) // heads).to(tl.int64)
     h = (tl.program_id(1) % heads).to(tl.int64)
     position = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -91,6 +135,20 @@ def gather(x: Tensor, order: Tensor) -> Tensor:
     return _move(x, torch.empty(x.shape, dtype=x.dtype, device=x.device), order, scatter=False)
 
 
+def gather_alike(xs: Sequence[Tensor], order: Tensor) -> tuple[Tensor, ...]:
+    """The same of two or three tensors of one shape and dtype, in one launch."""
+    batch, heads, seq, dim = xs[0].shape
+    order = order.contiguous()
+    ys = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in xs)
+    x, y = ((*each, each[-1])[:3] for each in (xs, ys))
+    wide, rows = _tile(dim)
+    _gather_alike[(triton.cdiv(seq, rows), batch * heads, len(xs))](
+        *x, *y, order, *x[0].stride(), *x[1].stride(), *x[2].stride(), *y[0].stride()[:3],
+        *shared_strides(order), heads, seq, D=dim, BD=wide, ROWS=rows, num_warps=4,
+    )  # fmt: skip
+    return ys
+
+
 def scatter(y: Tensor, order: Tensor, into: Tensor) -> Tensor:
     """``into[b, h, order[b, h, p]] = y[b, h, p]``."""
     return _move(y, into, order, scatter=True)
@@ -99,14 +157,18 @@ def scatter(y: Tensor, order: Tensor, into: Tensor) -> Tensor:
 def _move(x: Tensor, y: Tensor, order: Tensor, *, scatter: bool) -> Tensor:
     batch, heads, seq, dim = x.shape
     order = order.contiguous()
-    wide = triton.next_power_of_2(dim)
-    rows = max(16, min(128, 8192 // wide))
+    wide, rows = _tile(dim)
     _move_rows[(triton.cdiv(seq, rows), batch * heads)](
-        x, y, order, *x.stride(), *y.stride(),
-        *(0 if order.shape[i] == 1 else order.stride(i) for i in (0, 1)),
+        x, y, order, *x.stride(), *y.stride(), *shared_strides(order),
         heads, seq, D=dim, BD=wide, ROWS=rows, SCATTER=scatter, num_warps=4,
     )  # fmt: skip
     return y
+
+
+def _tile(dim: int) -> tuple[int, int]:
+    """Numbers of a row and rows that a program takes."""
+    wide = triton.next_power_of_2(dim)
+    return wide, max(16, min(128, 8192 // wide))
 
 
 def counting_sort(labels: Tensor, clusters: int) -> tuple[Tensor, Tensor]:

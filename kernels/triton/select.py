@@ -179,7 +179,7 @@ def _spend(
     steps = tl.arange(0, CUTOFFS)
     low_ptr += b * digits
     spent_ptr += (b * digits + digit) * CUTOFFS
-    low = tl.load(low_ptr)
+    low = ABSENT
     if digit > 0:
         last = tl.load(spent_ptr - CUTOFFS + steps)  # the first is never counted: zero
         too_much = tl.sum((last > tl.load(affordable_ptr + b)).to(tl.int32), 0)
@@ -202,12 +202,12 @@ def _spend(
         if HAS_ALWAYS:
             always_at = always_ptr + h * a_h + m * a_m
         _, keys = _load_keys(at, always_at, lane, columns, s_n, a_n, HAS_ALWAYS)
-        queries = tl.load(q_size_ptr + h * q_h + m * q_m)
+        queries = tl.load(q_size_ptr + h * q_h + m * q_m).to(tl.int64)
         if SHARED:
             tokens = _blocks_by_digit(keys, low, shift, steps, BN) * usual
         else:
             sizes_at = k_size_ptr + h * k_h + lane * k_n
-            sizes = tl.load(sizes_at, mask=lane < columns, other=0)
+            sizes = tl.load(sizes_at, mask=lane < columns, other=0).to(tl.int32)
             tokens = _tokens_by_digit(keys, sizes, low, shift, steps, CUTOFFS)
         total += tokens * queries
     if SHARED:
@@ -228,7 +228,7 @@ def _spend(
                 _, one_each = _load_keys(
                     scores_at, forced_at, column, columns, s_n, a_n, HAS_ALWAYS
                 )
-                weight = tl.load(q_size_ptr + head * q_h + line * q_m) * more
+                weight = tl.load(q_size_ptr + head * q_h + line * q_m).to(tl.int64) * more
                 step = tl.where(there & (one_each >= low), _digit(one_each, low, shift, 15), -1)
                 pairs = tl.where(steps[:, None] == step[None, :], weight[None, :], 0)
                 total += tl.sum(pairs, 1)
@@ -286,13 +286,13 @@ def budget_cutoff(
     batch, heads, num_rows, columns = scores.shape
     bits = {torch.bfloat16: 16, torch.float16: 20}.get(scores.dtype, 32)  # the others are zero
     digits, wide = bits // DIGIT, max(8, triton.next_power_of_2(columns))
-    low = torch.full((batch, digits), ABSENT.value, dtype=torch.int32, device=scores.device)
+    low = torch.empty((batch, digits), dtype=torch.int32, device=scores.device)
     spent = torch.zeros((batch, digits, 1 << DIGIT), dtype=torch.int64, device=scores.device)
     forced, forced_strides = _always(scores, always)
     shared = kv_sizes.ndim == 1
     q_sizes, kv_sizes = (
         (size if size.ndim > 1 else size[None, None]).expand(batch, heads, -1)
-        for size in (q_sizes.to(torch.int64), kv_sizes.to(torch.int32))
+        for size in (q_sizes, kv_sizes)
     )
     programs = min(max(1, PROGRAMS // batch), heads * num_rows)
     for digit in range(digits):
@@ -303,13 +303,13 @@ def budget_cutoff(
             HAS_ALWAYS=always is not None, BITS=DIGIT, BN=wide, SHARED=shared, TALL=32,
             num_warps=max(1, wide // 1024),
         )  # fmt: skip
-    too_much = (spent[:, -1] > affordable[:, None]).sum(dim=-1)
-    cutoff = low[:, -1].long() + ((too_much + 1) << (32 - bits))
+    above = (spent[:, -1] > affordable[:, None]).sum(dim=-1) + 1
+    cutoff = low[:, -1] + (above << (32 - bits) if bits < 32 else above)  # int64
     return cutoff.clamp(max=FORCED.value).to(torch.int32)[:, None, None]
 
 
 def _always(scores: Tensor, always: Tensor | None) -> tuple[Tensor | None, tuple[int, ...]]:
     if always is None:
         return None, (0, 0, 0, 0)
-    forced = always.to(torch.uint8).expand(scores.shape)
+    forced = always.view(torch.uint8).expand(scores.shape)
     return forced, forced.stride()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.plan import block_sizes
+from vidsparse.state import Kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +30,8 @@ class Blocks:
         only: Of which query blocks a mask that needs no data is asked, ascending, int64 ``(R,)``:
             its scores then are ``(1, 1, R, N)``. None asks of all.
         key_block: Tokens in a block of keys; None takes as many as of queries.
+        kept: What follows from the grid, the size of blocks and the device alone. Copies in another
+            order or in clusters share it, as do the calls of a session.
     """
 
     grid: TokenGrid
@@ -38,6 +42,7 @@ class Blocks:
     kv_offsets: Tensor | None = None
     only: Tensor | None = None
     key_block: int | None = None
+    kept: Kept = field(default_factory=Kept, repr=False)
 
     @property
     def number(self) -> int:
@@ -64,7 +69,11 @@ class Blocks:
     @cached_property
     def sizes(self) -> Tensor:
         """Tokens in each equal block, float32 ``(N,)``."""
-        return block_sizes(self.grid.tokens, self.block, self.device)
+        return self._sizes(self.block)
+
+    def _sizes(self, block: int) -> Tensor:
+        tokens, device = self.grid.tokens, self.device
+        return self.kept.get(("sizes", block), lambda: block_sizes(tokens, block, device))
 
     @cached_property
     def q_sizes(self) -> Tensor:
@@ -76,7 +85,7 @@ class Blocks:
         """Tokens in each key block, float32 ``(N,)`` or ``(B|1, H|1, N)``."""
         if self.kv_offsets is not None:
             return self.kv_offsets.diff(dim=-1).float()
-        return block_sizes(self.grid.tokens, self.kv_block, self.device)
+        return self._sizes(self.kv_block)
 
     @property
     def kv_starts(self) -> Tensor:
@@ -91,15 +100,26 @@ class Blocks:
         """Boolean ``(M|R, N)``: text rows and columns, and of equal blocks the diagonal."""
         if self.q_offsets is not None or self.kv_offsets is not None:
             return self.text_kept
+        return self._kept_unless_some("always kept", self._text_or_diagonal)
+
+    def _text_or_diagonal(self) -> Tensor:
         asked, columns = self._asked, self.columns
         start = torch.arange(columns, device=self.device) * self.kv_block
         first, last = start // self.block, (start + self.kv_block - 1) // self.block
-        return self.text_kept | ((asked[:, None] >= first) & (asked[:, None] <= last))
+        return self._text() | ((asked[:, None] >= first) & (asked[:, None] <= last))
 
     @cached_property
     def text_kept(self) -> Tensor:
         """Boolean ``(M|R, N)``: text rows and columns alone."""
+        rows, columns = self.video_rows, self.video_columns
+        ends = (rows.start, rows.stop, columns.start, columns.stop)
+        return self._kept_unless_some(("text", self.rows, self.columns, *ends), self._text)
 
+    def _kept_unless_some(self, name: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """What was made before; of some query blocks alone it is made anew."""
+        return self.kept.get(name, make) if self.only is None else make()
+
+    def _text(self) -> Tensor:
         def text(number: int, video: slice) -> Tensor:
             at = torch.arange(number, device=self.device)
             return (at < video.start) | (at >= video.stop)

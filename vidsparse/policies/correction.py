@@ -122,7 +122,7 @@ class Delta(Correction):
         out, besides = run()
         q, k, v = work.inputs.qkv
         grid, rows = work.inputs.blocks.grid, self._rows(work)
-        exact = kernel(q.index_select(2, rows), k, v, plan_of_rows(work.plan, len(rows)))
+        exact = kernel(q.index_select(2, rows), k, v, self._plan(work, rows))
         gained = only_finite(exact.float() - out.index_select(2, rows).float())
         if self.exact_gain is Gain.AGREED:
             gained = gained * agreement(gained)
@@ -136,12 +136,21 @@ class Delta(Correction):
 
     def _rows(self, work: Work) -> Tensor:
         """Where the exact rows stand in the plan's order, int64 ``(runs,)``."""
+        kept = work.inputs.blocks.kept
+        return kept.get(("exact rows", self.exact_every, self.exact_at), lambda: self._made(work))
+
+    def _made(self, work: Work) -> Tensor:
         grid, device = work.inputs.blocks.grid, work.inputs.blocks.device
         end = grid.prefix + grid.video_tokens
         start = torch.arange(grid.prefix, end, self.exact_every, device=device)
         if self.exact_at is Row.FIRST:
             return start
         return start + (end - start).clamp(max=self.exact_every) // 2
+
+    def _plan(self, work: Work, rows: Tensor) -> BlockPlan:
+        plan, number = work.plan, len(rows)
+        name = ("plan of rows", number, plan.q_block, plan.kv_len, plan.kv_block)
+        return work.inputs.blocks.kept.get(name, lambda: plan_of_rows(plan, number))
 
     def pairs(self, ways: Sequence[float]) -> list[float]:
         """One row of each run, at every sparse step."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
-from vidsparse.kernels.planning.permute import permute_tokens
+from vidsparse.kernels.planning.permute import permute_together
 from vidsparse.policies.checks import check_sizes
 from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.part import Part
@@ -149,9 +149,8 @@ def cached_positions(order: StaticOrder, grid: TokenGrid, device: torch.device) 
 
 def in_order(inputs: Inputs, order: Tensor) -> Arranged:
     """A call with all its tokens in one order, int32 ``(B|1, H|1, seq)``."""
-    q, k, v = (
-        None if x is None else permute_tokens(x, order) for x in (inputs.q, inputs.k, inputs.v)
-    )
+    there = [x for x in (inputs.q, inputs.k, inputs.v) if x is not None]
+    q, k, v = permute_together(there, order) if there else (None, None, None)
     blocks = dataclasses.replace(inputs.blocks, order=order)
     return Arranged(dataclasses.replace(inputs, q=q, k=k, v=v, blocks=blocks), order, order)
 

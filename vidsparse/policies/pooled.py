@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
-from vidsparse.kernels.planning.block_scores import block_mass
+from vidsparse.kernels.planning.block_scores import Biases, block_mass, part_biases
 from vidsparse.kernels.planning.pooling import part_sizes, pool_blocks
+from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
 
 
@@ -75,15 +76,25 @@ def subblock_mass(inputs: Inputs, parts: int) -> Tensor:
     if blocks.q_offsets is not None or blocks.kv_offsets is not None or parts == 1:
         return pooled_mass(inputs)
     of_keys = math.gcd(parts, max(1, parts * blocks.kv_block // blocks.block))
-    query, q_sizes = _parts(q, blocks.block, parts, q.dtype, finite=True)
-    key, k_sizes = _parts(k, blocks.kv_block, of_keys, q.dtype)
-    return block_mass(query, key, q_sizes, k_sizes, scale=inputs.scale)
+    query = _parts(q, blocks.block, parts, q.dtype, finite=True)
+    key = _parts(k, blocks.kv_block, of_keys, q.dtype)
+    sizes, biases = _of_parts(blocks, parts, of_keys)
+    return block_mass(query, key, *sizes, scale=inputs.scale, biases=biases)
 
 
-def _parts(
-    x: Tensor, block: int, parts: int, dtype: torch.dtype, finite: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Means of the parts of blocks, ``(batch, heads, N, parts, head_dim)``, and their sizes."""
+def _of_parts(blocks: Blocks, parts: int, of_keys: int) -> tuple[tuple[Tensor, Tensor], Biases]:
+    """Sizes of the parts of blocks, of queries and of keys, and what they add to scores."""
+    tokens, device = blocks.grid.tokens, blocks.device
+
+    def made() -> tuple[tuple[Tensor, Tensor], Biases]:
+        of_queries = part_sizes(tokens, blocks.block, parts, device)
+        sizes = of_queries, part_sizes(tokens, blocks.kv_block, of_keys, device)
+        return sizes, part_biases(*sizes)
+
+    return blocks.kept.get(("parts", parts, of_keys), made)
+
+
+def _parts(x: Tensor, block: int, parts: int, dtype: torch.dtype, finite: bool = False) -> Tensor:
+    """Means of the parts of blocks, ``(batch, heads, N, parts, head_dim)``."""
     means = pool_blocks(x, block, parts=parts, dtype=dtype, finite=finite)
-    means = means if parts > 1 else means.unsqueeze(3)
-    return means, part_sizes(x.shape[2], block, parts, x.device)
+    return means if parts > 1 else means.unsqueeze(3)

@@ -45,8 +45,9 @@ def spend(
     q_sizes, kv_sizes = (size if size.ndim == 1 else fold(size) for size in sizes)
     always = always if always.ndim == 2 else fold(always)
     count, index = select_budget(
-        fold(scores), q_sizes, kv_sizes, density, min_count=least, always=always
-    )
+        fold(scores), q_sizes, kv_sizes, density,
+        min_count=least, always=always, tokens=inputs.blocks.grid.tokens,
+    )  # fmt: skip
     return count.view(batch, heads, -1), index.view(batch, heads, *index.shape[2:])
 
 
@@ -55,7 +56,10 @@ def layer_budget(
 ) -> Lists:
     """One budget for all heads of a layer; the lists of those that are here."""
     scores, q_sizes, kv_sizes, always = of_the_layer(scores, always, inputs)
-    lists = select_budget(scores, q_sizes, kv_sizes, density, min_count=least, always=always)
+    lists = select_budget(
+        scores, q_sizes, kv_sizes, density,
+        min_count=least, always=always, tokens=inputs.blocks.grid.tokens,
+    )  # fmt: skip
     return own_of(inputs.share, lists[0]), own_of(inputs.share, lists[1])
 
 

@@ -18,6 +18,7 @@ from vidsparse.kernels.planning.permute import (
     in_token_order,
     inverse_order,
     order_by_label,
+    permute_together,
     permute_tokens,
 )
 from vidsparse.kernels.planning.pooling import only_finite, pool_blocks, pool_ragged
@@ -225,12 +226,9 @@ class Semantic(Order):
         if not self.clusters_queries:
             q_offsets = q_means = None
         blocks = dataclasses.replace(inputs.blocks, q_offsets=q_offsets, kv_offsets=kv_offsets)
+        k, v = (k, v) if kv_order is None else permute_together((k, v), kv_order)
         arranged = dataclasses.replace(
-            inputs,
-            q=in_token_order(q, q_order),
-            k=in_token_order(k, kv_order),
-            v=in_token_order(v, kv_order),
-            blocks=blocks,
+            inputs, q=in_token_order(q, q_order), k=k, v=v, blocks=blocks
         ).knowing_means(q=q_means, k=k_means)
         return Arranged(arranged, q_order, kv_order)
 

@@ -63,7 +63,8 @@ class Work:
 
     def head_density(self) -> Tensor:
         """Density of each head, ``(B|1, H|1)``; a pair with a mean counts as one pair."""
-        density = self.plan.head_density()
+        blocks = self.inputs.blocks
+        density = self.plan.head_density(q_sizes=blocks.q_sizes, kv_sizes=blocks.kv_sizes)
         for tokens, coarse in self.levels:
-            density = density + coarse.head_density() / tokens
+            density = density + coarse.head_density(q_sizes=blocks.q_sizes) / tokens
         return density

@@ -9,6 +9,7 @@ from vidsparse.errors import BadInputError
 from vidsparse.kernels.planning.permute import (
     inverse_order,
     order_by_label,
+    permute_together,
     permute_tokens,
     unpermute_tokens,
 )
@@ -44,6 +45,27 @@ def test_permuting_takes_tokens_from_their_places_and_back(oracle, device, impl,
     back = unpermute_tokens(y, order, like=x, impl=impl)
     assert torch.equal(back, x)
     assert back.stride() == torch.empty_like(x).stride()
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize("shared", [(1, 1), (2, 3)])
+def test_tensors_are_permuted_together_as_each_alone(oracle, device, impl, number, shared):
+    first = torch.randn(2, 70, 3, 24, device=device).transpose(1, 2)
+    others = [torch.randn(2, 3, 70, 24, device=device) for _ in range(number - 1)]
+    order = oracle.order(*shared, 70).to(device)
+    together = permute_together([first, *others], order, impl=impl)
+    assert len(together) == number
+    for x, y in zip([first, *others], together, strict=True):
+        assert y.is_contiguous()
+        assert torch.equal(y, permute_tokens(x, order, impl="reference"))
+
+
+def test_tensors_that_differ_are_permuted_one_by_one(oracle, device):
+    xs = [torch.randn(1, 2, 20, dim, device=device) for dim in (4, 8)]
+    order = oracle.order(1, 2, 20).to(device)
+    for x, y in zip(xs, permute_together(xs, order, impl="triton"), strict=True):
+        assert torch.equal(y, permute_tokens(x, order, impl="reference"))
 
 
 def test_the_inverse_undoes_an_order(oracle):
