@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vidsparse.policies.policy import Policy
 
 AT_ONCE = 1 << 26  # scores of tokens held at a time: 256 MiB
+PICKED = "picked by tokens"
 GATHERED = 1 << 29  # numbers of queries that are copied at a time
 
 
@@ -58,10 +59,12 @@ class Tokens(OfShare):
         number = blocks.rows
         batch, heads = inputs.qkv[0].shape[:2]
         keep = torch.zeros(batch, heads, number, blocks.columns, device=blocks.device)
-        rows = self._rows(inputs)
+        rows, picked = self._rows(inputs), []
         for at, chosen in self._choices(inputs, these.way):
+            picked.append(chosen)
             index = rows[at].expand(batch, heads, -1)[..., None].expand(chosen.shape)
             keep = keep.scatter_add(2, index, chosen.float())
+        inputs.told[PICKED] = torch.cat(picked, dim=2)  # for ``attend``, which comes next
         return lists_of_mask((keep > 0) | these.always, these.least)
 
     def attend(self, work: Work, kernel: Kernel, *, way: float) -> tuple[Tensor, Tensor]:
@@ -73,8 +76,10 @@ class Tokens(OfShare):
         """
         inputs = work.inputs
         q, k, v = inputs.qkv
-        with torch.no_grad():
-            chosen = torch.cat([each for _, each in self._choices(inputs, way)], dim=2)
+        chosen = inputs.told.pop(PICKED, None)
+        if chosen is None:  # a plan of an earlier pass, with queries and keys of its own
+            with torch.no_grad():
+                chosen = torch.cat([each for _, each in self._choices(inputs, way)], dim=2)
         most = int(chosen.sum(dim=(2, 3)).max())
         some = max(1, GATHERED // (q.shape[0] * most * q.shape[3]))
         split = (x.split(some, dim=1) for x in (q, k, v, chosen))
@@ -150,10 +155,8 @@ def attend_each(
     batch, heads, tokens, number = chosen.shape
     counts = chosen.sum(dim=2)  # (B, H, N)
     most = int(counts.sum(dim=-1).max())
-    listed = chosen.mT.flatten(2)  # block after block
-    at = (~listed).to(torch.uint8).argsort(dim=-1, stable=True)[..., :most]
     there = torch.arange(most, device=q.device) < counts.sum(dim=-1, keepdim=True)
-    token = at % tokens
+    token = listed_tokens(chosen, counts.sum(dim=-1), most)
     ends = counts.cumsum(dim=-1)
     offsets = torch.cat(
         [torch.zeros_like(ends[..., :1]), ends, torch.full_like(ends[..., :1], most)], -1
@@ -175,3 +178,20 @@ def attend_each(
     weighed = out.float().masked_fill(~there[..., None], 0.0) * weight[..., None]
     made = torch.zeros(q.shape, device=q.device).scatter_add(2, rows, weighed)
     return (made / total[..., None]).to(q.dtype)
+
+
+def listed_tokens(chosen: Tensor, counts: Tensor, most: int) -> Tensor:
+    """The tokens of each block, block after block, int64 ``(batch, heads, most)``; then any.
+
+    Args:
+        chosen: Boolean ``(batch, heads, seq, N)``.
+        counts: True entries of each head, int64 ``(batch, heads)``.
+        most: The highest of them.
+    """
+    tokens, number = chosen.shape[2:]
+    flat = chosen.mT.flatten().nonzero()[:, 0]
+    head = flat // (tokens * number)
+    before = counts.flatten().cumsum(dim=0) - counts.flatten()
+    place = torch.arange(len(flat), device=flat.device) - before[head]
+    listed = (torch.arange(most, device=flat.device) % tokens).repeat(counts.numel(), 1)
+    return listed.index_put_((head, place), flat % tokens).view(*counts.shape, most)
