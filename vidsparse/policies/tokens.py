@@ -80,13 +80,16 @@ class Tokens(OfShare):
         if chosen is None:  # a plan of an earlier pass, with queries and keys of its own
             with torch.no_grad():
                 chosen = torch.cat([each for _, each in self._choices(inputs, way)], dim=2)
-        most = int(chosen.sum(dim=(2, 3)).max())
-        some = max(1, GATHERED // (q.shape[0] * most * q.shape[3]))
-        split = (x.split(some, dim=1) for x in (q, k, v, chosen))
-        out = torch.cat(
-            [attend_each(q, k, v, c, inputs, kernel) for q, k, v, c in zip(*split, strict=True)],
-            dim=1,
-        )
+        most = chosen.sum(dim=(2, 3)).amax(dim=0).tolist()  # of each head; waits for the device
+        some = max(1, GATHERED // (q.shape[0] * max(most) * q.shape[3]))
+        outs = []
+        for first in range(0, q.shape[1], some):
+            at = slice(first, first + some)
+            some_q, some_k, some_v = (x[:, at] for x in (q, k, v))
+            outs.append(
+                attend_each(some_q, some_k, some_v, chosen[:, at], max(most[at]), inputs, kernel)
+            )
+        out = torch.cat(outs, dim=1)
         pairs = (chosen * inputs.blocks.kv_sizes).sum(dim=(2, 3)) / q.shape[2] ** 2
         return out, pairs - work.plan.head_density()
 
@@ -137,7 +140,7 @@ class Tokens(OfShare):
 
 
 def attend_each(
-    q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, inputs: Inputs, kernel: Kernel
+    q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, most: int, inputs: Inputs, kernel: Kernel
 ) -> Tensor:
     """Attention of every token to the blocks that it picked, ``(batch, heads, seq, head_dim)``.
 
@@ -149,12 +152,12 @@ def attend_each(
         k: Likewise.
         v: Likewise.
         chosen: Boolean ``(batch, heads, seq, N)``.
+        most: The highest number of picks of a head.
         inputs: Of the call, for its blocks of keys.
         kernel: Runs block plans.
     """
     batch, heads, tokens, number = chosen.shape
     counts = chosen.sum(dim=2)  # (B, H, N)
-    most = int(counts.sum(dim=-1).max())
     there = torch.arange(most, device=q.device) < counts.sum(dim=-1, keepdim=True)
     token = listed_tokens(chosen, counts.sum(dim=-1), most)
     ends = counts.cumsum(dim=-1)
