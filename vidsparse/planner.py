@@ -26,6 +26,7 @@ from vidsparse.policies.policy import Policy
 from vidsparse.policies.work import Work
 from vidsparse.state import Kept, LayerState, Memory, Verdict
 
+ESTIMATE = "estimate of the plan"
 REMEMBERED = 16  # static plans: a ramp of 16 steps at one size, or several sizes without a ramp
 GEOMETRIES = 4  # of which everything that follows from them alone is kept
 LAYERS = 4096  # of all experts, branches and geometries: none is forgotten within a generation
@@ -157,7 +158,7 @@ class Planner:
 
         def deeper(steps: Sequence[float]) -> Iterator[Tensor]:
             policy, density = self.policy, self._density(work.inputs, way)
-            estimate = policy.estimate(work.inputs)
+            estimate = work.inputs.told.pop(ESTIMATE, None) or policy.estimate(work.inputs)
             for step in steps:
                 if density is None:
                     selector = policy.selector.further(step / way)
@@ -182,6 +183,8 @@ class Planner:
             return arranged, plan_of_lists(lists_of_mask(keep), arranged.inputs.blocks)
         arranged = policy.order.arrange(inputs)
         estimate = policy.estimate(arranged.inputs)
+        if not policy.compensation.reuses_plans:  # it asks for deeper plans of this very call
+            arranged.inputs.told[ESTIMATE] = estimate
         return arranged, policy.plan(estimate, arranged.inputs, density=density, way=way)
 
     def _remembered(self, inputs: Inputs, way: float) -> tuple[Arranged, BlockPlan] | None:

@@ -3,6 +3,7 @@
 import json
 import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,7 +75,7 @@ LTX2 = {
 @pytest.mark.parametrize("changed", [{}, {"use_prompt_embeddings": False}])
 def test_ltx_2_denoises_video_and_audio_without_connectors_and_vaes(changed, tmp_path):
     """Of LTX-2, and with text as LTX-2.3 takes it: in widths of each stream."""
-    index = {"_class_name": "LTX2Pipeline"}
+    index: dict[str, Any] = {"_class_name": "LTX2Pipeline"}
     for name, config in LTX2.items():
         (tmp_path / name).mkdir()
         file = "scheduler_config.json" if name == "scheduler" else "config.json"
@@ -85,7 +86,7 @@ def test_ltx_2_denoises_video_and_audio_without_connectors_and_vaes(changed, tmp
     found = find_checkpoint(tmp_path)
     real = real_size.build(found, layers=1, device="cpu", dtype="float32")
     video = Video(frames=17, height=96, width=128, guidance=3.0)
-    calls: list[tuple[int, int, int]] = []
+    calls: list[tuple[int, int]] = []
 
     def seen(_, given, named, *__):
         calls.append((len(named["hidden_states"]), named["audio_hidden_states"].shape[1]))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
@@ -112,6 +112,11 @@ class Inputs:
     def qkv(self) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v, which are there."""
         return _there(self.q), _there(self.k), _there(self.v)
+
+    @cached_property
+    def told(self) -> dict[str, Any]:
+        """What the parts of this call have found for one another; a changed copy knows nothing."""
+        return {}
 
     def knowing_means(self, *, q: Tensor | None, k: Tensor | None) -> Inputs:
         """The same inputs, told their ``q_means`` and ``k_means``; a changed copy is not.

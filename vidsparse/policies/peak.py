@@ -86,6 +86,9 @@ def largest_shares(query: Tensor, key: Tensor, rows: int, columns: int, scale: f
     found = []
     for part in query.split(rows * max(1, AT_ONCE // of_a_row), dim=2):
         share = (part @ key.mT).float().mul_(scale).softmax(dim=-1)
-        share = F.pad(share, (0, -key.shape[2] % columns, 0, -part.shape[2] % rows))
-        found.append(share.unflatten(3, (-1, columns)).unflatten(2, (-1, rows)).amax(dim=(3, 5)))
+        missing = -key.shape[2] % columns, -part.shape[2] % rows
+        if any(missing):  # else padding would copy
+            share = F.pad(share, (0, missing[0], 0, missing[1]))
+        share = share.unflatten(3, (-1, columns)).amax(dim=-1)
+        found.append(share.unflatten(2, (-1, rows)).amax(dim=3))
     return torch.cat(found, dim=2)

@@ -80,6 +80,8 @@ def candidate_mass(inputs: Inputs, index: Tensor, count: Tensor, bits: int) -> T
     missing = -tokens % block
     keys = torch.nn.functional.pad(in_bits(k.float(), bits), (0, 0, 0, missing))
     keys = keys.unflatten(2, (-1, block)).flatten(3)  # (B, H, N, block * D)
+    first_of_head = torch.arange(keys.shape[0] * keys.shape[1], device=k.device) * keys.shape[2]
+    first_of_head = first_of_head.view(*keys.shape[:2], 1, 1)
     there = torch.nn.functional.pad(torch.ones(tokens, device=k.device), (0, missing)) > 0
     there = there.unflatten(0, (-1, block))
     query = torch.nn.functional.pad(only_finite(q).float(), (0, 0, 0, -tokens % blocks.block))
@@ -91,12 +93,11 @@ def candidate_mass(inputs: Inputs, index: Tensor, count: Tensor, bits: int) -> T
     for first in range(0, blocks.rows, step):
         at = slice(first, first + step)
         some = listed[:, :, at]
-        near = keys[:, :, None].expand(-1, -1, some.shape[2], -1, -1)
-        wide = some[..., None].expand(*some.shape, keys.shape[-1])
-        near = near.gather(3, wide).unflatten(-1, (block, -1)).flatten(3, 4)
-        scores = query[:, :, at] @ near.mT * inputs.scale
+        place = (some + first_of_head).flatten()  # whole blocks: their numbers lie side by side
+        near = keys.flatten(0, 2).index_select(0, place).view(*some.shape[:3], -1, k.shape[3])
+        scores = (query[:, :, at] @ near.mT).mul_(inputs.scale)
         inside = (used[:, :, at, :, None] & there[some]).flatten(3)
-        share = scores.masked_fill(~inside.unsqueeze(3), -math.inf).softmax(dim=-1)
+        share = scores.masked_fill_(~inside.unsqueeze(3), -math.inf).softmax(dim=-1)
         sums = share.unflatten(-1, (-1, block)).sum(dim=-1)
         sums = (sums * _row_weights(inputs, at)[..., None]).sum(dim=3)
         mass[:, :, at] = mass[:, :, at].scatter_add(-1, some, sums.where(used[:, :, at], 0.0))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vidsparse.policies.policy import Policy
 
 AT_ONCE = 1 << 26  # scores of tokens held at a time: 256 MiB
+PICKED = "picked by tokens"
 GATHERED = 1 << 29  # numbers of queries that are copied at a time
 
 
@@ -58,10 +59,12 @@ class Tokens(OfShare):
         number = blocks.rows
         batch, heads = inputs.qkv[0].shape[:2]
         keep = torch.zeros(batch, heads, number, blocks.columns, device=blocks.device)
-        rows = self._rows(inputs)
+        rows, picked = self._rows(inputs), []
         for at, chosen in self._choices(inputs, these.way):
+            picked.append(chosen)
             index = rows[at].expand(batch, heads, -1)[..., None].expand(chosen.shape)
             keep = keep.scatter_add(2, index, chosen.float())
+        inputs.told[PICKED] = torch.cat(picked, dim=2)  # for ``attend``, which comes next
         return lists_of_mask((keep > 0) | these.always, these.least)
 
     def attend(self, work: Work, kernel: Kernel, *, way: float) -> tuple[Tensor, Tensor]:
@@ -73,15 +76,20 @@ class Tokens(OfShare):
         """
         inputs = work.inputs
         q, k, v = inputs.qkv
-        with torch.no_grad():
-            chosen = torch.cat([each for _, each in self._choices(inputs, way)], dim=2)
-        most = int(chosen.sum(dim=(2, 3)).max())
-        some = max(1, GATHERED // (q.shape[0] * most * q.shape[3]))
-        split = (x.split(some, dim=1) for x in (q, k, v, chosen))
-        out = torch.cat(
-            [attend_each(q, k, v, c, inputs, kernel) for q, k, v, c in zip(*split, strict=True)],
-            dim=1,
-        )
+        chosen = inputs.told.pop(PICKED, None)
+        if chosen is None:  # a plan of an earlier pass, with queries and keys of its own
+            with torch.no_grad():
+                chosen = torch.cat([each for _, each in self._choices(inputs, way)], dim=2)
+        most = chosen.sum(dim=(2, 3)).amax(dim=0).tolist()  # of each head; waits for the device
+        some = max(1, GATHERED // (q.shape[0] * max(most) * q.shape[3]))
+        outs = []
+        for first in range(0, q.shape[1], some):
+            at = slice(first, first + some)
+            some_q, some_k, some_v = (x[:, at] for x in (q, k, v))
+            outs.append(
+                attend_each(some_q, some_k, some_v, chosen[:, at], max(most[at]), inputs, kernel)
+            )
+        out = torch.cat(outs, dim=1)
         pairs = (chosen * inputs.blocks.kv_sizes).sum(dim=(2, 3)) / q.shape[2] ** 2
         return out, pairs - work.plan.head_density()
 
@@ -132,7 +140,7 @@ class Tokens(OfShare):
 
 
 def attend_each(
-    q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, inputs: Inputs, kernel: Kernel
+    q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, most: int, inputs: Inputs, kernel: Kernel
 ) -> Tensor:
     """Attention of every token to the blocks that it picked, ``(batch, heads, seq, head_dim)``.
 
@@ -144,16 +152,14 @@ def attend_each(
         k: Likewise.
         v: Likewise.
         chosen: Boolean ``(batch, heads, seq, N)``.
+        most: The highest number of picks of a head.
         inputs: Of the call, for its blocks of keys.
         kernel: Runs block plans.
     """
     batch, heads, tokens, number = chosen.shape
     counts = chosen.sum(dim=2)  # (B, H, N)
-    most = int(counts.sum(dim=-1).max())
-    listed = chosen.mT.flatten(2)  # block after block
-    at = (~listed).to(torch.uint8).argsort(dim=-1, stable=True)[..., :most]
     there = torch.arange(most, device=q.device) < counts.sum(dim=-1, keepdim=True)
-    token = at % tokens
+    token = listed_tokens(chosen, counts.sum(dim=-1), most)
     ends = counts.cumsum(dim=-1)
     offsets = torch.cat(
         [torch.zeros_like(ends[..., :1]), ends, torch.full_like(ends[..., :1], most)], -1
@@ -175,3 +181,20 @@ def attend_each(
     weighed = out.float().masked_fill(~there[..., None], 0.0) * weight[..., None]
     made = torch.zeros(q.shape, device=q.device).scatter_add(2, rows, weighed)
     return (made / total[..., None]).to(q.dtype)
+
+
+def listed_tokens(chosen: Tensor, counts: Tensor, most: int) -> Tensor:
+    """The tokens of each block, block after block, int64 ``(batch, heads, most)``; then any.
+
+    Args:
+        chosen: Boolean ``(batch, heads, seq, N)``.
+        counts: True entries of each head, int64 ``(batch, heads)``.
+        most: The highest of them.
+    """
+    tokens, number = chosen.shape[2:]
+    flat = chosen.mT.flatten().nonzero()[:, 0]
+    head = flat // (tokens * number)
+    before = counts.flatten().cumsum(dim=0) - counts.flatten()
+    place = torch.arange(len(flat), device=flat.device) - before[head]
+    listed = (torch.arange(most, device=flat.device) % tokens).repeat(counts.numel(), 1)
+    return listed.index_put_((head, place), flat % tokens).view(*counts.shape, most)
