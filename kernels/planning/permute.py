@@ -47,7 +47,7 @@ def permute_together(xs: Sequence[Tensor], order: Tensor, *, impl: str = "auto")
     """
     first = xs[0]
     alike = all(x.shape == first.shape and x.dtype == first.dtype for x in xs)
-    if alike and all([use_triton(impl, x, differentiable=True) for x in xs]):
+    if alike and all(use_triton(impl, x, differentiable=True) for x in xs):
         from vidsparse.kernels.triton.permute import gather_alike
 
         _check(first, order)
