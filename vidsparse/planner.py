@@ -227,9 +227,12 @@ class Planner:
         return self.policy.order.again(inputs)
 
     def nbytes(self) -> int:
-        """Bytes remembered on the device."""
-        of_calls = self._states.nbytes() + self._geometries.nbytes()
-        return self._plans.nbytes() + self._estimates.nbytes() + of_calls
+        """Bytes remembered on the device, of calls and of static plans."""
+        return self._plans.nbytes() + self._estimates.nbytes() + self._states.nbytes()
+
+    def geometry_nbytes(self) -> int:
+        """Bytes of what follows from a geometry alone: mostly one for each pair of blocks."""
+        return self._geometries.nbytes()
 
     def host_nbytes(self) -> int:
         """Bytes remembered in host memory."""

@@ -41,7 +41,7 @@ class Stats:
         blocks: Tokens in a block on each token grid; clusters, of sizes of their own, are left out.
         notes: Sentences the user should read, each said once.
         generations: How many generations the session has seen.
-        memory_bytes: What the session remembers now, on the device.
+        memory_bytes: What the session remembers of its calls now, on the device.
         host_memory_bytes: And in host memory.
         loads: Work of the busiest device over the mean, ``()``, of each sparse call whose heads
             devices share.

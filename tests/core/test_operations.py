@@ -76,11 +76,11 @@ def test_what_is_kept_in_inference_mode_serves_a_call_with_gradients():
 
 
 def test_what_is_kept_is_counted_and_only_of_a_few_geometries():
-    attention = session("draft", replan=1)
+    attention = session("draft")
     attend(attention)
     blocks = -(-GRID.tokens // 16)
-    kept = attention.stats.memory_bytes
+    kept = attention._planner.geometry_nbytes()
     assert kept >= blocks**2  # what is always kept, a byte a pair of blocks
     for prefix in range(1, 12):
         attend(attention, grid=TokenGrid(3, 6, 8, prefix=prefix))
-    assert attention.stats.memory_bytes < 6 * kept
+    assert attention._planner.geometry_nbytes() < 6 * kept
