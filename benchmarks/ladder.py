@@ -134,15 +134,6 @@ SETS: dict[str, dict[str, dict[str, Any]]] = {
         for part, changes in PARTS.items()
         if name != "semantic" or part in ("as it is", "corrected", "2 layers share")
     },
-    "cuts": {
-        f"{name} {density:g}": CLUSTERS | changes | mean_of(density) | ramp(0.3)
-        for density in (0.35, 0.45)
-        for name, changes in {
-            "clusters": {},
-            "clusters, equal blocks": {"cut": "equal", "block": 128},
-            "clusters of keys": {"sides": "keys", "block": 128, "clusters": (None, 1000)},
-        }.items()
-    },
     "corrections": CORRECTIONS,
     "corrections, curves": {
         f"{name} {density:g}": parts | mean_of(density) | ramp(until)
@@ -222,8 +213,8 @@ def changes_of(candidate: dict[str, Any], tokens: int, **more: Any) -> tuple[str
     changes = dict(candidate)
     preset, clusters = changes.pop("preset"), changes.pop("clusters", None)
     if clusters:
-        numbers = zip(("q_clusters", "kv_clusters"), clusters, strict=True)
-        changes |= {key: max(1, round(n * tokens / LONG)) for key, n in numbers if n}
+        queries, keys = (max(1, round(number * tokens / LONG)) for number in clusters)
+        changes |= {"q_clusters": queries, "kv_clusters": keys}
     return preset, changes | more
 
 

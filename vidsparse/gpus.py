@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from vidsparse.errors import BadInputError
 from vidsparse.parameters import suggest
+
+if TYPE_CHECKING:
+    import torch
 
 MEASURED = "h200"
 PEAK, PEAK_FP8, BANDWIDTH = 989.0, 1979.0, 4.8  # of an H200: TFLOP/s in bf16 and FP8, TB/s
@@ -41,6 +45,13 @@ GPUS: Mapping[str, Gpu] = {
     "rtx4090": Gpu("NVIDIA RTX 4090", (8, 9), 165.2, 1.01, 330.3),
     "rtx3090": Gpu("NVIDIA RTX 3090", (8, 6), 71.0, 0.936),
 }
+
+
+def name_of(device: torch.device) -> str:
+    """What its driver calls a GPU; empty of what is none."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else ""
 
 
 def find_gpu(name: str) -> Gpu:

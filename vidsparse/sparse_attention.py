@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vidsparse.dial import density_or_note
 from vidsparse.errors import BadInputError, DenseFallbackError
+from vidsparse.gpus import name_of
 from vidsparse.grid import TokenGrid
 from vidsparse.head_sharing import HeadShare, all_of
 from vidsparse.kernels.attention import attention
@@ -419,16 +420,24 @@ class SparseAttention:
         return self._densities[key]
 
     def _why_no_gain(self, density: float, grid: TokenGrid, q: Tensor) -> str | None:
-        """In a sentence why calls like this are no faster for being sparse; None if they are."""
-        if not q.is_cuda:
-            return None
-        batch, heads, tokens, head_dim = q.shape
+        """In a sentence why calls like this are no faster for being sparse; None if they are.
+
+        Args:
+            density: Of a call at full sparsity.
+            grid: Its tokens.
+            q: Queries, their tokens before or after their heads.
+        """
+        head_dim = q.shape[-1]
         shapes = Shapes(
-            tokens=tokens, layers=1, heads=batch * heads, head_dim=head_dim, linear=0, samples=1
+            tokens=grid.tokens,
+            layers=1,
+            heads=q.numel() // (grid.tokens * head_dim),
+            head_dim=head_dim,
+            linear=0,
+            samples=1,
         )
         block = self.preset.policy.block_on(q.device.type, grid.tokens, head_dim)
-        device = torch.cuda.get_device_name(q.device)
-        return why_no_gain(self.preset, block, density, shapes, device)
+        return why_no_gain(self.preset, block, density, shapes, name_of(q.device))
 
     def _attending(self, work: Work, way: float) -> Run:
         """What runs a plan; rows that are to be exact are so in the model's own precision."""

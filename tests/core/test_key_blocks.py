@@ -31,7 +31,6 @@ CASES = [
     ("semantic", {"sides": "queries", "q_clusters": 5, "key_block": 16}),
     ("semantic", {"sides": "queries", "q_clusters": 5, "block": 32}),
     ("semantic", {"q_clusters": 5, "kv_clusters": 9, "group": 4, "start": "tiles"}),
-    ("semantic", {"q_clusters": 5, "kv_clusters": 9, "cut": "equal", "block": 32}),
 ]
 GRIDS = ["2x13x11", "7+3x9x11+5", "70+2x5x9", "1x2x2", "3x1x43+1"]
 
@@ -191,7 +190,6 @@ def test_a_plan_of_an_earlier_step_is_used_with_these_keys():
         ("semantic", {"sides": "keys", "key_block": 16}, "key_block does nothing"),
         ("semantic", {"sides": "keys", "q_clusters": 16}, "q_clusters does nothing .* keys alone"),
         ("semantic", {"sides": "queries", "kv_clusters": 16}, "kv_clusters does nothing"),
-        ("semantic", {"sides": "keys", "cut": "equal"}, "cut does nothing .* keys alone"),
         ("semantic", {"block": 32}, "block does nothing .* sizes of their own"),
         ("semantic", {"sides": "queries", "key_block": 16, "block": 32}, "block does nothing"),
         ("semantic", {"tile_width": 4}, "tile_width does nothing .* both stand in clusters"),

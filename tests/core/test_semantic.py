@@ -11,7 +11,7 @@ from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
 from vidsparse.policies.policy import Anchor, Policy
 from vidsparse.policies.pooled import Pooled
-from vidsparse.policies.semantic import Cut, Semantic, Start, mean_of, members_of
+from vidsparse.policies.semantic import Semantic, Start, mean_of, members_of
 from vidsparse.presets import PRESETS
 from vidsparse.progress import Progress
 from vidsparse.sparse_attention import Call, SparseAttention
@@ -46,19 +46,6 @@ def test_text_keeps_its_place_in_clusters_of_its_own(make_inputs):
         assert (offsets[..., -1] == GRID.tokens).all()
     assert torch.equal(made.inputs.q[0, 1], q[0, 1, made.q_order[0, 1].long()])
     assert torch.equal(made.inputs.v[0, 1], v[0, 1, made.kv_order[0, 1].long()])
-
-
-def test_clustered_queries_may_be_cut_into_equal_blocks(make_inputs):
-    q, k, v = (torch.randn(1, 2, GRID.tokens, 8) for _ in range(3))
-    clusters = arranged(make_inputs, Semantic(q_clusters=4, kv_clusters=6), q=q, k=k, v=v)
-    order = Semantic(q_clusters=4, kv_clusters=6, cut=Cut.EQUAL)
-    equal = arranged(make_inputs, order, q=q, k=k, v=v)
-    for name in ("q_order", "kv_order"):
-        assert torch.equal(getattr(equal, name), getattr(clusters, name))
-    assert equal.inputs.blocks.q_offsets is None
-    assert torch.equal(equal.inputs.blocks.kv_offsets, clusters.inputs.blocks.kv_offsets)
-    assert order.block_counts(GRID, 16) == (-(-GRID.tokens // 16), 6 + 2)
-    torch.testing.assert_close(equal.inputs.q_means[:, :, 0], equal.inputs.q[:, :, :16].mean(2))
 
 
 def test_tokens_of_one_kind_end_in_one_cluster(make_inputs):

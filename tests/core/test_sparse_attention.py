@@ -237,6 +237,18 @@ def test_the_ramp_is_followed_by_the_realised_density(dense):
     assert realised == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2], abs=0.5 / 32)
 
 
+def test_a_session_says_where_a_gpu_that_was_measured_gains_nothing(dense, monkeypatch):
+    monkeypatch.setattr("vidsparse.sparse_attention.name_of", lambda device: "NVIDIA H200")
+    engine = SparseAttention(preset("balanced", mean_density=0.25))
+    q, k, v = qkv()
+    call = Call(grid=GRID, layer=0, step=0, progress=Progress.first(10), layers=4)
+    engine(q, k, v, call, dense)
+    assert any(
+        note.startswith(f"{GRID.tokens:,} tokens are too few to gain on this GPU")
+        for note in engine.stats.notes
+    )
+
+
 def test_a_mask_that_keeps_all_of_an_image_is_noted(dense):
     engine = SparseAttention(preset("radial"))
     q, k, v = qkv(seq=144)

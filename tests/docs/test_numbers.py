@@ -219,6 +219,14 @@ def test_the_other_models():
         assert [cell.replace("*", "") for cell in cells[6:]] == over
 
 
+def test_the_run_with_a_cache():
+    _, rows = table_after("docs/performance.md", "**Measured with everything else**")
+    found = [row for row in record("pipeline_wan14b_cached") if row["name"] != "without blocks"]
+    for cells, row in zip(rows.values(), found, strict=True):
+        assert cells[0] == f"{row['whole_seconds']:.0f} s"
+        assert cells[1].strip("*") in ("1x", f"{row['over_stock']:.2f}x")
+
+
 def test_tiles_in_turn():
     _, rows = table_after("docs/performance.md", "**Tiles in turn.**")
     found = record("turns")

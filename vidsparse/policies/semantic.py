@@ -67,19 +67,6 @@ class Remembered(StrEnum):
     CENTROIDS = "centroids"
 
 
-class Cut(StrEnum):
-    """Where blocks of clustered queries begin.
-
-    Attributes:
-        CLUSTERS: With each cluster, however long it is.
-        EQUAL: Every so many tokens: a block may hold the end of one cluster and the start of the
-            next, and fills the tiles of a kernel.
-    """
-
-    CLUSTERS = "clusters"
-    EQUAL = "equal"
-
-
 Side = tuple[Tensor | None, Tensor | None, Tensor | None]
 """Of queries or of keys: their order, the offsets of their clusters, and the means if known."""
 GROUPS = {1: (1, 1, 1), 2: (1, 1, 2), 4: (1, 2, 2), 8: (2, 2, 2)}  # boxes of tokens
@@ -112,7 +99,6 @@ class Semantic(Order):
         remembered: What later calls start from.
         while_dense: Cluster at the dense steps before too, so that the many iterations of the first
             call are behind the run when it becomes sparse.
-        cut: Where blocks of clustered queries begin.
         tile_frames: Latent frames of a box of that other side.
         tile_height: Rows of a box, in tokens.
         tile_width: Columns of a box, in tokens; None takes as many as fill a block.
@@ -128,7 +114,6 @@ class Semantic(Order):
     sides: Sides = Sides.BOTH
     remembered: Remembered = Remembered.MEMBERS
     while_dense: bool = False
-    cut: Cut = Cut.CLUSTERS
     tile_frames: int = 1
     tile_height: int = 8
     tile_width: int | None = None
@@ -152,14 +137,9 @@ class Semantic(Order):
         )
 
     @property
-    def groups_queries(self) -> bool:
+    def clusters_queries(self) -> bool:
         """Whether queries are clustered."""
         return self.sides is not Sides.KEYS
-
-    @property
-    def clusters_queries(self) -> bool:
-        """Whether blocks of queries are clusters."""
-        return self.groups_queries and self.cut is Cut.CLUSTERS
 
     @property
     def clusters_keys(self) -> bool:
@@ -169,8 +149,6 @@ class Semantic(Order):
     def idle(self, density: float | None) -> Mapping[str, str]:
         """Boxes belong to the side that is not clustered."""
         found: dict[str, str] = {}
-        if not self.groups_queries:
-            found["cut"] = "clusters are of keys alone (sides=keys)"
         if self.start is Start.TILES:
             found["seed"] = "nothing is drawn at random (start=tiles)"
         if self.sides is Sides.BOTH:
@@ -220,11 +198,9 @@ class Semantic(Order):
             None,
         )
         numbers = self.clusters(grid)
-        queries = side("q", numbers[0]) if self.groups_queries else boxes
+        queries = side("q", numbers[0]) if self.clusters_queries else boxes
         keys = side("k", numbers[1]) if self.clusters_keys else boxes
         (q_order, q_offsets, q_means), (kv_order, kv_offsets, k_means) = queries, keys
-        if not self.clusters_queries:
-            q_offsets = q_means = None
         blocks = dataclasses.replace(inputs.blocks, q_offsets=q_offsets, kv_offsets=kv_offsets)
         k, v = (k, v) if kv_order is None else permute_together((k, v), kv_order)
         arranged = dataclasses.replace(
@@ -236,7 +212,7 @@ class Semantic(Order):
         """How many clusters of queries and of keys there are on a grid, text not counted."""
         most = max(1, grid.video_tokens // 16)
         return (
-            min(self.q_clusters, most) if self.groups_queries else 0,
+            min(self.q_clusters, most) if self.clusters_queries else 0,
             min(self.kv_clusters, most) if self.clusters_keys else 0,
         )
 
@@ -245,11 +221,12 @@ class Semantic(Order):
     ) -> tuple[int, int]:
         """How many blocks of queries and of keys there are, text among them."""
         text = (grid.prefix > 0) + (grid.suffix > 0)
-        queries, keys = self.clusters(grid)
-        return (
-            queries + text if self.clusters_queries else -(-grid.tokens // block),
-            keys + text if self.clusters_keys else -(-grid.tokens // (key_block or block)),
+        clusters, equal = self.clusters(grid), (block, key_block or block)
+        queries, keys = (
+            number + text if number else -(-grid.tokens // size)
+            for number, size in zip(clusters, equal, strict=True)
         )
+        return queries, keys
 
     def state_bytes(self, grid: TokenGrid) -> int:
         """Bytes a head remembers on the device: the members of its clusters."""
