@@ -1,3 +1,5 @@
+import multiprocessing
+import os
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +38,35 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return Outcome(code, seen.out, seen.err)
 
     return call
+
+
+@pytest.fixture
+def exit_code() -> Callable[[Callable[[], object]], int | None]:
+    """What a copy of this process ends with that does something, such as to be killed."""
+
+    def of(work: Callable[[], object]) -> int | None:
+        process = multiprocessing.get_context("fork").Process(target=work)
+        process.start()
+        process.join(timeout=200)
+        if process.is_alive():
+            process.kill()
+            pytest.fail("it does not end")
+        return process.exitcode
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def quick_imports(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder for ``PYTHONPATH`` that hides what diffusers imports only because tests need it.
+
+    Half of the seconds that a new process takes to import everything; users have none of it.
+    """
+    folder = tmp_path_factory.mktemp("quick")
+    hide = "sys.modules.update(dict.fromkeys(('bitsandbytes', 'peft', 'torchao')))"
+    (folder / "sitecustomize.py").write_text(f"import sys\n\n{hide}\n")
+    before = os.environ.get("PYTHONPATH")
+    return os.pathsep.join([str(folder), before] if before else [str(folder)])
 
 
 @pytest.fixture

@@ -6,14 +6,13 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 
 from vidsparse.cli import run
+from vidsparse.comparison import store
 from vidsparse.comparison.machine import cpu_model
 from vidsparse.comparison.spec import Case
 from vidsparse.comparison.store import Clips
@@ -25,23 +24,21 @@ PROMPT = "a red circle moving right"
 SMALL = ["--frames", 5, "--height", 64, "--width", 64, "--steps", 2, "--guidance", 1]
 COMMAND = ["compare", PROMPT, "--seeds", "0,1", "--preset", "draft", *SMALL]
 COMMAND += ["--set", "min_tokens=0"]
-KILL = """
-import os, signal, sys
-from vidsparse.cli import run
-from vidsparse.comparison import store
 
-save, left = store.save_array, [int(sys.argv[1])]
 
-def save_or_die(path, array):
-    left[0] -= 1
-    if left[0]:
-        return save(path, array)
-    path.write_bytes(b"half of an array")
-    os.kill(os.getpid(), signal.SIGKILL)
+def compare_and_die(folder, at):
+    """Killed in the middle of an array; in a process of its own, where nothing is put back."""
+    save, left = store.save_array, [at]
 
-store.save_array = save_or_die
-run(sys.argv[2:])
-"""
+    def save_or_die(path, array):
+        left[0] -= 1
+        if left[0]:
+            return save(path, array)
+        path.write_bytes(b"half of an array")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    store.save_array = save_or_die
+    run([*map(str, COMMAND), "-o", str(folder)])
 
 
 @pytest.fixture
@@ -83,11 +80,11 @@ def whole(folder):
     return [path.name for path in files]
 
 
-def test_after_sigkill_what_was_finished_is_not_made_again(cli, generations, tmp_path):
+def test_after_sigkill_what_was_finished_is_not_made_again(
+    cli, exit_code, generations, tmp_path
+):
     # saved so far: dense, its latents and draft of seed 0, dense of seed 1; then its latents
-    command = [sys.executable, "-c", KILL, "5", *map(str, COMMAND), "-o", str(tmp_path)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert exit_code(lambda: compare_and_die(tmp_path, at=5)) == -signal.SIGKILL
     names = whole(tmp_path / "clips")
     assert [name.startswith(".vidsparse-") for name in names].count(True) == 1
     assert names.count("dense.npy") == 2
