@@ -1,5 +1,4 @@
 import multiprocessing
-import os
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -54,19 +53,6 @@ def exit_code() -> Callable[[Callable[[], object]], int | None]:
         return process.exitcode
 
     return of
-
-
-@pytest.fixture(scope="session")
-def quick_imports(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder for ``PYTHONPATH`` that hides what diffusers imports only because tests need it.
-
-    Half of the seconds that a new process takes to import everything; users have none of it.
-    """
-    folder = tmp_path_factory.mktemp("quick")
-    hide = "sys.modules.update(dict.fromkeys(('bitsandbytes', 'peft', 'torchao')))"
-    (folder / "sitecustomize.py").write_text(f"import sys\n\n{hide}\n")
-    before = os.environ.get("PYTHONPATH")
-    return os.pathsep.join([str(folder), before] if before else [str(folder)])
 
 
 @pytest.fixture
