@@ -3,6 +3,7 @@
 import functools
 import gc
 import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -65,16 +66,40 @@ def quick_imports(tmp_path_factory):
     return os.pathsep.join([str(folder), before] if before else [str(folder)])
 
 
+TESTS = Path(__file__).parent
+LONGEST = [
+    TESTS / name
+    for name in (
+        "cli/test_ray.py",
+        "kernels/test_hopper_compiles.py",
+        "pipelines/test_batches.py",
+        "cli/test_compare_resume.py",
+        "core/test_methods.py",
+        "core/test_parameters.py",
+        "pipelines/test_compile.py",
+        "cli/test_compare.py",
+        "pipelines/test_models.py",
+        "examples/test_scripts.py",
+        "cli/test_generate_resume.py",
+        "kernels/engines/test_engines.py",
+    )
+]  # begun first: no process is alone with one at the end
+
 gc.disable()  # while everything is imported, of which nothing is garbage
 
 
 def pytest_collection_finish():
-    """What is imported stays: no later search for garbage looks through it."""
+    """What is imported stays: no later search for garbage looks through it.
+
+    imageio searches after each video that it reads, which else takes a second each.
+    """
     gc.freeze()
     gc.enable()
 
 
 def pytest_collection_modifyitems(items):
+    place = {path: at for at, path in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
     if torch.cuda.is_available():
         return
     for item in items:
