@@ -30,7 +30,7 @@ def generate_and_die(command, when):
         if not left[0]:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Job.write = write_or_die
+    Job.write = write_or_die  # pyright: ignore[reportAttributeAccessIssue]
     run([*map(str, command)])
 
 
