@@ -38,8 +38,10 @@ def full_density(
     asked = preset.policy.mean_density
     assert asked is not None
 
+    ways = preset.schedule.ways(run)
+
     def mean(density: float) -> float:
-        return mean_density(preset, run, density, layers=layers, means=means, besides=besides)
+        return _mean(preset, ways, density, layers, means, besides)
 
     low, high = LEAST, 1.0
     if mean(low) > asked + 5e-4:
@@ -121,7 +123,19 @@ def mean_density(
         means: As in ``full_density``.
         besides: As in ``full_density``.
     """
-    schedule, ways = preset.schedule, preset.schedule.ways(run)
+    return _mean(preset, preset.schedule.ways(run), density, layers, means, besides)
+
+
+def _mean(
+    preset: Preset,
+    ways: list[float],
+    density: float,
+    layers: int | None,
+    means: float,
+    besides: float,
+) -> float:
+    """``mean_density`` of a run whose steps are so far on their way to full sparsity."""
+    schedule = preset.schedule
     planned = [1 - way * (1 - density) * (1 - besides) for way in ways]
     more = preset.policy.pairs(ways, planned, replan=schedule.replan, means=means)
     sparse = sum(planned + more) / len(ways)

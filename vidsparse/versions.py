@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from functools import cache
 from importlib import metadata
 
 VERSION = "0.2.0"
@@ -17,6 +18,7 @@ def versions() -> dict[str, str | None]:
     }
 
 
+@cache
 def _version(package: str) -> str | None:
     if package == "torch":
         import torch

@@ -6,10 +6,11 @@ import base64
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from vidsparse.metrics.report import words
 from vidsparse.metrics.report.charts import stages
@@ -43,14 +44,20 @@ class Preview:
     quality: Quality
 
 
-def render(results: Results, previews: Sequence[Preview]) -> str:
-    """Fill the page; what comes from users is escaped."""
+@cache
+def _template() -> Template:
+    """Compiled once: that takes longer than to fill it."""
     environment = Environment(
         loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    return environment.get_template("page.html.j2")
+
+
+def render(results: Results, previews: Sequence[Preview]) -> str:
+    """Fill the page; what comes from users is escaped."""
     shown = {id(preview.clip): at for at, preview in enumerate(previews)}
-    return environment.get_template("page.html.j2").render(
+    return _template().render(
         style=(FOLDER / "style.css").read_text(encoding="utf-8"),
         script=(FOLDER / "player.js").read_text(encoding="utf-8"),
         results=results,

@@ -24,8 +24,16 @@ def named_releases() -> dict[str, tuple[Model, Release, Hub]]:
     }
 
 
+@cache
 def named_transformer(short: str) -> Any:
-    """A transformer of a name in ``named_releases``, with empty weights."""
+    """The first transformer of a name in ``named_releases``, with empty weights.
+
+    Made once: nobody changes it.
+    """
+    return _transformer(short)
+
+
+def _transformer(short: str) -> Any:
     from accelerate import init_empty_weights
 
     row, release, hub = named_releases()[short]
@@ -43,7 +51,7 @@ def named_skeleton(short: str) -> Any:
 
     _, release, hub = named_releases()[short]
     table = Path(hub.repository)
-    made = [named_transformer(short) for _ in range(release.experts)]
+    made = [named_transformer(short), *(_transformer(short) for _ in range(1, release.experts))]
     with without_network(), init_empty_weights():
         kind = pipeline_class(hub.pipeline, table)
         parts: dict[str, Any] = dict(zip(("transformer", "transformer_2"), made, strict=False))

@@ -1,3 +1,4 @@
+import multiprocessing
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,22 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return Outcome(code, seen.out, seen.err)
 
     return call
+
+
+@pytest.fixture
+def exit_code() -> Callable[[Callable[[], object]], int | None]:
+    """What a copy of this process ends with that does something, such as to be killed."""
+
+    def of(work: Callable[[], object]) -> int | None:
+        process = multiprocessing.get_context("fork").Process(target=work)
+        process.start()
+        process.join(timeout=200)
+        if process.is_alive():
+            process.kill()
+            pytest.fail("it does not end")
+        return process.exitcode
+
+    return of
 
 
 @pytest.fixture

@@ -205,7 +205,7 @@ def test_one_failing_prompt_does_not_stop_the_others(tmp_path, capsys, monkeypat
     assert "vidsparse: 000.mp4 failed ('a red square'): boom" in capsys.readouterr().err
 
 
-def test_ctrl_c_in_the_middle_leaves_no_file(small, tmp_path):
+def test_ctrl_c_in_the_middle_leaves_no_file(small, tmp_path, quick_imports):
     """SIGINT is sent when the first step shows on the terminal."""
     ours, theirs = pty.openpty()
     arguments = [PROMPT, *small, "--steps", "500", "-o", str(tmp_path / "a.mp4")]
@@ -213,7 +213,7 @@ def test_ctrl_c_in_the_middle_leaves_no_file(small, tmp_path):
         [sys.executable, "-m", "vidsparse", "generate", *arguments],
         stdout=subprocess.PIPE,
         stderr=theirs,
-        env=os.environ | {"TERM": "xterm", "COLUMNS": "100"},
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "100", "PYTHONPATH": quick_imports},
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # ignored in background
     )
     os.close(theirs)

@@ -4,37 +4,34 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import av
 import pytest
 
 import vidsparse
 from vidsparse.cli import run
+from vidsparse.comparison.job import Job
 from vidsparse.pipelines.running import generate as pipeline
 from vidsparse.pipelines.running.video import read_video
 
 SMALL = ["--frames", 5, "--height", 64, "--width", 64, "--steps", 2, "--guidance", 1]
 SMALL += ["--density", 0.3, "--set", "min_tokens=0"]
 PROMPTS = ["a red circle", "a blue square", "a green star"]
-KILL = """
-import os, signal, sys
-from vidsparse.cli import run
-from vidsparse.comparison.job import Job
 
-when, write, left = sys.argv[1], Job.write, [2]
 
-def write_or_die(job, path, *rest):
-    left[0] -= 1
-    if left[0] or when == "after":
-        write(job, path, *rest)
-    if not left[0]:
-        os.kill(os.getpid(), signal.SIGKILL)
+def generate_and_die(command, when):
+    """Killed at the second video; in a process of its own, where nothing is put back."""
+    write, left = Job.write, [2]
 
-Job.write = write_or_die
-run(sys.argv[2:])
-"""
+    def write_or_die(job, path, *rest):
+        left[0] -= 1
+        if left[0] or when == "after":
+            write(job, path, *rest)
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Job.write = write_or_die  # pyright: ignore[reportAttributeAccessIssue]
+    run([*map(str, command)])
 
 
 @pytest.fixture
@@ -88,12 +85,10 @@ def state(folder):
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_after_sigkill_finished_videos_are_not_made_again(
-    cli, command, generations, tmp_path, when
+    cli, command, exit_code, generations, tmp_path, when
 ):
     """The second video: killed before it is written, or after, before its record is."""
-    arguments = [sys.executable, "-c", KILL, when, *map(str, command)]
-    done = subprocess.run(arguments, check=False, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert exit_code(lambda: generate_and_die(command, when)) == -signal.SIGKILL
     before = state(tmp_path / "out")
     assert ("001.mp4" in before) == (when == "after")
     code, out, err = cli(*command)

@@ -25,10 +25,16 @@ SMALL = SMALL.split()
 PROMPTS = ["a red circle moving right", "a blue square", "a green star"]
 
 
+@pytest.fixture(scope="module")
+def environment(quick_imports):
+    """Of workers, which Ray makes nice: on few busy cores they would get next to nothing."""
+    return {"RAY_worker_niceness": "0", "PYTHONPATH": quick_imports}
+
+
 @pytest.fixture(autouse=True)
-def workers_get_their_share(monkeypatch):
-    """Ray makes its workers nice: beside other work on few cores they would get next to nothing."""
-    monkeypatch.setenv("RAY_worker_niceness", "0")
+def workers_get_their_share(environment, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
 
 
 CLUSTER = """
@@ -54,11 +60,11 @@ class Cluster(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def cluster(environment):
     """Two workers, started once for all tests that need no cluster of their own."""
     with subprocess.Popen(
         [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env=os.environ | {"RAY_worker_niceness": "0"},
+        env=os.environ | environment,
     ) as process:  # fmt: skip
         assert process.stdin
         assert process.stdout

@@ -21,8 +21,9 @@ def example(name):
     return runpy.run_path(str(EXAMPLES / f"{name}.py"))
 
 
-def run_as_a_script(*command, folder):
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+def run_as_a_script(*command, folder, python_path):
+    python_path = os.pathsep.join([str(ROOT), python_path])
+    env = os.environ | {"PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, *map(str, command)],
         cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=240,
@@ -79,11 +80,11 @@ def test_compile_and_offload_makes_what_the_plain_pipeline_makes():
     torch._dynamo.reset()
 
 
-def test_two_gpus_runs_on_two_processes_of_a_cpu(tmp_path):
+def test_two_gpus_runs_on_two_processes_of_a_cpu(tmp_path, quick_imports):
     out = run_as_a_script(
         "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2,
         EXAMPLES / "two_gpus.py", "--frames", 5, "--size", 64, "--steps", 4,
-        folder=tmp_path,
+        folder=tmp_path, python_path=quick_imports,
     )  # fmt: skip
     assert read_video(tmp_path / "shared.mp4").shape == (5, 64, 64, 3)
     assert "nothing fell back to dense" in out

@@ -127,12 +127,18 @@ def name(request):
     return request.param
 
 
+def check_dense(name, is_guided):
+    """So the batches are right."""
+    tiny = TINY[name]()
+    pipe = Pipeline(tiny, is_guided)
+    alone = [made_of(pipe, tiny, [n]) for n in range(3)]
+    assert_close(made_of(pipe, tiny, range(3)), flat(alone))
+
+
 def check(name, is_guided, preset="balanced", **changes):
     """Two and three samples at a time against each alone."""
     tiny = TINY[name]()
     pipe = Pipeline(tiny, is_guided)
-    alone = [made_of(pipe, tiny, [n]) for n in range(3)]
-    assert_close(made_of(pipe, tiny, range(3)), flat(alone))  # so the batch is right
     densities, expected = [], []
     for n in range(3):
         with vidsparse.sparsify(pipe, preset, **(SPARSE | changes)) as session:
@@ -158,6 +164,7 @@ def assert_close(made, expected):
 
 @pytest.mark.parametrize("is_guided", [False, True])
 def test_a_sample_is_what_it_is_alone(name, is_guided):
+    check_dense(name, is_guided)
     check(name, is_guided, block=16, density=0.4)
 
 

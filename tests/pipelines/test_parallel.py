@@ -164,8 +164,10 @@ def ranks(tmp_path_factory):
         label: (name, preset, degrees, with_files(changes, folder))
         for label, (name, preset, degrees, changes) in CASES.items()
     }
-    try:
-        mp.spawn(work, (str(folder), cases), nprocs=RANKS)  # type: ignore[attr-defined]
+    try:  # forked, which spares two imports of everything
+        mp.start_processes(  # type: ignore[attr-defined]
+            work, (str(folder), cases), nprocs=RANKS, start_method="fork"
+        )
     except Exception:
         pytest.fail("\n".join(path.read_text() for path in folder.glob("*.txt")))
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(RANKS)]

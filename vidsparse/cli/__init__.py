@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import cache
 from typing import Annotated, Any
 
 import typer
 import typer.core
+import typer.main
 
 import vidsparse
 from vidsparse.cli.bench import bench
@@ -48,8 +50,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (generate, compare, inspect, plan, tune, calibrate, bench, presets, doctor):
-    app.command()(flatten(_command))
+for _each in (generate, compare, inspect, plan, tune, calibrate, bench, presets, doctor):
+    app.command()(flatten(_each))
 
 
 @app.callback(invoke_without_command=True)
@@ -61,12 +63,18 @@ def _root(
         raise typer.Exit
 
 
+@cache
+def _command() -> Any:
+    """The commands with all their options: once is enough for who runs several."""
+    return typer.main.get_command(app)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run one command; return its exit code."""
     try:
         with quiet_libraries():
             given = {"prog_name": "vidsparse", "obj": list(arguments), "standalone_mode": False}
-            code = app(list(arguments), **given)
+            code = _command()(list(arguments), **given)
             return code if isinstance(code, int) else 0
     except _UsageError as error:
         if message := error.format_message():  # none where the help was shown instead
