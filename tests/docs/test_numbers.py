@@ -217,6 +217,11 @@ def test_the_other_models():
             f"{row['over_stock']:.2f}x, {row['over_best_dense']:.2f}x" for row in (balanced, fast)
         ]
         assert [cell.replace("*", "") for cell in cells[6:]] == over
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = {row["name"]: row for row in record("pipeline_hunyuanvideo")}
+    for rung in ("balanced", "fast"):
+        assert f"`{rung}` {found[rung]['over_stock']:.2f}x" in readme
+        assert f"{found[rung]['over_best_dense']:.2f}x" in readme
 
 
 def test_the_run_with_a_cache():
@@ -225,6 +230,8 @@ def test_the_run_with_a_cache():
     for cells, row in zip(rows.values(), found, strict=True):
         assert cells[0] == f"{row['whole_seconds']:.0f} s"
         assert cells[1].strip("*") in ("1x", f"{row['over_stock']:.2f}x")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"`fast` {found[-1]['over_stock']:.2f}x" in readme
 
 
 def test_tiles_in_turn():
