@@ -221,8 +221,8 @@ def test_sixty_calls_with_as_many_densities_do_not_grow_the_memory(dense, name):
         engine(q, k, v, call, dense)
         sizes.append(engine.stats.memory_bytes + engine.stats.host_memory_bytes)
     assert max(sizes[30:]) <= max(sizes[:30])
-    # levels and tokens are planned at every call: what follows from the grid alone is all there is
-    assert (max(sizes) > 32) == (name not in ("psa", "vmoba"))
+    # levels and tokens are planned at every call
+    assert (max(sizes) > 0) == (name not in ("psa", "vmoba"))
 
 
 def test_the_ramp_is_followed_by_the_realised_density(dense):
