@@ -125,8 +125,9 @@ def plan_of(case: Case, density: float, device: torch.device) -> BlockPlan:
     mask = rank < count[..., None]
     text = slice(0, case.text) if case.text >= 0 else slice(number + case.text, number)
     mask[:, text] = mask[:, :, text] = True
-    size = {"q_len": case.tokens, "kv_len": case.tokens}
-    return BlockPlan.from_mask(mask[None], **size, q_block=case.block, kv_block=case.block)
+    return BlockPlan.from_mask(
+        mask[None], q_len=case.tokens, kv_len=case.tokens, q_block=case.block, kv_block=case.block
+    )
 
 
 def in_16_bits(module: Any, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> Any:
