@@ -42,6 +42,10 @@ class CallCost:
     dense: float | None = None
     least: float = 0.0
 
+    def share(self, density: float) -> float:
+        """What a sparse call takes of a dense one's time, besides what is fixed."""
+        return self.start + self.slope * density
+
 
 def call_cost(preset: Preset, block: int) -> CallCost:
     """By the kind of plan: clusters, means that stand in, blocks of 128 or of 64, a mask.
@@ -85,7 +89,7 @@ def sparse_run(dense: StepTime, shapes: Shapes, cost: CallCost, step_density: li
         if density >= 1:
             total += dense.rest + own * dense.attention
             continue
-        attention = (cost.start + cost.slope * density) * dense.attention
+        attention = cost.share(density) * dense.attention
         total += max(dense.rest + cost.fixed * calls + attention, cost.least * calls)
     return total
 
@@ -260,7 +264,7 @@ def why_no_gain(
         return None
     dense = 1e3 * dense_step(replace(shapes, layers=1, linear=0.0), GPUS[MEASURED]).attention
     cost = call_cost(preset, block)
-    sparse = cost.fixed + (cost.start + cost.slope * density) * dense
+    sparse = cost.fixed + cost.share(density) * dense
     if sparse < dense:
         return None
     return (

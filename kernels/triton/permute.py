@@ -19,47 +19,7 @@ def _move_rows(
     heads, seq,
     D: tl.constexpr, BD: tl.constexpr, ROWS: tl.constexpr, SCATTER: tl.constexpr,
 ):  # fmt: skip
-    """``y[p] = x[order[p]]``, or ``y[order[p]] = x[p]``."""
-    _move_some(
-        x_ptr, y_ptr, order_ptr, x_b, x_h, x_s, x_d, y_b, y_h, y_s, y_d, order_b, order_h,
-        heads, seq, D, BD, ROWS, SCATTER,
-    )  # fmt: skip
-
-
-@triton.jit
-def _gather_alike(
-    x0_ptr, x1_ptr, x2_ptr, y0_ptr, y1_ptr, y2_ptr, order_ptr,
-    x0_b, x0_h, x0_s, x0_d, x1_b, x1_h, x1_s, x1_d, x2_b, x2_h, x2_s, x2_d, y_b, y_h, y_s,
-    order_b, order_h, heads, seq,
-    D: tl.constexpr, BD: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
-    """``y[p] = x[order[p]]`` of two or three tensors of one shape, by the third program index."""
-    which = tl.program_id(2)
-    if which == 0:
-        _move_some(
-            x0_ptr, y0_ptr, order_ptr, x0_b, x0_h, x0_s, x0_d, y_b, y_h, y_s, 1, order_b, order_h,
-            heads, seq, D, BD, ROWS, False,
-        )  # fmt: skip
-    elif which == 1:
-        _move_some(
-            x1_ptr, y1_ptr, order_ptr, x1_b, x1_h, x1_s, x1_d, y_b, y_h, y_s, 1, order_b, order_h,
-            heads, seq, D, BD, ROWS, False,
-        )  # fmt: skip
-    else:
-        _move_some(
-            x2_ptr, y2_ptr, order_ptr, x2_b, x2_h, x2_s, x2_d, y_b, y_h, y_s, 1, order_b, order_h,
-            heads, seq, D, BD, ROWS, False,
-        )  # fmt: skip
-
-
-@triton.jit
-def _move_some(
-    x_ptr, y_ptr, order_ptr,
-    x_b, x_h, x_s, x_d, y_b, y_h, y_s, y_d, order_b, order_h,
-    heads, seq,
-    D: tl.constexpr, BD: tl.constexpr, ROWS: tl.constexpr, SCATTER: tl.constexpr,
-):  # fmt: skip
-    """``ROWS`` rows of one (batch, head)."""
+    """``y[p] = x[order[p]]``, or ``y[order[p]] = x[p]``, of ``ROWS`` rows of one (batch, head)."""
     b = (tl.program_id(1) // heads).to(tl.int64)
     h = (tl.program_id(1) % heads).to(tl.int64)
     position = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -74,6 +34,32 @@ def _move_some(
     x_at = b * x_b + h * x_h + source.to(tl.int64)[:, None] * x_s + dims[None, :] * x_d
     y_at = b * y_b + h * y_h + target.to(tl.int64)[:, None] * y_s + dims[None, :] * y_d
     tl.store(y_ptr + y_at, tl.load(x_ptr + x_at, mask=mask, other=0.0), mask=mask)
+
+
+@triton.jit
+def _gather_alike(
+    x0_ptr, x1_ptr, x2_ptr, y0_ptr, y1_ptr, y2_ptr, order_ptr,
+    x0_b, x0_h, x0_s, x0_d, x1_b, x1_h, x1_s, x1_d, x2_b, x2_h, x2_s, x2_d, y_b, y_h, y_s,
+    order_b, order_h, heads, seq,
+    D: tl.constexpr, BD: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """``y[p] = x[order[p]]`` of two or three tensors of one shape, by the third program index."""
+    which = tl.program_id(2)
+    if which == 0:
+        _move_rows(
+            x0_ptr, y0_ptr, order_ptr, x0_b, x0_h, x0_s, x0_d, y_b, y_h, y_s, 1, order_b, order_h,
+            heads, seq, D, BD, ROWS, False,
+        )  # fmt: skip
+    elif which == 1:
+        _move_rows(
+            x1_ptr, y1_ptr, order_ptr, x1_b, x1_h, x1_s, x1_d, y_b, y_h, y_s, 1, order_b, order_h,
+            heads, seq, D, BD, ROWS, False,
+        )  # fmt: skip
+    else:
+        _move_rows(
+            x2_ptr, y2_ptr, order_ptr, x2_b, x2_h, x2_s, x2_d, y_b, y_h, y_s, 1, order_b, order_h,
+            heads, seq, D, BD, ROWS, False,
+        )  # fmt: skip
 
 
 @triton.jit
