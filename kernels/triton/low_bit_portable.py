@@ -26,15 +26,13 @@ LOG2_448: tl.constexpr = tl.constexpr(8.807354922057604)
 
 @triton.jit
 def _listed_keys(
-    listed, table_ptr, count, kv_end, first, KEYS: tl.constexpr, KV: tl.constexpr,
-    CHUNK: tl.constexpr,
+    listed, count, kv_end, first, KEYS: tl.constexpr, KV: tl.constexpr, CHUNK: tl.constexpr
 ):  # fmt: skip
     """Keys in the ``KEYS`` columns from ``first`` on of a list, and which of them exist."""
     column = first + tl.arange(0, KEYS)
     if CHUNK > 0:
         slot = column // CHUNK
-        chunk = tl.load(listed + slot, mask=slot < count, other=0).to(tl.int32)
-        entry = tl.load(table_ptr + chunk, mask=slot < count, other=0)
+        entry = tl.load(listed + slot, mask=slot < count, other=0)
         key = entry // (2 * CHUNK) + column % CHUNK
         valid = column % CHUNK < entry % (2 * CHUNK)
     else:
@@ -47,9 +45,9 @@ def _listed_keys(
 @triton.jit
 def forward(
     q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, q_scale_ptr, k_scale_ptr, v_scale_ptr, shift_ptr,
-    count_ptr, index_ptr, kv_end_ptr, tile_row_ptr, tile_start_ptr, tile_end_ptr, table_ptr,
+    count_ptr, index_ptr, kv_end_ptr, tile_row_ptr, tile_start_ptr, tile_end_ptr,
     o_b, o_h, o_s, o_d, v_s, v_d,
-    count_b, count_h, index_b, index_h, index_m, tile_b, tile_h, table_b, table_h,
+    count_b, count_h, index_b, index_h, index_m, tile_b, tile_h,
     heads, rows, q_len, kv_len, v_len, k_blocks,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, KEYS: tl.constexpr,
     Q_BLOCK: tl.constexpr, KV: tl.constexpr, K_BLOCK: tl.constexpr, CHUNK: tl.constexpr,
@@ -70,7 +68,6 @@ def forward(
     row_scale = tl.load(q_scale_ptr + bh * q_len + token, mask=row_valid, other=1.0)
     count = tl.load(count_ptr + b * count_b + h * count_h + row)
     listed = index_ptr + b * index_b + h * index_h + row.to(tl.int64) * index_m
-    table_ptr += b * table_b + h * table_h
     kv_end = tl.load(kv_end_ptr + b)
     k_ptr += bh * kv_len * D
     v_ptr += bh * v_len * D
@@ -81,9 +78,7 @@ def forward(
     SPAN: tl.constexpr = CHUNK if CHUNK > 0 else KV
     number = (count * SPAN + KEYS - 1) // KEYS
     for n in tl.range(0, number):
-        key, valid = _listed_keys(
-            listed, table_ptr, count, kv_end, (number - 1 - n) * KEYS, KEYS, KV, CHUNK
-        )
+        key, valid = _listed_keys(listed, count, kv_end, (number - 1 - n) * KEYS, KEYS, KV, CHUNK)
         k = load_rows(k_ptr, key, valid, D, 1, D, BD)
         k_scale = tl.load(k_scale_ptr + key // K_BLOCK, mask=valid, other=1.0)
         s = tl.dot(q, tl.trans(k), out_dtype=tl.int32).to(tl.float32)  # [BM, KEYS]
@@ -144,22 +139,22 @@ def launch(
         num_warps = 8 if queries * head_dim > 8192 else 4
     q_tiles = tiles_of_rows(plan, queries)
     kv_end = torch.full((batch,), plan.kv_len, dtype=torch.int32, device=out.device)
-    count, index, table = plan.kv_count.contiguous(), plan.kv_index.contiguous(), None
+    count, index = plan.kv_count.contiguous(), plan.kv_index.contiguous()
     if plan.kv_offsets is not None:
         chunks = list_chunks(plan, CHUNK, SLOTS, impl="triton")
-        count, index, table = chunks.count, chunks.index, chunks.table.contiguous()
+        count, index = chunks.count, chunks.index
     forward[(q_tiles.number, batch * heads)](
         x.query, x.key, x.value, out, x.shift if lse is None else lse,
         x.query_scale, x.key_scale, x.value_scale, x.shift,
         count, index, kv_end,
-        *(count if t is None else t for t in (*q_tiles[:3], table)),
+        *(count if t is None else t for t in q_tiles[:3]),
         *out.stride(), *x.value.stride()[2:],
         *shared_strides(count), *shared_strides(index), index.stride(2),
-        *shared_strides(q_tiles.row), *shared_strides(table),
+        *shared_strides(q_tiles.row),
         heads, plan.num_q_blocks, q_len, plan.kv_len, x.value.shape[2], x.key_scale.shape[-1],
         D=head_dim, BD=max(16, triton.next_power_of_2(head_dim)), BM=queries, KEYS=keys,
         Q_BLOCK=plan.q_block, KV=plan.kv_block, K_BLOCK=x.key_block,
-        CHUNK=0 if table is None else CHUNK,
+        CHUNK=0 if plan.kv_offsets is None else CHUNK,
         HAS_Q_TILES=q_tiles.row is not None, HAS_LSE=return_lse,
         BY_HAND=by_hand(x.value.dtype), num_warps=num_warps, num_stages=num_stages,
     )  # fmt: skip

@@ -7,8 +7,9 @@ come first, and only they are masked.
 
 Programs take query tiles of 128 rows in turn (``turns.py``) from ``query_tiles``: head by head, as
 one head's keys and values fill the cache, and those with the most keys first. Where a tile has no
-more than 64 rows, the second consumer hands its stages on unread. Values behind a short chunk are
-read and weigh nothing: they must be finite.
+more than 64 rows, both consumers have them, and each takes every other tile of keys; the second
+then hands what it found to the first, through the memory of the queries. Values behind a short
+chunk are read and weigh nothing: they must be finite.
 
 Means that stand in for skipped blocks follow as more tiles of keys, in the same softmax: a bias a
 row and block adds the logarithm of the block's size, and takes out the blocks that the row lists.
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language import int64
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
@@ -36,6 +38,7 @@ from vidsparse.kernels.triton.tma import descriptor, suits_tma
 from vidsparse.kernels.triton.turns import allocate, counter, draw, hear, tell
 
 TAKES_POOLED = True
+barrier = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier  # as Triton 3.7 has it
 QUERIES, KEYS = 128, 128
 # of 8, 16 and 32, all as fast on an H200: 8 fills tiles better, but its lists take twice the memory
 CHUNK = 16
@@ -44,23 +47,34 @@ STAGES = 3
 
 @gluon.jit
 def _work(t, tiles_ptr, lists, SLOTS: gl.constexpr):
-    """Query tile ``t``: head, rows, lists, bias, and the tiles it reads.
+    """Query tile ``t``: head, rows, list, lengths, bias, and the tiles of keys it reads.
 
     Tiles of keys from ``masked`` on have short chunks; the last is always taken for one.
     """
-    index_ptr, table_ptr, lengths_ptr, bias_ptr, capacity, numbers, most, means = lists
-    tile = tiles_ptr + t * 8
+    index_ptr, lengths_ptr, bias_ptr, capacity, most, means = lists
+    tile = tiles_ptr + t * 6
     row = gl.load(tile + 1).to(gl.int64)
-    table = table_ptr + gl.load(tile + 2) * numbers
-    whole = gl.load(tile + 5)
-    count = gl.load(tile + 6)
+    whole = gl.load(tile + 4)
+    count = gl.load(tile + 5)
     number = gl.maximum((count + SLOTS - 1) // SLOTS, 1)
     masked = gl.minimum(whole // SLOTS, number - 1)
     listed = index_ptr + row * capacity
     lengths = lengths_ptr + row * most
-    rows = (gl.load(tile + 3), gl.load(tile + 4))
-    bias = bias_ptr + row * means
-    return gl.load(tile), rows, listed, table, lengths, bias, count, number, masked
+    rows = (gl.load(tile + 2), gl.load(tile + 3))
+    return gl.load(tile), rows, listed, lengths, bias_ptr + row * means, count, number, masked
+
+
+@gluon.jit
+def _halved(rows, number):
+    """Whether consumers share out a tile's keys and not its rows, 0 or 1: those fill half of it."""
+    return ((rows[1] - rows[0] <= 64) & (number > 1)).to(gl.int32)
+
+
+@gluon.jit
+def _hand_on(full, empty, step, STAGES: gl.constexpr):
+    """Leave a stage to the other consumer, who alone reads it."""
+    mbarrier.wait(full.index(step % STAGES), (step // STAGES) & 1)
+    mbarrier.arrive(empty.index(step % STAGES), count=1)
 
 
 @gluon.jit
@@ -81,43 +95,30 @@ def _biased(s, bias):
 
 
 @gluon.jit
-def _listed(listed, tile, SLOTS: gl.constexpr, ID_BITS: gl.constexpr):
-    """The chunks of a tile, as the words that hold them."""
-    WORDS: gl.constexpr = SLOTS * ID_BITS // 64
+def _listed(listed, tile, SLOTS: gl.constexpr):
+    """The chunks of a tile, two in a word."""
     words = ()
-    for x in gl.static_range(WORDS):
-        words = words + (gl.load(listed + tile * WORDS + x),)  # noqa: RUF005 (not in Gluon)
+    for x in gl.static_range(SLOTS // 2):
+        words = words + (gl.load(listed + tile * (SLOTS // 2) + x),)  # noqa: RUF005 (not in Gluon)
     return words
-
-
-@gluon.jit
-def _entries(words, table, SLOTS: gl.constexpr, ID_BITS: gl.constexpr):
-    """The table's entries of the chunks in ``words``."""
-    PER_WORD: gl.constexpr = 64 // ID_BITS
-    entries = ()
-    for x in gl.static_range(SLOTS):
-        chunk = (words[x // PER_WORD] >> (x % PER_WORD * ID_BITS)) & ((1 << ID_BITS) - 1)
-        entries = entries + (gl.load(table + chunk.to(gl.int32)),)  # noqa: RUF005
-    return entries
 
 
 @gluon.jit
 def _produce(
     qd, kd, md, tiles_ptr, lists, total, heads, turns, counter_ptr, qs, ks,
     q_full, q_empty, k_full, k_empty,
-    SLOTS: gl.constexpr, CHUNK: gl.constexpr, BITS: gl.constexpr, ID_BITS: gl.constexpr,
+    SLOTS: gl.constexpr, CHUNK: gl.constexpr, BITS: gl.constexpr,
     STAGES: gl.constexpr, QUERIES_TOO: gl.constexpr, MEANS: gl.constexpr,
 ):  # fmt: skip
     """Copy the keys, and queries before them, or the values, a few stages ahead of their use.
 
-    Where a tile's chunks start is read while the tile before it is copied, and which chunks those
-    are one tile earlier.
+    A tile's list is read while the tile before it is copied.
     """
     step = 0
     turn = 0
     t = gl.program_id(0)
     while t < total:
-        bh, rows, listed, table, _lengths, _bias, _count, number, _masked = _work(
+        bh, rows, listed, _lengths, _bias, _count, number, _masked = _work(
             t, tiles_ptr, lists, SLOTS
         )
         t_next = t
@@ -125,29 +126,28 @@ def _produce(
         h = bh % heads
         if QUERIES_TOO:
             t_next = draw(counter_ptr)
+            apart = 64 - 64 * _halved(rows, number)
             for w in gl.static_range(2):
                 mbarrier.wait(q_empty.index(w), (turn & 1) ^ 1)
                 mbarrier.expect(q_full.index(w), qd.block_type.nbytes)
-                at = [b, h, rows[0] + w * 64, 0]
+                at = [b, h, rows[0] + w * apart, 0]
                 tma.async_copy_global_to_shared(qd, at, q_full.index(w), qs.index(w))
             tell(turns, turn + 1, t_next)
-        entries = _entries(_listed(listed, number - 1, SLOTS, ID_BITS), table, SLOTS, ID_BITS)
-        words = _listed(listed, gl.maximum(number - 2, 0), SLOTS, ID_BITS)
+        words = _listed(listed, number - 1, SLOTS)
         for n in range(number):
-            later = _entries(words, table, SLOTS, ID_BITS)
-            words = _listed(listed, gl.maximum(number - 3 - n, 0), SLOTS, ID_BITS)
+            later = _listed(listed, gl.maximum(number - 2 - n, 0), SLOTS)
             stage = step % STAGES
             bar = k_full.index(stage)
             mbarrier.wait(k_empty.index(stage), ((step // STAGES) & 1) ^ 1)
             mbarrier.expect(bar, SLOTS * kd.block_type.nbytes)
             for x in gl.static_range(SLOTS):
                 to = ks.index(stage).slice(x * CHUNK, CHUNK, dim=2)
-                key = entries[x] >> (BITS + 1)
+                key = ((words[x // 2] >> (x % 2 * 32)) & 0x7FFFFFFF).to(gl.int32) >> (BITS + 1)
                 tma.async_copy_global_to_shared(kd, [b, h, key, 0], bar, to)
-            entries = later
+            words = later
             step += 1
         if MEANS:
-            for n in range(lists[7] // (SLOTS * CHUNK)):
+            for n in range((lists[5] // (SLOTS * CHUNK)).to(gl.int32)):
                 stage = step % STAGES
                 bar = k_full.index(stage)
                 mbarrier.wait(k_empty.index(stage), ((step // STAGES) & 1) ^ 1)
@@ -161,13 +161,15 @@ def _produce(
 
 @gluon.jit
 def _attend(
-    q, o_ptr, o_s, lse_ptr, start, end, head_dim, scale_log2,
-    lengths_ptr, bias_ptr, count, number, masked, total, step,
-    ks, vs, q_empty, k_full, k_empty, v_full, v_empty,
-    CHUNK: gl.constexpr, BITS: gl.constexpr, STAGES: gl.constexpr, HAS_LSE: gl.constexpr,
-    MEANS: gl.constexpr,
+    q, scale_log2, lengths_ptr, bias_ptr, count, number, masked, first, stride, total, step,
+    ks, vs, k_full, k_empty, v_full, v_empty,
+    CHUNK: gl.constexpr, BITS: gl.constexpr, STAGES: gl.constexpr, MEANS: gl.constexpr,
 ):  # fmt: skip
-    """Attend for the rows of ``q``, and of ``total`` tiles; scores are in base 2."""
+    """Of ``total`` tiles of keys, every ``stride``-th from the ``first`` on, for the rows of ``q``.
+
+    Scores are in base 2. Returns the output before it is divided and without the last values, their
+    weights, maxima and sums, and the step of those values.
+    """
     dtype: gl.constexpr = q.dtype
     D: gl.constexpr = q.shape[1]
     BN: gl.constexpr = ks.shape[3]
@@ -176,7 +178,13 @@ def _attend(
     WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, OUT, 2)
     ROWS: gl.constexpr = gl.SliceLayout(1, OUT)
     blank = gl.zeros([64, BN], gl.float32, SCORES)
-    lengths = gl.load(lengths_ptr + number - 1 - masked)
+    if first > 0:
+        _hand_on(k_full, k_empty, step, STAGES)
+        _hand_on(v_full, v_empty, step, STAGES)
+    tile = number - 1 - first
+    lengths = gl.load(lengths_ptr + gl.maximum(tile - masked, 0))
+    lengths = gl.where(tile < masked, -1, lengths)  # whole chunks
+    step += first
     mbarrier.wait(k_full.index(step % STAGES), (step // STAGES) & 1)
     k = ks.index(step % STAGES).reshape([BN, D]).permute((1, 0))
     s = warpgroup_mma(q, k, blank, use_acc=False, is_async=True)
@@ -185,37 +193,34 @@ def _attend(
 
     s = _mask(s, lengths, CHUNK, BITS)
     column = gl.arange(0, BN, gl.SliceLayout(0, SCORES))
-    s = gl.where(gl.expand_dims(column < count * CHUNK - (number - 1) * BN, 0), s, float("-inf"))
+    s = gl.where(gl.expand_dims(column < count * CHUNK - tile * BN, 0), s, float("-inf"))
     m = gl.max(s, 1) * scale_log2
     m = gl.where(m == float("-inf"), -1e30, m)  # a row without keys: -inf - -inf is no number
     p = gl.exp2(s * scale_log2 - gl.expand_dims(m, 1))
     l = gl.sum(p, 1)
     weights = gl.convert_layout(p.to(dtype), WEIGHTS)
     acc = gl.zeros([64, D], gl.float32, OUT)
-    lengths = gl.load(lengths_ptr + gl.maximum(number - 2 - masked, 0))
-    bias = gl.zeros([BN], gl.float32, gl.SliceLayout(0, SCORES))
-    mine = gl.where(start < end, total, 1)  # the barriers count on both consumers, rows or none
-    for n in range(1, mine):
+    lengths = gl.load(lengths_ptr + gl.maximum(tile - stride - masked, 0))
+    for n in range(first + stride, total, stride):
         tile = number - 1 - n
-        now = step % STAGES
-        after = (step + 1) % STAGES
-        mbarrier.wait(k_full.index(after), ((step + 1) // STAGES) & 1)
-        k = ks.index(after).reshape([BN, D]).permute((1, 0))
+        after = step + stride
+        if stride > 1:
+            _hand_on(k_full, k_empty, step + 1, STAGES)
+        mbarrier.wait(k_full.index(after % STAGES), (after // STAGES) & 1)
+        k = ks.index(after % STAGES).reshape([BN, D]).permute((1, 0))
         s = warpgroup_mma(q, k, blank, use_acc=False, is_async=True)
-        mbarrier.wait(v_full.index(now), (step // STAGES) & 1)
-        acc = warpgroup_mma(weights, vs.index(now).reshape([BN, D]), acc, is_async=True)
-        later = gl.load(lengths_ptr + gl.maximum(tile - 1 - masked, 0))
-        if MEANS:  # noqa: SIM102 (a branch that is compiled only where there are means)
-            if tile < 0:  # asked for here, so that it comes while the tensor cores work
-                bias = gl.load(bias_ptr + (n - number) * BN + column)
+        mbarrier.wait(v_full.index(step % STAGES), (step // STAGES) & 1)
+        v = vs.index(step % STAGES).reshape([BN, D])
+        acc = warpgroup_mma(weights, v, acc, is_async=True)
+        later = gl.load(lengths_ptr + gl.maximum(tile - stride - masked, 0))
         s = warpgroup_mma_wait(1, deps=(s,))
-        mbarrier.arrive(k_empty.index(after), count=1)
+        mbarrier.arrive(k_empty.index(after % STAGES), count=1)
 
         if tile >= masked:
             s = _mask(s, lengths, CHUNK, BITS)
         if MEANS:  # noqa: SIM102 (a branch that is compiled only where there are means)
             if tile < 0:
-                s = _biased(s, bias)
+                s = _biased(s, gl.load(bias_ptr + (n - number) * BN + column))
         lengths = later
         m_new = gl.maximum(m, gl.max(s, 1) * scale_log2)
         alpha = gl.exp2(m - m_new)
@@ -223,81 +228,136 @@ def _attend(
         l = l * alpha + gl.sum(p, 1)
         m = m_new
 
+        if stride > 1:
+            _hand_on(v_full, v_empty, step + 1, STAGES)
         acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))
-        mbarrier.arrive(v_empty.index(now), count=1)
+        mbarrier.arrive(v_empty.index(step % STAGES), count=1)
         weights = gl.convert_layout(p.to(dtype), WEIGHTS)
         acc = acc * gl.expand_dims(gl.convert_layout(alpha, ROWS), 1)
-        step += 1
-    for _ in range(mine, total):  # there are no rows: hand the stages on unread
-        mbarrier.wait(k_full.index((step + 1) % STAGES), ((step + 1) // STAGES) & 1)
-        mbarrier.arrive(k_empty.index((step + 1) % STAGES), count=1)
-        mbarrier.wait(v_full.index(step % STAGES), (step // STAGES) & 1)
-        mbarrier.arrive(v_empty.index(step % STAGES), count=1)
-        step += 1
-    mbarrier.arrive(q_empty, count=1)
-    mbarrier.wait(v_full.index(step % STAGES), (step // STAGES) & 1)
-    v = vs.index(step % STAGES).reshape([BN, D])
-    acc = warpgroup_mma(weights, v, acc, is_async=True)
-    acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))
-    mbarrier.arrive(v_empty.index(step % STAGES), count=1)
+        step = after
+    return acc, weights, m, l, step
 
+
+@gluon.jit
+def _give(acc, m, l, halves, exchange):
+    """The second consumer leaves what it found where the first finds it."""
+    first_done, found, memory, numbers = exchange
+    mbarrier.wait(first_done, halves & 1)  # with the queries, whose memory this is
+    memory.store(acc)
+    numbers.index(0).store(m)
+    numbers.index(1).store(l)
+    fence_async_shared()
+    barrier()
+    mbarrier.arrive(found, count=1)
+
+
+@gluon.jit
+def _join(acc, m, l, halves, exchange, q_empty):
+    """What both consumers found; queries may be copied then."""
+    _first_done, found, memory, numbers = exchange
+    mbarrier.wait(found, halves & 1)
+    other = numbers.index(0).load(m.type.layout)
+    top = gl.maximum(m, other)
+    mine, its = gl.exp2(m - top), gl.exp2(other - top)
+    l = l * mine + numbers.index(1).load(m.type.layout) * its
+    ROWS: gl.constexpr = gl.SliceLayout(1, acc.type.layout)
+    acc = acc * gl.expand_dims(gl.convert_layout(mine, ROWS), 1)
+    acc += memory.load(acc.type.layout) * gl.expand_dims(gl.convert_layout(its, ROWS), 1)
+    fence_async_shared()
+    barrier()
+    for w in gl.static_range(2):
+        mbarrier.arrive(q_empty.index(w), count=1)
+    return acc, top, l
+
+
+@gluon.jit
+def _write(acc, m, l, o_ptr, o_s, lse_ptr, start, end, head_dim, HAS_LSE: gl.constexpr):
+    """Rows from ``start`` to ``end``, 64 at most, and their log-sum-exp."""
+    OUT: gl.constexpr = acc.type.layout
+    ROWS: gl.constexpr = gl.SliceLayout(1, OUT)
     if HAS_LSE:
-        row = start + gl.arange(0, 64, gl.SliceLayout(1, SCORES))
+        row = start + gl.arange(0, 64, m.type.layout)
         gl.store(lse_ptr + row, (m + gl.log2(l)) * 0.6931471805599453, mask=row < end)
     l = gl.convert_layout(l, ROWS)
     share = gl.expand_dims(gl.where(l > 0, 1.0 / l, 0.0), 1)
     acc = gl.where(gl.expand_dims(l, 1) > 0, acc * share, 0.0)
     row = gl.expand_dims(gl.arange(0, 64, ROWS), 1)
-    dim = gl.expand_dims(gl.arange(0, D, gl.SliceLayout(0, OUT)), 0)
+    dim = gl.expand_dims(gl.arange(0, acc.shape[1], gl.SliceLayout(0, OUT)), 0)
     at = o_ptr + start.to(gl.int64) * o_s + row * o_s + dim
-    gl.store(at, acc.to(dtype), mask=(start + row < end) & (dim < head_dim))
+    gl.store(at, acc.to(o_ptr.dtype.element_ty), mask=(start + row < end) & (dim < head_dim))
 
 
 @gluon.jit
 def _consume(
     o_ptr, o_b, o_h, o_s, lse_ptr, tiles_ptr, lists, total, heads, q_len, head_dim, scale_log2,
-    turns, qs, ks, vs, bars,
+    turns, exchange, qs, ks, vs, bars,
     SLOTS: gl.constexpr, CHUNK: gl.constexpr, BITS: gl.constexpr, STAGES: gl.constexpr,
     W: gl.constexpr, HAS_LSE: gl.constexpr, MEANS: gl.constexpr,
 ):  # fmt: skip
-    """Take the 64 rows of consumer ``W`` of each tile."""
+    """Take the 64 rows of consumer ``W`` of each tile, or if it has no more, half of its keys."""
     q_full, q_empty, k_full, k_empty, v_full, v_empty = bars
+    BN: gl.constexpr = SLOTS * CHUNK
+    D: gl.constexpr = qs.shape[4]
     step = 0
-    q = qs.index(W).reshape([64, qs.shape[4]])
     turn = 0
+    halves = 0
+    q = qs.index(W).reshape([64, D])
     t = gl.program_id(0)
     while t < total:
-        bh, rows, _listed, _table, lengths_ptr, bias_ptr, count, number, masked = _work(
+        bh, rows, _listed, lengths_ptr, bias_ptr, count, number, masked = _work(
             t, tiles_ptr, lists, SLOTS
         )
         tiles = number
         if MEANS:
-            tiles += lists[7] // (SLOTS * CHUNK)
-        start = rows[0] + W * 64
+            tiles += (lists[5] // BN).to(gl.int32)
+        half = _halved(rows, number)
         mbarrier.wait(q_full.index(W), turn & 1)
-        _attend(
-            q, o_ptr + (bh // heads).to(gl.int64) * o_b + (bh % heads).to(gl.int64) * o_h, o_s,
-            lse_ptr + bh.to(gl.int64) * q_len, start, rows[1], head_dim, scale_log2,
-            lengths_ptr, bias_ptr, count, number, masked, tiles, step, ks, vs,
-            q_empty.index(W), k_full, k_empty, v_full, v_empty, CHUNK, BITS, STAGES, HAS_LSE, MEANS,
+        acc, weights, m, l, at = _attend(
+            q, scale_log2, lengths_ptr, bias_ptr, count, number, masked, half * W, 1 + half, tiles,
+            step, ks, vs, k_full, k_empty, v_full, v_empty, CHUNK, BITS, STAGES, MEANS,
         )  # fmt: skip
+        if half == 0:
+            mbarrier.arrive(q_empty.index(W), count=1)
+        elif W == 0:
+            mbarrier.arrive(exchange[0], count=1)
+        mbarrier.wait(v_full.index(at % STAGES), (at // STAGES) & 1)
+        acc = warpgroup_mma(weights, vs.index(at % STAGES).reshape([BN, D]), acc, is_async=True)
+        acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))
+        mbarrier.arrive(v_empty.index(at % STAGES), count=1)
         step += tiles
+        if at + 1 < step:  # the last tile was the other's
+            _hand_on(k_full, k_empty, at + 1, STAGES)
+            _hand_on(v_full, v_empty, at + 1, STAGES)
+
+        start = rows[0] + W * 64
+        end = rows[1]
+        if half > 0:
+            if W == 0:
+                acc, m, l = _join(acc, m, l, halves, exchange, q_empty)
+            else:
+                _give(acc, m, l, halves, exchange)
+                end = start  # the first writes all rows
+        halves += half
+        _write(
+            acc, m, l, o_ptr + (bh // heads).to(gl.int64) * o_b + (bh % heads).to(gl.int64) * o_h,
+            o_s, lse_ptr + bh.to(gl.int64) * q_len, start, end, head_dim, HAS_LSE,
+        )  # fmt: skip
         turn += 1
         t = hear(turns, turn, 4)
 
 
 INTEGERS = (
-    "o_b", "o_h", "o_s", "capacity", "numbers", "most", "means", "heads", "q_len", "head_dim"
+    "o_b", "o_h", "o_s", "capacity", "most", "means", "heads", "q_len", "head_dim"
 )  # fmt: skip
 
 
 # a size of one must stay a number: a partition cannot be handed a constant inside a tuple
 @gluon.jit(do_not_specialize=INTEGERS)
 def forward(
-    qd, kd, vd, mean_kd, mean_vd, o_ptr, o_b, o_h, o_s, lse_ptr, tiles_ptr, total_ptr,
-    counter_ptr, index_ptr, table_ptr, lengths_ptr, bias_ptr, capacity, numbers, most, means,
-    heads, q_len, head_dim, scale_log2,
-    SLOTS: gl.constexpr, CHUNK: gl.constexpr, BITS: gl.constexpr, ID_BITS: gl.constexpr,
+    qd, kd, vd, mean_kd, mean_vd, o_ptr, o_b: int64, o_h: int64, o_s: int64, lse_ptr,
+    tiles_ptr, total_ptr, counter_ptr, index_ptr, lengths_ptr, bias_ptr,
+    capacity: int64, most: int64, means: int64, heads, q_len, head_dim, scale_log2,
+    SLOTS: gl.constexpr, CHUNK: gl.constexpr, BITS: gl.constexpr,
     STAGES: gl.constexpr, D: gl.constexpr, HAS_LSE: gl.constexpr, MEANS: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
@@ -322,24 +382,33 @@ def forward(
         mbarrier.init(v_full.index(s), count=1)
         mbarrier.init(v_empty.index(s), count=2)
     turns = allocate()
+    first_done = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    found = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    mbarrier.init(first_done, count=1)
+    mbarrier.init(found, count=1)
+    spread: gl.constexpr = gl.SwizzledSharedLayout(4, 1, 8, [1, 0])
+    memory = qs._reinterpret(gl.float32, [64, D], spread)  # as many bytes as all queries
+    flat: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+    numbers = gl.allocate_shared_memory(gl.float32, [2, 64], flat)
+    exchange = (first_done, found, memory, numbers)
     fence_async_shared()
     bars = (q_full, q_empty, k_full, k_empty, v_full, v_empty)
-    lists = (index_ptr, table_ptr, lengths_ptr, bias_ptr, capacity, numbers, most, means)
+    lists = (index_ptr, lengths_ptr, bias_ptr, capacity, most, means)
     total = gl.load(total_ptr)
     gl.warp_specialize(
         [
             (_consume, (o_ptr, o_b, o_h, o_s, lse_ptr, tiles_ptr, lists, total, heads, q_len,
-                        head_dim, scale_log2, turns, qs, ks, vs, bars,
+                        head_dim, scale_log2, turns, exchange, qs, ks, vs, bars,
                         SLOTS, CHUNK, BITS, STAGES, 0, HAS_LSE, MEANS)),
             (_consume, (o_ptr, o_b, o_h, o_s, lse_ptr, tiles_ptr, lists, total, heads, q_len,
-                        head_dim, scale_log2, turns, qs, ks, vs, bars,
+                        head_dim, scale_log2, turns, exchange, qs, ks, vs, bars,
                         SLOTS, CHUNK, BITS, STAGES, 1, HAS_LSE, MEANS)),
             (_produce, (qd, kd, mean_kd, tiles_ptr, lists, total, heads, turns, counter_ptr, qs, ks,
                         q_full, q_empty, k_full, k_empty,
-                        SLOTS, CHUNK, BITS, ID_BITS, STAGES, True, MEANS)),
+                        SLOTS, CHUNK, BITS, STAGES, True, MEANS)),
             (_produce, (qd, vd, mean_vd, tiles_ptr, lists, total, heads, turns, counter_ptr, qs, vs,
                         q_full, q_empty, v_full, v_empty,
-                        SLOTS, CHUNK, BITS, ID_BITS, STAGES, False, MEANS)),
+                        SLOTS, CHUNK, BITS, STAGES, False, MEANS)),
         ],
         [4, 1, 1],
         [CONSUMER_REGISTERS, PRODUCER_REGISTERS, PRODUCER_REGISTERS],
@@ -391,11 +460,9 @@ def launch(
         total,
         counter(q.device),
         words,
-        chunks.table,
         chunks.lengths,
         bias,
         words.shape[-1],
-        chunks.table.shape[-1],
         chunks.lengths.shape[-1],
         bias.shape[-1],
         heads,
@@ -405,7 +472,6 @@ def launch(
         SLOTS=KEYS // CHUNK,
         CHUNK=CHUNK,
         BITS=CHUNK.bit_length() - 1,
-        ID_BITS=8 * chunks.index.element_size(),
         STAGES=STAGES,
         D=wide,
         HAS_LSE=return_lse,

@@ -57,11 +57,11 @@ def _attend_tile(
 @triton.jit
 def forward(
     q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, margin_ptr,
-    count_ptr, index_ptr, tile_row_ptr, tile_start_ptr, tile_end_ptr, table_ptr,
+    count_ptr, index_ptr, tile_row_ptr, tile_start_ptr, tile_end_ptr,
     partial_ptr, pattern_ptr, bits_ptr,
     q_b, q_h, q_s, q_d, k_b, k_h, k_s, k_d, v_b, v_h, v_s, v_d, o_b, o_h, o_s, o_d,
     count_b, count_h, index_b, index_h, index_m,
-    tile_b, tile_h, table_b, table_h, heads, rows, width, q_len, kv_len, scale_log2,
+    tile_b, tile_h, heads, rows, width, q_len, kv_len, scale_log2,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     Q_BLOCK: tl.constexpr, KV_BLOCK: tl.constexpr,
     HAS_Q_TILES: tl.constexpr, CHUNK: tl.constexpr,
@@ -86,7 +86,6 @@ def forward(
     margin_at = ((b * heads + h) * rows + row) * width
     k_ptr += b * k_b + h * k_h
     v_ptr += b * v_b + h * v_h
-    table_ptr += b * table_b + h * table_h
     m = tl.full([BM], float("-inf"), tl.float32)
     l = tl.zeros([BM], tl.float32)
     acc = tl.zeros([BM, BD], tl.float32)
@@ -94,8 +93,7 @@ def forward(
     if CHUNK > 0:
         for n in tl.range(0, count, BN // CHUNK):
             slot = n + column // CHUNK
-            chunk = tl.load(listed + slot, mask=slot < count, other=0).to(tl.int32)
-            entry = tl.load(table_ptr + chunk, mask=slot < count, other=0)
+            entry = tl.load(listed + slot, mask=slot < count, other=0)
             key = entry // (2 * CHUNK) + column % CHUNK
             acc, m, l, margin = _attend_tile(
                 q, acc, m, l, k_ptr, v_ptr,
@@ -233,17 +231,17 @@ def launch(
         margin = q.new_zeros((batch, heads, rows, width), dtype=torch.float32)
     queries = min(64 if head_dim > 128 else 128, max(16, triton.next_power_of_2(plan.q_block)))
     q_tiles = tiles_of_rows(plan, queries)
-    lists, table = [plan.kv_count.contiguous(), index], None
+    lists = [plan.kv_count.contiguous(), index]
     if plan.kv_offsets is not None:
         chunks = list_chunks(plan, CHUNK, SLOTS, impl="triton")
-        lists, table = [chunks.count, chunks.index], chunks.table.contiguous()
+        lists = [chunks.count, chunks.index]
     arguments = [
         q, k, v, out, *(out if x is None else x for x in (lse, margin)),
-        *lists, *(lists[0] if x is None else x for x in (*q_tiles[:3], table)),
+        *lists, *(lists[0] if x is None else x for x in q_tiles[:3]),
         *((lists[0],) * 3 if partial is None else partial.contiguous()),
         *(stride for x in (q, k, v, out) for stride in x.stride()),
         *shared_strides(lists[0]), *shared_strides(lists[1]), lists[1].stride(2),
-        *shared_strides(q_tiles.row), *shared_strides(table),
+        *shared_strides(q_tiles.row),
         heads, rows, width, q_len, plan.kv_len, scale * LOG2E,
     ]  # fmt: skip
     constants = {

@@ -26,9 +26,9 @@ def query_tiles(
         queries: Rows in a tile.
 
     Returns:
-        int32 ``(most tiles, 8)``: which of ``batch * heads``, which list, which table, the first
-        row, the end of its block, whole chunks, all chunks, and nothing; and how many tiles there
-        are, int32 ``(1,)``, which only the device knows.
+        int32 ``(most tiles, 6)``: which of ``batch * heads``, which list, the first row, the end of
+        its block, whole chunks, and all chunks; and how many tiles there are, int32 ``(1,)``, which
+        only the device knows.
     """
     device, rows = chunks.count.device, chunks.count.shape[-1]
     if plan.q_offsets is None:
@@ -41,7 +41,6 @@ def query_tiles(
         [
             _number(shape[:2], device)[..., None].expand(shape),
             _number(chunks.count.shape, device).expand(shape),
-            _number(chunks.table.shape[:2], device)[..., None].expand(shape),
             edges[..., :-1],
             edges[..., 1:],
             chunks.whole.expand(shape),
@@ -49,15 +48,15 @@ def query_tiles(
         ],
         dim=-1,
     ).flatten(0, 2)
-    longest = chunks.table.shape[-1] + 1
-    facts = facts[(facts[:, 0].long() * longest - facts[:, 6]).argsort()]
-    number = (facts[:, 4] - facts[:, 3] + queries - 1) // queries
+    longest = chunks.index.shape[-1] + 1
+    facts = facts[(facts[:, 0].long() * longest - facts[:, 5]).argsort()]
+    number = (facts[:, 3] - facts[:, 2] + queries - 1) // queries
     ends = number.cumsum(dim=0, dtype=torch.int32)
     most = batch * heads * (-(-plan.q_len // queries) + rows)
     tile = torch.arange(most, dtype=torch.int32, device=device)
     row = torch.searchsorted(ends, tile, right=True).clamp(max=len(facts) - 1)
-    tiles = torch.nn.functional.pad(facts, (0, 1))[row]
-    tiles[:, 3] += (tile - (ends - number)[row]) * queries
+    tiles = facts[row]
+    tiles[:, 2] += (tile - (ends - number)[row]) * queries
     return tiles, ends[-1:]
 
 

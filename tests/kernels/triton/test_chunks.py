@@ -1,12 +1,11 @@
 """Lists of chunks: against a walk over the blocks, and the kernel against the reference."""
 
-import itertools
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vidsparse.kernels.plan import BlockPlan
 from vidsparse.kernels.triton.chunk_lists import list_chunks
 
 
@@ -17,10 +16,21 @@ def positions(plan, chunks, batch, head, row):
         return x[batch % x.shape[0], head % x.shape[1]]
 
     count = int(of(chunks.count)[row])
-    listed = of(chunks.index)[row].int()[:count].tolist()
-    entries = [int(of(chunks.table)[at]) for at in listed]
+    entries = of(chunks.index)[row][:count].tolist()
     pairs = [divmod(entry, 2 * chunks.size) for entry in entries]
     return [list(range(start, start + length)) for start, length in pairs]
+
+
+def pieces(kept, size):
+    """Runs of consecutive positions, each cut every ``size``: whole pieces first, then short."""
+    runs = []
+    for at in kept:
+        if runs and runs[-1][-1] == at - 1:
+            runs[-1].append(at)
+        else:
+            runs.append([at])
+    parts = [run[i : i + size] for run in runs for i in range(0, len(run), size)]
+    return sorted(parts, key=lambda part: len(part) < size)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -42,11 +52,9 @@ def test_lists_cover_the_kept_keys_and_nothing_else(oracle, device, impl, data):
             for row in range(plan.num_q_blocks):
                 parts = positions(plan, chunks, b, h, row)
                 kept = [at for j in oracle.key_blocks(plan, b, h, row) for at in columns[j]]
-                assert sorted(itertools.chain(*parts)) == kept
+                assert parts == pieces(kept, size)
                 whole = int(chunks.whole[b % chunks.whole.shape[0], h % chunks.whole.shape[1], row])
-                assert [len(part) == size for part in parts] == [
-                    i < whole for i in range(len(parts))
-                ]
+                assert whole == sum(len(part) == size for part in parts)
 
 
 @pytest.mark.parametrize("size", [8, 16])
@@ -61,7 +69,7 @@ def test_the_kernel_writes_what_the_reference_says(oracle, device, size):
         assert torch.equal(ours.count, truth.count)
         assert torch.equal(ours.whole, truth.whole)
         expected = truth.index[..., : used.shape[-1]]
-        assert torch.equal(ours.index.int()[used], expected[used])
+        assert torch.equal(ours.index[used], expected[used])
         written = tiles - (ours.whole * size // 128).minimum(tiles - 1)
         used = torch.arange(ours.lengths.shape[-1], device=device) < written[..., None]
         assert (written <= ours.lengths.shape[-1]).all()
@@ -75,13 +83,26 @@ def test_a_row_without_keys_has_one_tile_that_exists(oracle, device):
     plan.kv_count.zero_()
     chunks = list_chunks(plan, 16, 8, impl="triton")
     assert (chunks.count == 0).all()
-    assert (chunks.index[..., :8].int() == 0).all()
+    assert (chunks.index[..., :8] == 0).all()
 
 
-def test_more_chunks_than_two_bytes_can_number_get_four(oracle, device):
-    plan = oracle.plan(1, 1, 20, 2000, 16, 16, kv_blocks=66_000, device=device)
-    ours, truth = (list_chunks(plan, 16, 8, impl=impl) for impl in ("triton", "reference"))
-    assert ours.index.dtype == torch.int32
-    assert torch.equal(ours.count, truth.count)
-    used = torch.arange(ours.index.shape[-1], device=device) < ours.count[..., None]
-    assert torch.equal(ours.index[used], truth.index[..., : used.shape[-1]][used])
+def test_neighbours_that_are_kept_are_one_run(device):
+    keep = torch.tensor([[[[1, 1, 0, 1, 1, 1], [0, 1, 0, 0, 1, 0]]]], dtype=torch.bool)
+    edges = torch.tensor([[[0, 10, 22, 30, 30, 45, 50]]], dtype=torch.int32)
+    plan = BlockPlan.from_mask(
+        keep.to(device), q_len=20, kv_len=50, q_block=16, kv_block=16, kv_offsets=edges.to(device)
+    )
+    chunks = list_chunks(plan, 16, 8, impl="triton")
+    lengths = [[len(part) for part in positions(plan, chunks, 0, 0, row)] for row in range(2)]
+    assert lengths == [[16, 16, 6, 4], [12, 15]]  # 22 from 0, 20 from 30; 12 from 10, 15 from 30
+    assert [part[0] for part in positions(plan, chunks, 0, 0, 0)] == [0, 30, 16, 46]
+
+
+def test_a_run_goes_on_where_the_kernel_reads_the_next_blocks(oracle, device):
+    plan = oracle.plan(1, 1, 20, 2000, 16, 16, kv_blocks=600, device=device)
+    plan = BlockPlan.from_mask(
+        plan.to_block_mask() | True, q_len=20, kv_len=2000, q_block=16, kv_block=16,
+        kv_offsets=plan.kv_offsets,
+    )  # fmt: skip
+    chunks = list_chunks(plan, 16, 8, impl="triton")
+    assert chunks.count.tolist() == chunks.whole.tolist() == [[[125, 125]]]

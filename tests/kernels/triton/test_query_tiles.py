@@ -24,7 +24,7 @@ def test_every_row_is_in_one_tile_of_its_block_and_heads_follow_one_another(
     assert int(total) <= len(tiles)
     taken = tiles[: int(total)].tolist()
     rows = torch.zeros(batch * heads, q_len, dtype=torch.int32)
-    for head, listed, table, start, end, whole, count, _ in taken:
+    for head, listed, start, end, whole, count in taken:
         b, h = divmod(head, heads)
         rows[head, start : min(start + 32, end)] += 1
         edges = [
@@ -37,13 +37,10 @@ def test_every_row_is_in_one_tile_of_its_block_and_heads_follow_one_another(
         lists = chunks.count.flatten(0, 1)
         shape = chunks.count.shape
         assert listed // shape[2] == (b % shape[0]) * shape[1] + h % shape[1]
-        assert table == (b % chunks.table.shape[0]) * chunks.table.shape[1] + (
-            h % chunks.table.shape[1]
-        )
         assert (whole, count) == (
             int(chunks.whole.flatten()[listed]),
             int(lists.flatten()[listed]),
         )
     assert (rows == 1).all()
-    order = [(tile[0], -tile[6]) for tile in taken]
+    order = [(tile[0], -tile[5]) for tile in taken]
     assert all(before <= after for before, after in pairwise(order))
