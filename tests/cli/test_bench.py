@@ -42,13 +42,13 @@ def test_every_engine_is_checked_and_timed_beside_dense(tmp_path, capsys):
 @pytest.mark.usefixtures("one_small_shape")
 def test_an_engine_that_fails_is_named_and_the_others_are_measured(tmp_path, capsys):
     path = tmp_path / "bench.json"
-    engines = ["--engine", "cpu", "--engine", "xformers"]
+    engines = ["--engine", "cpu", "--engine", "xformers", "--precision", "int8"]
     arguments = ["--density", "0.5", "--rounds", "1", "--no-radial", "-o", str(path)]
     assert run(["bench", "kernels", *engines, *arguments]) == 0
     rows = json.loads(path.read_text())["rows"]
     failed = [row for row in rows if "failed" in row]
-    assert [row["engine"] for row in failed] == ["xformers"]
-    assert "cannot run this" in failed[0]["failed"]
+    assert [row["engine"] for row in failed] == ["xformers", "int8"]
+    assert all("cannot run this" in row["failed"] for row in failed)
     assert "cpu" in {row["engine"] for row in rows if "failed" not in row}
     assert "xformers: failed:" in capsys.readouterr().err
 
@@ -57,6 +57,7 @@ def test_an_engine_that_fails_is_named_and_the_others_are_measured(tmp_path, cap
     ("arguments", "message"),
     [
         (["kernels", "--engine", "warp"], "unknown engine 'warp'"),
+        (["kernels", "--precision", "int4"], "--precision must be model or int8"),
         (["kernels", "--shape", "wan-99b"], "no shape 'wan-99b'"),
         (["everything"], ""),
         (["--density", "nan"], "--density must be in (0, 1], got nan"),

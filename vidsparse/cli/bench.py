@@ -30,6 +30,7 @@ class Part(StrEnum):
 
 
 PANEL = "Kernels"
+OF_BOTH = ("precision",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +74,9 @@ def bench(
     """Measure how fast sparse attention is here, against the best dense attention."""
     others = kernels if part is Part.PIPELINE else pipeline
     if given := [
-        f.name for f in dataclasses.fields(others) if getattr(others, f.name) != f.default
+        f.name
+        for f in dataclasses.fields(others)
+        if f.name not in OF_BOTH and getattr(others, f.name) != f.default
     ]:
         other = Part.KERNELS if part is Part.PIPELINE else Part.PIPELINE
         name = given[0].replace("_", "-")
@@ -84,16 +87,25 @@ def bench(
         return
     if output is not None:
         check_free(output, overwrite=overwrite)
-    _bench_kernels(kernels, command, output, json=json)
+    engines = _engines(kernels.engine or [], pipeline.precision)
+    _bench_kernels(kernels, engines, command, output, json=json)
+
+
+def _engines(named: list[str], precision: str | None) -> tuple[str, ...]:
+    """The engines to run; none is all that can. Eight bits are an engine of their own."""
+    if precision not in (None, "model", "int8"):
+        raise BadInputError(f"--precision must be model or int8, got {precision!r}")
+    return tuple(dict.fromkeys([*named, *(["int8"] if precision == "int8" else [])]))
 
 
 def _bench_kernels(
-    options: KernelOptions, command: str, output: Path | None, *, json: bool
-) -> None:
+    options: KernelOptions, engines: tuple[str, ...], command: str, output: Path | None, *,
+    json: bool,
+) -> None:  # fmt: skip
     from vidsparse.bench import kernel_bench
     from vidsparse.kernels.engines.table import check_engine
 
-    for name in options.engine or ():
+    for name in engines:
         check_engine(name)
     for share in options.density or ():
         if not 0 < share <= 1:
@@ -101,7 +113,7 @@ def _bench_kernels(
     settings = kernel_bench.Settings(
         shapes=tuple(options.shape or ()),
         densities=tuple(options.density or kernel_bench.DENSITIES),
-        engines=tuple(options.engine or ()),
+        engines=engines,
         rounds=options.rounds,
         radial=options.radial,
         q_block=options.q_block or kernel_bench.usual_block(),

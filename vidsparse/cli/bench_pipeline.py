@@ -41,7 +41,11 @@ class PipelineOptions:
         "balanced,fast"
     )
     precision: Annotated[
-        str | None, option("What presets compute attention in: model or int8.", panel=PANEL)
+        str | None,
+        option(
+            "What attention is computed in: model or int8; of kernels, the engine int8.",
+            panel=PANEL,
+        ),
     ] = None
     set: Annotated[
         list[str] | None, option("KEY=VALUE: change the presets; repeatable.", panel=PANEL)
