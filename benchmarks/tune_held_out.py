@@ -27,7 +27,7 @@ from ladder import DEVICE, PROMPTS, Studio, about, scores, write
 import vidsparse
 from vidsparse.comparison.attention_error import ErrorMeter
 from vidsparse.dial import LEAST, full_density, mean_density
-from vidsparse.errors import BadInputError
+from vidsparse.errors import OutOfReachError
 from vidsparse.gpus import GPUS
 from vidsparse.metrics.statistics import Paired, Summary, paired, summarize
 from vidsparse.preset import Preset
@@ -66,10 +66,13 @@ class Batch:
         if preset.policy.mean_density is not None:
             try:
                 full_density(preset, Progress.first(self.steps), layers=self.layers)
-            except BadInputError:
+            except OutOfReachError:
                 return None
         if preset not in self.tried:
-            self.tried[preset] = self._drawn(preset)
+            try:
+                self.tried[preset] = self._drawn(preset)
+            except OutOfReachError:  # with what its plans keep besides
+                return None
         row = self.tried[preset]
         seconds, density = self.price(preset, row["mean_density"]), row["mean_density"]
         gain = dense_step(WAN_14B, GPUS["h200"]).seconds * self.steps / seconds

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import ceil
 from typing import TYPE_CHECKING
 
-from vidsparse.errors import BadInputError
+from vidsparse.errors import OutOfReachError
 from vidsparse.progress import UNKNOWN, Progress
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def full_density(
         besides: Share of all pairs that a plan keeps beside its density.
 
     Raises:
-        BadInputError: When it cannot be reached, with the least that can.
+        OutOfReachError: When it cannot be reached, with the least that can.
     """
     asked = preset.policy.mean_density
     assert asked is not None
@@ -45,7 +45,7 @@ def full_density(
 
     low, high = LEAST, 1.0
     if mean(low) > asked + 5e-4:
-        raise BadInputError(_out_of_reach(preset, run, asked, mean(low)))
+        raise OutOfReachError(_out_of_reach(preset, run, asked, mean(low)))
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         low, high = (low, middle) if mean(middle) > asked else (middle, high)
@@ -76,8 +76,8 @@ def density_or_note(
         strict: Whether a preset's own mean density is one that was asked for, too.
 
     Raises:
-        BadInputError: When a mean density that was asked for cannot be reached, or one not even by
-            a run of many steps.
+        OutOfReachError: When a mean density that was asked for cannot be reached, or one not even
+            by a run of many steps.
     """
 
     def of(run: Progress) -> float:
@@ -85,12 +85,12 @@ def density_or_note(
 
     try:
         return of(run), None
-    except BadInputError as error:
+    except OutOfReachError as error:
         if strict or "mean_density" in preset.told:
             raise
         try:
             density = of(Progress.first(UNKNOWN))
-        except BadInputError:
+        except OutOfReachError:
             raise error from None
     mean = mean_density(preset, run, density, layers=layers, means=means, besides=besides)
     steps = _steps(run)

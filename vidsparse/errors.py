@@ -14,6 +14,10 @@ class BadInputError(VidsparseError, ValueError):
     """What the caller asked for cannot be done; the message names the value and a way out."""
 
 
+class OutOfReachError(BadInputError):
+    """A run cannot have the mean density that was asked for."""
+
+
 class DenseFallbackError(VidsparseError):
     """A layer had to run dense while the session was ``strict``."""
 

@@ -19,7 +19,7 @@ from vidsparse.comparison.pace import Pace
 from vidsparse.comparison.reporter import Board, Reporter
 from vidsparse.comparison.spec import DENSE, Case
 from vidsparse.dial import full_density
-from vidsparse.errors import BadInputError, DenseFallbackError
+from vidsparse.errors import DenseFallbackError, OutOfReachError
 from vidsparse.metrics.clips import finite_mean
 from vidsparse.metrics.psnr import decibels, squared_error
 from vidsparse.metrics.scores import Scorer
@@ -91,7 +91,10 @@ class Trials:
         if not self._can_run(preset):
             return None
         if preset not in self.clips:
-            self.clips[preset] = [self._clip(case, preset) for case in self.cases]
+            try:
+                self.clips[preset] = [self._clip(case, preset) for case in self.cases]
+            except OutOfReachError:  # with what its plans keep besides, which the run alone knows
+                return None
         found = self.clips[preset]
         errors = [-clip.psnr if clip.psnr is not None else -math.inf for clip in found]
         if self.error is Measure.LPIPS:
@@ -129,7 +132,7 @@ class Trials:
         try:
             for steps in {case.request.steps for case in self.cases}:
                 full_density(preset, Progress.first(steps), layers=layers)
-        except BadInputError:
+        except OutOfReachError:
             return False
         return True
 
