@@ -124,6 +124,8 @@ class Model:
             layer.
         padding_argument: That mask in their forward call.
         masked: Whether self-attention is given a mask even where nothing is padded.
+        moves: How many times as much as most models' its blocks read and write besides attention and
+            linear layers, not compiled; where a whole run was measured (``plan`` predicts by it).
         has_own_rows: Whether text before the video attends to other tokens than the video does,
             which its mask says.
         releases: Those for which settings are published (``published.py``), or which have a name
@@ -145,6 +147,7 @@ class Model:
     padding: str | None = None
     padding_argument: str = "attention_mask"
     masked: bool = False
+    moves: float = 1.0
     has_own_rows: bool = False
     releases: tuple[Release, ...] = ()
     pipeline: PipelineFacts = PipelineFacts()

@@ -287,6 +287,7 @@ VIDEO = (
         video_shape=grid_readers.packed_video,
         text="suffix",
         guidance="uncond first",
+        moves=1.5,
         releases=(
             Release(
                 name="LTX-2",
@@ -397,6 +398,7 @@ IMAGE = (
         video_shape=grid_readers.image_ids,
         text=grid_readers.text_length,
         noise=SIGMA,
+        moves=0.7,
         releases=(
             Release(
                 name="FLUX.1-dev",

@@ -44,6 +44,8 @@ class Shapes:
         linear: Weights of linear layers that each token of the video passes, over all layers.
         samples: Forward calls of a step, or samples in one: two with guidance.
         masked: Whether self-attention is given a mask though nothing is padded.
+        moves: How many times as much as most models', in blocks that are not compiled, its blocks
+            read and write besides attention and linear layers.
     """
 
     tokens: int
@@ -53,6 +55,7 @@ class Shapes:
     linear: float
     samples: int = 2
     masked: bool = False
+    moves: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,7 @@ def dense_step(
     rate = (WIDE if shapes.head_dim >= 96 else NARROW) * gpu.peak / PEAK
     passed = shapes.tokens * shapes.samples
     products = 2 * shapes.linear * passed / (_linear_rate(gpu, quantized) * 1e12)
-    each = OTHER[compiled] + (SCALING if quantized else 0.0)
+    each = OTHER[compiled] * (1.0 if compiled else shapes.moves) + (SCALING if quantized else 0.0)
     other = each * 1e-9 * BANDWIDTH / gpu.bandwidth * passed * numbers * shapes.layers
     floor = 0.0 if compiled else 1e-3 * FLOOR * shapes.layers * shapes.samples
     mask = MASKED if shapes.masked else 1.0

@@ -50,6 +50,7 @@ def shapes_of(checkpoint: Checkpoint, grid: TokenGrid) -> Shapes:
         linear=linear_work(model, transformer),
         samples=(2 if guided else 1) + model.pipeline.calls_besides,
         masked=model.masked,
+        moves=model.moves,
     )
 
 

@@ -45,6 +45,8 @@ def told(monkeypatch, name, presets, **changes):
         ("pipeline_hunyuanvideo_h200", "balanced,fast"),
         ("pipeline_qwen_2048_h200", "balanced,fast"),
         ("pipeline_ltx_video_h200", "balanced,fast"),
+        ("pipeline_flux_2048_h200", "balanced,fast"),
+        ("pipeline_ltx2_h200", "balanced,fast"),
     ],
 )
 def test_rows_are_predicted_within_ten_percent(monkeypatch, name, presets):

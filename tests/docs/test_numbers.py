@@ -201,7 +201,7 @@ def test_the_compiled_runs():
             assert f"{run['predicted_seconds']:.0f}" in text
 
 
-OTHERS = ("hunyuanvideo", "wan1.3b", "qwen_2048", "ltx_video")
+OTHERS = ("hunyuanvideo", "wan1.3b", "qwen_2048", "flux_2048", "ltx2", "ltx_video")
 
 
 def test_the_other_models():
