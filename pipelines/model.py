@@ -124,7 +124,7 @@ class Model:
             layer.
         padding_argument: That mask in their forward call.
         masked: Whether self-attention is given a mask even where nothing is padded.
-        moves: How many times as much as most models' its blocks read and write besides attention and
+        moves: How many times as much as most models its blocks read and write besides attention and
             linear layers, not compiled; where a whole run was measured (``plan`` predicts by it).
         has_own_rows: Whether text before the video attends to other tokens than the video does,
             which its mask says.

@@ -183,6 +183,27 @@ VIDEO = (
         video_shape=grid_readers.channels_first,
         text="suffix",
         padding=r"transformer_blocks\.\d+\.attn",
+        releases=(
+            Release(
+                name="HunyuanVideo-1.5-480p_t2v",
+                config={"num_layers": 54, "num_attention_heads": 16, "task_type": "t2v"},
+                hub=Hub(
+                    short="hunyuanvideo-1.5",
+                    repository="hunyuanvideo-community/HunyuanVideo-1.5-480p_t2v",
+                    pipeline="HunyuanVideo15Pipeline",
+                    frames=121,
+                    height=480,
+                    width=848,
+                    steps=50,
+                    guidance=6.0,
+                    fps=24,
+                    spatial=None,
+                    scheduler=(FLOW, {"shift": 5.0}),
+                    vae=("AutoencoderKLHunyuanVideo15", {}),
+                ),
+            ),
+        ),
+        pipeline=PipelineFacts(calls_besides=1),  # guidance, which is a part of its pipeline
     ),
     Model(
         name="HunyuanVideo Framepack",
@@ -247,6 +268,26 @@ VIDEO = (
         guidance="uncond first",
         noise=(1000.0, 0.0),
         one_by_one=True,
+        releases=(
+            Release(
+                name="mochi-1-preview",
+                config={"num_layers": 48, "num_attention_heads": 24, "in_channels": 12},
+                hub=Hub(
+                    short="mochi-1",
+                    repository="genmo/mochi-1-preview",
+                    pipeline="MochiPipeline",
+                    frames=163,
+                    height=480,
+                    width=848,
+                    steps=64,
+                    guidance=4.5,
+                    fps=30,
+                    spatial=None,
+                    scheduler=(FLOW, {"invert_sigmas": True}),
+                    vae=("AutoencoderKLMochi", {}),
+                ),
+            ),
+        ),
         pipeline=PipelineFacts(fps=30, least_steps=2),  # in two halves
         tested="pipeline",
     ),
@@ -437,6 +478,31 @@ IMAGE = (
         video_shape=grid_readers.image_ids,
         text=grid_readers.text_length,
         noise=SIGMA,
+        releases=(
+            Release(
+                name="FLUX.2-dev",
+                config={
+                    "num_layers": 8,
+                    "num_single_layers": 48,
+                    "num_attention_heads": 48,
+                    "guidance_embeds": True,
+                },
+                hub=Hub(
+                    short="flux.2-dev",
+                    repository="black-forest-labs/FLUX.2-dev",
+                    pipeline="Flux2Pipeline",
+                    frames=1,
+                    height=1024,
+                    width=1024,
+                    steps=50,
+                    guidance=4.0,
+                    fps=1,
+                    spatial=None,
+                    scheduler=(FLOW, {"use_dynamic_shifting": True, "shift": 3.0}),
+                    vae=("AutoencoderKLFlux2", {}),
+                ),
+            ),
+        ),
     ),
     Model(  # its first blocks see the image alone
         name="FLUX.3",

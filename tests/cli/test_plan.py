@@ -329,5 +329,5 @@ def test_the_memory_of_a_run_is_said(cli):
 
 
 def test_a_supported_model_without_a_name_is_told_apart_from_a_slip(cli):
-    assert "(Mochi is supported, but has no name here)" in cli("plan --model mochi").err
+    assert "(Allegro is supported, but has no name here)" in cli("plan --model allegro").err
     assert "is supported" not in cli("plan --model wan3").err

@@ -172,6 +172,9 @@ REAL = {  # as their configs on the hub say, where they differ from diffusers' d
     "Cosmos-1.0-Diffusion-14B-Text2World": ("CosmosTransformer3DModel", COSMOS_14B, 1),
     "LTX-Video": ("LTXVideoTransformer3DModel", {}, 1),
     "LTX-2": ("LTX2VideoTransformer3DModel", {}, 1),
+    "HunyuanVideo-1.5-480p_t2v": ("HunyuanVideo15Transformer3DModel", {"task_type": "t2v"}, 1),
+    "mochi-1-preview": ("MochiTransformer3DModel", {}, 1),
+    "FLUX.2-dev": ("Flux2Transformer2DModel", {}, 1),
     "FLUX.1-dev": ("FluxTransformer2DModel", {"guidance_embeds": True}, 1),
     "Qwen-Image": ("QwenImageTransformer2DModel", {}, 1),
 }  # fmt: skip

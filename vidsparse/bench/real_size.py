@@ -84,16 +84,11 @@ def build(checkpoint: Checkpoint, *, layers: int | None, device: str, dtype: str
         for name in TRANSFORMERS
         if (module := empty.components.get(name)) is not None
     }
-    parts = {
-        name: made.get(name, part if name in ("scheduler", "guider") else None)
-        for name, part in empty.components.items()
-    }
     own = {name: empty.config[name] for name in _settings(empty)}
-    with explained(f"diffusers cannot make a {type(empty).__name__} without text encoder and VAE"):
-        pipe = type(empty)(**parts, **own)
-    for name, value in vars(empty).items():
-        if name.startswith("vae_s") or name.endswith("_compression_ratio"):
-            setattr(pipe, name, value)  # read of the VAE that is left out
+    with explained(f"diffusers cannot make a {type(empty).__name__} of parts without weights"):
+        pipe = type(empty)(**empty.components | made, **own)
+    left_out = pipe.components.keys() - made.keys() - {"scheduler", "guider"}
+    pipe.register_modules(**dict.fromkeys(left_out))  # what was read of the VAE stays
     if model.pipeline.stand_ins:
         put_stand_ins(pipe)
     pipe.set_progress_bar_config(disable=True)

@@ -35,7 +35,7 @@ class RunOptions:
         option(
             "Folder or hub id of a diffusers pipeline, or a name: tiny (the pipeline that ships), "
             "wan2.1-1.3b, wan2.1-14b, wan2.2-a14b, wan2.2-ti2v-5b, hunyuanvideo, cogvideox-5b, "
-            "ltx-video, ltx-2, flux.1-dev, qwen-image.",
+            "hunyuanvideo-1.5, mochi-1, ltx-video, ltx-2, flux.1-dev, flux.2-dev, qwen-image.",
             panel="Model",
         ),
     ] = "tiny"

@@ -15,6 +15,7 @@ from diffusers.schedulers.scheduling_flow_match_heun_discrete import (
 import vidsparse
 from vidsparse.errors import BadInputError
 from vidsparse.forecast import forecast
+from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.models import IMAGE, VIDEO
 from vidsparse.pipelines.running.checkpoints import (
     CHECKPOINTS,
@@ -24,6 +25,7 @@ from vidsparse.pipelines.running.checkpoints import (
 )
 from vidsparse.pipelines.running.generate import Request, generate
 from vidsparse.pipelines.running.load import load_pipeline
+from vidsparse.pipelines.running.shapes import empty_transformer, shapes_of
 from vidsparse.presets import PRESETS
 
 BUILDERS = runpy.run_path(str(Path(__file__).parents[1] / "tiny_pipelines.py"))["BUILDERS"]
@@ -181,6 +183,22 @@ def test_names_of_the_command_line_stand_in_the_table_of_models():
     assert known.fps == 24
     assert known.size() == {"frames": 121, "height": 704, "width": 1280}
     assert str(known.geometry.sequence(**known.size())) == "31x22x40"
+
+
+@pytest.mark.parametrize(
+    ("name", "grid", "calls", "billions"),
+    [
+        ("mochi-1", "28x30x53+256", 2, 10.0),
+        ("hunyuanvideo-1.5", "31x30x53+1256", 2, 8.3),  # guidance by a part of the pipeline
+        ("flux.2-dev", "512+1x64x64", 1, 32.2),  # guidance is an input of the transformer
+    ],
+)
+def test_named_models_have_the_tokens_calls_and_weights_of_their_cards(name, grid, calls, billions):
+    known = CHECKPOINTS[name]
+    assert str(known.geometry.sequence(**known.size())) == grid
+    assert shapes_of(known, TokenGrid.parse(grid)).samples == calls
+    weights = sum(each.numel() for each in empty_transformer(known)[0].parameters())
+    assert weights == pytest.approx(billions * 1e9, rel=0.03)
 
 
 def test_fewer_steps_than_a_pipeline_can_do_are_refused_before_it_is_loaded():
