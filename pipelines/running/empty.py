@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from vidsparse.errors import BadInputError
@@ -21,12 +22,32 @@ def empty_component(folder: Path, kind: Any) -> Any:
     Raises:
         BadInputError: When its config cannot be read, or diffusers cannot make it of that.
     """
-    from accelerate import init_empty_weights
-
     config = read_config(folder / kind.config_name, folder.name)
     what = f"diffusers cannot make a {kind.__name__} of {folder}"
-    with explained(what), init_empty_weights(), at_most(MOST_MODULES):
+    with explained(what), weightless(), at_most(MOST_MODULES):
         return kind.from_config(config)
+
+
+@contextlib.contextmanager
+def weightless() -> Iterator[None]:
+    """Modules that are made have their weights on the meta device.
+
+    Accelerate moves each weight there once it is made; made there in the first place, it leaves no
+    hole in this process's memory, of which a process with gigabytes of them cannot be forked.
+    """
+    from accelerate import init_empty_weights
+
+    empty = torch.empty
+
+    def on_meta(*size: Any, device: Any = None, **named: Any) -> torch.Tensor:
+        return empty(*size, device="meta" if device is None else device, **named)
+
+    torch.empty = on_meta
+    try:
+        with init_empty_weights():
+            yield
+    finally:
+        torch.empty = empty
 
 
 @contextlib.contextmanager

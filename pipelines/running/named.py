@@ -9,7 +9,7 @@ from typing import Any
 
 from vidsparse.pipelines.model import Hub, Model, Release
 from vidsparse.pipelines.models import IMAGE, VIDEO
-from vidsparse.pipelines.running.empty import explained
+from vidsparse.pipelines.running.empty import explained, weightless
 from vidsparse.pipelines.running.offline import without_network
 from vidsparse.pipelines.running.skeleton import diffusers_class, pipeline_class
 
@@ -34,10 +34,8 @@ def named_transformer(short: str) -> Any:
 
 
 def _transformer(short: str) -> Any:
-    from accelerate import init_empty_weights
-
     row, release, hub = named_releases()[short]
-    with without_network(), init_empty_weights():
+    with without_network(), weightless():
         return diffusers_class(row.transformers[0], Path(hub.repository))(**release.config)
 
 
@@ -47,12 +45,10 @@ def named_skeleton(short: str) -> Any:
 
     Made once: nobody changes it.
     """
-    from accelerate import init_empty_weights
-
     _, release, hub = named_releases()[short]
     table = Path(hub.repository)
     made = [named_transformer(short), *(_transformer(short) for _ in range(1, release.experts))]
-    with without_network(), init_empty_weights():
+    with without_network(), weightless():
         kind = pipeline_class(hub.pipeline, table)
         parts: dict[str, Any] = dict(zip(("transformer", "transformer_2"), made, strict=False))
         for name, (part, config) in (("scheduler", hub.scheduler), ("vae", hub.vae)):

@@ -72,18 +72,51 @@ LTX2 = {
 }  # fmt: skip
 
 
+HUNYUAN_15 = {
+    "transformer": {
+        "_class_name": "HunyuanVideo15Transformer3DModel", "in_channels": 9, "out_channels": 4,
+        "num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 2,
+        "num_refiner_layers": 1, "text_embed_dim": 12, "text_embed_2_dim": 8,
+        "image_embed_dim": 8, "rope_axes_dim": (4, 6, 6), "task_type": "t2v",
+    },
+    "vae": {"_class_name": "AutoencoderKLHunyuanVideo15", "latent_channels": 4},
+    "scheduler": {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 5.0},
+}  # fmt: skip
+
+
+def write_configs(folder, pipeline, parts):
+    """A folder of a pipeline with configs alone."""
+    index: dict[str, Any] = {"_class_name": pipeline}
+    for name, config in parts.items():
+        (folder / name).mkdir()
+        file = "scheduler_config.json" if name == "scheduler" else "config.json"
+        (folder / name / file).write_text(json.dumps(config))
+        index[name] = ["diffusers", config["_class_name"]]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return find_checkpoint(folder)
+
+
+def test_a_pipeline_with_a_guider_and_without_a_callback_is_timed_by_its_scheduler(tmp_path):
+    found = write_configs(tmp_path, "HunyuanVideo15Pipeline", HUNYUAN_15)
+    real = real_size.build(found, layers=1, device="cpu", dtype="float32")
+    calls: list[Any] = []
+    real.pipe.transformer.register_forward_hook(lambda *seen: calls.append(seen))
+    told: list[int] = []
+    video = Video(frames=9, height=48, width=64, guidance=None)
+    made = denoising.run(real.pipe, video, 2, told.append)
+    assert len(calls) == 4  # of two branches, one after the other
+    assert len(calls) == 2 * shapes_of(found, GRID).samples
+    assert len(made.step_seconds) == 2
+    assert told == [0, 1, 2]
+    assert "step" not in vars(real.pipe.scheduler)
+    assert made.latents.isfinite().all()
+
+
 @pytest.mark.parametrize("changed", [{}, {"use_prompt_embeddings": False}])
 def test_ltx_2_denoises_video_and_audio_without_connectors_and_vaes(changed, tmp_path):
     """Of LTX-2, and with text as LTX-2.3 takes it: in widths of each stream."""
-    index: dict[str, Any] = {"_class_name": "LTX2Pipeline"}
-    for name, config in LTX2.items():
-        (tmp_path / name).mkdir()
-        file = "scheduler_config.json" if name == "scheduler" else "config.json"
-        config |= changed if name == "transformer" else {}
-        (tmp_path / name / file).write_text(json.dumps(config))
-        index[name] = ["diffusers", config["_class_name"]]
-    (tmp_path / "model_index.json").write_text(json.dumps(index))
-    found = find_checkpoint(tmp_path)
+    parts = LTX2 | {"transformer": LTX2["transformer"] | changed}
+    found = write_configs(tmp_path, "LTX2Pipeline", parts)
     real = real_size.build(found, layers=1, device="cpu", dtype="float32")
     video = Video(frames=17, height=96, width=128, guidance=3.0)
     calls: list[tuple[int, int]] = []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.bench.real_size import text_arguments
-from vidsparse.errors import BadInputError, VidsparseError
+from vidsparse.errors import VidsparseError
 from vidsparse.pipelines.running.defaults import takes_guidance
 from vidsparse.pipelines.running.geometry import call_parameters
 
@@ -96,12 +97,11 @@ def run(
     on_gpu = device.type == "cuda"
     marks = _Marks(on_gpu)
 
-    def step_ended(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    def step_ended() -> None:
         marks.add()
-        before_step(step + 1)
-        return tensors
+        before_step(len(marks.moments) - 1)
 
-    arguments = _arguments(pipe, video, steps, device) | {CALLBACK: step_ended}
+    arguments = _arguments(pipe, video, steps, device)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
         torch.cuda.synchronize(device)
@@ -109,7 +109,8 @@ def run(
     before_step(0)
     marks.add()
     try:
-        made = pipe(**arguments)
+        with _told_of_steps(pipe, step_ended) as callback:
+            made = pipe(**arguments, **callback)
     except torch.OutOfMemoryError as error:
         raise VidsparseError("the GPU ran out of memory: take fewer --layers") from error
     if on_gpu:
@@ -125,15 +126,36 @@ def run(
     )
 
 
+@contextmanager
+def _told_of_steps(pipe: Any, step_ended: Callable[[], None]) -> Iterator[dict[str, Any]]:
+    """What to call a pipeline with so that it tells of its steps; else its scheduler does."""
+    if CALLBACK in call_parameters(pipe):
+
+        def tell(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            step_ended()
+            return tensors
+
+        yield {CALLBACK: tell}
+        return
+    scheduler, of_class = pipe.scheduler, pipe.scheduler.step
+
+    def step(*arguments: Any, **named: Any) -> Any:
+        result = of_class(*arguments, **named)
+        step_ended()
+        return result
+
+    scheduler.step = step
+    try:
+        yield {}
+    finally:
+        del scheduler.step
+
+
 def _arguments(pipe: Any, video: Video, steps: int, device: torch.device) -> dict[str, Any]:
     parameters = call_parameters(pipe)
-    if CALLBACK not in parameters:
-        raise BadInputError(
-            f"{type(pipe).__name__} does not tell of its steps ({CALLBACK}): it cannot be timed "
-            "step by step"
-        )
     guided = takes_guidance(pipe) and video.guidance is not None
-    given = text_arguments(pipe, with_negative=guided) | {
+    by_a_part = getattr(pipe, "guider", None) is not None
+    given = text_arguments(pipe, with_negative=guided or by_a_part) | {
         "num_frames": video.frames,
         "height": video.height,
         "width": video.width,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers import guiders as _guiders
 from torch import Tensor, nn
 
 from vidsparse.bench.stand_ins import put_stand_ins
@@ -25,6 +26,7 @@ from vidsparse.pipelines.running.empty import explained
 from vidsparse.pipelines.running.geometry import call_parameters, transformer_of
 from vidsparse.pipelines.running.shapes import empty_pipeline
 
+guiders: Any = _guiders  # what it exports, its types do not say
 TRANSFORMERS = ("transformer", "transformer_2")
 COUNTS = ("layer", "block", "depth")  # what a config calls how many blocks there are
 TEXT_WIDTH = (  # what it calls the width of its text embeddings
@@ -79,15 +81,17 @@ def build(checkpoint: Checkpoint, *, layers: int | None, device: str, dtype: str
     model = find_model(transformer_of(empty))
     whole = lists_of(model, transformer_of(empty))
     wanted = whole if layers is None else fewer(whole, layers)
-    made = {
+    made: dict[str, Any] = {
         name: _random(model, module, wanted, device, getattr(torch, dtype))
         for name in TRANSFORMERS
         if (module := empty.components.get(name)) is not None
     }
+    if "guider" in empty.components:
+        made["guider"] = guiders.ClassifierFreeGuidance()  # two branches, as its authors run it
     own = {name: empty.config[name] for name in _settings(empty)}
     with explained(f"diffusers cannot make a {type(empty).__name__} of parts without weights"):
         pipe = type(empty)(**empty.components | made, **own)
-    left_out = pipe.components.keys() - made.keys() - {"scheduler", "guider"}
+    left_out = pipe.components.keys() - made.keys() - {"scheduler"}
     pipe.register_modules(**dict.fromkeys(left_out))  # what was read of the VAE stays
     if model.pipeline.stand_ins:
         put_stand_ins(pipe)
@@ -212,7 +216,9 @@ def text_arguments(pipe: Any, *, with_negative: bool) -> dict[str, Any]:
             f"the config of {type(transformer).__name__} does not say how wide its text is: it "
             "cannot run without its text encoder"
         )
-    length = config.get("max_text_seq_length") or _default_of(parameters, LENGTH) or 77
+    length = config.get("max_text_seq_length") or _default_of(parameters, LENGTH)
+    length = length or getattr(pipe, "tokenizer_max_length", 77)
+    second = getattr(pipe, "tokenizer_2_max_length", 0), config.get("text_embed_2_dim")
     given: dict[str, Any] = {}
     for name in parameters:
         bare = name.removeprefix("negative_")
@@ -224,6 +230,10 @@ def text_arguments(pipe: Any, *, with_negative: bool) -> dict[str, Any]:
             given[name] = _draw(transformer, config.get("pooled_projection_dim") or width)
         elif bare in ("prompt_attention_mask", "prompt_embeds_mask"):
             given[name] = torch.ones(1, length, dtype=torch.bool, device=transformer.device)
+        elif bare == "prompt_embeds_2" and all(second):
+            given[name] = _draw(transformer, *second)
+        elif bare == "prompt_embeds_mask_2":
+            given[name] = torch.ones(1, second[0], dtype=torch.bool, device=transformer.device)
         elif bare == "prompt":
             given[name] = None
     return given | ({LENGTH: length} if LENGTH in parameters else {})
