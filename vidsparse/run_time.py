@@ -182,11 +182,11 @@ class RunTimes:
             basis = f"an estimate from the published peak of the {self.gpu.label}: none was at hand"
         elif self.quantized:
             basis = (
-                "predicted, within 10 % of what was measured on this GPU, which with FP8 weights "
-                "was one model alone (Wan 2.1 14B at 720p)"
+                "predicted, within 10 % of every whole run that was measured on this GPU, which "
+                "with FP8 weights was of one model alone (Wan 2.1 14B at 720p)"
             )
         else:
-            basis = "predicted, within 10 % of what was measured on this GPU"
+            basis = "predicted, within 10 % of every whole run that was measured on this GPU"
         return [f"times are {basis}; text encoder and VAE are left out"]
 
     def notes(self) -> list[str]:
