@@ -183,7 +183,7 @@ class RunTimes:
         elif self.quantized:
             basis = (
                 "predicted, within 10 % of every whole run that was measured on this GPU, which "
-                "with FP8 weights was of one model alone (Wan 2.1 14B at 720p)"
+                "with FP8 weights was one model alone (Wan 2.1 14B at 720p)"
             )
         else:
             basis = "predicted, within 10 % of every whole run that was measured on this GPU"
