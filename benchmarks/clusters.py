@@ -26,13 +26,15 @@ import torch
 from torch import Tensor
 
 from vidsparse.bench import kernel_bench
+from vidsparse.grid import TokenGrid
 from vidsparse.kernels.attention import attention
 from vidsparse.kernels.plan import BlockPlan, Pooled
 from vidsparse.kernels.triton.chunk_lists import list_chunks
+from vidsparse.kernels.triton.packed import CHUNK
+from vidsparse.kernels.triton.packed import KEYS as TILE
 from vidsparse.kernels.triton.query_tiles import query_tiles
 from vidsparse.metrics.latency import take_turns
 
-TILE, CHUNK = 128, 16
 WHAT = "medians of rounds in which all candidates take turns"
 
 
@@ -62,9 +64,11 @@ def main() -> None:
     dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
     size = (1, args.tokens, args.heads, args.head_dim)
     q, k, v = (torch.randn(size, device=args.device, dtype=dtype).transpose(1, 2) for _ in range(3))
-    plans = {"equal": equal_blocks(args)} | {
-        case.name: clusters(case, k, v, args) for case in CASES
-    }
+    shape = kernel_bench.Shape(
+        name="equal", heads=args.heads, grid=TokenGrid(1, 1, args.tokens), head_dim=args.head_dim
+    )
+    equal = kernel_bench.random_plan(shape, args.density, TILE, TILE, q.device)
+    plans = {"equal": equal} | {case.name: clusters(case, k, v, args) for case in CASES}
     calls: dict[str, Callable[[], object]] = {
         name: partial(attention, q, k, v, plan) for name, plan in plans.items()
     }
@@ -78,14 +82,6 @@ def main() -> None:
     if args.output:
         record = kernel_bench.record(rows, " ".join(sys.argv), WHAT)
         kernel_bench.write(args.output, record)
-
-
-def equal_blocks(args: argparse.Namespace) -> BlockPlan:
-    number = -(-args.tokens // TILE)
-    keep = torch.rand(1, args.heads, number, number, device=args.device) < args.density
-    keep[..., 0] = True
-    sides: dict[str, Any] = {"q_len": args.tokens, "kv_len": args.tokens}
-    return BlockPlan.from_mask(keep, q_block=TILE, kv_block=TILE, **sides)
 
 
 def clusters(case: Case, k: Tensor, v: Tensor, args: argparse.Namespace) -> BlockPlan:
@@ -134,8 +130,7 @@ def row(name: str, plan: BlockPlan, ms: float) -> dict[str, Any]:
     chunks = list_chunks(plan, CHUNK, TILE // CHUNK)
     tiles, total = query_tiles(plan, chunks, batch, heads, TILE)
     start, end, count = tiles[: int(total)].long()[:, [2, 3, 5]].unbind(-1)
-    rows = (end - start).clamp(max=TILE)
-    rows = torch.where(rows > TILE // 2, TILE, TILE // 2)  # half a tile takes half as long
+    rows = torch.where(end - start > TILE // 2, TILE, TILE // 2)  # half a tile takes half as long
     pairs = (rows * ((count * CHUNK + TILE - 1) // TILE * TILE)).sum()
     computed = float(pairs) / (heads * plan.q_len * plan.kv_len)
     return found | {"computed": computed / density}

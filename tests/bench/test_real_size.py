@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import guiders as _guiders
 from torch import nn
 
 from vidsparse import sparse_attention
@@ -25,6 +26,7 @@ from vidsparse.pipelines.running.stack import Stack
 from vidsparse.pipelines.session import Session
 from vidsparse.presets import PRESETS
 
+guiders: Any = _guiders  # what it exports, its types do not say
 WHERE = Path(__file__).parents[1] / "pipelines" / "tiny_pipelines.py"
 BUILD = runpy.run_path(str(WHERE))["BUILDERS"]
 GRID = TokenGrid(3, 3, 4)
@@ -110,6 +112,20 @@ def test_a_pipeline_with_a_guider_and_without_a_callback_is_timed_by_its_schedul
     assert told == [0, 1, 2]
     assert "step" not in vars(real.pipe.scheduler)
     assert made.latents.isfinite().all()
+
+
+def test_the_guider_of_a_folder_is_the_one_that_runs(tmp_path):
+    write_configs(tmp_path, "HunyuanVideo15Pipeline", HUNYUAN_15)
+    (tmp_path / "guider").mkdir()
+    guiders.ClassifierFreeGuidance(enabled=False).save_pretrained(tmp_path / "guider")
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    index["guider"] = ["diffusers", "ClassifierFreeGuidance"]
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    real = real_size.build(find_checkpoint(tmp_path), layers=1, device="cpu", dtype="float32")
+    calls: list[Any] = []
+    real.pipe.transformer.register_forward_hook(lambda *seen: calls.append(seen))
+    denoising.run(real.pipe, Video(frames=9, height=48, width=64, guidance=None), 2)
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("changed", [{}, {"use_prompt_embeddings": False}])

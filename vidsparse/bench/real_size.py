@@ -86,8 +86,8 @@ def build(checkpoint: Checkpoint, *, layers: int | None, device: str, dtype: str
         for name in TRANSFORMERS
         if (module := empty.components.get(name)) is not None
     }
-    if "guider" in empty.components:
-        made["guider"] = guiders.ClassifierFreeGuidance()  # two branches, as its authors run it
+    if "guider" in empty.components:  # that of a folder; a name has none, and two branches then
+        made["guider"] = empty.guider or guiders.ClassifierFreeGuidance()
     own = {name: empty.config[name] for name in _settings(empty)}
     with explained(f"diffusers cannot make a {type(empty).__name__} of parts without weights"):
         pipe = type(empty)(**empty.components | made, **own)
