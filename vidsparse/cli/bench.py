@@ -92,10 +92,13 @@ def bench(
 
 
 def _engines(named: list[str], precision: str | None) -> tuple[str, ...]:
-    """The engines to run; none is all that can. Eight bits are an engine of their own."""
-    if precision not in (None, "model", "int8"):
-        raise BadInputError(f"--precision must be model or int8, got {precision!r}")
-    return tuple(dict.fromkeys([*named, *(["int8"] if precision == "int8" else [])]))
+    """The engines to run; none is all that can. Eight bits are an engine by that name."""
+    from vidsparse.preset import Precision
+
+    if precision not in (None, *Precision):
+        raise BadInputError(f"--precision must be {' or '.join(Precision)}, got {precision!r}")
+    of_precision = [] if precision in (None, Precision.MODEL) else [precision]
+    return tuple(dict.fromkeys([*named, *of_precision]))
 
 
 def _bench_kernels(
