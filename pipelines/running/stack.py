@@ -11,10 +11,12 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from diffusers.hooks import apply_group_offloading
 from torch import nn
 
 from vidsparse.errors import BadInputError
@@ -150,7 +152,9 @@ class Stack:
                 pipe.enable_sequential_cpu_offload(device=device)
             case "group":
                 # With a cache blocks are skipped, which what is fetched ahead would wait for.
-                _offload_groups(pipe, torch.device(device), ahead=self.cache is None)
+                _offload_groups(
+                    pipe, torch.device(device), ahead=self.cache is None, tiled=self.vae_tiling
+                )
 
     def describe(self) -> list[str]:
         """Each thing that is done, for a person and for a record."""
@@ -226,22 +230,22 @@ def _tile(vae: Any) -> None:
         ) from error
 
 
-def _offload_groups(pipe: Any, device: torch.device, *, ahead: bool) -> None:
-    """Transformers block by block, all else layer by layer; the next is fetched meanwhile."""
-    stream = ahead and device.type == "cuda"
-    pipe.enable_group_offload(
-        onload_device=device,
-        offload_type="leaf_level",
-        use_stream=stream,
-        exclude_modules=list(TRANSFORMERS),
-    )
-    for transformer in _transformers(pipe):
-        transformer.enable_group_offload(
-            onload_device=device,
-            offload_type="block_level",
-            num_blocks_per_group=1,
-            use_stream=stream,
-        )
+def _offload_groups(pipe: Any, device: torch.device, *, ahead: bool, tiled: bool) -> None:
+    """Transformers block by block, all else layer by layer; the next is fetched meanwhile.
+
+    Not by the method of the pipeline, which has one kind for all and would first bring what it is
+    to leave out, the transformers, to the GPU as a whole. What a tiled VAE will need next cannot be
+    learned from its first call, so nothing is fetched ahead there.
+    """
+    for name, module in pipe.components.items():
+        if not isinstance(module, nn.Module):
+            continue
+        kind: dict[str, Any] = {"offload_type": "leaf_level"}
+        if name in TRANSFORMERS:
+            kind = {"offload_type": "block_level", "num_blocks_per_group": 1}
+        stream = ahead and device.type == "cuda" and not (tiled and name == "vae")
+        enable = getattr(module, "enable_group_offload", partial(apply_group_offloading, module))
+        enable(onload_device=device, use_stream=stream, **kind)
 
 
 def _compile(transformer: nn.Module) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
+from torch import nn
 from torch._dynamo.utils import counters
 from torchao.quantization import quant_api
 
@@ -18,6 +19,7 @@ from vidsparse.comparison.fingerprint import of_machine
 from vidsparse.comparison.job import Job
 from vidsparse.comparison.models import StoredModel
 from vidsparse.errors import BadInputError
+from vidsparse.pipelines.running import stack
 from vidsparse.pipelines.running.caches import read_cache
 from vidsparse.pipelines.running.checkpoints import CHECKPOINTS
 from vidsparse.pipelines.running.load import load_pipeline
@@ -67,6 +69,44 @@ def test_weights_that_wait_elsewhere_change_nothing(wan, untouched, offload):
     with vidsparse.sparsify(pipe, "draft", strict=True, **SPARSE) as session:
         wan.generate(pipe)
     assert session.stats.mean_density < 1
+
+
+def test_a_transformer_that_waits_block_by_block_is_nowhere_whole(wan, monkeypatch):
+    """On a card too small for it ``Module.to`` would fail, and with it the run."""
+    moved = []
+    monkeypatch.setattr(nn.Module, "to", lambda module, *where, **_: moved.append(module) or module)
+    pipe = placed(wan, offload="group", vae_tiling=True)
+    monkeypatch.undo()
+    assert not [each for each in moved if each in pipe.components.values()]
+    kinds = {
+        name: {
+            hook.config.offload_type.value
+            for part in pipe.components[name].modules()
+            if (hook := group_hook(part)) is not None
+        }
+        for name in ("transformer", "vae", "text_encoder")
+    }
+    leaf = {"leaf_level"}
+    assert kinds == {"transformer": {"block_level"}, "vae": leaf, "text_encoder": leaf}
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+def test_nothing_is_fetched_ahead_for_tiles(wan, monkeypatch, tiled):
+    pipe, asked = wan.build["one_expert"](), {}
+    for name in ("transformer", "vae"):
+        monkeypatch.setattr(
+            pipe.components[name], "enable_group_offload",
+            lambda name=name, **how: asked.update({name: how["use_stream"]}),
+        )  # fmt: skip
+    monkeypatch.setattr(stack, "apply_group_offloading", lambda module, **how: None)
+    Stack(offload="group", vae_tiling=tiled).set_up(pipe, "cuda")
+    assert asked == {"transformer": True, "vae": not tiled}
+
+
+def group_hook(module):
+    """What offloads a group that a module is in, if anything does."""
+    registry = getattr(module, "_diffusers_hook", None)
+    return registry and registry.get_hook("group_offloading")
 
 
 @pytest.mark.parametrize("quantize", ["fp8", "int8-dynamic"])
