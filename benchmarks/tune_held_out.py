@@ -3,11 +3,12 @@
     python benchmarks/tune_held_out.py -o benchmarks/results/tune_held_out_h200.json
 
 The search of ``tune`` on the shipped pipeline, for each target: mean PSNR against dense of a few
-prompts, two unless ``--tuned-on`` says more. What it finds draws eight other prompts, and so does the rung of the ladder that is nearest
-in time, its mean density turned until it takes as long. A batch is drawn at once. On a GPU the
-small pipeline waits for launches, whatever is computed, so time is what a run of Wan 2.1 14B at
-720p would take on an H200 by the prices of ``vidsparse plan``, at the density that ran here; the
-seconds that the batch took here stand beside it. ``--tiny`` tries the script on a CPU.
+prompts, two unless ``--tuned-on`` says more. What it finds draws eight other prompts, and so does
+the rung of the ladder that is nearest in time, its mean density turned until it takes as long. A
+batch is drawn at once. On a GPU the small pipeline waits for launches, whatever is computed, so
+time is what a run of Wan 2.1 14B at 720p would take on an H200 by the prices of ``vidsparse plan``,
+at the density that ran here; the seconds that the batch took here stand beside it. ``--tiny`` tries
+the script on a CPU.
 """
 
 from __future__ import annotations

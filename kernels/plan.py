@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vidsparse.kernels.planning.density import density_of_lists
+
 WORD = 32  # bits of a number that says which pairs of a partial block are computed
 
 
@@ -177,24 +179,15 @@ class BlockPlan:
         """
         q_sizes = self.q_sizes if q_sizes is None else q_sizes
         if self.q_offsets is None and self.kv_offsets is None:
-            return self._density_of_counts(q_sizes)
+            return density_of_lists(
+                self.kv_count, self.kv_index, q_sizes, kv_block=self.kv_block,
+                q_len=self.q_len, kv_len=self.kv_len, stand_ins=self.pooled is not None,
+            )  # fmt: skip
         keys = (self.kv_sizes if kv_sizes is None else kv_sizes).unsqueeze(-2)
         mask = self.to_block_mask()
         skipped = 0.0 if self.pooled is None else (keys > 0).float()
         kept_keys = torch.where(mask, keys, skipped).sum(dim=-1)
         return ((kept_keys * q_sizes).sum(dim=-1) / (self.q_len * self.kv_len)).float()
-
-    def _density_of_counts(self, q_sizes: Tensor) -> Tensor:
-        """Density from the lengths of the lists; only the last key block can be short."""
-        keys = self.kv_count * self.kv_block
-        missing = self.num_kv_blocks * self.kv_block - self.kv_len
-        if missing:
-            at = (self.kv_count.long() - 1).clamp(min=0)[..., None]
-            ends_short = self.kv_index.gather(-1, at)[..., 0] == self.num_kv_blocks - 1
-            keys = keys.add(ends_short, alpha=-missing).clamp(min=0)  # an empty list has no end
-        if self.pooled is not None:
-            keys = keys + (self.num_kv_blocks - self.kv_count)
-        return (keys * q_sizes).sum(dim=-1) / (self.q_len * self.kv_len)
 
     def to_block_mask(self) -> Tensor:
         """The plan as a boolean ``(B|1, H|1, M, N)``."""

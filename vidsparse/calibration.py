@@ -61,7 +61,7 @@ def choices_for(
             "give recordings of q, k and v to one whose heads choose, such as paro"
         )
     for q, k, v in recordings:
-        block = policy.block_on(q.device.type, grid.tokens, q.shape[-1])
+        block = preset.block_on(q.device.type, grid.tokens, q.shape[-1])
         inputs = Inputs(
             blocks=Blocks(grid, block, q.device), q=q, k=k, v=v, heads=q.shape[1], layer=layer,
             step=step, scale=q.shape[-1] ** -0.5 if scale is None else scale,

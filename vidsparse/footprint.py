@@ -61,7 +61,7 @@ def layer_state_bytes(
     """
     policy, order, schedule = preset.policy, preset.policy.order, preset.schedule
     remembers = schedule.remembers
-    block = policy.block_on("cuda", grid.tokens, head_dim)
+    block = preset.block_on("cuda", grid.tokens, head_dim)
     number = -(-grid.tokens // block)
     own = common = mask = labels = 0
     if on_host:

@@ -166,9 +166,9 @@ class _Mask:
                 f"how much preset {preset.name!r} computes depends on what it sees: give it a "
                 "density, or run it"
             )
-        block = policy.block_on(DEVICE, grid.tokens, head_dim)
+        block = preset.block_on(DEVICE, grid.tokens, head_dim)
         self.note = None
-        self._means = policy.key_means(DEVICE, grid, head_dim)
+        self._means = policy.key_means(grid, block)
         if policy.mean_density is not None:
             density = 1.0  # of what is too short: then all is dense, whatever was asked for
             if grid.tokens >= preset.min_tokens:

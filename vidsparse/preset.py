@@ -27,6 +27,8 @@ from vidsparse.policies.policy import Policy
 from vidsparse.policies.token_masks import is_exact
 from vidsparse.schedule import Schedule
 
+EIGHT_BIT_BLOCK = 128  # tokens, below which Hopper's kernel in eight bits has no tiles
+
 
 class Precision(StrEnum):
     """What attention computes in.
@@ -118,6 +120,12 @@ class Preset:
                 "compensation=residual is measured at a dense step whenever a plan is made, and "
                 "pays only while the plan is kept: give replan, of 2 steps at least, such as 5"
             )
+
+    def block_on(self, device: str, tokens: int, head_dim: int) -> int:
+        """Tokens in a block where nobody says, on a type of device: kernels in 8 bits want 128."""
+        if self.policy.block is None and self.precision is not Precision.MODEL and device == "cuda":
+            return EIGHT_BIT_BLOCK
+        return self.policy.block_on(device, tokens, head_dim)
 
     def _why_layers_do_not_share(self) -> str | None:
         """Why neighbouring layers cannot share a plan, in one clause; None if they can."""

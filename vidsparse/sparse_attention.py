@@ -346,7 +346,7 @@ class SparseAttention:
         assert call.grid is not None
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         policy, schedule = self.preset.policy, self.preset.schedule
-        block = policy.block_on(q.device.type, call.grid.tokens, q.shape[-1])
+        block = self.preset.block_on(q.device.type, call.grid.tokens, q.shape[-1])
         blocks = self._planner.blocks(call.grid, block, q.device, policy.key_block)
         state, shared = LayerState(), None
         if call.known:
@@ -409,10 +409,10 @@ class SparseAttention:
         assert grid is not None
         key = run.bounds, call.layers, grid, q.device.type, q.shape[-1]
         if key not in self._densities:
-            means = policy.key_means(q.device.type, grid, q.shape[-1])
+            block = self.preset.block_on(q.device.type, grid.tokens, q.shape[-1])
             self._densities[key], note = density_or_note(
-                self.preset, run, layers=call.layers, means=means, besides=policy.besides(grid),
-                strict=self.strict,
+                self.preset, run, layers=call.layers, means=policy.key_means(grid, block),
+                besides=policy.besides(grid), strict=self.strict,
             )  # fmt: skip
             for each in (note, self._why_no_gain(self._densities[key], grid, q)):
                 if each:
@@ -436,7 +436,7 @@ class SparseAttention:
             linear=0,
             samples=1,
         )
-        block = self.preset.policy.block_on(q.device.type, grid.tokens, head_dim)
+        block = self.preset.block_on(q.device.type, grid.tokens, head_dim)
         return why_no_gain(self.preset, block, density, shapes, name_of(q.device))
 
     def _attending(self, work: Work, way: float) -> Run:

@@ -82,12 +82,12 @@ def block_value_error(mass: Tensor, value: Tensor, *, impl: str = "auto") -> Ten
     Returns:
         ``P(i, j) |v_j - o_i|``, float32 ``(batch, heads, M, N)``.
     """
-    value = value.float()
-    value = value - value.mean(dim=2, keepdim=True)  # distances stay, cancellation goes
     if use_triton(impl, mass):
         from vidsparse.kernels.triton.block_scores import value_error
 
         return value_error(mass, value)
+    value = value.float()
+    value = value - value.mean(dim=2, keepdim=True)  # distances stay, cancellation goes
     share = mass.softmax(dim=-1).nan_to_num(0.0)  # a row without any mass costs nothing
     return share * torch.cdist(share @ value, value)
 

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vidsparse.kernels.triton.primitives import LN2, LOG2E
+from vidsparse.kernels.triton.primitives import LN2, LOG2E, load_rows
 
 
 @triton.jit
@@ -33,7 +33,7 @@ def _mass(
         q = tl.load(q_ptr + q_at, mask=(i < rows)[:, None] & (dims < D)[None, :], other=0.0)
         q_bias = tl.load(q_bias_ptr + row, mask=i < rows, other=float("-inf"))
         s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
-        s = tl.reshape(s + (q_bias[:, None] + k_bias[None, :]), [BI, BJ, B])
+        s = tl.reshape(s + (q_bias[:, None] + k_bias[None, :]) * (1 / LN2), [BI, BJ, B])
         higher = tl.maximum(top, tl.max(s, 2))
         safe = tl.where(higher == float("-inf"), 0.0, higher)
         more = tl.sum(tl.exp2(s - safe[:, :, None]), 2)
@@ -50,6 +50,40 @@ def _mass(
 def _rest(x, part):
     """What a part in fewer bits leaves of float32."""
     return x - part.to(tl.float32)
+
+
+@triton.jit
+def _split(
+    value_ptr, high_ptr, middle_ptr, low_ptr, norm_ptr, v_b, v_h, v_n, v_d, heads, columns,
+    D: tl.constexpr, BD: tl.constexpr, BJ: tl.constexpr,
+):  # fmt: skip
+    """Values of one head less their mean, in three parts, and their squared norms.
+
+    Less their mean distances stay as they are, and less of large numbers cancels in them.
+    """
+    kind = high_ptr.dtype.element_ty
+    head = tl.program_id(0).to(tl.int64)
+    value_ptr += head // heads * v_b + head % heads * v_h
+    dims = tl.arange(0, BD)
+    total = tl.zeros([BD], tl.float32)
+    for start in tl.range(0, columns, BJ):
+        j = start + tl.arange(0, BJ)
+        x = load_rows(value_ptr, j, j < columns, v_n, v_d, D, BD).to(tl.float32)
+        total += tl.sum(x, 0)
+    mean = total / columns
+    for start in tl.range(0, columns, BJ):
+        j = start + tl.arange(0, BJ)
+        exists = (j < columns)[:, None] & (dims < D)[None, :]
+        x = load_rows(value_ptr, j, j < columns, v_n, v_d, D, BD).to(tl.float32)
+        x = tl.where(exists, x - mean[None, :], 0.0)
+        high = x.to(kind)
+        rest = _rest(x, high)
+        middle = rest.to(kind)
+        at = (head * columns + j)[:, None] * D + dims[None, :]
+        tl.store(high_ptr + at, high, mask=exists)
+        tl.store(middle_ptr + at, middle, mask=exists)
+        tl.store(low_ptr + at, _rest(rest, middle).to(kind), mask=exists)
+        tl.store(norm_ptr + head * columns + j, tl.sum(x * x, 1), mask=j < columns)
 
 
 @triton.jit
@@ -127,8 +161,7 @@ def mass(query: Tensor, key: Tensor, q_bias: Tensor, k_bias: Tensor, scale: floa
     narrow = query.dtype in (torch.float16, torch.bfloat16) and wide <= 128
     bi, bj = (64, max(1, 128 // b)) if narrow else (32, max(1, 64 // b))
     _mass[(triton.cdiv(columns, bj), triton.cdiv(rows, bi), batch * heads)](
-        query.contiguous(), key.contiguous(),
-        (q_bias * LOG2E).contiguous(), (k_bias * LOG2E).contiguous(), out,
+        query.contiguous(), key.contiguous(), q_bias.contiguous(), k_bias.contiguous(), out,
         rows, columns, scale * LOG2E,
         D=head_dim, BD=wide, A=a, B=b, BI=bi, BJ=bj,
         num_warps=4,
@@ -140,17 +173,19 @@ def value_error(mass: Tensor, value: Tensor) -> Tensor:
     """Run the kernel; see ``block_value_error``."""
     batch, heads, rows, columns = mass.shape
     head_dim = value.shape[-1]
-    value = value.expand(batch, heads, -1, -1).contiguous()
+    value = value.expand(batch, heads, -1, -1)
     kind = torch.bfloat16 if value.is_cuda else torch.float32  # what the interpreter multiplies
-    high = value.to(kind)
-    rest = value - high  # in float32
-    middle = rest.to(kind)
-    low = (rest - middle).to(kind)
+    high, middle, low = (torch.empty(value.shape, dtype=kind, device=value.device) for _ in "hml")
+    norm = torch.empty(value.shape[:3], dtype=torch.float32, device=value.device)
     out = torch.empty_like(mass)
     wide = max(16, triton.next_power_of_2(head_dim))
     tall, across = (64, 32) if wide <= 128 else (32, 16)
+    _split[(batch * heads,)](
+        value, high, middle, low, norm, *value.stride(), heads, columns,
+        D=head_dim, BD=wide, BJ=across, num_warps=4,
+    )  # fmt: skip
     _value_error[(triton.cdiv(rows, tall), batch * heads)](
-        mass.contiguous(), high, middle, low, value.square().sum(dim=-1), out, rows, columns,
+        mass.contiguous(), high, middle, low, norm, out, rows, columns,
         D=head_dim, BD=wide, BI=tall, BJ=across, num_warps=4,
         num_stages=2,  # three take more shared memory than GPUs before and beside Hopper have
     )  # fmt: skip

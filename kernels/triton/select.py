@@ -238,6 +238,18 @@ def _spend(
     tl.atomic_add(spent_ptr + steps, above)  # of integers: the same in any order
 
 
+@triton.jit
+def _cutoff(affordable_ptr, low_ptr, spent_ptr, out_ptr, digits, shift, BITS: tl.constexpr):
+    """The cutoff after the highest that costs too much, by the count of the last digit."""
+    b = tl.program_id(0).to(tl.int64)
+    CUTOFFS: tl.constexpr = 1 << BITS
+    last = b * digits + digits - 1
+    spent = tl.load(spent_ptr + last * CUTOFFS + tl.arange(0, CUTOFFS))
+    above = tl.sum((spent > tl.load(affordable_ptr + b)).to(tl.int64), 0) + 1
+    cutoff = tl.load(low_ptr + last).to(tl.int64) + (above << shift)
+    tl.store(out_ptr + b, tl.minimum(cutoff, FORCED).to(tl.int32))
+
+
 def rows(
     scores: Tensor,
     always: Tensor | None,
@@ -303,9 +315,9 @@ def budget_cutoff(
             HAS_ALWAYS=always is not None, BITS=DIGIT, BN=wide, SHARED=shared, TALL=32,
             num_warps=max(1, wide // 1024),
         )  # fmt: skip
-    above = (spent[:, -1] > affordable[:, None]).sum(dim=-1) + 1
-    cutoff = low[:, -1] + (above << (32 - bits) if bits < 32 else above)  # int64
-    return cutoff.clamp(max=FORCED.value).to(torch.int32)[:, None, None]
+    cutoff = torch.empty((batch, 1, 1), dtype=torch.int32, device=scores.device)
+    _cutoff[(batch,)](affordable, low, spent, cutoff, digits, 32 - bits, BITS=DIGIT, num_warps=1)
+    return cutoff
 
 
 def _always(scores: Tensor, always: Tensor | None) -> tuple[Tensor | None, tuple[int, ...]]:

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from vidsparse.dial import mean_density
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
-from vidsparse.policies.correction import Delta, agreement
+from vidsparse.kernels.planning.runs import agreement
+from vidsparse.policies.correction import Delta
 from vidsparse.presets import PRESETS
 from vidsparse.progress import Progress
 from vidsparse.sparse_attention import Call, SparseAttention

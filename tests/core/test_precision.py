@@ -53,6 +53,15 @@ def test_dense_and_sparse_steps_run_in_eight_bits_and_are_counted(int8_on_cpu):
     assert dict(engine.stats.engines) == {"int8": 2}
 
 
+@pytest.mark.parametrize(("tokens", "head_dim"), [(4_800, 64), (17_776, 64), (75_600, 128)])
+def test_blocks_are_of_the_size_that_eight_bits_take(tokens, head_dim):
+    block = eight_bits().block_on("cuda", tokens, head_dim)
+    case = dataclasses.replace(HOPPER, head_dim=head_dim, q_block=block, kv_block=block)
+    assert not int8_unsupported(case)
+    assert PRESETS["draft"].block_on("cuda", 4_800, head_dim) == 64
+    assert eight_bits(block=64).block_on("cuda", tokens, head_dim) == 64  # whoever says, is obeyed
+
+
 def test_exact_rows_are_exact_in_the_models_precision(int8_on_cpu):
     changes = {"density": 0.5, "correction": "delta", "exact_every": 32, "exact_gain": "agreed"}
     engine, (q, k, v) = SparseAttention(eight_bits(**changes)), qkv()

@@ -3,11 +3,14 @@
 import pytest
 import torch
 
+from vidsparse.kernels.plan import block_sizes
 from vidsparse.kernels.planning.antidiagonal import antidiagonal_scores
 from vidsparse.kernels.planning.block_scores import block_mass, block_value_error
+from vidsparse.kernels.planning.density import density_of_lists
 from vidsparse.kernels.planning.kmeans import kmeans
 from vidsparse.kernels.planning.permute import order_by_label, permute_tokens, unpermute_tokens
 from vidsparse.kernels.planning.pooling import part_sizes, pool_blocks, pool_ragged
+from vidsparse.kernels.planning.runs import agreement, correct_runs
 from vidsparse.kernels.planning.select import select_budget, select_top_k, select_top_p
 from vidsparse.kernels.planning.stand_in_error import stand_in_error
 
@@ -53,6 +56,34 @@ def test_selection_of_long_rows_equals_sorting(columns):
         assert torch.equal(count, true_count)
         used = torch.arange(index.shape[-1], device="cuda") < count[..., None]
         assert torch.equal(index[used], true_index[used])
+
+
+@pytest.mark.parametrize("agreed", [True, False])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_exact_rows_correct_their_runs(agreed, head_dim):
+    out = tokens(9_001, head_dim=head_dim)
+    rows = torch.arange(3, 9_003, 128, device="cuda") + 60
+    gain = tokens(1, head_dim=head_dim) + 0.5 * tokens(len(rows), head_dim=head_dim)
+    exact = out.index_select(2, rows) + 0.1 * gain
+    assert not agreed or 0.2 < agreement(gain.float()).min() < 1
+    made = [out.clone() for _ in IMPLS]
+    for each, impl in zip(made, IMPLS, strict=True):
+        correct_runs(each, exact, rows, 128, start=3, length=8_995, agreed=agreed, impl=impl)
+    assert (made[0] != out).any()
+    torch.testing.assert_close(made[0], made[1], atol=2e-3, rtol=1e-2)
+    assert torch.equal(made[0][:, :, :3], out[:, :, :3])
+    assert torch.equal(made[0][:, :, 8_998:], out[:, :, 8_998:])
+
+
+def test_density_of_lists():
+    count = torch.randint(0, 71, (1, 4, 71), device="cuda", dtype=torch.int32)
+    index = torch.rand(1, 4, 71, 71, device="cuda").argsort(-1).int()
+    sizes = block_sizes(9_001, 128, "cuda")
+    found = [
+        density_of_lists(count, index, sizes, kv_block=128, q_len=9_001, kv_len=9_001, impl=impl)
+        for impl in IMPLS
+    ]
+    torch.testing.assert_close(found[0], found[1])
 
 
 @pytest.mark.parametrize("clusters", [100, 500, 1000])

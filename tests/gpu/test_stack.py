@@ -53,6 +53,15 @@ def test_weights_that_wait_change_nothing_and_take_less_memory(offload, quantize
     assert memory < memory_here
 
 
+def test_a_transformer_that_waits_block_by_block_is_nowhere_whole():
+    gc.collect()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    pipe = load_pipeline(device="cuda", dtype="bfloat16", stack=Stack(offload="group"))
+    whole = sum(weight.nbytes for weight in pipe.transformer.parameters())
+    assert torch.cuda.max_memory_allocated() - before < whole / 2
+
+
 @pytest.mark.parametrize("quantize", ["int8", "int8-dynamic", "fp8"])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_eight_bits_stay_near_the_models_dtype(quantize, compiled):

@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 
 from vidsparse.kernels.plan import BlockPlan, dense_plan
-from vidsparse.kernels.planning.pooling import only_finite
-from vidsparse.kernels.planning.runs import add_to_runs
+from vidsparse.kernels.planning.runs import correct_runs
 from vidsparse.policies.checks import check_sizes
 from vidsparse.policies.part import Part
 from vidsparse.policies.work import Kernel, Work
 
-LEAST = 1e-6  # of likeness, below which there is none
 Run = Callable[[], tuple[Tensor, float | Tensor]]
 """Runs a plan with its compensation, or while observing: output, and density beside the plan."""
 
@@ -123,15 +121,12 @@ class Delta(Correction):
         q, k, v = work.inputs.qkv
         grid, rows = work.inputs.blocks.grid, self._rows(work)
         exact = kernel(q.index_select(2, rows), k, v, self._plan(work, rows))
-        gained = only_finite(exact.float() - out.index_select(2, rows).float())
-        if self.exact_gain is Gain.AGREED:
-            gained = gained * agreement(gained)
         if torch.is_grad_enabled() and out.requires_grad:
             out = out.clone()
-        video = out.narrow(2, grid.prefix, grid.video_tokens)
-        add_to_runs(video, gained.to(out.dtype), self.exact_every)
-        if self.exact_gain is Gain.AGREED:
-            out.index_copy_(2, rows, exact)
+        correct_runs(
+            out, exact, rows, self.exact_every,
+            start=grid.prefix, length=grid.video_tokens, agreed=self.exact_gain is Gain.AGREED,
+        )  # fmt: skip
         return out, besides + len(rows) / grid.tokens
 
     def _rows(self, work: Work) -> Tensor:
@@ -161,25 +156,3 @@ def plan_of_rows(plan: BlockPlan, rows: int) -> BlockPlan:
     """The plan by which so many queries see all keys of another plan, in blocks of equal size."""
     like = dataclasses.replace(plan, q_len=rows, q_offsets=None, kv_offsets=None)
     return dense_plan(like)
-
-
-def agreement(gained: Tensor) -> Tensor:
-    """How far what two neighbouring rows gain is alike, in each head: from 0 to 1.
-
-    A share c of what rows so far apart gain is common to both; half as far apart, as the rows of a
-    run are on average, it is the root of c if likeness decays exponentially.
-
-    Args:
-        gained: ``(batch, heads, rows, head_dim)``, in order.
-
-    Returns:
-        ``(batch, heads, 1, 1)``; with one row, 1.
-    """
-    if gained.shape[2] < 2:
-        return gained.new_ones((*gained.shape[:2], 1, 1))
-    first, second = gained[:, :, :-1], gained[:, :, 1:]
-    common = (first * second).sum(dim=(2, 3), keepdim=True)
-    energy = (first.square() + second.square()).sum(dim=(2, 3), keepdim=True) / 2
-    share = common / energy.clamp(min=torch.finfo(energy.dtype).tiny)
-    alike = share > LEAST
-    return torch.where(alike, share, 1.0).clamp(max=1).sqrt() * alike  # at 0 a root has no slope

@@ -114,9 +114,8 @@ class Policy:
         """Tokens in a block, on a type of device."""
         return self.block or usual_block(device, tokens, head_dim)
 
-    def key_means(self, device: str, grid: TokenGrid, head_dim: int) -> float:
-        """Blocks of keys over keys, on a type of device."""
-        block = self.block_on(device, grid.tokens, head_dim)
+    def key_means(self, grid: TokenGrid, block: int) -> float:
+        """Blocks of keys over keys, with blocks of so many tokens."""
         return self.order.block_counts(grid, block, self.key_block)[1] / grid.tokens
 
     def besides(self, grid: TokenGrid) -> float:
