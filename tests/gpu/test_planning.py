@@ -62,7 +62,7 @@ def test_selection_of_long_rows_equals_sorting(columns):
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_exact_rows_correct_their_runs(agreed, head_dim):
     out = tokens(9_001, head_dim=head_dim)
-    rows = torch.arange(3, 9_003, 128, device="cuda") + 60
+    rows = (torch.arange(3, 8_998, 128, device="cuda") + 60).clamp(max=8_990)
     gain = tokens(1, head_dim=head_dim) + 0.5 * tokens(len(rows), head_dim=head_dim)
     exact = out.index_select(2, rows) + 0.1 * gain
     assert not agreed or 0.2 < agreement(gain.float()).min() < 1
