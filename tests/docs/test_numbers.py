@@ -146,13 +146,24 @@ def test_the_presets_under_one_schedule():
     _, rows = table_after("docs/methods.md", "**By preset, at 0.35")
     found = {row["candidate"]: row for row in record("ladder_presets")}
     assert {name.strip("`") for name in rows} == set(found)
-    for name, (realised, *cells, above) in rows.items():
+    sparser = {row["candidate"]: row for row in record("ladder_presets25")}
+    assert set(sparser) == set(found)
+    for name, (realised, *cells, above, realised_25, psnr_25, above_25) in rows.items():
         row = found[name]
         assert realised == f"{row['mean_density']:.3f}", name
         assert cells == [psnr(row), f"{row['ssim']:.3f}", f"{row['temporal']:.2f}"], name
-        pairs = zip(row["psnr_each"], found["draft"]["psnr_each"], strict=True)
-        gained = psnr({"psnr_each": [ours - theirs for ours, theirs in pairs]})
-        assert above in ("", gained if gained.startswith("-") else f"+{gained}"), name
+        assert above == above_draft(name, found), name
+        assert realised_25 == f"{sparser[name]['mean_density']:.3f}", name
+        assert [psnr_25, above_25] == [psnr(sparser[name]), above_draft(name, sparser)], name
+
+
+def above_draft(name, found):
+    """What a preset gains over ``draft`` in pairs of the same clips, as the page writes it."""
+    if name == "draft":
+        return ""
+    pairs = zip(found[name]["psnr_each"], found["draft"]["psnr_each"], strict=True)
+    gained = psnr({"psnr_each": [ours - theirs for ours, theirs in pairs]})
+    return gained if gained.startswith("-") else f"+{gained}"
 
 
 @pytest.mark.parametrize("shift", [3, 12])
