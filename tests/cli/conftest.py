@@ -13,7 +13,7 @@ PIPELINES = Path(__file__).parents[1] / "pipelines"
 BUILDERS = runpy.run_path(str(PIPELINES / "tiny_pipelines.py"))["BUILDERS"]
 EDITS = runpy.run_path(str(PIPELINES / "tiny_edits.py"))
 TEXT = {"cogvideox": 226, "mochi": 256}  # as their pipelines take it by default
-SMALL = "--frames 9 --height 96 --width 96 --steps 2 --guidance 1 --set min_tokens=0"
+SMALL = "--frames 5 --height 80 --width 80 --steps 2 --guidance 1 --set min_tokens=0"
 
 
 class Outcome(NamedTuple):
@@ -57,7 +57,7 @@ def exit_code() -> Callable[[Callable[[], object]], int | None]:
 
 @pytest.fixture
 def small() -> list[str]:
-    """432 tokens, made sparse: a run takes two seconds."""
+    """200 tokens, made sparse: a run takes a third of a second."""
     return list(SMALL.split())
 
 

@@ -19,7 +19,7 @@ from vidsparse.presets import find_preset
 from vidsparse.stored_masks import StoredMasks
 
 pytestmark = pytest.mark.usefixtures("nothing_stays_registered")
-SMALL = "--frames 9 --height 96 --width 96 --steps 2 --guidance 1 --set min_tokens=0"
+SMALL = "--frames 5 --height 80 --width 80 --steps 2 --guidance 1 --set min_tokens=0"
 PROMPT = "a red circle moving right over a blue background"
 
 
@@ -37,7 +37,7 @@ def pipe():
 def paro(folder, pipe):
     """PAROAttention, calibrated on the shipped pipeline in Python."""
     return vidsparse.calibrate(
-        pipe, "paro", PROMPT, out=folder / "mine.toml", frames=9, height=96, width=96, steps=2,
+        pipe, "paro", PROMPT, out=folder / "mine.toml", frames=5, height=80, width=80, steps=2,
         guidance=1.0, min_tokens=0, block=16, progress=False,
     )  # fmt: skip
 
@@ -52,7 +52,7 @@ def test_a_file_says_what_was_found_of_what_and_by_what(paro):
     content = tomllib.loads(paro.path.read_text())
     assert (content["name"], content["base"]) == ("mine", "paro")
     assert content["transformers"] == {"transformer": {"layers": 8, "heads": 4}}
-    assert content["made_for"]["grid"] == "3x12x12"
+    assert content["made_for"]["grid"] == "2x10x10"
     assert content["made_for"]["prompts"] == [PROMPT]
     assert content["made_by"]["command"].startswith("vidsparse.calibrate(pipe, method='paro'")
     [part] = content["choices"]
@@ -68,7 +68,7 @@ def test_sparsify_runs_the_masks_of_the_file_and_no_others(paro, pipe):
     with vidsparse.sparsify(pipe, str(paro.path), strict=True) as session:
         works = []
         session.observe(lambda call, work, *rest: works.append((call, work)))
-        pipe(PROMPT, num_frames=9, height=96, width=96, num_inference_steps=2, guidance_scale=1.0,
+        pipe(PROMPT, num_frames=5, height=80, width=80, num_inference_steps=2, guidance_scale=1.0,
              output_type="latent", generator=torch.Generator().manual_seed(3))  # fmt: skip
     [masks] = [each for each in session.preset.of_model if isinstance(each, StoredMasks)]
     assert session.stats.mean_density == pytest.approx(masks.density, abs=0.01)
@@ -83,16 +83,16 @@ def test_every_command_takes_the_file(cli, paro, tmp_path):
     arguments = [PROMPT, *SMALL.split(), "--preset", paro.path, "--strict"]
     made = cli("generate", *arguments, "-o", tmp_path / "out.mp4", "--json")
     assert made.code == 0, made.err
-    planned = cli("plan --model tiny --frames 9 --size 96x96 --preset", paro.path, "--json")
+    planned = cli("plan --model tiny --frames 5 --size 80x80 --preset", paro.path, "--json")
     assert planned.code == 0, planned.err
     assert 0.4 < json.loads(planned.out)["block_density"] < 0.6
 
 
 def test_a_file_of_another_model_or_size_is_refused(cli, paro, models, tmp_path):
-    wide = "--frames 9 --height 96 --width 192 --steps 2 --guidance 1 --preset"
+    wide = "--frames 5 --height 80 --width 160 --steps 2 --guidance 1 --preset"
     refused = cli("generate", PROMPT, *wide.split(), paro.path, "-o", tmp_path / "out.mp4")
     assert refused.code == 2
-    assert "are of 3 x 12 x 12 tokens, and this video has 3 x 12 x 24" in refused.err
+    assert "are of 2 x 10 x 10 tokens, and this video has 2 x 10 x 20" in refused.err
     text = paro.path.read_text()
     other = tmp_path / "other.toml"
     masked = tomllib.loads(text)["masks"]["file"]

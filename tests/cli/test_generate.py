@@ -30,7 +30,7 @@ def test_a_video_of_the_asked_size_is_written_and_described(cli, small, tmp_path
     path = tmp_path / "new" / "clip.mp4"
     code, out, err = cli("generate", *small, "--density", 0.3, "--seed", 3, "-o", path)
     assert code == 0
-    assert read_video(path).shape == (9, 96, 96, 3)
+    assert read_video(path).shape == (5, 80, 80, 3)
     assert [file.name for file in path.parent.iterdir()] == ["clip.mp4"]
     assert "drawn with seed 3: " in err
     pattern = r"clip\.mp4 in \d+\.\d s, mean density 0\.\d{3}, 50% of the steps dense, nothing fell"
@@ -48,21 +48,21 @@ def test_a_mean_density_is_met_or_refused_with_the_least(cli, small, tmp_path):
     code, out, _ = cli("generate", PROMPT, *small, "--set", "block=16", "-o", path)
     assert code == 0
     realised = float(re.findall(r"mean density (\d\.\d{3})", out)[0])
-    assert realised == pytest.approx(0.35, abs=0.03)  # of 27 blocks
+    assert realised == pytest.approx(0.35, abs=0.03)  # of 13 blocks
 
 
 def test_a_sequence_too_short_to_gain_runs_dense_and_says_so(cli, small, tmp_path):
     code, out, _ = cli("generate", PROMPT, *small[:-2], "-o", tmp_path / "a.mp4")
     assert code == 0
     assert "mean density 1.000" in out
-    assert "432 tokens are too few to gain" in out
+    assert "200 tokens are too few to gain" in out
 
 
 def test_strict_fails_in_one_line_where_a_call_would_be_dense(cli, small, tmp_path):
     path = tmp_path / "a.mp4"
     code, out, err = cli("generate", PROMPT, *small[:-2], "--strict", "-o", path)
     assert (code, out, path.exists()) == (1, "", False)
-    assert "vidsparse: layer 0 at step 1 cannot be sparse: 432 tokens are too few" in err
+    assert "vidsparse: layer 0 at step 1 cannot be sparse: 200 tokens are too few" in err
 
 
 @pytest.mark.parametrize(

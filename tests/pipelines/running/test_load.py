@@ -113,7 +113,7 @@ def test_the_table_knows_the_shipped_pipeline(pipe, folder):
 
 
 def test_a_forecast_is_of_the_steps_of_a_real_run(pipe):
-    size: dict[str, Any] = {"frames": 17, "height": 64, "width": 96}
+    size: dict[str, Any] = {"frames": 9, "height": 64, "width": 96}
     request = Request(prompt="a red circle", **size, steps=20, guidance=1.0, seed=0)
     with vidsparse.sparsify(pipe, "balanced", min_tokens=0, block=16) as session:
         generate(pipe, request)
