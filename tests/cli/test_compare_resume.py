@@ -21,7 +21,7 @@ from vidsparse.pipelines.running import generate as pipeline
 from vidsparse.pipelines.running.generate import Request
 
 PROMPT = "a red circle moving right"
-SMALL = ["--frames", 5, "--height", 64, "--width", 64, "--steps", 2, "--guidance", 1]
+SMALL = ["--frames", 5, "--height", 48, "--width", 48, "--steps", 2, "--guidance", 1]
 COMMAND = ["compare", PROMPT, "--seeds", "0,1", "--preset", "draft", *SMALL]
 COMMAND += ["--set", "min_tokens=0"]
 

@@ -1,12 +1,11 @@
 import json
+import multiprocessing
 import os
 import pty
 import re
 import shutil
 import signal
-import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from vidsparse.cli import main
 from vidsparse.cli.generate import read_prompts
 from vidsparse.cli.generate_work import GenerateWork
 from vidsparse.cli.run_options import RunOptions
@@ -205,34 +205,43 @@ def test_one_failing_prompt_does_not_stop_the_others(tmp_path, capsys, monkeypat
     assert "vidsparse: 000.mp4 failed ('a red square'): boom" in capsys.readouterr().err
 
 
-def test_ctrl_c_in_the_middle_leaves_no_file(small, tmp_path, quick_imports):
+def on_a_terminal(terminal, out, *arguments):
+    """The command in a process of its own, which shows its progress there."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background
+    os.environ |= {"TERM": "xterm", "COLUMNS": "100"}
+    os.dup2(terminal, 2)
+    sys.stdout, sys.stderr = out.open("w"), os.fdopen(2, "w", closefd=False)
+    sys.argv = ["vidsparse", *arguments]
+    main()
+
+
+def test_ctrl_c_in_the_middle_leaves_no_file(small, tmp_path):
     """SIGINT is sent when the first step shows on the terminal."""
     ours, theirs = pty.openpty()
-    arguments = [PROMPT, *small, "--steps", "500", "-o", str(tmp_path / "a.mp4")]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vidsparse", "generate", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=theirs,
-        env=os.environ | {"TERM": "xterm", "COLUMNS": "100", "PYTHONPATH": quick_imports},
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # ignored in background
-    )
+    (folder := tmp_path / "made").mkdir()
+    arguments = [PROMPT, *small, "--steps", "500", "-o", str(folder / "a.mp4")]
+    process = multiprocessing.get_context("fork").Process(
+        target=on_a_terminal, args=(theirs, tmp_path / "out", "generate", *arguments)
+    )  # forked, which spares an import of everything
+    process.start()
     os.close(theirs)
     seen = tail = b""
     while not re.search(rb"[1-9]\d*/500", seen):
         seen += os.read(ours, 4096)
-    process.send_signal(signal.SIGINT)
+    assert process.pid
+    os.kill(process.pid, signal.SIGINT)
     try:
         while chunk := os.read(ours, 4096):
             tail += chunk
     except OSError:  # how Linux says that the other end is closed
         pass
     os.close(ours)
-    out = process.communicate(timeout=240)[0]
-    assert process.returncode == 130
-    assert out == b""
+    process.join(timeout=240)
+    assert process.exitcode == 130
+    assert (tmp_path / "out").read_text() == ""
     assert tail.rstrip().endswith(b"vidsparse: interrupted; files already finished are whole")
     assert b"Traceback" not in tail
-    assert not list(tmp_path.iterdir())
+    assert not list(folder.iterdir())
 
 
 def test_what_libraries_warn_of_a_model_is_shown(cli, small, tmp_path):

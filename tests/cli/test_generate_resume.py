@@ -14,7 +14,7 @@ from vidsparse.comparison.job import Job
 from vidsparse.pipelines.running import generate as pipeline
 from vidsparse.pipelines.running.video import read_video
 
-SMALL = ["--frames", 5, "--height", 64, "--width", 64, "--steps", 2, "--guidance", 1]
+SMALL = ["--frames", 5, "--height", 48, "--width", 48, "--steps", 2, "--guidance", 1]
 SMALL += ["--density", 0.3, "--set", "min_tokens=0"]
 PROMPTS = ["a red circle", "a blue square", "a green star"]
 
@@ -151,7 +151,7 @@ def test_what_is_something_else_is_not_replaced_unless_asked_for(
     assert cli(*command, *more, "--overwrite").code == 0
     assert generations == (PROMPTS[:1] if change else PROMPTS)
     assert cli(*command, *more).code == 0  # now it is what is asked for
-    assert read_video(finished / "000.mp4").shape == (5, 64, 64, 3)
+    assert read_video(finished / "000.mp4").shape == (5, 48, 48, 3)
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -179,7 +179,7 @@ def test_a_single_file_is_replaced_only_when_asked_for_and_only_by_a_finished_on
     assert cli(*too_short).code == 1
     assert path.read_bytes() == b"holidays"
     assert cli(*single, "--overwrite").code == 0
-    assert read_video(path).shape == (5, 64, 64, 3)
+    assert read_video(path).shape == (5, 48, 48, 3)
 
 
 @pytest.mark.parametrize("name", ["index.html", "sheet.png", "dense.mp4", "results.json"])

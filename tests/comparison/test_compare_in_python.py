@@ -24,8 +24,8 @@ from vidsparse.pipelines.running.video import read_video, write_video
 PROMPT = "a red circle moving right"
 SMALL: dict[str, Any] = {
     "frames": 5,
-    "height": 64,
-    "width": 64,
+    "height": 48,
+    "width": 48,
     "steps": 2,
     "guidance": 1.0,
     "min_tokens": 0,
@@ -103,7 +103,7 @@ def test_it_writes_the_files_that_it_names(made):
     names = {"index.html", "report.md", "results.csv", "results.json", "sheet.png"}
     assert found.files.keys() == names | {"dense.mp4", "draft.mp4", "random.mp4"}
     assert all(path.stat().st_size and path.parent == found.folder for path in found.files.values())
-    assert read_video(found.files["draft.mp4"]).shape == (5, 64, 64, 3)
+    assert read_video(found.files["draft.mp4"]).shape == (5, 48, 48, 3)
     assert read_results(found.files["results.json"]) == found.results
     assert str(found).splitlines()[0].startswith("draft: ")
     assert str(found).endswith("index.html")
@@ -125,7 +125,7 @@ def test_it_scores_each_preset_against_dense(made, cpu_engine):
     assert {"psnr", "ssim", "judge/as_asked"} <= results.summary[0].scores.keys()
     assert results.command == (
         "vidsparse.compare(pipe, presets=['draft', 'random'], prompts=['a red circle moving "
-        "right'], seeds=[0], frames=5, height=64, width=64, steps=2, guidance=1.0, "
+        "right'], seeds=[0], frames=5, height=48, width=48, steps=2, guidance=1.0, "
         "noise_floor=True, min_tokens=0)"
     )
 

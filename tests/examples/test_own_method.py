@@ -9,7 +9,7 @@ import pytest
 
 pytestmark = pytest.mark.usefixtures("nothing_stays_registered")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_method.py"
-SMALL = "--frames=9 --height=96 --width=96 --steps=2 --guidance=1 --set=min_tokens=0 --set=block=32"
+SMALL = "--frames=5 --height=80 --width=80 --steps=2 --guidance=1 --set=min_tokens=0 --set=block=32"
 AT_ONCE = "--set=warmup=0 --set=ramp_until=0"
 
 
