@@ -71,7 +71,9 @@ LONGEST = [
     TESTS / name
     for name in (
         "cli/test_ray.py",
+        "kernels/test_portable_compiles.py",
         "kernels/test_hopper_compiles.py",
+        "pipelines/test_training.py",
         "pipelines/test_batches.py",
         "cli/test_compare_resume.py",
         "core/test_methods.py",
@@ -82,6 +84,7 @@ LONGEST = [
         "examples/test_scripts.py",
         "cli/test_generate_resume.py",
         "kernels/engines/test_engines.py",
+        "test_packaging.py",
     )
 ]  # begun first: no process is alone with one at the end
 
@@ -95,6 +98,13 @@ def pytest_collection_finish():
     """
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def what_earlier_modules_left_stays():
+    """Nor does a search look through what is still there when the next module begins."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):

@@ -17,7 +17,7 @@ from vidsparse.pipelines.running.video import read_video
 
 PROMPT = "a red circle moving right over a striped blue background"
 SMALL = "--frames 5 --height 80 --width 80 --steps 2 --guidance 1 --set min_tokens=0"
-SMALLER = ["--frames", "5", "--height", "64", "--width", "64"]
+SMALLER = ["--frames", "5", "--height", "48", "--width", "48"]
 
 
 @pytest.fixture

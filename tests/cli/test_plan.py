@@ -225,8 +225,8 @@ def test_a_grid_has_no_time(cli):
 
 
 def test_eight_bits_are_predicted(cli):
-    floats = read(cli("plan --model wan2.1-14b --json"))
-    eight = read(cli("plan --model wan2.1-14b --precision int8 --json"))
+    floats = read(cli("plan --model wan2.1-14b --steps 8 --json"))
+    eight = read(cli("plan --model wan2.1-14b --steps 8 --precision int8 --json"))
     assert eight["time"]["sparse_seconds"] < floats["time"]["sparse_seconds"]
 
 
@@ -249,10 +249,10 @@ def test_weights_in_fp8_are_predicted_beside_stock_and_dense_and_take_half(cli):
 
 
 def test_the_table_names_the_dense_runs(cli):
-    rows = cli("plan --model wan2.1-14b --compiled --quantize fp8").out
+    rows = cli("plan --model wan2.1-14b --steps 8 --compiled --quantize fp8").out
     for words in ("stock run on", "compiled, fp8 weights", "run by flash-attn-4", "x stock)"):
         assert words in rows
-    assert "stock" not in cli("plan --model wan2.1-14b").out
+    assert "stock" not in cli("plan --model wan2.1-14b --steps 8").out
 
 
 def test_all_presets_are_predicted_with_weights_in_fp8(cli):

@@ -12,14 +12,14 @@ from vidsparse.pipelines.running.load import load_pipeline
 from vidsparse.tuning.tune import CHANGES
 
 pytestmark = pytest.mark.usefixtures("nothing_stays_registered")
-RUN = "--frames 5 --height 64 --width 64 --steps 4 --guidance 1 --set min_tokens=0 --set block=16"
+RUN = "--frames 5 --height 48 --width 48 --steps 4 --guidance 1 --set min_tokens=0 --set block=16"
 PROMPT = "a red circle moving right over a blue background"
 
 
 def tune_tiny(path, **more):
     return vidsparse.tune(
-        load_pipeline(), PROMPT, "balanced", target_psnr=22, out=path, frames=5, height=64,
-        width=64, steps=4, guidance=1.0, min_tokens=0, block=16, progress=False, **more,
+        load_pipeline(), PROMPT, "balanced", target_psnr=22, out=path, frames=5, height=48,
+        width=48, steps=4, guidance=1.0, min_tokens=0, block=16, progress=False, **more,
     )  # fmt: skip
 
 
@@ -47,7 +47,7 @@ def test_the_target_is_met_on_the_prompts_and_the_file_says_what_to_expect(tuned
     assert expected["psnr"]["mean"] == pytest.approx(-tuned.trial.error)
     assert expected["mean_density"] == tuned.trial.density < 1
     assert expected["met"] == tuned.met == (tuned.trial.gain > 1)
-    assert content["made_for"]["grid"] == "2x8x8"
+    assert content["made_for"]["grid"] == "2x6x6"
     assert content["made_by"]["command"].startswith("vidsparse.tune(pipe, presets=['balanced']")
     schedule = tuned.trial.preset.schedule
     for each in tuned.tried:

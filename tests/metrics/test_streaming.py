@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from vidsparse.metrics.scores import Scorer
 
-FRAMES, HEIGHT, WIDTH = 320, 96, 128
+FRAMES, HEIGHT, WIDTH = 160, 96, 128
 
 def megabytes(field):
     status = Path("/proc/self/status").read_text()

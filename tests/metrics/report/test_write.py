@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import re
+from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -18,27 +20,43 @@ from vidsparse.metrics.report.results import Machine, Results, read_results
 from vidsparse.metrics.report.write import previews, shown_clips, write_report
 
 
+class Report(NamedTuple):
+    folder: Path
+    results: Results
+
+    def read(self, name: str) -> str:
+        return (self.folder / name).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory, make_results):
+    """Written once, to be read."""
+    folder = tmp_path_factory.mktemp("report")
+    results = make_results(folder)
+    write_report(folder, results)
+    return Report(folder, results)
+
+
 @pytest.fixture
-def page(tmp_path, results):
-    write_report(tmp_path, results)
-    return (tmp_path / "index.html").read_text(encoding="utf-8")
+def page(report):
+    return report.read("index.html")
 
 
-def test_all_files_are_there_and_nothing_half_written(tmp_path, page):
-    names = {path.name for path in tmp_path.iterdir()}
+def test_all_files_are_there_and_nothing_half_written(report):
+    names = {path.name for path in report.folder.iterdir()}
     assert names == {"clips", "index.html", "report.md", "results.csv", "results.json"}
 
 
-def test_results_come_back_as_they_were(tmp_path, results, page):
-    assert read_results(tmp_path / "results.json") == results
+def test_results_come_back_as_they_were(report):
+    assert read_results(report.folder / "results.json") == report.results
 
 
-def test_what_users_wrote_is_text(page, tmp_path, results):
+def test_what_users_wrote_is_text(page, report):
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+    markdown = report.read("report.md")
     assert "<script>alert(1)" not in markdown.split("```")[0]
-    rows = list(csv.reader(io.StringIO((tmp_path / "results.csv").read_text())))
+    rows = list(csv.reader(io.StringIO(report.read("results.csv"))))
     assert "'=SUM(A1) | a blue ball" in {row[1] for row in rows}
 
 
@@ -64,9 +82,9 @@ def test_every_psnr_stands_beside_what_it_depends_on(page):
     assert "radial fell back to dense: too short (8 calls in all)" in text
 
 
-def test_stand_ins_are_named_as_such(page, tmp_path):
+def test_stand_ins_are_named_as_such(page, report):
     assert "stand-in for vbench/motion_smoothness" in page
-    assert "stand-in for vbench/motion" in (tmp_path / "report.md").read_text().replace("\\", "")
+    assert "stand-in for vbench/motion" in report.read("report.md").replace("\\", "")
     assert "(dense 0.980)" in page
 
 
@@ -82,12 +100,12 @@ def test_an_identical_clip_is_said_to_be(page, results, tmp_path):
     assert "balanced, draft, radial: identical to dense" in page
 
 
-def test_the_table_has_every_number_once(tmp_path, page, results):
-    rows = list(csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text())))
+def test_the_table_has_every_number_once(report):
+    rows = list(csv.DictReader(io.StringIO(report.read("results.csv"))))
     keys = [(r["preset"], r["prompt"], r["seed"], r["frame"], r["metric"]) for r in rows]
     assert len(set(keys)) == len(keys)
     expected = sum(
-        4 + len(clip.scores) + sum(map(len, clip.curves.values())) for clip in results.clips
+        4 + len(clip.scores) + sum(map(len, clip.curves.values())) for clip in report.results.clips
     )
     assert len(rows) == expected
     infinite = [r for r in rows if r["metric"] == "psnr" and r["frame"] == "" and not r["value"]]
