@@ -26,6 +26,7 @@ def run_as_torchrun_does(rank, folder, port, script, *arguments):
     """One of two processes, which has what torchrun tells it."""
     os.chdir(folder)
     torch.set_num_threads(1)
+    torch.cuda.is_available = lambda: False  # no GPU can be used in a fork
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2}
     os.environ |= {k: str(v) for k, v in (address | {"RANK": rank, "LOCAL_RANK": rank}).items()}
     sys.argv = [str(script), *arguments]
