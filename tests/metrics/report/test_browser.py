@@ -63,10 +63,10 @@ def page(browser, address, motion):
 
 def until(page, condition):
     """Wait for it from outside: the page's own policy forbids to evaluate text inside."""
-    for _ in range(100):
+    for _ in range(500):
         if page.evaluate(condition):
             return
-        page.wait_for_timeout(50)
+        page.wait_for_timeout(10)
     raise AssertionError(condition)
 
 
@@ -95,9 +95,15 @@ def changed(page, pane, before, least):
     raise AssertionError(f"pane {pane} still shows what it showed")
 
 
+DRAWN = """() => {
+  const context = document.querySelector('#stage canvas').getContext('2d');
+  return (context.getImageData(6, 6, 1, 1).data[0] - 20) / 18;
+}"""
+
+
 def wait_for_frame(page, number):
     until(page, f"document.querySelector('#frame').textContent.startsWith('{number} ')")
-    page.wait_for_timeout(250)  # the seek, then the drawing
+    until(page, f"Math.abs(({DRAWN})() - {number}) < 0.5")  # after the seek
 
 
 def test_it_opens_at_the_worst_frame(page, make_results, tmp_path):
