@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 import torch
@@ -34,10 +35,7 @@ def main() -> None:
     for density in (1.0, 0.25, 0.05):
         plan = kernel_bench.random_plan(shape, density, 128, 128, q.device)
         for engine in ("int8", "triton"):
-
-            def call(engine: str = engine) -> object:
-                return attention(q, k, v, plan, engine=engine)
-
+            call = partial(attention, q, k, v, plan, engine=engine)
             print(f"density {density:g}, {engine}: {measured(call, dense)}", flush=True)
 
 

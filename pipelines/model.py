@@ -16,6 +16,8 @@ Arguments = Mapping[str, Any]  # of the transformer's forward call, by name
 Before = Callable[[Any, Arguments, int], int]
 Noise = tuple[float, float] | Callable[[Any, Any], Tensor]
 
+SHIPPED = "the shipped pipeline"  # the name of its release
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hub:

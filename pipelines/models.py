@@ -14,7 +14,7 @@ from torch import nn
 
 from vidsparse.errors import BadInputError
 from vidsparse.pipelines import grid_readers
-from vidsparse.pipelines.model import Hub, Model, PipelineFacts, Release
+from vidsparse.pipelines.model import SHIPPED, Hub, Model, PipelineFacts, Release
 
 SIGMA = (0.0, 1.0)  # timestep / 1000
 REVERSED_SIGMA = (1.0, 0.0)  # 1 - timestep / 1000
@@ -41,6 +41,10 @@ WAN_HUB = Hub(
     vae=("AutoencoderKLWan", {}),
 )
 WAN_RELEASES = (
+    Release(
+        name=SHIPPED,
+        config={"in_channels": 12, "num_layers": 8, "num_attention_heads": 4, "text_dim": 128},
+    ),
     Release(
         name="Wan2.1-T2V-1.3B",
         config=WAN_T2V | {"num_layers": 30, "num_attention_heads": 12, "ffn_dim": 8960},

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vidsparse.pipelines.model import SHIPPED
 from vidsparse.policies.parts import PARTS
 from vidsparse.preset import Preset
 from vidsparse.presets import PRESETS
@@ -297,6 +298,8 @@ def published_for(preset: str) -> list[Published]:
 def apply(preset: Preset, release: str | None) -> tuple[Preset, str | None]:
     """A preset with what is published of its method for a model, and a sentence that says so.
 
+    On the shipped pipeline, which is there to try, it is sparse where no time is gained too.
+
     Parameters that somebody has told the preset stay, and so do those that say the same thing with
     them: a density leaves out a published ``decay``, a ``warmup`` the end of the published one, a
     mean density the published schedule. Doing it twice changes nothing more.
@@ -316,6 +319,8 @@ def apply(preset: Preset, release: str | None) -> tuple[Preset, str | None]:
         >>> said.partition(", as")[0]
         'radial on Wan2.2-T2V-A14B runs with decay=0.8, dense_layers=1'
     """
+    if release == SHIPPED and preset.min_tokens is None:
+        return dataclasses.replace(preset, min_tokens=preset.least_tokens), None
     row = next((r for r in published_for(preset.name) if release in r.releases), None)
     if row is None or not _of_own_parts(preset):
         return preset, None

@@ -62,6 +62,10 @@ class Forecast:
     def dense_steps_share(self) -> float:
         return sum(density >= 1 for density in self.step_density) / len(self.step_density)
 
+    def all_dense(self) -> Forecast:
+        """The same run, were every call dense."""
+        return dataclasses.replace(self, step_density=[1.0] * len(self.step_density))
+
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         block = self.block
@@ -171,7 +175,7 @@ class _Mask:
         self._means = policy.key_means(grid, block)
         if policy.mean_density is not None:
             density = 1.0  # of what is too short: then all is dense, whatever was asked for
-            if grid.tokens >= preset.min_tokens:
+            if grid.tokens >= preset.least_tokens:
                 density, self.note = density_or_note(
                     preset, run, layers=layers, means=self._means, besides=policy.besides(grid)
                 )
@@ -275,9 +279,9 @@ class _Mask:
 
 def _always_dense(preset: Preset, grid: TokenGrid, layers: int | None) -> tuple[float, list[str]]:
     """The share of the layers that never is sparse, and what to say of it."""
-    if grid.tokens < preset.min_tokens:
+    if grid.tokens < preset.least_tokens:
         return 1.0, [
-            f"{grid.tokens:,} tokens are too few to gain (min_tokens is {preset.min_tokens:,}): "
+            f"{grid.tokens:,} tokens are too few to gain (min_tokens is {preset.least_tokens:,}): "
             "every step would run dense"
         ]
     dense = preset.schedule.dense_layers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -52,6 +53,21 @@ def name_of(device: torch.device) -> str:
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+
+
+def gpu_called(name: str) -> Gpu | None:
+    """The GPU that a driver calls by this name; None where it is not in the table.
+
+    Example:
+        >>> gpu_called("NVIDIA GeForce RTX 4090").label, gpu_called("NVIDIA H100 80GB HBM3").label
+        ('NVIDIA RTX 4090', 'NVIDIA H100 SXM')
+        >>> gpu_called("NVIDIA H20"), gpu_called("NVIDIA GeForce RTX 4090 Laptop GPU")
+        (None, None)
+    """
+    words = re.sub(r"RTX (?=[0-9])", "RTX", name.replace("-", " ")).lower().split()
+    if "laptop" in words:
+        return None
+    return next((gpu for key, gpu in GPUS.items() if {key, f"g{key}"} & set(words)), None)
 
 
 def find_gpu(name: str) -> Gpu:

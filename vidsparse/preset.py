@@ -27,6 +27,7 @@ from vidsparse.policies.policy import Policy
 from vidsparse.policies.token_masks import is_exact
 from vidsparse.schedule import Schedule
 
+LEAST_TOKENS = 1_000  # with which a sequence may be sparse, where nobody says
 EIGHT_BIT_BLOCK = 128  # tokens, below which Hopper's kernel in eight bits has no tiles
 
 
@@ -74,8 +75,10 @@ class Preset:
         source: Where the method comes from.
         policy: What to compute at full sparsity.
         schedule: When to compute how much.
-        min_tokens: Shorter sequences run dense: from about 1,000 tokens on, a CPU gains at
-            density 0.25 (benchmarks/results/cpu_engine.json).
+        min_tokens: Shorter sequences run dense. None leaves it to the device: a GPU of the table
+            runs dense what it would gain nothing with (``run_time.why_no_gain``), every other
+            device what has fewer than 1,000 tokens, from which on a CPU gains at density 0.25
+            (benchmarks/results/cpu_engine.json).
         precision: What attention computes in.
         dense: What runs dense steps.
         told: Parameters and parts that ``override`` was given: what is published for a model
@@ -89,7 +92,7 @@ class Preset:
     source: str
     policy: Policy
     schedule: Schedule = dataclasses.field(default_factory=Schedule)
-    min_tokens: int = 1_000
+    min_tokens: int | None = None
     precision: Precision = Precision.MODEL
     dense: Dense = Dense.MODEL
     told: frozenset[str] = dataclasses.field(default=frozenset(), compare=False, repr=False)
@@ -97,7 +100,7 @@ class Preset:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "own_code", digest(self._all_parts()))
-        if self.min_tokens < 0:
+        if self.min_tokens is not None and self.min_tokens < 0:
             raise BadInputError(f"min_tokens must be at least 0, got {self.min_tokens}")
         if self.schedule.budgets is not None and self.policy.density is None:
             raise BadInputError(
@@ -120,6 +123,11 @@ class Preset:
                 "compensation=residual is measured at a dense step whenever a plan is made, and "
                 "pays only while the plan is kept: give replan, of 2 steps at least, such as 5"
             )
+
+    @property
+    def least_tokens(self) -> int:
+        """Fewer than these are never sparse."""
+        return LEAST_TOKENS if self.min_tokens is None else self.min_tokens
 
     def block_on(self, device: str, tokens: int, head_dim: int) -> int:
         """Tokens in a block where nobody says, on a type of device: kernels in 8 bits want 128."""

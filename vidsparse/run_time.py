@@ -20,6 +20,7 @@ QUANTIZING, EIGHT_BITS, INT8_DENSE = 0.011, 0.68, 0.642  # shares of a dense cal
 MOST = 4_000_000  # tokens; no model is meant for more
 WORTH = 1.03  # times as fast: less is next to nothing
 PLANNING = 0.8, 0.006  # ms, and a share of the dense call, of an order and a plan made of data
+LAYER = 12  # weights of a layer over its squared width: four projections, and twice four of an MLP
 LAUNCHES = 4.7  # ms that a layer with such a call takes at least, whatever the GPU: its launches
 
 
@@ -110,6 +111,7 @@ class RunTimes:
         tokens: Of the sequence.
         gains_from: Tokens from which on it is worth its while; None where it never is.
         quantized: What the linear layers are in; 16 bits when None.
+        stays_dense: Why a session leaves every call dense there; None where it does not.
     """
 
     gpu: Gpu
@@ -123,6 +125,7 @@ class RunTimes:
     tokens: int = 0
     gains_from: int | None = None
     quantized: str | None = None
+    stays_dense: str | None = None
 
     @property
     def gain(self) -> float:
@@ -159,6 +162,7 @@ class RunTimes:
             "over_stock": self.over_stock,
             "attention_share": self.dense.attention_share,
             "break_even_tokens": self.gains_from,
+            "stays_dense": self.stays_dense is not None,
         }
 
     def rows(self) -> list[tuple[str, str]]:
@@ -193,7 +197,9 @@ class RunTimes:
         """Sentences the user should read."""
         found = self.basis()
         share = f"self-attention is {self.dense.attention_share:.0%} of a dense step"
-        if self.gain < 1:
+        if self.stays_dense is not None:
+            found.append(f"every step would run dense: {self.stays_dense}")
+        elif self.gain < 1:
             found.append(f"{self.preset} is slower than dense here: planning outweighs it, {share}")
         elif self.gain < WORTH:
             found.append(f"{self.preset} gains next to nothing here: {share}")
@@ -232,45 +238,69 @@ def predict(
     """
     where = find_gpu(gpu)
     dense = dense_step(shapes, where, compiled=compiled, quantized=quantized)
-    cost = call_cost(found.preset, found.block)
+    cost, why = call_cost(found.preset, found.block), why_dense(found, shapes, where)
+    steps = len(found.step_density)
+    sparse = sparse_run(dense, shapes, cost, found.step_density)
     return RunTimes(
         gpu=where,
         preset=found.preset.name,
         compiled=compiled,
         quantized=quantized,
-        steps=len(found.step_density),
+        steps=steps,
         stock=dense_step(shapes, where),
         dense=dense,
         flash=by_engine(dense, FLASH, shapes.head_dim, where),
-        sparse=sparse_run(dense, shapes, cost, found.step_density),
+        sparse=sparse if why is None else steps * dense.seconds,
         tokens=shapes.tokens,
         gains_from=break_even(found, shapes, where, compiled=compiled, quantized=quantized),
+        stays_dense=why,
     )
 
 
-def why_no_gain(
-    preset: Preset, block: int, density: float, shapes: Shapes, device: str
-) -> str | None:
-    """Why a sparse call takes as long as a dense one, in a sentence; None where it does not.
+def why_dense(found: Forecast, shapes: Shapes, gpu: Gpu) -> str | None:
+    """Why a session leaves every call of a run dense on a GPU; None where it does not."""
+    preset = found.preset
+    if preset.min_tokens is not None or preset.policy.any_density is None:
+        return None
+    layer = one_layer(shapes.tokens, shapes.heads, shapes.head_dim)
+    return why_no_gain(preset, found.block, found.block_density, layer, gpu)
+
+
+def why_no_gain(preset: Preset, block: int, density: float, layer: Shapes, gpu: Gpu) -> str | None:
+    """Why a layer takes no less time with a sparse call, in a sentence; None where it does.
 
     Args:
         preset: What runs.
         block: Tokens in its blocks.
         density: Share of the pairs that it computes.
-        shapes: Of one call; its linear layers and the number of layers say nothing here.
-        device: The name of the GPU; of one that was not measured nothing is said.
+        layer: As ``one_layer`` has it.
+        gpu: Where.
     """
-    if device != GPUS[MEASURED].label:
-        return None
-    dense = 1e3 * dense_step(replace(shapes, layers=1, linear=0.0), GPUS[MEASURED]).attention
-    cost = call_cost(preset, block)
-    sparse = cost.fixed + cost.share(density) * dense
-    if sparse < dense:
+    dense, cost = dense_step(layer, gpu), call_cost(preset, block)
+    sparse = cost.fixed + 1e3 * (dense.rest + cost.share(density) * dense.attention)
+    sparse = max(sparse, cost.least)
+    whole = 1e3 * (dense.rest + dense.attention)
+    if sparse < whole:
         return None
     return (
-        f"{shapes.tokens:,} tokens are too few to gain on this GPU: dense attention takes about "
-        f"{dense:.1f} ms a call here, and with {preset.name}, planning included, {sparse:.1f}"
+        f"{layer.tokens:,} tokens are too few to gain on this GPU: a layer takes about "
+        f"{whole:.1f} ms dense, and {sparse:.1f} with {preset.name} (min_tokens=0 has it sparse)"
     )
+
+
+def one_layer(tokens: int, heads: int, head_dim: int, samples: int = 1) -> Shapes:
+    """A layer of which only attention is known: the rest is about that of most models.
+
+    Args:
+        tokens: Of the sequence.
+        heads: Of a sample.
+        head_dim: Numbers of a head.
+        samples: In the batch.
+    """
+    return Shapes(
+        tokens=tokens, layers=1, heads=heads, head_dim=head_dim,
+        linear=LAYER * (heads * head_dim) ** 2, samples=samples,
+    )  # fmt: skip
 
 
 def break_even(
@@ -289,7 +319,7 @@ def break_even(
         seconds = len(found.step_density) * dense.seconds
         return seconds >= WORTH * sparse_run(dense, other, cost, found.step_density)
 
-    low, high = max(1, found.preset.min_tokens), MOST
+    low, high = max(1, found.preset.least_tokens), MOST
     if found.dense_steps_share == 1 or not gains(high):
         return None
     while high - low > 1:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vidsparse.dial import density_or_note
 from vidsparse.errors import BadInputError, DenseFallbackError
-from vidsparse.gpus import name_of
+from vidsparse.gpus import gpu_called, name_of
 from vidsparse.grid import TokenGrid
 from vidsparse.head_sharing import HeadShare, all_of
 from vidsparse.kernels.attention import attention
@@ -31,10 +31,9 @@ from vidsparse.preset import Dense as DenseSteps
 from vidsparse.preset import Precision, Preset
 from vidsparse.progress import Progress
 from vidsparse.purse import Purse
-from vidsparse.run_time import why_no_gain
+from vidsparse.run_time import one_layer, why_no_gain
 from vidsparse.state import LayerState
 from vidsparse.stats import CallKey, Stats, Stopwatch
-from vidsparse.step_time import Shapes
 from vidsparse.training import Take, require_trainable, wants_gradients, work_alone
 
 Dense = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -112,6 +111,7 @@ class SparseAttention:
         self.stats = Stats()
         self.observers: list[Observer] = []
         self._densities: dict[Hashable, float] = {}
+        self._no_gain: dict[Hashable, str | None] = {}
         self._purse: Purse | None = None
         self._planner = Planner(preset.policy, preset.schedule.replan, preset.schedule.budgets)
 
@@ -326,11 +326,10 @@ class SparseAttention:
             return f"{tokens} queries and {k.shape[1]} keys do not fit the grid {call.grid}"
         if call.progress is None:
             return "how far the run has come at this step is unknown"
-        if tokens < self.preset.min_tokens:
-            return (
-                f"{tokens:,} tokens are too few to gain (min_tokens is {self.preset.min_tokens:,})"
-            )
-        return None
+        if tokens < self.preset.least_tokens:
+            least = self.preset.least_tokens
+            return f"{tokens:,} tokens are too few to gain (min_tokens is {least:,})"
+        return self._why_no_gain(q, call) if self.preset.min_tokens is None else None
 
     def _refuse(self, reason: str, call: Call) -> None:
         """Count a call that cannot be sparse, or raise for it."""
@@ -414,30 +413,26 @@ class SparseAttention:
                 self.preset, run, layers=call.layers, means=policy.key_means(grid, block),
                 besides=policy.besides(grid), strict=self.strict,
             )  # fmt: skip
-            for each in (note, self._why_no_gain(self._densities[key], grid, q)):
-                if each:
-                    self.stats.notes.setdefault(each)
+            if note:
+                self.stats.notes.setdefault(note)
         return self._densities[key]
 
-    def _why_no_gain(self, density: float, grid: TokenGrid, q: Tensor) -> str | None:
-        """In a sentence why calls like this are no faster for being sparse; None if they are.
+    def _why_no_gain(self, q: Tensor, call: Call) -> str | None:
+        """In a sentence why calls like this are no faster for being sparse.
 
-        Args:
-            density: Of a call at full sparsity.
-            grid: Its tokens.
-            q: Queries, their tokens before or after their heads.
+        None where they are, or nothing is known of the GPU or of how much would be computed.
         """
-        head_dim = q.shape[-1]
-        shapes = Shapes(
-            tokens=grid.tokens,
-            layers=1,
-            heads=q.numel() // (grid.tokens * head_dim),
-            head_dim=head_dim,
-            linear=0,
-            samples=1,
-        )
-        block = self.preset.block_on(q.device.type, grid.tokens, head_dim)
-        return why_no_gain(self.preset, block, density, shapes, name_of(q.device))
+        batch, tokens, heads, head_dim = q.shape
+        density = self._full_density(call, q)
+        key = tokens, heads, head_dim, batch, density, q.device
+        if key not in self._no_gain:
+            gpu, why = gpu_called(name_of(q.device)), None
+            if gpu is not None and density is not None:
+                block = self.preset.block_on(q.device.type, tokens, head_dim)
+                layer = one_layer(tokens, heads, head_dim, batch)
+                why = why_no_gain(self.preset, block, density, layer, gpu)
+            self._no_gain[key] = why
+        return self._no_gain[key]
 
     def _attending(self, work: Work, way: float) -> Run:
         """What runs a plan; rows that are to be exact are so in the model's own precision."""
@@ -476,7 +471,7 @@ class SparseAttention:
     def _check_memory(self, q: Tensor, call: Call) -> None:
         """Raise at the first call, not on the way, for what would not fit into memory."""
         compensation, grid = self.preset.policy.compensation, call.grid
-        if grid is None or grid.tokens < self.preset.min_tokens:
+        if grid is None or grid.tokens < self.preset.least_tokens:
             return
         of_head = compensation.state_bytes(grid, q.shape[-1], q.dtype.itemsize)
         heads = q.shape[0] * q.shape[2]  # of all entries of the batch

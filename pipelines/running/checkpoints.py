@@ -10,7 +10,7 @@ from typing import Any
 
 from vidsparse.errors import BadInputError
 from vidsparse.pipelines.levels import calls_a_step
-from vidsparse.pipelines.model import Hub, Release
+from vidsparse.pipelines.model import SHIPPED, Hub, Release
 from vidsparse.pipelines.models import IMAGE, VIDEO, find_model
 from vidsparse.pipelines.running.defaults import default_settings, takes_guidance
 from vidsparse.pipelines.running.generate import TOLD
@@ -148,6 +148,7 @@ _TINY = Checkpoint(
     fps=12,
     configs=TINY,
     pipeline="WanPipeline",
+    release=SHIPPED,
 )
 
 

@@ -18,6 +18,7 @@ from vidsparse.run_time import (
     WORTH,
     break_even,
     call_cost,
+    one_layer,
     predict,
     sparse_run,
     why_no_gain,
@@ -180,14 +181,34 @@ def test_small_layers_take_what_their_launches_take():
     [(7_392, 32, 64, False), (4_608, 24, 128, False), (16_896, 24, 128, True)],
 )
 def test_why_a_short_sequence_gains_nothing(tokens, heads, head_dim, gains):
-    shapes = Shapes(tokens=tokens, layers=1, heads=heads, head_dim=head_dim, linear=0, samples=1)
-    told = why_no_gain(PRESETS["balanced"], 128, 0.25, shapes, "NVIDIA H200")
+    layer = one_layer(tokens, heads, head_dim)
+    told = why_no_gain(PRESETS["balanced"], 128, 0.25, layer, H200)
     if gains:
         assert told is None
     else:
         assert told is not None
         assert told.startswith(f"{tokens:,} tokens are too few to gain on this GPU")
-    assert why_no_gain(PRESETS["balanced"], 128, 0.25, shapes, "NVIDIA H100 80GB HBM3") is None
+    slow = GPUS["rtx3090"]  # its layers take longer than their launches
+    assert why_no_gain(PRESETS["balanced"], 128, 0.25, layer, slow) is None
+
+
+@pytest.mark.parametrize(("name", "gains"), [("balanced", False), ("radial", True)])
+def test_what_would_gain_nothing_is_planned_dense_unless_somebody_says_so(name, gains):
+    shapes = Shapes(tokens=4_608, layers=57, heads=24, head_dim=128, linear=8e9, samples=1)
+    dial = {"mean_density": 0.35} if name == "balanced" else {}
+    preset = PRESETS[name].override(dial)
+    planned = [
+        predict(forecast(each, TokenGrid(1, 64, 64, prefix=512), 28, 57), shapes, "h200")
+        for each in (preset, preset.override({"min_tokens": 0}))
+    ]
+    assert planned[1].stays_dense is None
+    if gains:  # how much a mask of places keeps is not asked for: nothing is said of it
+        assert planned[0].stays_dense is None
+        return
+    assert planned[0].gain == pytest.approx(1)
+    assert planned[1].gain < 0.8
+    assert "every step would run dense: 4,608 tokens are too few to gain" in planned[0].notes()[1]
+    assert planned[0].to_json()["stays_dense"]
 
 
 def test_a_preset_is_worth_its_while_from_where_it_gains():

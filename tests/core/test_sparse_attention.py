@@ -237,16 +237,28 @@ def test_the_ramp_is_followed_by_the_realised_density(dense):
     assert realised == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2], abs=0.5 / 32)
 
 
-def test_a_session_says_where_a_gpu_that_was_measured_gains_nothing(dense, monkeypatch):
-    monkeypatch.setattr("vidsparse.sparse_attention.name_of", lambda device: "NVIDIA H200")
-    engine = SparseAttention(preset("balanced", mean_density=0.25))
-    q, k, v = qkv()
-    call = Call(grid=GRID, layer=0, step=0, progress=Progress.first(10), layers=4)
-    engine(q, k, v, call, dense)
-    assert any(
-        note.startswith(f"{GRID.tokens:,} tokens are too few to gain on this GPU")
-        for note in engine.stats.notes
+@pytest.mark.parametrize("gpu", ["NVIDIA H200", "NVIDIA GeForce RTX 4090", "another", ""])
+@pytest.mark.parametrize("told", [False, True])
+def test_calls_that_gain_nothing_on_a_known_gpu_are_dense(dense, monkeypatch, gpu, told):
+    monkeypatch.setattr("vidsparse.sparse_attention.name_of", lambda device: gpu)
+    grid = TokenGrid(4, 16, 16)
+    made = PRESETS["balanced"].override(
+        {"mean_density": 0.25} | ({"min_tokens": 0} if told else {})
     )
+    engine, strict = (SparseAttention(made, strict=strict) for strict in (False, True))
+    q, k, v = qkv(seq=grid.tokens)
+    last = list(Progress.first(10).steps())[-1]
+    call = Call(grid=grid, layer=0, step=9, progress=last, layers=4)
+    engine(q, k, v, call, dense)
+    if told or gpu in ("another", ""):
+        assert not engine.stats.fallbacks
+        assert engine.stats.mean_density < 1
+        return
+    [reason] = engine.stats.fallbacks
+    assert reason.startswith("1,024 tokens are too few to gain on this GPU: a layer takes about")
+    assert reason.endswith("with balanced (min_tokens=0 has it sparse)")
+    with pytest.raises(DenseFallbackError, match="too few to gain on this GPU"):
+        strict(q, k, v, call, dense)
 
 
 def test_a_mask_that_keeps_all_of_an_image_is_noted(dense):

@@ -9,9 +9,11 @@ import torch
 
 import vidsparse
 from vidsparse.errors import BadInputError
+from vidsparse.pipelines.model import SHIPPED
 from vidsparse.pipelines.models import IMAGE, VIDEO
 from vidsparse.pipelines.published import LINKED, OF_A_RUN, PUBLISHED, apply, published_for
 from vidsparse.pipelines.running.checkpoints import CHECKPOINTS, find_checkpoint
+from vidsparse.pipelines.running.load import load_pipeline
 from vidsparse.policies.orders import Hilbert
 from vidsparse.presets import PRESETS
 
@@ -41,7 +43,7 @@ def test_every_row_is_taken_as_it_stands(row, release):
 def test_no_method_has_two_rows_for_a_model_and_every_model_is_in_the_table():
     pairs = [(row.preset, release) for row, release in PAIRS]
     assert len(set(pairs)) == len(pairs)
-    has_name = {each.name for each in RELEASES if each.hub is not None}
+    has_name = {each.name for each in RELEASES if each.hub is not None} | {SHIPPED}
     published = {release for _, release in pairs}
     assert published | has_name == {each.name for each in RELEASES}
 
@@ -86,8 +88,19 @@ def getattr_of(preset, name):
 @pytest.mark.parametrize("name", ["balanced", "semantic", "auto", "lite", "random"])
 def test_presets_without_a_row_are_left_alone(name):
     assert published_for(name) == []
-    for release in (None, *(each.name for each in RELEASES)):
+    for release in {None, *(each.name for each in RELEASES)} - {SHIPPED}:
         assert apply(PRESETS[name], release) == (PRESETS[name], None)
+
+
+def test_the_shipped_pipeline_is_sparse_where_it_gains_nothing():
+    found, said = apply(PRESETS["balanced"], SHIPPED)
+    assert found == PRESETS["balanced"].override({"min_tokens": 1_000})
+    assert said is None
+    assert apply(found, SHIPPED) == (found, None)
+    told = PRESETS["balanced"].override({"min_tokens": 7})
+    assert apply(told, SHIPPED) == (told, None)
+    with vidsparse.sparsify(load_pipeline()) as session:
+        assert session.preset.min_tokens == 1_000
 
 
 def test_a_model_of_which_nothing_is_published_leaves_presets_alone():
@@ -145,6 +158,11 @@ COG_5B = {"num_attention_heads": 48, "num_layers": 42}
 COSMOS_14B = {"num_attention_heads": 40, "num_layers": 36}
 REAL = {  # as their configs on the hub say, where they differ from diffusers' defaults
     "Wan2.1-T2V-14B": ("WanTransformer3DModel", {}, 1),
+    SHIPPED: (
+        "WanTransformer3DModel",
+        {"in_channels": 12, "num_layers": 8, "num_attention_heads": 4, "text_dim": 128},
+        1,
+    ),
     "Wan2.1-I2V-14B": ("WanTransformer3DModel", WAN_I2V, 1),
     "Wan2.1-T2V-1.3B": (
         "WanTransformer3DModel",
@@ -225,11 +243,11 @@ def test_a_transformer_alone_is_a_release_where_it_can_be_but_one():
 
 
 def test_the_shipped_model_and_names_say_which_release_they_are():
-    assert find_checkpoint("tiny").release is None
+    assert find_checkpoint("tiny").release == SHIPPED
     named = {row.release for row in CHECKPOINTS.values()} - {None}
     assert named <= {each.name for each in RELEASES}
     for row in CHECKPOINTS.values():
-        assert row.release is None or row.release in str(row.source)
+        assert row.release in (None, SHIPPED) or row.release in str(row.source)
 
 
 @pytest.fixture

@@ -190,9 +190,9 @@ def _check(spec: Spec, preset: Preset, path: Path, masks: Path | None, *, overwr
     request = spec.cases[0].request
     size = request.frames, request.height, request.width
     tokens = spec.job.checkpoint.geometry.sequence(*size).tokens
-    if tokens < preset.min_tokens:
+    if tokens < preset.least_tokens:
         raise BadInputError(
-            f"{tokens:,} tokens are too few to gain (min_tokens is {preset.min_tokens:,}): "
+            f"{tokens:,} tokens are too few to gain (min_tokens is {preset.least_tokens:,}): "
             "every step would run dense, and nothing of the file be used"
         )
     layers = spec.job.checkpoint.layers

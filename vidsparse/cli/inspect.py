@@ -115,10 +115,10 @@ def _check_sparse(job: Job, preset: Preset, steps: list[int], layers: list[int])
     grid = job.checkpoint.geometry.sequence(request.frames, request.height, request.width)
     if preset.policy.any_density == 1.0:
         raise BadInputError(f"{preset.name} at density 1 is dense: there is no plan to draw")
-    if grid.tokens < preset.min_tokens:
+    if grid.tokens < preset.least_tokens:
         raise BadInputError(
             f"{grid.tokens:,} tokens are too few to be sparse (min_tokens is "
-            f"{preset.min_tokens:,}): draw them with --set min_tokens=0"
+            f"{preset.least_tokens:,}): draw them with --set min_tokens=0"
         )
     run = list(Progress.first(request.steps).steps())
     if not any(preset.schedule.way(run[s], layer) > 0 for s in steps for layer in layers):

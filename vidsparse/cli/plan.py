@@ -90,6 +90,7 @@ def plan(
     found = forecast(chosen, tokens, calls, checkpoint.layers, checkpoint.head_dim)
     shapes, why_none = read_shapes(run)
     times = shapes and run.predict(found, shapes)
+    found = found.all_dense() if times and times.stays_dense else found
     fp8 = quantize is not None  # nothing else is predicted
     memory = None if times is None else memory_of(checkpoint, chosen, tokens, fp8=fp8)
     notes = [

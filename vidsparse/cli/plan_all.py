@@ -168,6 +168,7 @@ def _plan(preset: Preset, run: Run, shapes: Shapes | None) -> tuple[Choice, list
     times = shapes and run.predict(found, shapes)
     if times is None:
         return Choice(preset, found, None), notes
+    found = found.all_dense() if times.stays_dense else found
     nothing = times.nothing_to_gain() if preset.name == DEFAULT else []
     return Choice(preset, found, times), [*notes, *times.basis(), *nothing]
 

@@ -258,6 +258,8 @@ def _shared(
 def _base(preset: Preset, spec: Spec) -> Base:
     """A preset to start from, and the least that a run of it can have.
 
+    It is sparse whatever is known of the GPU: that is measured here.
+
     Raises:
         BadInputError: When its density cannot be turned, or it is of a Python file.
     """
@@ -267,6 +269,7 @@ def _base(preset: Preset, spec: Spec) -> Base:
             f"tune starts from presets of vidsparse, and {preset.name!r} is none: a preset file "
             "could not name it"
         )
+    preset = preset.override({"min_tokens": preset.least_tokens})
     dial = preset.override({"mean_density": 0.5})
     least = mean_density(dial, Progress.first(steps), LEAST, layers=layers)
     return Base(preset, least)
@@ -287,9 +290,9 @@ def _check(spec: Spec, target: Target, path: Path, *, overwrite: bool) -> None:
         *(getattr(spec.cases[0].request, name) for name in ("frames", "height", "width"))
     ).tokens
     for preset in spec.presets:
-        if tokens < preset.min_tokens:
+        if tokens < preset.least_tokens:
             raise BadInputError(
-                f"{tokens:,} tokens are too few to gain (min_tokens is {preset.min_tokens:,}): "
+                f"{tokens:,} tokens are too few to gain (min_tokens is {preset.least_tokens:,}): "
                 "every step would run dense"
             )
 
