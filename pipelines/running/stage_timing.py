@@ -14,6 +14,7 @@ from vidsparse.pipelines.call import AttentionRequest, Dense, DenseOf, Layer
 from vidsparse.pipelines.compiled import make_handle
 from vidsparse.pipelines.models import find_model
 from vidsparse.pipelines.recompute import Turn
+from vidsparse.pipelines.running.watched import Watched
 from vidsparse.pipelines.session import find_transformers
 from vidsparse.pipelines.undo import Undo, drop_hooks
 from vidsparse.stats import Stopwatch
@@ -28,7 +29,8 @@ class Probe:
     it after a session, if there is one: it times what the session does in place of attention.
 
     Attributes:
-        latents: Of each step, the same sample of the latents after it, float32 ``(values,)``.
+        latents: Of each step, the same sample of the latents after it, float32 ``(values,)``; none
+            where a pipeline steps copies of its scheduler alone.
         shape: Of the queries, ``(batch, tokens, heads, head_dim)``; None before the first call.
 
     Args:
@@ -81,7 +83,8 @@ class Probe:
             if isinstance(pipe.components.get(name), nn.Module):
                 self._attach_module("text_encoder", pipe.components[name])
         self._replace(pipe.vae, "decode", self._timed("vae", pipe.vae.decode))
-        self._replace(pipe.scheduler, "step", self._watched(pipe.scheduler.step))
+        step = Watched(pipe.scheduler.step, lambda made: self.latents.append(_sample(made[0])))
+        self._replace(pipe.scheduler, "step", step)
 
     def _note_attention(self, q: Tensor, watch: Stopwatch) -> None:
         self.shape = tuple(q.shape)
@@ -106,15 +109,6 @@ class Probe:
             with Stopwatch(self._device) as watch:
                 made = method(*args, **kwargs)
             self._watches[stage].append(watch)
-            return made
-
-        return call
-
-    def _watched(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(step)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            made = step(*args, **kwargs)
-            self.latents.append(_sample(made[0]))
             return made
 
         return call

@@ -9,7 +9,10 @@ import pytest
 import torch
 
 import vidsparse
+from vidsparse.comparison.measure import measure
+from vidsparse.pipelines.running.generate import Request
 from vidsparse.pipelines.runs import BY_NOISE
+from vidsparse.presets import find_preset
 from vidsparse.progress import Progress
 
 BUILD = runpy.run_path(str(Path(__file__).with_name("tiny_pipelines.py")))["BUILDERS"]
@@ -226,6 +229,16 @@ def test_windows_of_one_generation_are_all_in_its_statistics(skyreels):
         long_video(skyreels)
         assert session.stats.generations == 2
         assert len(session.stats.calls) == made.calls
+
+
+def test_a_run_that_steps_copies_of_its_scheduler_is_measured(skyreels):
+    request = Request(prompt="a", frames=9, height=64, width=64, steps=2, guidance=2.0)
+    preset = find_preset("draft").override(AT_ONCE)
+    dense = measure(skyreels, request, None, lambda *_: None)
+    sparse = measure(skyreels, request, preset, lambda *_: None, reference=dense.latents)
+    assert sparse.run.mean_density < dense.run.mean_density
+    assert dense.latents.size == 0  # the scheduler that is watched takes no step
+    assert sparse.run.latent_error == []
 
 
 def test_frames_that_are_denoised_one_after_the_other_take_more_steps_than_are_listed(skyreels):

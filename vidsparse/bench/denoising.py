@@ -15,6 +15,7 @@ from vidsparse.bench.real_size import text_arguments
 from vidsparse.errors import VidsparseError
 from vidsparse.pipelines.running.defaults import takes_guidance
 from vidsparse.pipelines.running.geometry import call_parameters
+from vidsparse.pipelines.running.watched import Watched
 
 CALLBACK = "callback_on_step_end"
 
@@ -137,14 +138,8 @@ def _told_of_steps(pipe: Any, step_ended: Callable[[], None]) -> Iterator[dict[s
 
         yield {CALLBACK: tell}
         return
-    scheduler, of_class = pipe.scheduler, pipe.scheduler.step
-
-    def step(*arguments: Any, **named: Any) -> Any:
-        result = of_class(*arguments, **named)
-        step_ended()
-        return result
-
-    scheduler.step = step
+    scheduler = pipe.scheduler
+    scheduler.step = Watched(scheduler.step, lambda made: step_ended())
     try:
         yield {}
     finally:

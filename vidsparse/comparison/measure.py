@@ -39,7 +39,8 @@ class Measured(NamedTuple):
     Attributes:
         run: What was measured.
         frames: uint8 ``(frames, height, width, 3)``.
-        latents: A sample of the latents after each step, float32 ``(steps, values)``.
+        latents: A sample of the latents after each step, float32 ``(steps, values)``; none where
+            the pipeline steps copies of its scheduler alone.
     """
 
     run: Run
@@ -91,7 +92,9 @@ def measure(
     stats = session.stats if session else Stats()
     stages = probe.seconds
     stages["attention"] -= stats.plan_seconds
-    latents = torch.stack(probe.latents).cpu().numpy()
+    latents = np.zeros((0, 0), np.float32)
+    if probe.latents:
+        latents = torch.stack(probe.latents).cpu().numpy()
     error = latent_error(latents, reference) if session and reference is not None else []
     run = Run(
         stages=Stages(total=total, planning=stats.plan_seconds, **stages),

@@ -1,5 +1,7 @@
 """The probe: what it times, what it keeps, and that it leaves nothing behind."""
 
+import copy
+import inspect
 import runpy
 from pathlib import Path
 from time import perf_counter
@@ -104,3 +106,21 @@ def test_the_time_of_all_text_encoders_counts():
         pipe.encode_prompt(prompt="a red circle", prompt_2=None, max_sequence_length=16)
     assert len(probe._watches["text_encoder"]) == 2  # CLIP and T5
     assert traces(pipe) == before
+
+
+def test_a_copy_of_the_scheduler_steps_itself(wan):
+    """LTX-2 steps a copy for its audio; SkyReels-V2, frame by frame, copies alone."""
+    pipe = wan.build["one_expert"]()
+    scheduler, latents = pipe.scheduler, torch.zeros(1, 4)
+    scheduler.set_timesteps(2)
+    with Probe(pipe) as probe:
+        other = copy.deepcopy(scheduler)
+        for timestep in scheduler.timesteps:
+            for each in (scheduler, other):
+                each.step(torch.ones(1, 4), timestep, latents)
+        assert inspect.signature(scheduler.step) == inspect.signature(other.step)
+    assert (scheduler.step_index, other.step_index) == (2, 2)
+    assert len(probe.latents) == 2
+    other.set_timesteps(2)
+    other.step(torch.ones(1, 4), other.timesteps[0], latents)
+    assert scheduler.step_index == 2
