@@ -146,7 +146,8 @@ def _run(
     except torch.OutOfMemoryError as error:
         raise VidsparseError(
             f"the GPU ran out of memory at {request.frames} x {request.height} x {request.width}: "
-            "take fewer frames or a smaller size"
+            "take fewer frames or a smaller size, let weights wait in the CPU's memory "
+            "(--offload), or decode in tiles (--vae-tiling)"
         ) from error
     except VidsparseError:
         raise

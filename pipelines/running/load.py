@@ -50,7 +50,7 @@ def load_pipeline(
     Raises:
         BadInputError: When the model is missing or incomplete, to the last tensor, there is no
             such device, or the model cannot have what the stack asks for.
-        VidsparseError: When diffusers cannot load it.
+        VidsparseError: When diffusers cannot load it, or the GPU has no room for it.
     """
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
@@ -78,8 +78,15 @@ def load_pipeline(
         raise
     except Exception as error:  # a library that is given anything raises anything
         raise _explain(found, error) from error
-    with without_network():
-        stack.set_up(pipe, device)
+    try:
+        with without_network():
+            stack.set_up(pipe, device)
+    except torch.OutOfMemoryError as error:
+        raise VidsparseError(
+            f"the GPU ran out of memory as the weights of {found} were brought to {device}: let "
+            "them wait in the CPU's memory (--offload model, group or sequential), keep them in "
+            "eight bits (--quantize int8), or take a larger GPU"
+        ) from error
     return pipe
 
 

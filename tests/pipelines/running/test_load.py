@@ -5,6 +5,7 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 import vidsparse
 from vidsparse.errors import BadInputError, VidsparseError
@@ -98,6 +99,15 @@ def test_a_missing_folder_and_an_unreachable_model_are_told_apart(tmp_path, monk
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(BadInputError, match="vidsparse-test/nope is not on this machine"):
         load_pipeline("vidsparse-test/nope")
+
+
+def test_a_model_that_the_gpu_has_no_room_for_is_one_sentence_with_ways_out(monkeypatch):
+    def full(pipe, device):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 26.6 GiB")
+
+    monkeypatch.setattr(DiffusionPipeline, "to", full)
+    with pytest.raises(VidsparseError, match=r"weights of .*tiny were brought to cpu: .*--offload"):
+        load_pipeline()
 
 
 def test_dtypes_and_loading_bars(capfd):
