@@ -101,6 +101,13 @@ class Stack:
             if not hasattr(kind, "load_lora_weights"):
                 raise BadInputError(f"--lora: diffusers loads no LoRA into {kind.__name__}")
         own = [name for name in TRANSFORMERS if name in components]
+        if self.lora is not None and len(own) > 1:
+            raise BadInputError(
+                f"--lora {self.lora}: this model shares its steps between two transformers, and "
+                "diffusers would change the first alone: load it in Python, with load_lora_weights "
+                "and for the second with load_into_transformer_2=True, then call "
+                "vidsparse.sparsify or vidsparse.compare"
+            )
         for stored in (folder / name / "config.json" for name in own):
             if self.quantize is not None and read_json(stored).get("quantization_config"):
                 raise BadInputError(
