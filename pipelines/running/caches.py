@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -157,6 +158,18 @@ class Cache:
                 f"(MagCacheConfig(calibrate=True) measures them for {', '.join(kinds)})"
             )
 
+    def check_pipeline(self, kind: type) -> None:
+        """Make sure that a pipeline of this class tells a cache what it needs to know.
+
+        Raises:
+            BadInputError: When its first forward call would fail.
+        """
+        if not _names_branches(kind):
+            raise BadInputError(
+                f"--cache {self.name}: {kind.__name__} does not tell caches of diffusers which "
+                "branch of guidance a call is of (cache_context), leave it out"
+            )
+
     def enable(self, transformer: nn.Module, steps: int | None) -> None:
         """Let a transformer skip calls, before or after it is in a session.
 
@@ -227,6 +240,17 @@ def read_cache(text: str) -> Cache:
         except (ValueError, TypeError, OSError) as error:
             raise BadInputError(f"--cache {name} cannot take {key}={value}: {error}") from error
     return Cache(name=name, settings=tuple(settings.items()))
+
+
+def _names_branches(kind: type) -> bool:
+    """Whether a method of a pipeline's class enters a context of caches."""
+    methods = [
+        inspect.unwrap(each)
+        for cls in kind.__mro__
+        for each in vars(cls).values()
+        if inspect.isfunction(each)
+    ]
+    return any("cache_context" in method.__code__.co_names for method in methods)
 
 
 def _hooked(transformer: nn.Module) -> int:

@@ -116,6 +116,7 @@ class Stack:
                 )
         if self.cache is not None:
             self.cache.check([components[name][1] for name in own])
+            self.cache.check_pipeline(pipeline_class(read_index(folder).pipeline, folder))
 
     def loading(self, folder: Path) -> dict[str, Any]:
         """Arguments of ``from_pretrained``: how the transformers' weights are quantised."""

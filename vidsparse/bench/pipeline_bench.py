@@ -110,7 +110,9 @@ class Settings:
     def _check_cache(self) -> None:
         if self.cache is None:
             return
-        parts = empty_pipeline(self.checkpoint).components
+        pipe = empty_pipeline(self.checkpoint)
+        self.cache.cache.check_pipeline(type(pipe))
+        parts = pipe.components
         found = [parts[name] for name in real_size.TRANSFORMERS if parts.get(name) is not None]
         self.cache.check([type(module).__name__ for module in found], self.steps)
         if self.compiled:

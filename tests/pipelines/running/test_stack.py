@@ -270,6 +270,9 @@ def test_what_a_model_cannot_have_is_refused(wan, stored, tmp_path):
         loaded(stored, lora=tmp_path / "other.safetensors")
     with pytest.raises(BadInputError, match="shares them between two"):
         read_cache("mag").check(["WanTransformer3DModel"] * 2)
+    wan.build["video_to_video"]().save_pretrained(tmp_path / "changes")
+    with pytest.raises(BadInputError, match="first-block: WanVideoToVideoPipeline does not tell"):
+        loaded(tmp_path / "changes", cache=read_cache("first-block"))
     wan.build["two_experts"]().save_pretrained(tmp_path / "two")
     with pytest.raises(BadInputError, match="two transformers, and diffusers would change the fir"):
         loaded(tmp_path / "two", lora=tmp_path / "other.safetensors")
