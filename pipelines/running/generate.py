@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,7 +143,8 @@ def _run(
     pipe.set_progress_bar_config(disable=True)
     accepted = _accepted(pipe, request, wanted)
     try:
-        made = pipe(**accepted)
+        with _ended_anyway(pipe):
+            made = pipe(**accepted)
     except torch.OutOfMemoryError as error:
         raise VidsparseError(
             f"the GPU ran out of memory at {request.frames} x {request.height} x {request.width}: "
@@ -158,6 +160,21 @@ def _run(
     if on_step is not None and not told:
         on_step(request.steps, request.steps)
     return made
+
+
+@contextlib.contextmanager
+def _ended_anyway(pipe: Any) -> Iterator[None]:
+    """Where a run stops in the middle, do what diffusers does at its end alone.
+
+    The caches of the transformer forget it, which would go on in the next run as if that were the
+    same, and what is offloaded leaves the GPU.
+    """
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(Exception):  # what stopped the run is what is told
+            pipe.maybe_free_model_hooks()
+        raise
 
 
 def _arguments(request: Request, steps: int, output: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from vidsparse.errors import BadInputError
 from vidsparse.pipelines.running import stack
 from vidsparse.pipelines.running.caches import read_cache
 from vidsparse.pipelines.running.checkpoints import CHECKPOINTS
+from vidsparse.pipelines.running.generate import Request, generate
 from vidsparse.pipelines.running.load import load_pipeline
 from vidsparse.pipelines.running.quantized import quantize_in_place
 from vidsparse.pipelines.running.stack import Stack, is_compiled, lora_files
@@ -303,6 +304,21 @@ def test_a_cache_that_is_not_understood_is_refused(text, message):
     with pytest.raises(BadInputError) as refused:
         read_cache(text)
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("cache", ["taylorseer", "taylorseer=use_lite_mode=true"])
+def test_a_run_that_failed_leaves_nothing_in_a_cache(wan, cache):
+    pipe = placed(wan, cache=read_cache(cache))
+    request = Request(prompt="a", frames=5, height=32, width=32, steps=6, guidance=2.0)
+    expected = generate(pipe, request)
+
+    def stop(done, steps):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generate(pipe, request, stop)
+    assert (generate(pipe, request) == expected).all()
 
 
 def test_finished_work_is_of_the_stack_and_of_the_loras_content(tmp_path):
