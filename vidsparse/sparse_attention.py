@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from vidsparse.current_gpu import current
 from vidsparse.dial import density_or_note
 from vidsparse.errors import BadInputError, DenseFallbackError
 from vidsparse.gpus import gpu_called, name_of
@@ -171,8 +172,15 @@ class SparseAttention:
             BadInputError: When gradients are asked for and the preset cannot give them.
             DenseFallbackError: When the session is strict and this call cannot be sparse.
         """
-        if take is not None and take.decided:
-            return self._again(take, q, k, v, call, dense)
+        with current(q.device):
+            if take is not None and take.decided:
+                return self._again(take, q, k, v, call, dense)
+            return self._attend(q, k, v, call, dense, take)
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, call: Call, dense: Dense, take: Take | None
+    ) -> Tensor:
+        """Make a call for the first time."""
         trains = call.trains or wants_gradients(q, k, v)
         if trains:
             require_trainable(self.preset)

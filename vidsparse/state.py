@@ -164,7 +164,7 @@ class PendingValue:
             self._x = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
             self._x.copy_(x, non_blocking=True)
             self._event = torch.cuda.Event()
-            self._event.record()
+            self._event.record(torch.cuda.current_stream(x.device))
 
     def there(self) -> Tensor:
         """The tensor on the host."""

@@ -226,7 +226,7 @@ class Stopwatch:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._events = None
+        self._device, self._events = device, None
         if device.type == "cuda":
             self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
         self._host = 0.0
@@ -241,11 +241,11 @@ class Stopwatch:
 
     def __enter__(self) -> Stopwatch:
         if self._events is not None and not torch.cuda.is_current_stream_capturing():
-            self._events[0].record()
+            self._events[0].record(torch.cuda.current_stream(self._device))
         self._start = time.perf_counter()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._host = time.perf_counter() - self._start
         if self._events is not None and not torch.cuda.is_current_stream_capturing():
-            self._events[1].record()
+            self._events[1].record(torch.cuda.current_stream(self._device))

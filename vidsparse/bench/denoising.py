@@ -60,21 +60,21 @@ class Timed:
 class _Marks:
     """Moments on the clock of the device; nothing waits for them until they are read."""
 
-    on_gpu: bool
+    device: torch.device
     moments: list[Any] = field(default_factory=list)
 
     def add(self) -> None:
-        if not self.on_gpu:
+        if self.device.type != "cuda":
             self.moments.append(time.perf_counter())
             return
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self.device))
         self.moments.append(event)
 
     def seconds(self) -> list[float]:
         """Between each and the one before; the device must be at rest."""
         pairs = zip(self.moments, self.moments[1:], strict=False)
-        if self.on_gpu:
+        if self.device.type == "cuda":
             return [first.elapsed_time(second) / 1000 for first, second in pairs]
         return [second - first for first, second in pairs]
 
@@ -96,7 +96,7 @@ def run(
     """
     device = torch.device(next(pipe.transformer.parameters()).device)
     on_gpu = device.type == "cuda"
-    marks = _Marks(on_gpu)
+    marks = _Marks(device)
 
     def step_ended() -> None:
         marks.add()

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from vidsparse.current_gpu import current
 from vidsparse.errors import BadInputError
 from vidsparse.kernels.dense import FLASH, TORCH, dense_attention
 from vidsparse.metrics.latency import take_turns
@@ -65,8 +66,9 @@ def time_dense_engines(shape: Sequence[int], dtype: torch.dtype, device: str) ->
     del calls[PLAIN]  # which is what diffusers calls
     if q.is_cuda:  # a user can take it as well (dense=triton), so what is sparse has to beat it
         calls[OWN] = partial(dense_attention, TRITON, *turned, scale=q.shape[-1] ** -0.5)
-    able = {name: call for name, call in calls.items() if runs(call)}
-    times = take_turns(able, rounds=ROUNDS, device=device, at_least_ms=AT_LEAST_MS)
+    with current(device):
+        able = {name: call for name, call in calls.items() if runs(call)}
+        times = take_turns(able, rounds=ROUNDS, device=device, at_least_ms=AT_LEAST_MS)
     return {name: timing.median for name, timing in times.items()}
 
 
