@@ -32,6 +32,7 @@ class Hub:
         width: In pixels.
         steps: Denoising steps.
         guidance: Guidance scale.
+        guidance_2: That of the second transformer; None where there is none, or it is the same.
         fps: Frames per second.
         spatial: Pixels per latent of its VAE, in height and in width; None where a pipeline with
             empty weights has to be asked how a video becomes tokens, which takes a second.
@@ -48,6 +49,7 @@ class Hub:
     width: int
     steps: int
     guidance: float
+    guidance_2: float | None = None
     fps: float
     spatial: int | None = 8
     scheduler: tuple[str, Arguments]

@@ -65,7 +65,8 @@ WAN_RELEASES = (
         experts=2,
         hub=replace(
             WAN_HUB, short="wan2.2-a14b", repository="Wan-AI/Wan2.2-T2V-A14B-Diffusers",
-            height=720, width=1280, steps=40, guidance=4.0, settings={"boundary_ratio": 0.875},
+            height=720, width=1280, steps=40, guidance=4.0, guidance_2=3.0,
+            settings={"boundary_ratio": 0.875},
             scheduler=("UniPCMultistepScheduler", WAN_SCHEDULER | {"flow_shift": 12.0}),
         ),
     ),

@@ -39,6 +39,7 @@ class Checkpoint:
         width: In pixels.
         steps: Denoising steps.
         guidance: Guidance scale.
+        guidance_2: That of the second transformer, where it has one of its own.
         fps: Frames per second.
         least_steps: Fewest denoising steps of its pipeline.
         calls_a_step: Calls of the transformer in a step, of which the last makes one.
@@ -59,6 +60,7 @@ class Checkpoint:
     width: int | None = None
     steps: int | None = None
     guidance: float | None = None
+    guidance_2: float | None = None
     fps: float | None = None
     least_steps: int = 1
     calls_a_step: int = 1
@@ -122,6 +124,7 @@ def _of_hub(release: Release, hub: Hub) -> Checkpoint:
         "width": hub.width,
         "steps": hub.steps,
         "guidance": hub.guidance,
+        "guidance_2": hub.guidance_2,
         "fps": hub.fps,
     }
     if hub.spatial is None:

@@ -38,6 +38,7 @@ class Request:
         width: In pixels.
         steps: Denoising steps.
         guidance: Guidance scale; 1 or less turns guidance off. Some pipelines know none.
+        guidance_2: That of the second transformer of a pipeline that has two; None is the same.
         seed: Of the noise, which is drawn on the CPU.
         negative_prompt: What guidance leads away from.
         inputs: Images and videos that the pipeline is given beside the prompt.
@@ -50,6 +51,7 @@ class Request:
     width: int
     steps: int
     guidance: float
+    guidance_2: float | None = None
     seed: int = 0
     negative_prompt: str | None = None
     inputs: tuple[InputFile, ...] = ()
@@ -179,10 +181,13 @@ def _ended_anyway(pipe: Any) -> Iterator[None]:
 
 def _arguments(request: Request, steps: int, output: str) -> dict[str, Any]:
     """A request in the words of diffusers."""
-    negative = {"negative_prompt": request.negative_prompt}
+    optional = {  # PixArt's default prompt is "", and Wan 2.1 refuses a second guidance scale
+        "negative_prompt": request.negative_prompt,
+        "guidance_scale_2": request.guidance_2,
+    }
     return {
         "prompt": request.prompt,
-        **(negative if request.negative_prompt is not None else {}),  # PixArt's default is ""
+        **{name: value for name, value in optional.items() if value is not None},
         "num_frames": request.frames,
         "height": request.height,
         "width": request.width,

@@ -73,6 +73,8 @@ class Job:
         about = {name: getattr(request, name) for name in names}
         about |= {"preset": preset and preset.name, "vidsparse": VERSION}
         about |= given_beside(request)
+        if request.guidance_2 is not None:
+            about["guidance_2"] = request.guidance_2
         if stack := self.model.stack.describe():
             about["stack"] = stack
         if self.checkpoint.image:
@@ -141,6 +143,7 @@ def make_request(
         inputs=tuple(inputs),
         strength=strength,
         guidance=checkpoint.or_default("guidance", guidance),
+        guidance_2=checkpoint.guidance_2 if guidance is None else None,
         seed=seed,
         **size,
     )

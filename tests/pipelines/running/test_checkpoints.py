@@ -13,6 +13,7 @@ from diffusers.schedulers.scheduling_flow_match_heun_discrete import (
 )
 
 import vidsparse
+from vidsparse.comparison.job import make_request
 from vidsparse.errors import BadInputError
 from vidsparse.forecast import forecast
 from vidsparse.grid import TokenGrid
@@ -23,7 +24,7 @@ from vidsparse.pipelines.running.checkpoints import (
     find_checkpoint,
     geometry_of,
 )
-from vidsparse.pipelines.running.generate import Request, generate
+from vidsparse.pipelines.running.generate import Request, denoise, generate
 from vidsparse.pipelines.running.load import load_pipeline
 from vidsparse.pipelines.running.shapes import empty_transformer, shapes_of
 from vidsparse.presets import PRESETS
@@ -52,6 +53,18 @@ def made(request, tmp_path):
         known=find_checkpoint(tmp_path),
         size={"frames": frames, "height": height, "width": width},
     )
+
+
+def test_a_second_transformer_is_guided_as_its_authors_recommend(wan):
+    known = CHECKPOINTS["wan2.2-a14b"]
+    left_out, told = make_request(known, "a"), make_request(known, "a", guidance=5.0)
+    assert (left_out.guidance, left_out.guidance_2) == (4.0, 3.0)
+    assert (told.guidance, told.guidance_2) == (5.0, None)  # which the pipeline takes for both
+    small: dict[str, Any] = {"frames": 5, "height": 32, "width": 32, "steps": 2}
+    pipe = wan.build["two_experts"]()
+    for request, expected in ((left_out, 3.0), (told, 5.0)):
+        denoise(pipe, dataclasses.replace(request, **small))
+        assert pipe._guidance_scale_2 == expected
 
 
 def test_a_run_has_the_grid_and_layers_that_its_folder_promised(made):
