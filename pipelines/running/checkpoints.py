@@ -117,16 +117,7 @@ class Checkpoint:
 
 
 def _of_hub(release: Release, hub: Hub) -> Checkpoint:
-    settings = {
-        "release": release.name,
-        "frames": hub.frames,
-        "height": hub.height,
-        "width": hub.width,
-        "steps": hub.steps,
-        "guidance": hub.guidance,
-        "guidance_2": hub.guidance_2,
-        "fps": hub.fps,
-    }
+    settings = {"release": release.name, **_recommended(hub)}
     if hub.spatial is None:
         return replace(checkpoint_of(named_skeleton(hub.short), hub.repository), **settings)
     size_multiple = hub.spatial * max(Geometry().patch)
@@ -137,6 +128,19 @@ def _of_hub(release: Release, hub: Hub) -> Checkpoint:
         pipeline=hub.pipeline,
         **settings,
     )
+
+
+def _recommended(hub: Hub) -> dict[str, Any]:
+    """The settings of a release, as its authors recommend them."""
+    return {
+        "frames": hub.frames,
+        "height": hub.height,
+        "width": hub.width,
+        "steps": hub.steps,
+        "guidance": hub.guidance,
+        "guidance_2": hub.guidance_2,
+        "fps": hub.fps,
+    }
 
 
 _TINY = Checkpoint(
@@ -252,20 +256,31 @@ def checkpoint_of(pipe: Any, source: str | Path) -> Checkpoint:
     transformer = transformer_of(pipe)
     model = find_model(transformer)
     experts = 1 + (getattr(pipe, "transformer_2", None) is not None)
+    release = model.release(transformer, experts)
     return Checkpoint(
         source=source,
         geometry=geometry_of(pipe),
         layers=len(model.layers(transformer)),
         head_dim=getattr(transformer.config, "attention_head_dim", None) or WIDE,
-        release=model.release(transformer, experts),
+        release=release,
         pipeline=type(pipe).__name__,
         image=makes_images(pipe),
         takes_guidance=takes_guidance(pipe),
         inputs=inputs_of(pipe, told=TOLD),
         least_steps=model.pipeline.least_steps,
         calls_a_step=calls_a_step(getattr(pipe, "scheduler", None)),
-        **default_settings(pipe),
+        **_settings(pipe, release),
     )
+
+
+def _settings(pipe: Any, release: str | None) -> dict[str, Any]:
+    """What is recommended: of the release, which says more than the defaults of its pipeline."""
+    own, kind = default_settings(pipe), type(pipe).__name__
+    for _, each, hub in named_releases().values():
+        if each.name == release and hub.pipeline == kind:
+            known = _recommended(hub)
+            return known if takes_guidance(pipe) else known | {"guidance": own["guidance"]}
+    return own
 
 
 def _configs_of(hub_id: str) -> Path:

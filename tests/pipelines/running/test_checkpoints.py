@@ -21,11 +21,13 @@ from vidsparse.pipelines.models import IMAGE, VIDEO
 from vidsparse.pipelines.running.checkpoints import (
     CHECKPOINTS,
     Geometry,
+    checkpoint_of,
     find_checkpoint,
     geometry_of,
 )
 from vidsparse.pipelines.running.generate import Request, denoise, generate
 from vidsparse.pipelines.running.load import load_pipeline
+from vidsparse.pipelines.running.named import named_skeleton
 from vidsparse.pipelines.running.shapes import empty_transformer, shapes_of
 from vidsparse.presets import PRESETS
 
@@ -67,6 +69,15 @@ def test_a_second_transformer_is_guided_as_its_authors_recommend(wan):
         assert pipe._guidance_scale_2 == expected
 
 
+@pytest.mark.parametrize("name", ["wan2.1-14b", "wan2.2-a14b", "wan2.2-ti2v-5b", "mochi-1"])
+def test_a_folder_of_a_release_has_the_settings_of_its_name(name):
+    names = ("release", "frames", "height", "width", "steps", "guidance", "guidance_2", "fps")
+    found, known = checkpoint_of(named_skeleton(name), "./downloaded"), CHECKPOINTS[name]
+    assert {each: getattr(found, each) for each in names} == {
+        each: getattr(known, each) for each in names
+    }
+
+
 def test_a_run_has_the_grid_and_layers_that_its_folder_promised(made):
     pipe, known, steps = made.pipe, made.known, 6
     options = {"min_tokens": 0, "block": 16, "density": 0.3, "warmup": 0.0, "ramp_until": 0.0}
@@ -96,7 +107,7 @@ COG_15 = {"patch_size_t": 2, "sample_frames": 81, "sample_height": 96, "sample_w
 COG_15["num_attention_heads"] = 2  # of 30, for speed: a table of all positions is as wide
 IMAGE_VAE = {"block_out_channels": [128, 256, 512, 512], "latent_channels": 16}
 PUBLISHED = {
-    "Wan": (["AutoencoderKLWan", "WanTransformer3DModel"], {}, {}, "21x30x52", 40),
+    "Wan": (["AutoencoderKLWan", "WanTransformer3DModel"], {}, {}, "21x45x80", 40),
     "HunyuanVideo": (["AutoencoderKLHunyuanVideo", "HunyuanVideoTransformer3DModel"], {}, {},
                      "33x45x80+256", 60),
     "HunyuanVideo15": (["AutoencoderKLHunyuanVideo15", "HunyuanVideo15Transformer3DModel"], {}, {},
@@ -104,7 +115,7 @@ PUBLISHED = {
     "CogVideoX": (COG, {}, {}, "226+13x30x45", 30),
     "CogVideoX 1.5": (COG, {}, COG_15, "226+11x48x85", 30),
     "LTX": (["AutoencoderKLLTXVideo", "LTXVideoTransformer3DModel"], {}, {}, "21x16x22", 28),
-    "Mochi": (["AutoencoderKLMochi", "MochiTransformer3DModel"], {}, {}, "4x30x53+256", 48),
+    "Mochi": (["AutoencoderKLMochi", "MochiTransformer3DModel"], {}, {}, "28x30x53+256", 48),
     "Flux": (["AutoencoderKL", "FluxTransformer2DModel"], IMAGE_VAE, {}, "512+1x64x64", 57),
     "StableDiffusion3": (["AutoencoderKL", "SD3Transformer2DModel"], IMAGE_VAE, {},
                          "1x64x64+333", 18),
