@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -261,6 +262,7 @@ class CompareWork:
 
         if self._scorer is None:
             self._pipe = None
+            gc.collect()  # hooks of a cache or of offload refer to what they hang on
             self._scorer = Scorer(
                 self._spec.weights,
                 fps=self._spec.job.fps,
