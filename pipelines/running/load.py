@@ -223,6 +223,12 @@ def _explain(source: str | Path, error: Exception) -> VidsparseError:
     reason = shorten(" ".join(str(error).split()), 600) or type(error).__name__
     if isinstance(source, Path):
         return VidsparseError(f"diffusers could not load {source}: {reason}")
+    if isinstance(error, OSError) and "`safetensors` weights" in reason:
+        return BadInputError(
+            f"the model {source} lacks safetensors weights for a part of it, and pickle files, "
+            "which can run any code, are refused: pass --allow-pickle (allow_pickle=True) if you "
+            "trust them, or give a local folder"
+        )
     if isinstance(error, OSError):
         return BadInputError(
             f"the model {source} is not on this machine and could not be had from the hub: check "

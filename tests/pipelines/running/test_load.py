@@ -101,6 +101,18 @@ def test_a_missing_folder_and_an_unreachable_model_are_told_apart(tmp_path, monk
         load_pipeline("vidsparse-test/nope")
 
 
+def test_a_hub_model_of_pickles_is_not_said_to_be_out_of_reach(monkeypatch):
+    def refuse(hub_id, **_):
+        raise OSError(
+            "Could not find the necessary `safetensors` weights in "
+            "{'vae/diffusion_pytorch_model.bin'} (variant=None)"
+        )
+
+    monkeypatch.setattr(DiffusionPipeline, "download", refuse)
+    with pytest.raises(BadInputError, match=r"some/model lacks safetensors .*--allow-pickle"):
+        load_pipeline("some/model")
+
+
 def test_a_model_that_the_gpu_has_no_room_for_is_one_sentence_with_ways_out(monkeypatch):
     def full(pipe, device):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 26.6 GiB")
