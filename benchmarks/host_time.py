@@ -50,12 +50,13 @@ def measure(name: str, qkv: list[Tensor], grid: TokenGrid, calls: int) -> dict[s
     engine = SparseAttention(find_preset(preset).override(changes), strict=True)
 
     def run(number: int, first: int) -> None:
+        q, k, v = qkv
         for i in range(number):
             call = Call(
                 grid=grid, layer=i % LAYERS, layers=LAYERS, step=first + i // LAYERS,
                 progress=Progress.alone(0.5),
             )  # fmt: skip
-            engine(*qkv, call, never)
+            engine(q, k, v, call, never)
 
     run(2 * LAYERS, 0)  # compiles
     started = time.perf_counter()

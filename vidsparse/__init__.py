@@ -111,6 +111,7 @@ def compare(
     width: int | None = None,
     steps: int | None = None,
     guidance: float | None = None,
+    negative_prompt: str | None = None,
     inputs: Mapping[str, str | Path | Sequence[str | Path]] | None = None,
     strength: float | None = None,
     fps: float | None = None,
@@ -141,6 +142,7 @@ def compare(
         width: In pixels.
         steps: Denoising steps.
         guidance: Guidance scale.
+        negative_prompt: What guidance leads away from.
         inputs: Files that the pipeline is given beside the prompt, by what they are to it:
             "image", "last-image", "video", "mask" or "control". A size that is left out is theirs.
         strength: That of the pipeline's call.
@@ -171,6 +173,7 @@ def compare(
 
     video: dict[str, Any] = {"frames": frames, "height": height, "width": width}
     video |= {"steps": steps, "guidance": guidance, "strength": strength}
+    video |= {"negative_prompt": negative_prompt}
     spec = of_pipe.spec_of(
         pipe,
         presets,
@@ -215,6 +218,7 @@ def tune(
     width: int | None = None,
     steps: int | None = None,
     guidance: float | None = None,
+    negative_prompt: str | None = None,
     weights: Weights | None = None,
     strict: bool = False,
     overwrite: bool = False,
@@ -243,6 +247,7 @@ def tune(
         width: In pixels.
         steps: Denoising steps.
         guidance: Guidance scale.
+        negative_prompt: What guidance leads away from.
         weights: Local weights of LPIPS.
         strict: Raise ``DenseFallbackError`` where a call would fall back to dense.
         overwrite: Whether a file that is there may be replaced.
@@ -268,7 +273,7 @@ def tune(
 
     target = read_target(target_psnr, target_lpips, target_seconds)
     video: dict[str, Any] = {"frames": frames, "height": height, "width": width}
-    video |= {"steps": steps, "guidance": guidance}
+    video |= {"steps": steps, "guidance": guidance, "negative_prompt": negative_prompt}
     chosen = [under_base(each) for each in of_pipe.read_presets(presets, parameters)]
     spec = of_pipe.spec_of(
         pipe, chosen, prompts, seeds, video=video, strict=strict, parameters=parameters,
@@ -295,6 +300,7 @@ def calibrate(
     width: int | None = None,
     steps: int | None = None,
     guidance: float | None = None,
+    negative_prompt: str | None = None,
     error: float | None = None,
     store_masks: bool | None = None,
     overwrite: bool = False,
@@ -319,6 +325,7 @@ def calibrate(
         width: In pixels.
         steps: Denoising steps.
         guidance: Guidance scale.
+        negative_prompt: What guidance leads away from.
         error: Relative L1 of each layer's output at most, where margins are found; 0.05 when None.
         store_masks: Whether the masks of all heads are kept too, in a file beside it; None does so
             for ``paro``, which alone has some.
@@ -345,7 +352,7 @@ def calibrate(
     [preset] = of_pipe.read_presets(method, parameters)
     asked = Asked.of(preset, error, store_masks)
     video: dict[str, Any] = {"frames": frames, "height": height, "width": width}
-    video |= {"steps": steps, "guidance": guidance}
+    video |= {"steps": steps, "guidance": guidance, "negative_prompt": negative_prompt}
     spec = of_pipe.spec_of(pipe, preset, prompts, seeds, video=video)
     given = video | {"error": error, "store_masks": store_masks} | parameters
     reporter = PythonScreen() if progress is True else progress or Silent()

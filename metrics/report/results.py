@@ -226,6 +226,7 @@ class Results(Record):
         stack: What diffusers did to the pipeline, dense and sparse, such as "compiled".
         inputs: What the pipeline was given beside the prompt: files by what they are to it.
         strength: That of its call, where it was told one.
+        negative_prompt: What guidance led away from, where that was told.
     """
 
     schema_version: Literal[1]
@@ -238,6 +239,7 @@ class Results(Record):
     stack: list[str] = Field(default_factory=list)
     inputs: dict[str, list[str]] = Field(default_factory=dict)
     strength: float | None = None
+    negative_prompt: str | None = None
     engine: str
     versions: dict[str, str]
     video: Video

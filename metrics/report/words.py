@@ -113,7 +113,8 @@ def given(results: Results) -> str:
     """What the pipeline was given beside the prompt."""
     said = [f"{role} {', '.join(files)}" for role, files in results.inputs.items()]
     said += [f"strength {results.strength:g}"] if results.strength is not None else []
-    return f", given {', '.join(said)}" if said else ""
+    away = f", away from {results.negative_prompt!r}" if results.negative_prompt else ""
+    return (f", given {', '.join(said)}" if said else "") + away
 
 
 def warnings(results: Results) -> list[str]:
@@ -364,6 +365,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
         *([("dense and sparse", ", ".join(results.stack))] if results.stack else []),
         *((role, ", ".join(files)) for role, files in results.inputs.items()),
         *([("strength", f"{results.strength:g}")] if results.strength is not None else []),
+        *([("negative prompt", results.negative_prompt)] if results.negative_prompt else []),
         ("kernel engine", results.engine),
         *([("CPU", machine(results))] if machine(results) else []),
         *([("dense attention, a call", engines)] if engines else []),

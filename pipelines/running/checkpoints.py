@@ -12,7 +12,11 @@ from vidsparse.errors import BadInputError
 from vidsparse.pipelines.levels import calls_a_step
 from vidsparse.pipelines.model import SHIPPED, Hub, Release
 from vidsparse.pipelines.models import IMAGE, VIDEO, find_model
-from vidsparse.pipelines.running.defaults import default_settings, takes_guidance
+from vidsparse.pipelines.running.defaults import (
+    default_settings,
+    takes_guidance,
+    why_no_negative_prompt,
+)
 from vidsparse.pipelines.running.generate import TOLD
 from vidsparse.pipelines.running.geometry import Geometry, geometry_of, transformer_of
 from vidsparse.pipelines.running.inputs import Inputs, inputs_of, makes_images
@@ -114,6 +118,26 @@ class Checkpoint:
         if found is None:
             raise BadInputError(f"{self.pipeline} recommends no {name} of its own: say which")
         return found
+
+    def check_negative_prompt(self, guidance: float) -> None:
+        """Make sure that a second prompt would do something.
+
+        Args:
+            guidance: The scale of a run.
+
+        Raises:
+            BadInputError: When it would not.
+        """
+        import diffusers
+
+        kind = getattr(diffusers, self.pipeline, None)
+        if kind is not None and (why := why_no_negative_prompt(kind)):
+            raise BadInputError(f"{why}: leave --negative-prompt (negative_prompt=) out")
+        if self.takes_guidance and guidance <= 1:
+            raise BadInputError(
+                f"guidance {guidance:g} is off, and a negative prompt then does nothing: give a "
+                "scale above 1, or leave --negative-prompt (negative_prompt=) out"
+            )
 
 
 def _of_hub(release: Release, hub: Hub) -> Checkpoint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from vidsparse.pipelines.model import PipelineFacts
@@ -31,6 +32,20 @@ def default_settings(pipe: Any) -> dict[str, Any]:
 def takes_guidance(pipe: Any) -> bool:
     """Whether a call makes use of a guidance scale; HunyuanVideo-1.5 and Qwen-Image do not."""
     return _default(pipe, "guidance_scale") is not None
+
+
+def why_no_negative_prompt(kind: type) -> str | None:
+    """Why a second prompt does nothing in a pipeline of a class; None where guidance uses it."""
+    parameters = inspect.signature(kind.__call__).parameters
+    if "negative_prompt" not in parameters:
+        return f"{kind.__name__} takes no negative prompt"
+    scale = parameters.get("true_cfg_scale")
+    if scale is not None and isinstance(scale.default, float | int) and scale.default <= 1:
+        return (
+            f"{kind.__name__} reads a negative prompt only with a true_cfg_scale above 1, which is "
+            f"{scale.default:g}: it is guided by a number alone"
+        )
+    return None
 
 
 def least_steps(pipe: Any) -> int:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -35,6 +36,19 @@ def test_a_video_of_the_asked_size_is_written_and_described(cli, small, tmp_path
     assert "drawn with seed 3: " in err
     pattern = r"clip\.mp4 in \d+\.\d s, mean density 0\.\d{3}, 50% of the steps dense, nothing fell"
     assert re.search(pattern, out)
+
+
+def test_guidance_leads_away_from_a_negative_prompt(cli, small, tmp_path):
+    line = ["generate", PROMPT, *small, "--guidance", 3]
+    made = {}
+    for name, more in (("plain", []), ("away", ["--negative-prompt", "a blue square"])):
+        path = tmp_path / f"{name}.mp4"
+        assert cli(*line, *more, "-o", path)[0] == 0
+        made[name] = read_video(path).astype(int)
+        with av.open(str(path)) as container:
+            about = json.loads(container.metadata["comment"])
+        assert about.get("negative_prompt") == (more[1] if more else None)
+    assert abs(made["plain"] - made["away"]).mean() > 1
 
 
 def test_a_mean_density_is_met_or_refused_with_the_least(cli, small, tmp_path):

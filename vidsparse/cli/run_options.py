@@ -57,6 +57,10 @@ class RunOptions:
     width: Annotated[int | None, option("In pixels.", panel="Video")] = None
     steps: Annotated[int | None, option("Denoising steps.", panel="Video")] = None
     guidance: Annotated[float | None, option("Guidance scale.", panel="Video")] = None
+    negative_prompt: Annotated[
+        str | None,
+        option("What guidance leads away from.", "--negative-prompt", panel="Video"),
+    ] = None
     seed: Annotated[int, option("Of the noise.", panel="Video")] = 0
     fps: Annotated[float | None, option("Frames per second of the file.", panel="Video")] = None
     strict: Annotated[
@@ -123,7 +127,7 @@ class RunOptions:
     ) -> Request:
         from vidsparse.comparison.job import make_request
 
-        names = ("seed", "frames", "height", "width", "steps", "guidance")
+        names = ("seed", "frames", "height", "width", "steps", "guidance", "negative_prompt")
         asked = {name: getattr(self, name) for name in names}
         return make_request(
             checkpoint,

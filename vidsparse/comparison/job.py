@@ -101,8 +101,9 @@ def given_beside(request: Request) -> dict[str, Any]:
     files: dict[str, list[str]] = {}
     for file in request.inputs:
         files.setdefault(file.role, []).append(str(file.path))
-    strength = {} if request.strength is None else {"strength": request.strength}
-    return {**({"inputs": files} if files else {}), **strength}
+    told = {name: getattr(request, name) for name in ("strength", "negative_prompt")}
+    told = {name: value for name, value in told.items() if value is not None}
+    return {**({"inputs": files} if files else {}), **told}
 
 
 def make_request(
@@ -115,6 +116,7 @@ def make_request(
     width: int | None = None,
     steps: int | None = None,
     guidance: float | None = None,
+    negative_prompt: str | None = None,
     inputs: Sequence[InputFile] = (),
     strength: float | None = None,
 ) -> Request:
@@ -135,6 +137,9 @@ def make_request(
         raise BadInputError(
             f"{checkpoint.pipeline} takes no guidance scale: leave --guidance (guidance=) out"
         )
+    scale = checkpoint.or_default("guidance", guidance)
+    if negative_prompt is not None:
+        checkpoint.check_negative_prompt(scale)
     number = checkpoint.or_default("steps", steps)
     check_steps(number, checkpoint.inputs.least_steps(checkpoint.least_steps, strength))
     return Request(
@@ -142,8 +147,9 @@ def make_request(
         steps=number,
         inputs=tuple(inputs),
         strength=strength,
-        guidance=checkpoint.or_default("guidance", guidance),
+        guidance=scale,
         guidance_2=checkpoint.guidance_2 if guidance is None else None,
         seed=seed,
+        negative_prompt=negative_prompt,
         **size,
     )

@@ -52,8 +52,8 @@ def spec_of(
         presets: Names, or presets of your own.
         prompts: What the videos show.
         seeds: Of the noise.
-        video: ``frames``, ``height``, ``width``, ``steps``, ``guidance`` and ``strength``; what is
-            None is as the inputs have it, or the model's authors recommend.
+        video: ``frames``, ``height``, ``width``, ``steps``, ``guidance``, ``negative_prompt`` and
+            ``strength``; what is None is as the inputs have it, or the model's authors recommend.
         inputs: Files that the pipeline is given, by what they are to it.
         fps: Frames per second of the files.
         strict: Whether to fail where a call would fall back to dense.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,6 +68,28 @@ def test_a_second_transformer_is_guided_as_its_authors_recommend(wan):
     for request, expected in ((left_out, 3.0), (told, 5.0)):
         denoise(pipe, dataclasses.replace(request, **small))
         assert pipe._guidance_scale_2 == expected
+
+
+@pytest.mark.parametrize("name", ["wan2.1-14b", "qwen-image", "hunyuanvideo-1.5", "tiny"])
+def test_a_negative_prompt_is_asked_for_where_guidance_uses_it(name):
+    known = CHECKPOINTS[name]
+    assert make_request(known, "a", negative_prompt="b").negative_prompt == "b"
+    assert make_request(known, "a").negative_prompt is None
+
+
+@pytest.mark.parametrize(
+    ("name", "guidance", "why"),
+    [
+        ("flux.1-dev", None, "FluxPipeline reads a negative prompt only with a true_cfg_scale"),
+        ("hunyuanvideo", None, "HunyuanVideoPipeline reads a negative prompt only with a true_cfg"),
+        ("flux.2-dev", None, "Flux2Pipeline takes no negative prompt"),
+        ("wan2.1-14b", 1.0, "guidance 1 is off, and a negative prompt then does nothing"),
+    ],
+)
+def test_a_negative_prompt_that_does_nothing_is_refused(name, guidance, why):
+    with pytest.raises(BadInputError, match=re.escape(why)) as error:
+        make_request(CHECKPOINTS[name], "a", guidance=guidance, negative_prompt="b")
+    assert "leave --negative-prompt (negative_prompt=) out" in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["wan2.1-14b", "wan2.2-a14b", "wan2.2-ti2v-5b", "mochi-1"])
