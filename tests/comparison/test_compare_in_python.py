@@ -294,3 +294,14 @@ def test_a_pipeline_that_is_compiled_is_known_to_be(pipe):
     finally:
         pipe.transformer.blocks[0]._compiled_call_impl = None
     assert not LoadedModel(pipe).stack.compile
+
+
+def test_clips_get_their_report_where_no_memory_is_left_for_a_call(monkeypatch, tmp_path):
+    def full(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("vidsparse.comparison.baselines.time_dense_engines", full)
+    made = vidsparse.compare(load_pipeline(), "draft", PROMPT, out=tmp_path, density=0.3, **SMALL)
+    assert made.results.dense_engines == {}
+    assert "no memory left" in made.results.not_measured["dense attention by engine"]
+    assert "dense attention by engine: not measured" in made.files["report.md"].read_text()

@@ -35,7 +35,9 @@ def make_results(finished: Finished, command: str) -> Results:
     clips = [make_clip(finished, case, preset) for case in spec.cases for preset in spec.presets]
     floor = finished.floor()
     ids = dict.fromkeys(name.partition("@")[0] for clip in clips for name in clip.scores)
-    why = spec.not_judged()
+    engines = finished.dense_engines()
+    why = {METRICS[AS_ASKED].label: spec.not_judged()}
+    why["dense attention by engine"] = "" if engines else "the GPU had no memory left for a call"
     return Results(
         schema_version=1,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -55,10 +57,10 @@ def make_results(finished: Finished, command: str) -> Results:
         seeds=list(dict.fromkeys(case.request.seed for case in spec.cases)),
         schedule_note="; ".join(dict.fromkeys(map(_schedule, spec.presets))),
         noise_floor=floor,
-        dense_engines=finished.dense_engines(),
+        dense_engines=engines,
         presets=[_preset(preset) for preset in spec.presets],
         metrics={name: METRICS[name] for name in ids if name in METRICS},
-        not_measured={METRICS[AS_ASKED].label: why} if why else {},
+        not_measured={label: reason for label, reason in why.items() if reason},
         clips=clips,
         summary=[
             summarize_preset(preset.name, clips, floor, asked=preset.policy.mean_density)
