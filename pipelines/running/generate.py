@@ -39,6 +39,7 @@ class Request:
         steps: Denoising steps.
         guidance: Guidance scale; 1 or less turns guidance off. Some pipelines know none.
         guidance_2: That of the second transformer of a pipeline that has two; None is the same.
+        fps: Frames per second, told to pipelines that ask for it; None leaves it to them.
         seed: Of the noise, which is drawn on the CPU.
         negative_prompt: What guidance leads away from.
         inputs: Images and videos that the pipeline is given beside the prompt.
@@ -52,6 +53,7 @@ class Request:
     steps: int
     guidance: float
     guidance_2: float | None = None
+    fps: float | None = None
     seed: int = 0
     negative_prompt: str | None = None
     inputs: tuple[InputFile, ...] = ()
@@ -184,6 +186,7 @@ def _arguments(request: Request, steps: int, output: str) -> dict[str, Any]:
     optional = {  # PixArt's default prompt is "", and Wan 2.1 refuses a second guidance scale
         "negative_prompt": request.negative_prompt,
         "guidance_scale_2": request.guidance_2,
+        **dict.fromkeys(("fps", "frame_rate"), _whole(request.fps)),
     }
     return {
         "prompt": request.prompt,
@@ -198,6 +201,11 @@ def _arguments(request: Request, steps: int, output: str) -> dict[str, Any]:
         "use_resolution_binning": False,  # PixArt: another size than was asked for
         "max_area": request.height * request.width,  # FLUX Kontext: likewise
     }
+
+
+def _whole(rate: float | None) -> float | int | None:
+    """Cosmos takes whole frames a second alone."""
+    return rate if rate is None or rate % 1 else int(rate)
 
 
 def _accepted(pipe: Any, request: Request, wanted: dict[str, Any]) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class RunOptions:
         option("What guidance leads away from.", "--negative-prompt", panel="Video"),
     ] = None
     seed: Annotated[int, option("Of the noise.", panel="Video")] = 0
-    fps: Annotated[float | None, option("Frames per second of the file.", panel="Video")] = None
+    fps: Annotated[float | None, option("Frames per second.", panel="Video")] = None
     strict: Annotated[
         bool,
         option("Fail where a call would fall back to dense.", "--strict", panel="Sparsity"),
@@ -98,8 +98,11 @@ class RunOptions:
         device = load.resolve_device(self.device)
         dtype = load.resolve_dtype(self.dtype, device)
         files = given.files()
-        requests = [self._request(checkpoint, prompt, files, given.strength) for prompt in prompts]
-        rate = rate_from(checkpoint, files)
+        rate = rate_from(checkpoint, files) if self.fps is None else self.fps
+        rate = checkpoint.or_default("fps", rate)
+        requests = [
+            self._request(checkpoint, prompt, files, given.strength, rate) for prompt in prompts
+        ]
         if files and None in (self.height, self.width):
             first = requests[0]
             note(f"made at {first.frames} x {first.height} x {first.width}, for what is given")
@@ -113,7 +116,7 @@ class RunOptions:
             checkpoint=checkpoint,
             device=device,
             dtype=dtype,
-            fps=checkpoint.or_default("fps", rate if self.fps is None else self.fps),
+            fps=rate,
             requests=requests,
             strict=self.strict,
         )
@@ -124,6 +127,7 @@ class RunOptions:
         prompt: str | None,
         files: Sequence[InputFile],
         strength: float | None,
+        rate: float,
     ) -> Request:
         from vidsparse.comparison.job import make_request
 
@@ -134,6 +138,7 @@ class RunOptions:
             self._prompt(checkpoint, prompt),
             inputs=files,
             strength=strength,
+            fps=rate,
             **asked,
         )
 

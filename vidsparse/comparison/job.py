@@ -117,10 +117,13 @@ def make_request(
     steps: int | None = None,
     guidance: float | None = None,
     negative_prompt: str | None = None,
+    fps: float | None = None,
     inputs: Sequence[InputFile] = (),
     strength: float | None = None,
 ) -> Request:
     """What to generate; what is left out is as the inputs have it, or the model's authors.
+
+    A pipeline that asks for a rate is told ``fps``, and its own default where that is None.
 
     Raises:
         BadInputError: For what the model cannot do.
@@ -151,5 +154,6 @@ def make_request(
         guidance_2=checkpoint.guidance_2 if guidance is None else None,
         seed=seed,
         negative_prompt=negative_prompt,
+        fps=fps if size["frames"] > 1 else None,
         **size,
     )

@@ -77,14 +77,16 @@ def spec_of(
         raise BadInputError(f"repeats must be a whole number from 1 on, got {repeats!r}")
     if weights is not None:
         Scorer(weights)  # what cannot be loaded is refused before the work
+    rate = checkpoint.or_default("fps", rate_from(checkpoint, files) if fps is None else fps)
     job = Job(
         model=model,
         checkpoint=checkpoint,
         device=str(getattr(pipe, "_execution_device", pipe.device)),
         dtype=str(transformer_of(pipe).dtype).removeprefix("torch."),
-        fps=checkpoint.or_default("fps", rate_from(checkpoint, files) if fps is None else fps),
+        fps=rate,
         requests=[
-            make_request(checkpoint, text, seed=numbers[0], inputs=files, **video) for text in texts
+            make_request(checkpoint, text, seed=numbers[0], fps=rate, inputs=files, **video)
+            for text in texts
         ],
         strict=strict,
     )

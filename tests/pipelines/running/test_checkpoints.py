@@ -1,6 +1,7 @@
 """What is known of a model without its weights is what a run with weights then does."""
 
 import dataclasses
+import functools
 import json
 import re
 import runpy
@@ -68,6 +69,26 @@ def test_a_second_transformer_is_guided_as_its_authors_recommend(wan):
     for request, expected in ((left_out, 3.0), (told, 5.0)):
         denoise(pipe, dataclasses.replace(request, **small))
         assert pipe._guidance_scale_2 == expected
+
+
+@pytest.mark.parametrize(
+    ("rate", "told"), [(24, {"frame_rate": 24}), (12.5, {"frame_rate": 12.5}), (None, {})]
+)
+def test_a_pipeline_that_asks_for_the_rate_is_told_that_of_the_file(monkeypatch, rate, told):
+    pipe, seen = BUILDERS["ltx"](), {}
+    run = type(pipe).__call__
+
+    @functools.wraps(run)
+    def watched(self, *args, **named):
+        seen.update({name: named[name] for name in ("frame_rate", "fps") if name in named})
+        return run(self, *args, **named)
+
+    monkeypatch.setattr(type(pipe), "__call__", watched)
+    known = dataclasses.replace(checkpoint_of(pipe, "ltx"), frames=9, height=64, width=64)
+    denoise(pipe, make_request(known, "a", steps=2, fps=rate))
+    assert seen == told
+    assert type(seen.get("frame_rate")) in (int if rate == 24 else float, type(None))
+    assert make_request(CHECKPOINTS["flux.1-dev"], "a", fps=1).fps is None  # an image has none
 
 
 @pytest.mark.parametrize("name", ["wan2.1-14b", "qwen-image", "hunyuanvideo-1.5", "tiny"])
