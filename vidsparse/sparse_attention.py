@@ -175,12 +175,26 @@ class SparseAttention:
         with current(q.device):
             if take is not None and take.decided:
                 return self._again(take, q, k, v, call, dense)
-            return self._attend(q, k, v, call, dense, take)
+            trains = self._begin(q, k, v, call, take)
+            way = self._way(call)
+            if self._stays_dense(q, k, call, way):
+                return self._dense(q, k, v, call, dense, way, trains)
+            q, k, v = cast_as_attention(q, k, v)
+            with without_autocast(q):
+                with Stopwatch(q.device) as total:
+                    with Stopwatch(q.device) as planning, self._quietly(q):
+                        work = self._plan(q, k, v, call, way, trains, take)
+                    out, besides = self._attending(work, way)()
+                    with self._quietly(q):
+                        out = self._finished(out, besides, work, call, q)
+                self.stats.time(total, planning)
+                if q.device.type == "cpu" and (note := why_gathered(self.stats.engines)):
+                    self.stats.notes.setdefault(note)
+                self._show(call, work, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), out)
+            return out.transpose(1, 2)
 
-    def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, call: Call, dense: Dense, take: Take | None
-    ) -> Tensor:
-        """Make a call for the first time."""
+    def _begin(self, q: Tensor, k: Tensor, v: Tensor, call: Call, take: Take | None) -> bool:
+        """Check what can be checked before a call; whether it trains."""
         trains = call.trains or wants_gradients(q, k, v)
         if trains:
             require_trainable(self.preset)
@@ -188,26 +202,20 @@ class SparseAttention:
             take.decided = True
         self._check_memory(q, call)
         self._open_purse(call)
-        way = self._way(call)
-        if self._stays_dense(q, k, call, way):
-            if way <= 0.0 and not trains:
-                self._learn(q, k, v, call)
-            own = trains or self._why_dense(q, k, call) is not None
-            return dense(q, k, v) if own else self._scheduled(q, k, v, call, dense)
-        q, k, v = cast_as_attention(q, k, v)
-        with without_autocast(q):
-            with Stopwatch(q.device) as total:
-                with Stopwatch(q.device) as planning, self._quietly(q):
-                    work = self._plan(q, k, v, call, way, trains, take)
-                out, besides = self._attending(work, way)()
-                with self._quietly(q):
-                    out = self._finished(out, besides, work, call, q)
-            self.stats.time(total, planning)
-            if q.device.type == "cpu" and (note := why_gathered(self.stats.engines)):
-                self.stats.notes.setdefault(note)
-            for observe in self.observers:
-                observe(call, work, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), out)
-        return out.transpose(1, 2)
+        return trains
+
+    def _dense(
+        self, q: Tensor, k: Tensor, v: Tensor, call: Call, dense: Dense, way: float, trains: bool
+    ) -> Tensor:
+        """A call that stays dense."""
+        if way <= 0.0 and not trains:
+            self._learn(q, k, v, call)
+        own = trains or self._why_dense(q, k, call) is not None
+        return dense(q, k, v) if own else self._scheduled(q, k, v, call, dense)
+
+    def _show(self, call: Call, work: Work, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+        for observe in self.observers:
+            observe(call, work, q, k, v, out)
 
     def _quietly(self, q: Tensor) -> AbstractContextManager[None]:
         """On one thread, where plans are made at every step by drafts: clusters take threads."""
