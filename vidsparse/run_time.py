@@ -198,7 +198,7 @@ class RunTimes:
         found = self.basis()
         share = f"self-attention is {self.dense.attention_share:.0%} of a dense step"
         if self.stays_dense is not None:
-            found.append(f"every step would run dense: {self.stays_dense}")
+            found.append(f"on the {self.gpu.label} every step runs dense: {self.stays_dense}")
         elif self.gain < 1:
             found.append(f"{self.preset} is slower than dense here: planning outweighs it, {share}")
         elif self.gain < WORTH:
