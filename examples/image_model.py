@@ -20,13 +20,16 @@ from vidsparse.pipelines.running.video import to_uint8, write_image
 PROMPT = "a large red star over a light blue dotted background"
 
 
-def draw(pipe: Any, prompt: str, *, min_tokens: int = 1_000, **request: Any) -> tuple[Any, str]:
+def draw(
+    pipe: Any, prompt: str, *, min_tokens: int | None = None, **request: Any
+) -> tuple[Any, str]:
     """One image, and what the session did.
 
     Args:
         pipe: A diffusers pipeline that makes images, or videos of one frame.
         prompt: What the image shows.
-        min_tokens: Shorter sequences run dense.
+        min_tokens: Shorter sequences run dense; None leaves it to the device, of which many gain
+            nothing with an image of fewer than about 9,000 tokens.
         **request: What else the pipeline takes, such as ``height``.
 
     Returns:
