@@ -5,7 +5,13 @@ import pytest
 from scipy import stats
 
 from vidsparse.errors import BadInputError
-from vidsparse.metrics.statistics import Summary, compare_to_floor, paired, summarize
+from vidsparse.metrics.statistics import (
+    Summary,
+    another_prompt,
+    compare_to_floor,
+    paired,
+    summarize,
+)
 
 
 def interval(result) -> tuple[float, float]:
@@ -168,3 +174,19 @@ def test_values_without_a_prompt_are_refused():
         summarize([], [])
     with pytest.raises(BadInputError, match="1 values and 2 prompts"):
         paired([1.0, 2.0], [1.0], ["a", "b"])
+
+
+def test_one_more_prompt_lies_where_prompts_lie_and_not_where_their_mean_does():
+    rng = np.random.default_rng(0)
+    inside, narrower = 0, 0
+    for _ in range(400):
+        *seen, new = rng.normal(30, 3, size=7)
+        values, prompts = [x for x in seen for _ in range(2)], [str(i // 2) for i in range(12)]
+        low, high = another_prompt(values, prompts) or (0, 0)
+        inside += low <= new <= high
+        of_mean = summarize(values, prompts)
+        narrower += of_mean.low <= new <= of_mean.high
+    assert 0.92 < inside / 400 < 0.98
+    assert narrower / 400 < 0.8
+    assert another_prompt([30.0, 31.0, 35.0], ["a", "a", "b"]) is None
+    assert another_prompt([30.0, None, 35.0], ["a", "b", "c"]) is None  # two that are finite

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vidsparse.comparison.origin import origin
-from vidsparse.metrics.statistics import summarize
+from vidsparse.metrics.statistics import another_prompt, summarize
 from vidsparse.preset_files import PresetFile, changed_parameters
 from vidsparse.presets import find_preset
 from vidsparse.tuning.search import Measure, Target, Trial
@@ -26,7 +26,17 @@ def verdict(best: Trial, target: Target, trials: Trials) -> str:
         return f"{target.said()} cannot be met by these presets; the best is {did}"
     if best.gain <= 1:
         return f"{target.said()} is met by nothing that is faster than dense; the best is {did}"
-    return f"{target.said()} is met by {did}"
+    return f"{target.said()} is met by {did}; {_elsewhere([clip.psnr for clip in found], trials)}"
+
+
+def _elsewhere(psnr: list[float | None], trials: Trials) -> str:
+    """What that says of prompts that were not tried."""
+    prompts = _prompts(trials)
+    expected, number = another_prompt(psnr, prompts), len(set(prompts))
+    if expected is not None:
+        return f"one more prompt may have {expected[0]:.0f} to {expected[1]:.0f} dB"
+    tried = "one prompt" if number == 1 else f"{number} prompts"
+    return f"that is of {tried} alone: others can be several dB off, and three or more say how many"
 
 
 def _prompts(trials: Trials) -> list[str]:
