@@ -331,3 +331,20 @@ def test_the_memory_of_a_run_is_said(cli):
 def test_a_supported_model_without_a_name_is_told_apart_from_a_slip(cli):
     assert "(Allegro is supported, but has no name here)" in cli("plan --model allegro").err
     assert "is supported" not in cli("plan --model wan3").err
+
+
+def test_what_the_rest_of_the_stack_is_worth_is_said_where_nobody_asked(cli):
+    line = "plan --model wan2.1-14b --json"
+    said = [note for note in read(cli(line))["notes"] if note.startswith("with --compile ")]
+    compiled = read(cli(f"{line} --compiled"))
+    eight = read(cli(f"{line} --compiled --quantize fp8 --precision int8"))
+    [sentence] = said
+    for each in (compiled, eight):
+        assert f"({each['time']['over_stock']:.2f}x)" in sentence
+        assert not [note for note in each["notes"] if note.startswith("with --compile ")]
+    assert "--quantize fp8 --precision int8 besides" in sentence
+    for more in ("--preset quality", "--gpu a100"):  # clusters, and a GPU without FP8
+        [sentence] = [n for n in read(cli(f"{line} {more}"))["notes"] if n.startswith("with --com")]
+        assert "besides" not in sentence
+    short = read(cli("plan --model flux.1-dev --json"))["notes"]
+    assert not [note for note in short if note.startswith("with --compile ")]

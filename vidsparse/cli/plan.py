@@ -61,6 +61,7 @@ def plan(
 ) -> None:
     """Say how much a preset computes on a grid, and how long a run takes."""
     from vidsparse.cli.plan_all import Run, plan_all, read_shapes
+    from vidsparse.cli.plan_stack import with_the_stack
     from vidsparse.forecast import forecast
     from vidsparse.pipelines.published import apply
     from vidsparse.pipelines.running.checkpoints import find_checkpoint
@@ -99,6 +100,7 @@ def plan(
         *found.notes,
         *([] if grid else _about_text(checkpoint.geometry)),
         *(why_none if times is None else times.notes()),
+        *(with_the_stack(run, chosen, found, shapes, times) if shapes and times else []),
         *([ABOUT_MEMORY.format(bits=IN_FP8 if fp8 else "16 bits")] if memory else []),
     ]
     text = {"text_tokens": tokens.prefix + tokens.suffix, "layers": checkpoint.layers}
