@@ -12,11 +12,15 @@ from typing import Any
 from vidsparse.forecast import Forecast
 from vidsparse.gpus import GPUS, MEASURED, Gpu, find_gpu
 from vidsparse.kernels.dense import FLASH
+from vidsparse.policies.block_size import WIDE
 from vidsparse.policies.policy import Policy
 from vidsparse.preset import Dense, Precision, Preset
 from vidsparse.step_time import Shapes, StepTime, by_engine, dense_step
 
-QUANTIZING, EIGHT_BITS, INT8_DENSE = 0.011, 0.68, 0.642  # shares of a dense call in 16 bits
+EIGHT_BITS = {  # what rounding takes of a dense call in 16 bits, a pair of one, and all pairs
+    True: (0.011, 0.68, 0.642),  # heads of 128 numbers
+    False: (0.063, 0.85, 0.92),  # of 64
+}
 MOST = 4_000_000  # tokens; no model is meant for more
 WORTH = 1.03  # times as fast: less is next to nothing
 PLANNING = 0.8, 0.006  # ms, and a share of the dense call, of an order and a plan made of data
@@ -48,18 +52,18 @@ class CallCost:
         return self.start + self.slope * density
 
 
-def call_cost(preset: Preset, block: int) -> CallCost:
+def call_cost(preset: Preset, block: int, head_dim: int = WIDE) -> CallCost:
     """By the kind of plan: clusters, means that stand in, blocks of 128 or of 64, a mask.
 
     Lines through calls of 75,600 tokens and 40 heads (benchmarks/results/ladder_calls_h200.json);
-    in eight bits by benchmarks/results/low_bit_h200.json. What an estimator alone costs is the same
-    for all that look at data here.
+    in eight bits by benchmarks/results/low_bit_h200.json, where heads of 64 hardly gain. What an
+    estimator alone costs is the same for all that look at data here.
     """
     cost = _cost_in_16_bits(preset.policy, block)
     if preset.precision is Precision.MODEL:
         return cost if preset.dense is Dense.MODEL else replace(cost, dense=1.0)
-    eight = cost.start + QUANTIZING, EIGHT_BITS * cost.slope, INT8_DENSE
-    return CallCost(cost.fixed, *eight, cost.least)
+    rounding, pair, whole = EIGHT_BITS[head_dim >= WIDE]
+    return CallCost(cost.fixed, cost.start + rounding, pair * cost.slope, whole, cost.least)
 
 
 def _cost_in_16_bits(policy: Policy, block: int) -> CallCost:
@@ -238,7 +242,8 @@ def predict(
     """
     where = find_gpu(gpu)
     dense = dense_step(shapes, where, compiled=compiled, quantized=quantized)
-    cost, why = call_cost(found.preset, found.block), why_dense(found, shapes, where)
+    cost = call_cost(found.preset, found.block, shapes.head_dim)
+    why = why_dense(found, shapes, where)
     steps = len(found.step_density)
     sparse = sparse_run(dense, shapes, cost, found.step_density)
     return RunTimes(
@@ -276,7 +281,7 @@ def why_no_gain(preset: Preset, block: int, density: float, layer: Shapes, gpu: 
         layer: As ``one_layer`` has it.
         gpu: Where.
     """
-    dense, cost = dense_step(layer, gpu), call_cost(preset, block)
+    dense, cost = dense_step(layer, gpu), call_cost(preset, block, layer.head_dim)
     sparse = cost.fixed + 1e3 * (dense.rest + cost.share(density) * dense.attention)
     sparse = max(sparse, cost.least)
     whole = 1e3 * (dense.rest + dense.attention)
@@ -311,7 +316,7 @@ def break_even(
     Returns:
         To two digits; None where it is not even at ``MOST`` tokens, or everything runs dense.
     """
-    cost = call_cost(found.preset, found.block)
+    cost = call_cost(found.preset, found.block, shapes.head_dim)
 
     def gains(tokens: int) -> bool:
         other = replace(shapes, tokens=tokens)

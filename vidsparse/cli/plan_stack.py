@@ -37,9 +37,7 @@ def with_the_stack(
     said = f"with --compile the run takes {_times(compiled.predict(found, shapes))}"
     eight = _in_eight_bits(replace(compiled, quantize="fp8"), preset, shapes)
     if eight is not None:
-        said += (
-            f", with {EIGHT} besides {_times(eight)}; what that costs, vidsparse compare measures"
-        )
+        said += f", with {EIGHT} besides {_times(eight)}; vidsparse compare says what that costs"
     return [said]
 
 
