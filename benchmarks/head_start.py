@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vidsparse.bench import kernel_bench
 from vidsparse.kernels.attention import attention
-from vidsparse.metrics.latency import HEAD_START
+from vidsparse.metrics.latency import HEAD_START, gpu_ms
 
 
 def main() -> None:
@@ -47,22 +47,12 @@ def measured(call: Callable[[], object], dense: Callable[[], object]) -> str:
     host = 1e3 * (time.perf_counter() - started)
     said = [f"host {host:.2f} ms"]
     for name, cycles in (("waiting", 0), ("host ahead", HEAD_START)):
-        alone = median(timed(call, cycles) for _ in range(5))
-        turns = [(timed(dense, cycles), timed(call, cycles)) for _ in range(5)]
+        timed = partial(gpu_ms, head_start=cycles)
+        alone = median(timed(call) for _ in range(5))
+        turns = [(timed(dense), timed(call)) for _ in range(5)]
         before, after = (median(each) for each in zip(*turns, strict=True))
         said.append(f"{name}: alone {alone:.2f}, in turn {after:.2f} with dense {before:.2f}")
     return "; ".join(said)
-
-
-def timed(call: Callable[[], object], cycles: int) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    torch.cuda._sleep(cycles)
-    start.record()
-    call()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end)
 
 
 if __name__ == "__main__":

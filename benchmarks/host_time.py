@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from session_calls import never
 from torch import Tensor
 from torch._C._autograd import DeviceType
 
@@ -74,10 +75,6 @@ def measure(name: str, qkv: list[Tensor], grid: TokenGrid, calls: int) -> dict[s
         "gpu_ms": sum(event.device_time_total for event in kernels) / 1e3 / LAYERS,
         "kernels": sum(event.count for event in kernels) / LAYERS,
     }
-
-
-def never(*tokens: Tensor) -> Tensor:
-    raise AssertionError("a call at full sparsity was dense")
 
 
 def parse() -> argparse.Namespace:

@@ -215,7 +215,7 @@ def take_turns(
             does not count: within a run the host is ahead of it.
         at_least_ms: A short candidate is repeated within its turn until it fills this time.
     """
-    clock = _events if device.startswith("cuda") else _clock
+    clock = gpu_ms if device.startswith("cuda") else _clock
     repeats: dict[str, int] = {}
     for name, function in candidates.items():
         function()  # compile, allocate
@@ -235,10 +235,13 @@ def _timing(values: list[float]) -> Timing:
     return Timing(statistics.median(values), third - first, len(values))
 
 
-def _events(function: Callable[[], object], repeats: int) -> float:
+def gpu_ms(
+    function: Callable[[], object], repeats: int = 1, *, head_start: int = HEAD_START
+) -> float:
+    """Milliseconds of so many calls on a GPU, kept busy for some cycles as the host starts them."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
-    torch.cuda._sleep(HEAD_START)
+    torch.cuda._sleep(head_start)
     start.record()
     for _ in range(repeats):
         function()

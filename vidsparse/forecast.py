@@ -279,11 +279,8 @@ class _Mask:
 
 def _always_dense(preset: Preset, grid: TokenGrid, layers: int | None) -> tuple[float, list[str]]:
     """The share of the layers that never is sparse, and what to say of it."""
-    if grid.tokens < preset.least_tokens:
-        return 1.0, [
-            f"{grid.tokens:,} tokens are too few to gain (min_tokens is {preset.least_tokens:,}): "
-            "every step would run dense"
-        ]
+    if why := preset.why_too_few(grid.tokens):
+        return 1.0, [f"{why}: every step would run dense"]
     dense = preset.schedule.dense_layers
     if dense and layers is None:
         return 0.0, [f"the {dense} dense layers are left out: a grid does not say of how many"]

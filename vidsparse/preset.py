@@ -129,6 +129,12 @@ class Preset:
         """Fewer than these are never sparse."""
         return LEAST_TOKENS if self.min_tokens is None else self.min_tokens
 
+    def why_too_few(self, tokens: int) -> str | None:
+        """Why so many tokens are never sparse, in the user's words; None where they may be."""
+        if tokens >= self.least_tokens:
+            return None
+        return f"{tokens:,} tokens are too few to gain (min_tokens is {self.least_tokens:,})"
+
     def block_on(self, device: str, tokens: int, head_dim: int) -> int:
         """Tokens in a block where nobody says, on a type of device: kernels in 8 bits want 128."""
         if self.policy.block is None and self.precision is not Precision.MODEL and device == "cuda":

@@ -190,7 +190,9 @@ class SparseAttention:
                 self.stats.time(total, planning)
                 if q.device.type == "cpu" and (note := why_gathered(self.stats.engines)):
                     self.stats.notes.setdefault(note)
-                self._show(call, work, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), out)
+                for observe in self.observers:
+                    turned = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+                    observe(call, work, *turned, out)
             return out.transpose(1, 2)
 
     def _begin(self, q: Tensor, k: Tensor, v: Tensor, call: Call, take: Take | None) -> bool:
@@ -212,10 +214,6 @@ class SparseAttention:
             self._learn(q, k, v, call)
         own = trains or self._why_dense(q, k, call) is not None
         return dense(q, k, v) if own else self._scheduled(q, k, v, call, dense)
-
-    def _show(self, call: Call, work: Work, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
-        for observe in self.observers:
-            observe(call, work, q, k, v, out)
 
     def _quietly(self, q: Tensor) -> AbstractContextManager[None]:
         """On one thread, where plans are made at every step by drafts: clusters take threads."""
@@ -342,9 +340,8 @@ class SparseAttention:
             return f"{tokens} queries and {k.shape[1]} keys do not fit the grid {call.grid}"
         if call.progress is None:
             return "how far the run has come at this step is unknown"
-        if tokens < self.preset.least_tokens:
-            least = self.preset.least_tokens
-            return f"{tokens:,} tokens are too few to gain (min_tokens is {least:,})"
+        if why := self.preset.why_too_few(tokens):
+            return why
         return self._why_no_gain(q, call) if self.preset.min_tokens is None else None
 
     def _refuse(self, reason: str, call: Call) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from vidsparse.kernels.dispatch import use_triton
@@ -39,8 +38,8 @@ def density_of_lists(
         from vidsparse.kernels.triton.density import launch
 
         return launch(count, index, q_sizes, kv_block, q_len, kv_len, stand_ins)
-    shared = torch.broadcast_shapes(count.shape[:2], index.shape[:2])
-    count, index = count.expand(*shared, -1), index.expand(*shared, -1, -1)
+    batch, heads = map(max, count.shape[:2], index.shape[:2])
+    count, index = count.expand(batch, heads, -1), index.expand(batch, heads, -1, -1)
     keys = count * kv_block
     missing = number * kv_block - kv_len
     if missing:

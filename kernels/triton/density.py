@@ -42,7 +42,7 @@ def launch(
 ) -> Tensor:  # fmt: skip
     """Run the kernel; see ``density_of_lists``."""
     index = index if index.stride(-1) == 1 else index.contiguous()
-    batch, heads = torch.broadcast_shapes(count.shape[:2], index.shape[:2])
+    batch, heads = map(max, count.shape[:2], index.shape[:2])
     count, index = count.expand(batch, heads, -1), index.expand(batch, heads, -1, -1)
     number = triton.cdiv(kv_len, kv_block)
     out = torch.empty((batch, heads), dtype=torch.float32, device=count.device)

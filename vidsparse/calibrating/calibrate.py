@@ -190,11 +190,8 @@ def _check(spec: Spec, preset: Preset, path: Path, masks: Path | None, *, overwr
     request = spec.cases[0].request
     size = request.frames, request.height, request.width
     tokens = spec.job.checkpoint.geometry.sequence(*size).tokens
-    if tokens < preset.least_tokens:
-        raise BadInputError(
-            f"{tokens:,} tokens are too few to gain (min_tokens is {preset.least_tokens:,}): "
-            "every step would run dense, and nothing of the file be used"
-        )
+    if why := preset.why_too_few(tokens):
+        raise BadInputError(f"{why}: every step would run dense, and nothing of the file be used")
     layers = spec.job.checkpoint.layers
     is_dense = layers is not None and preset.schedule.dense_layers >= layers
     if is_dense or not any(preset.schedule.ways(Progress.first(request.steps))):

@@ -62,7 +62,6 @@ def plan(
     """Say how much a preset computes on a grid, and how long a run takes."""
     from vidsparse.cli.plan_all import Run, plan_all, read_shapes
     from vidsparse.cli.plan_stack import with_the_stack
-    from vidsparse.forecast import forecast
     from vidsparse.pipelines.published import apply
     from vidsparse.pipelines.running.checkpoints import find_checkpoint
     from vidsparse.pipelines.running.quantized import check_word
@@ -87,8 +86,7 @@ def plan(
         plan_all(run, changes, preset, json=json)
         return
     chosen, said = apply(changes.preset(preset), checkpoint.release)
-    calls = checkpoint.calls(number)
-    found = forecast(chosen, tokens, calls, checkpoint.layers, checkpoint.head_dim)
+    found = run.forecast(chosen)
     shapes, why_none = read_shapes(run)
     times = shapes and run.predict(found, shapes)
     found = found.all_dense() if times and times.stays_dense else found

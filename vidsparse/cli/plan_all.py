@@ -46,6 +46,18 @@ class Run:
         """Whether a time was asked for."""
         return self.gpu is not None or self.compiled or self.quantize is not None
 
+    def forecast(self, preset: Preset) -> Forecast:
+        """What a preset computes in it.
+
+        Raises:
+            BadInputError: As ``forecast.forecast`` does.
+        """
+        from vidsparse.forecast import forecast
+
+        known = self.checkpoint
+        calls = known.calls(self.steps)
+        return forecast(preset, self.grid, calls, known.layers, known.head_dim)
+
     def predict(self, found: Forecast, shapes: Shapes) -> RunTimes:
         """The time of a run.
 
@@ -155,16 +167,13 @@ def plan_all(run: Run, changes: PresetChanges, preset: str, *, json: bool) -> No
 
 
 def _plan(preset: Preset, run: Run, shapes: Shapes | None) -> tuple[Choice, list[str]]:
-    from vidsparse.forecast import forecast
     from vidsparse.pipelines.published import apply
 
-    known = run.checkpoint
-    preset, said = apply(preset, known.release)
+    preset, said = apply(preset, run.checkpoint.release)
     notes = [said] if said else []
     if preset.policy.any_density is None and not preset.policy.static:
         return Choice(preset, None, None), notes
-    calls = known.calls(run.steps)
-    found = forecast(preset, run.grid, calls, known.layers, known.head_dim)
+    found = run.forecast(preset)
     times = shapes and run.predict(found, shapes)
     if times is None:
         return Choice(preset, found, None), notes

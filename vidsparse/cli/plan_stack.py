@@ -43,12 +43,8 @@ def with_the_stack(
 
 def _in_eight_bits(run: Run, preset: Preset, shapes: Shapes) -> RunTimes | None:
     """The run with linear layers and attention in eight bits; None where it cannot be, or is."""
-    from vidsparse.forecast import forecast
-
-    known = run.checkpoint
     try:
-        chosen = preset.override({"precision": "int8"})
-        found = forecast(chosen, run.grid, known.calls(run.steps), known.layers, known.head_dim)
+        found = run.forecast(preset.override({"precision": "int8"}))
         return run.predict(found, shapes)
     except BadInputError:  # clusters, or a GPU without FP8
         return None

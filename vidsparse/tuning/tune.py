@@ -290,11 +290,8 @@ def _check(spec: Spec, target: Target, path: Path, *, overwrite: bool) -> None:
         *(getattr(spec.cases[0].request, name) for name in ("frames", "height", "width"))
     ).tokens
     for preset in spec.presets:
-        if tokens < preset.least_tokens:
-            raise BadInputError(
-                f"{tokens:,} tokens are too few to gain (min_tokens is {preset.least_tokens:,}): "
-                "every step would run dense"
-            )
+        if why := preset.why_too_few(tokens):
+            raise BadInputError(f"{why}: every step would run dense")
 
 
 def _name_of(path: Path) -> str:
