@@ -201,6 +201,7 @@ def take_turns(
     rounds: int = 7,
     device: str = "cpu",
     at_least_ms: float = 0.0,
+    settle_ms: float = 0.0,
 ) -> dict[str, Timing]:
     """Time candidates one after another, round after round, after one round that does not count.
 
@@ -214,17 +215,23 @@ def take_turns(
             something else to do first, so that what it waits for the host before its first kernel
             does not count: within a run the host is ahead of it.
         at_least_ms: A short candidate is repeated within its turn until it fills this time.
+        settle_ms: For so long a candidate runs in its turn before it is timed: the clock of a GPU
+            near its power limit is then its own, as in a run, and not that which the candidate
+            before it has left.
     """
     clock = gpu_ms if device.startswith("cuda") else _clock
     repeats: dict[str, int] = {}
+    settling: dict[str, int] = {}
     for name, function in candidates.items():
         function()  # compile, allocate
-        once = clock(function, 1)
-        repeats[name] = max(1, int(at_least_ms / max(once, 1e-3)))
+        once = max(clock(function, 1), 1e-3)
+        repeats[name] = max(1, int(at_least_ms / once))
+        settling[name] = math.ceil(settle_ms / once)
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, function in candidates.items():
-            times[name].append(clock(function, repeats[name]) / repeats[name])
+            taken = clock(function, repeats[name], settle=settling[name])
+            times[name].append(taken / repeats[name])
     return {name: _timing(values) for name, values in times.items()}
 
 
@@ -236,12 +243,21 @@ def _timing(values: list[float]) -> Timing:
 
 
 def gpu_ms(
-    function: Callable[[], object], repeats: int = 1, *, head_start: int = HEAD_START
+    function: Callable[[], object],
+    repeats: int = 1,
+    *,
+    head_start: int = HEAD_START,
+    settle: int = 0,
 ) -> float:
-    """Milliseconds of so many calls on a GPU, kept busy for some cycles as the host starts them."""
+    """Milliseconds of so many calls on a GPU, kept busy for some cycles as the host starts them.
+
+    Calls that ``settle`` come before them and are not timed.
+    """
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     torch.cuda._sleep(head_start)
+    for _ in range(settle):
+        function()
     start.record()
     for _ in range(repeats):
         function()
@@ -250,7 +266,9 @@ def gpu_ms(
     return start.elapsed_time(end)
 
 
-def _clock(function: Callable[[], object], repeats: int) -> float:
+def _clock(function: Callable[[], object], repeats: int, *, settle: int = 0) -> float:
+    for _ in range(settle):
+        function()
     start = time.perf_counter()
     for _ in range(repeats):
         function()

@@ -9,10 +9,11 @@ The keys a query tile reads are laid end to end: ``width`` columns in tiles of `
 blocks of any multiple of 16 fill whole tiles. Only the last tile can be ragged; it goes first,
 masked, and the loop over the others has no mask.
 
-Partial blocks stand last in a list, so tiles with one come first too. Each thread reads the bits of
-its two rows, a word for 32 keys, while the scores are under way; tiles of whole blocks branch
-around that. (In two loops, one after the other, weights that pass from the first to the second are
-taken apart and packed again in each.)
+Partial blocks stand last in a list, so tiles with one come first too. Each thread reads its bits
+(``hopper_masks.py``) while the scores are under way; tiles of whole blocks branch around that, with
+maxima of their own: a branch that ends before them has the compiler wait for the values first. (In
+two loops, one after the other, weights that pass from the first to the second are taken apart and
+packed again in each.)
 
 Where blocks are observed a tile is a block, in the order of its list, so that any may be the ragged
 one. Each warp writes its own largest lead of a tile: no warp waits for another.
@@ -34,8 +35,12 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from vidsparse.kernels.plan import BlockPlan
+from vidsparse.kernels.plan import BlockPlan, Partial
+from vidsparse.kernels.triton.hopper_masks import masked, only, pattern_of, words_of
+from vidsparse.kernels.triton.hopper_rows import over_rows, row_max, row_sums, thread_sums
 from vidsparse.kernels.triton.primitives import LOG2E, shared_strides
+from vidsparse.kernels.triton.ring import phase_of, stage_of
+from vidsparse.kernels.triton.thread_bits import in_order_of_threads
 from vidsparse.kernels.triton.tma import descriptor, suits_tma
 from vidsparse.kernels.triton.turns import allocate, counter, draw, hear, tell
 
@@ -96,8 +101,8 @@ def _produce(
         last_slot = gl.maximum(count * SUBS - 1, 0)
         for n in range(num_tiles):
             tile = n if OBSERVE else num_tiles - 1 - n
-            stage = step % STAGES
-            phase = (step // STAGES) & 1
+            stage = stage_of(step, STAGES)
+            phase = phase_of(step, STAGES)
             mbarrier.wait(k_empty.index(stage), phase ^ 1)
             mbarrier.expect(k_full.index(stage), SLOTS * kd.block_type.nbytes)
             for x in gl.static_range(SLOTS):
@@ -126,77 +131,25 @@ def _write_lead(at, lead, exists, first: gl.constexpr):
 
 
 @gluon.jit
-def _pattern(patterns, tile, count, WORDS: gl.constexpr, BN: gl.constexpr, KV: gl.constexpr):
-    """Which pattern a tile has: one number, or where it holds several blocks one for each word."""
-    last = gl.maximum(count - 1, 0)
-    if KV % BN == 0:
-        entry = tile // (KV // BN)
-    else:
-        word = tile * (BN // 32) + gl.arange(0, BN // 32, gl.SliceLayout(0, WORDS))
-        entry = word // (KV // 32)
-    return gl.load(patterns + gl.minimum(entry, last), mask=count > 0, other=0)
-
-
-@gluon.jit
-def _words(bits, pattern, tile, first, WORDS: gl.constexpr, BN: gl.constexpr, KV: gl.constexpr,
-           Q_BLOCK: gl.constexpr):  # fmt: skip
-    """The bits of a tile, ``[64, BN / 32]``, for the rows of a block from ``first`` on."""
-    row = first + gl.expand_dims(gl.arange(0, 64, gl.SliceLayout(1, WORDS)), 1)
-    word = gl.arange(0, BN // 32, gl.SliceLayout(0, WORDS))
-    if KV % BN == 0:
-        at = (pattern * Q_BLOCK + row) * (KV // 32) + tile % (KV // BN) * (BN // 32)
-    else:
-        at = (gl.expand_dims(pattern, 0) * Q_BLOCK + row) * (KV // 32)
-        word = (tile * (BN // 32) + word) % (KV // 32)
-    return gl.load(bits + at + gl.expand_dims(word, 0))
-
-
-@gluon.jit
-def _masked(s, words, TILE: gl.constexpr):
-    """Scores with ``-inf`` where the bit of a pair is not set.
-
-    A thread's columns are two neighbours of every eight: with a word shifted to these once, what is
-    tested of it is the same number in all threads.
-    """
-    column = gl.arange(0, 32, gl.SliceLayout(0, gl.SliceLayout(0, TILE)))
-    column = gl.expand_dims(gl.expand_dims(column, 0), 0)
-    shifted = gl.expand_dims(words, 2) >> (column & 6)
-    tile = s.reshape([64, s.shape[1] // 32, 32])
-    bit = 1 << (column & 25)
-    # as one piece: where the compiler may test bits before scores are there, it packs the answers
-    tile = gl.inline_asm_elementwise(
-        """{
-        .reg .pred seen;
-        .reg .b32 bit;
-        and.b32 bit, $2, $3;
-        setp.ne.b32 seen, bit, 0;
-        selp.f32 $0, $1, 0fFF800000, seen;
-        }""",
-        "=f,f,r,r", [tile, shifted, bit], dtype=gl.float32, is_pure=True, pack=1,
-    )  # fmt: skip
-    return gl.convert_layout(tile.reshape([64, s.shape[1]]), s.type.layout, assert_trivial=True)
-
-
-@gluon.jit
 def _step(
     n, step, end, later, m, l, acc, weights,
-    q, blank, column, exists, listed, kv_len, num_tiles, margin_ptr, masked, words,
+    q, blank, column, exists, listed, kv_len, num_tiles, margin_ptr, partial_tiles, words,
     ks, vs, bars, scale_log2,
     BN: gl.constexpr, KV: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr,
     CONSUMERS: gl.constexpr, W: gl.constexpr, OBSERVE: gl.constexpr, PARTIAL: gl.constexpr,
-    TILE: gl.constexpr, ROWS: gl.constexpr, WEIGHTS: gl.constexpr, DTYPE: gl.constexpr,
+    MASKED: gl.constexpr, ROWS: gl.constexpr, WEIGHTS: gl.constexpr, DTYPE: gl.constexpr,
 ):  # fmt: skip
     """Scores of the ``n``-th tile, and the output of the one before."""
     _q_full, _q_empty, k_full, k_empty, v_full, v_empty = bars
     if OBSERVE:
         end = later
         later = kv_len - gl.load(listed + gl.minimum(n + 1, num_tiles - 1)) * KV
-    now = step % STAGES
-    after = (step + 1) % STAGES
-    mbarrier.wait(k_full.index(after), ((step + 1) // STAGES) & 1)
+    now = stage_of(step, STAGES)
+    after = stage_of(step + 1, STAGES)
+    mbarrier.wait(k_full.index(after), phase_of(step + 1, STAGES))
     k = ks.index(after).reshape([BN, D]).permute((1, 0))
     s = warpgroup_mma(q, k, blank, use_acc=False, is_async=True)
-    mbarrier.wait(v_full.index(now), (step // STAGES) & 1)
+    mbarrier.wait(v_full.index(now), phase_of(step, STAGES))
     v = vs.index(now).reshape([BN, D])
     acc = warpgroup_mma(weights, v, acc, is_async=True)
     s = warpgroup_mma_wait(1, deps=(s,))  # scores are there, the output is still under way
@@ -205,10 +158,15 @@ def _step(
     if OBSERVE:  # noqa: SIM102 (a branch that is compiled only where blocks are observed)
         if end < BN:
             s = gl.where(gl.expand_dims(column, 0) < end, s, float("-inf"))
-    if PARTIAL:  # noqa: SIM102 (a branch that is compiled only where there are masks)
-        if n < masked:
-            s = _masked(s, words, TILE)
-    highest = gl.max(s, 1) * scale_log2
+    if PARTIAL:
+        if n < partial_tiles:
+            s = masked(s, words, MASKED)
+            highest = row_max(s)
+        else:
+            highest = row_max(s)
+    else:
+        highest = row_max(s)
+    highest *= scale_log2
     if OBSERVE:
         _write_lead(margin_ptr + n * (4 * CONSUMERS), highest - m, exists, 4 * W)
     m_new = gl.maximum(m, highest)
@@ -217,7 +175,7 @@ def _step(
         base = gl.where(m_new == float("-inf"), 0.0, m_new)
     alpha = gl.exp2(m - base)
     p = gl.exp2(s * scale_log2 - gl.expand_dims(base, 1))
-    l = l * alpha + gl.sum(p, 1)
+    l = l * over_rows(alpha, l) + thread_sums(p)
 
     # weights are overwritten and acc is scaled only once the tensor cores have read them
     acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))
@@ -246,8 +204,8 @@ def _consume(
     done = 0
     q = qs.index(W).reshape([64, D])
     blank = gl.zeros([64, BN], gl.float32, SCORES)
-    TILE: gl.constexpr = blank.reshape([64, BN // 32, 32]).type.layout
-    WORDS: gl.constexpr = gl.SliceLayout(2, TILE)
+    MASKED: gl.constexpr = blank.reshape([4, 2, 8, BN // 64, 8, 4, 2]).type.layout
+    WORDS: gl.constexpr = only(MASKED, (0, 2, 3, 5))
     t = gl.program_id(0)
     while t < tiles:
         i, b, h, listed, count, width, num_tiles = _work(
@@ -266,62 +224,63 @@ def _consume(
         pattern = 0
         words = 0
         first = 0
-        masked = 1  # tiles with a mask, which come first
+        partial_tiles = 1  # which come first
         if PARTIAL:
             _count, _index, _len, count_b, count_h, index_b, index_h, index_m = lists
             row = i // ROW_TILES
             partial = gl.load(partial_ptr + b * count_b + h * count_h + row)
-            masked = gl.maximum(num_tiles - (count - partial) * KV // BN, 1)
+            partial_tiles = gl.maximum(num_tiles - (count - partial) * KV // BN, 1)
             start = b.to(gl.int64) * index_b + h.to(gl.int64) * index_h + row.to(gl.int64) * index_m
             patterns += start
             first = (i % ROW_TILES * CONSUMERS + W) * 64
-            pattern = _pattern(patterns, num_tiles - 1, count, WORDS, BN, KV)
-            words = _words(
+            pattern = pattern_of(patterns, num_tiles - 1, count, WORDS, BN, KV)
+            words = words_of(
                 bits_ptr, pattern, num_tiles - 1, first, WORDS, BN, KV, ROW_TILES * CONSUMERS * 64
             )
-            pattern = _pattern(patterns, gl.maximum(num_tiles - 2, 0), count, WORDS, BN, KV)
+            pattern = pattern_of(patterns, gl.maximum(num_tiles - 2, 0), count, WORDS, BN, KV)
         mbarrier.wait(q_full.index(W), done & 1)
-        mbarrier.wait(k_full.index(step % STAGES), (step // STAGES) & 1)
-        k = ks.index(step % STAGES).reshape([BN, D]).permute((1, 0))
+        mbarrier.wait(k_full.index(stage_of(step, STAGES)), phase_of(step, STAGES))
+        k = ks.index(stage_of(step, STAGES)).reshape([BN, D]).permute((1, 0))
         s = warpgroup_mma(q, k, blank, use_acc=False, is_async=True)
         s = warpgroup_mma_wait(0, deps=(s,))
-        mbarrier.arrive(k_empty.index(step % STAGES), count=1)
+        mbarrier.arrive(k_empty.index(stage_of(step, STAGES)), count=1)
 
         s = gl.where(gl.expand_dims(column, 0) < end, s, float("-inf"))
         if PARTIAL:
-            s = _masked(s, words, TILE)
-        m = gl.max(s, 1) * scale_log2
+            s = masked(s, words, MASKED)
+        m = row_max(s) * scale_log2
         if OBSERVE:
             _write_lead(margin_ptr, float("inf") + 0 * m, exists, 4 * W)
         base = gl.where(m == float("-inf"), 0.0, m)  # without keys: -inf - -inf is no number
         p = gl.exp2(s * scale_log2 - gl.expand_dims(base, 1))
-        l = gl.sum(p, 1)
+        l = thread_sums(p)
         if not PARTIAL:
             m = base
         weights = gl.convert_layout(p.to(dtype), WEIGHTS)
         acc = gl.zeros([64, D], gl.float32, OUT)
         for n in range(1, num_tiles):
             if PARTIAL:  # noqa: SIM102 (a branch that is compiled only where there are masks)
-                if n < masked:
+                if n < partial_tiles:
                     tile = num_tiles - 1 - n
-                    words = _words(
+                    words = words_of(
                         bits_ptr, pattern, tile, first, WORDS, BN, KV, ROW_TILES * CONSUMERS * 64
                     )
-                    pattern = _pattern(patterns, gl.maximum(tile - 1, 0), count, WORDS, BN, KV)
+                    pattern = pattern_of(patterns, gl.maximum(tile - 1, 0), count, WORDS, BN, KV)
             step, end, later, m, l, acc, weights = _step(
                 n, step, end, later, m, l, acc, weights,
-                q, blank, column, exists, listed, kv_len, num_tiles, margin_ptr, masked, words,
+                q, blank, column, exists, listed, kv_len, num_tiles, margin_ptr, partial_tiles, words,
                 ks, vs, bars, scale_log2, BN, KV, D, STAGES, CONSUMERS, W, OBSERVE, PARTIAL,
-                TILE, ROWS, WEIGHTS, dtype,
+                MASKED, ROWS, WEIGHTS, dtype,
             )  # fmt: skip
         mbarrier.arrive(q_empty.index(W), count=1)
-        mbarrier.wait(v_full.index(step % STAGES), (step // STAGES) & 1)
-        v = vs.index(step % STAGES).reshape([BN, D])
+        mbarrier.wait(v_full.index(stage_of(step, STAGES)), phase_of(step, STAGES))
+        v = vs.index(stage_of(step, STAGES)).reshape([BN, D])
         acc = warpgroup_mma(weights, v, acc, is_async=True)
         acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))
-        mbarrier.arrive(v_empty.index(step % STAGES), count=1)
+        mbarrier.arrive(v_empty.index(stage_of(step, STAGES)), count=1)
         step += 1
 
+        l = row_sums(l, gl.SliceLayout(1, SCORES))
         row = (i * CONSUMERS + W) * 64
         if HAS_LSE:
             rows = row + gl.arange(0, 64, gl.SliceLayout(1, SCORES))
@@ -417,7 +376,7 @@ def refuses(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None:
         "blocks are of unequal size": plan.q_offsets is None and plan.kv_offsets is None,
         "the query block is no multiple of 64": plan.q_block % 64 == 0,
         "the key block is no multiple of 16": plan.kv_block % 16 == 0,
-        "partial blocks need keys in 32s": plan.partial is None or plan.kv_block % 32 == 0,
+        "partial blocks need keys in 64s": plan.partial is None or plan.kv_block % 64 == 0,
         "memory is not laid out for TMA": all(suits_tma(x) for x in (q, k, v)),
     }
     return next((reason for reason, holds in reasons.items() if not holds), None)
@@ -484,7 +443,7 @@ def _launch(
         count,
         index,
         counter(q.device),
-        *((count,) * 3 if plan.partial is None else plan.partial.contiguous()),
+        *((count,) * 3 if plan.partial is None else _masks_of(plan.partial)),
         *shared_strides(count),
         *shared_strides(index),
         index.stride(2),
@@ -510,6 +469,12 @@ def _launch(
         maxnreg=168 if consumers == 2 else 128,
     )
     return out, lse
+
+
+def _masks_of(partial: Partial) -> tuple[Tensor, Tensor, Tensor]:
+    """How many blocks of each list are partial, their patterns, and the bits of patterns."""
+    count, pattern, bits = partial.contiguous()
+    return count, pattern, in_order_of_threads(bits)
 
 
 def lists_of(plan: BlockPlan) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,9 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from vidsparse.kernels.engines.low_bit import Quantized
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.kernels.triton.hopper import INTEGERS, _work, lists_of
+from vidsparse.kernels.triton.hopper_rows import over_rows, row_max, row_sums, thread_sums
 from vidsparse.kernels.triton.primitives import shared_strides
+from vidsparse.kernels.triton.ring import phase_of, stage_of
 from vidsparse.kernels.triton.tma import suits_tma
 from vidsparse.kernels.triton.turns import allocate, counter, draw, hear, tell
 
@@ -108,8 +110,8 @@ def _produce(
         tell(turns, done + 1, t_next)
         for n in range(num_tiles + 1):
             tile = num_tiles - 1 - n
-            stage = step & (STAGES - 1)
-            mbarrier.wait(empty.index(stage), ((step // STAGES) & 1) ^ 1)
+            stage = stage_of(step, STAGES)
+            mbarrier.wait(empty.index(stage), phase_of(step, STAGES) ^ 1)
             bar = full.index(stage)
             if n == 0:
                 mbarrier.expect(bar, SLOTS * kd.block_type.nbytes)
@@ -165,38 +167,17 @@ def _halves(x):
 
 
 @gluon.jit
-def _row_max(s):
-    """Largest of each row, in several chains: a thread holds two of every eight columns."""
-    s = s.reshape([s.shape[0], s.shape[1] // 8, 8])
-    return gl.max(gl.max(s, 1), 1)
-
-
-@gluon.jit
 def _peak(s, by, SLOTS: gl.constexpr):
     """Largest score of each row; integers are compared, and only the largest becomes a float."""
     ROWS: gl.constexpr = by[0].type.layout
     if SLOTS == 1:
-        peak = gl.convert_layout(_row_max(s), ROWS, assert_trivial=True).to(gl.float32) * by[0]
+        peak = gl.convert_layout(row_max(s), ROWS, assert_trivial=True).to(gl.float32) * by[0]
     else:
         left, right = _halves(s)
-        first = gl.convert_layout(_row_max(left), ROWS, assert_trivial=True)
-        second = gl.convert_layout(_row_max(right), ROWS, assert_trivial=True)
+        first = gl.convert_layout(row_max(left), ROWS, assert_trivial=True)
+        second = gl.convert_layout(row_max(right), ROWS, assert_trivial=True)
         peak = gl.maximum(first.to(gl.float32) * by[0], second.to(gl.float32) * by[1])
     return peak
-
-
-@gluon.jit
-def _thread_sums(p):
-    """Sum of each row over the columns that a thread holds, ``[rows, 4]``."""
-    return gl.sum(gl.sum(p.reshape([p.shape[0], p.shape[1] // 8, 4, 2]), 3), 1)
-
-
-@gluon.jit
-def _over_rows(x, like):
-    """A number for each row, where ``like`` ``[rows, .]`` has its rows."""
-    return gl.expand_dims(
-        gl.convert_layout(x, gl.SliceLayout(1, like.type.layout), assert_trivial=True), 1
-    )
 
 
 @gluon.jit
@@ -245,7 +226,7 @@ def _multiply(
     """
     _q_full, _q_empty, full, empty = bars
     SLOTS: gl.constexpr = BN // SLOT
-    stage = step & (STAGES - 1)
+    stage = stage_of(step, STAGES)
     k = ks.index(stage).reshape([BN, D]).permute((1, 0))
     s = warpgroup_mma(q, k, blank, use_acc=False, is_async=True)
     part = blank_out
@@ -257,7 +238,7 @@ def _multiply(
     m_new = gl.maximum(m, _peak(s, by, SLOTS))
     # between the two waits, so that the compiler does not wait for values before it compares
     after = step + 1
-    mbarrier.wait(full.index(after & (STAGES - 1)), (after // STAGES) & 1, pred=more)
+    mbarrier.wait(full.index(stage_of(after, STAGES)), phase_of(after, STAGES), pred=more)
     part = warpgroup_mma_wait(0, deps=(part,))
     mbarrier.arrive(empty.index(stage), count=1)
     return s, part, by, m_new
@@ -298,12 +279,12 @@ def _consume(
         scale = _scale_at(scales, listed, num_tiles - 1, last_slot, SLOT, KV, SLOTS)
         scale_next = _scale_at(scales, listed, num_tiles - 2, last_slot, SLOT, KV, SLOTS)
         mbarrier.wait(q_full.index(W), done & 1)
-        mbarrier.wait(full.index(step & (STAGES - 1)), (step // STAGES) & 1)
+        mbarrier.wait(full.index(stage_of(step, STAGES)), phase_of(step, STAGES))
         q = qs.index(W).reshape([64, D])
-        k = ks.index(step & (STAGES - 1)).reshape([BN, D]).permute((1, 0))
+        k = ks.index(stage_of(step, STAGES)).reshape([BN, D]).permute((1, 0))
         s = warpgroup_mma(q, k, blank, use_acc=False, is_async=True)
         s = warpgroup_mma_wait(0, deps=(s,))
-        mbarrier.arrive(empty.index(step & (STAGES - 1)), count=1)
+        mbarrier.arrive(empty.index(stage_of(step, STAGES)), count=1)
         step += 1
 
         column = (num_tiles - 1) * BN + gl.arange(0, BN, gl.SliceLayout(0, SCORES))
@@ -312,9 +293,9 @@ def _consume(
         m = gl.max(x, 1)
         m = gl.where(m == float("-inf"), 0.0, m)
         p = gl.exp2(x - gl.expand_dims(m - LOG2_448, 1))
-        l = _thread_sums(p)
+        l = thread_sums(p)
         weights = _to_operands(p, WEIGHTS, SLOTS)
-        mbarrier.wait(full.index(step & (STAGES - 1)), (step // STAGES) & 1)
+        mbarrier.wait(full.index(stage_of(step, STAGES)), phase_of(step, STAGES))
         s, part, by, m_new = _multiply(
             q, weights, ks, vs, bars, blank, blank_out, step, num_tiles > 1, m, row_scale,
             scale_next, BN, D, SLOT, STAGES,
@@ -330,7 +311,7 @@ def _consume(
             before = gl.exp2(m - m_new)
             m = m_new
             p = _weights(s, by, m, SLOTS)
-            l = l * _over_rows(before, l) + _thread_sums(p)
+            l = l * over_rows(before, l) + thread_sums(p)
             weights = _to_operands(p, WEIGHTS, SLOTS)
             s, part, by, m_new = _multiply(
                 q, weights, ks, vs, bars, blank, blank_out, step, n + 1 < num_tiles, m,
@@ -339,7 +320,7 @@ def _consume(
             step += 1
         mbarrier.arrive(q_empty.index(W), count=1)
         acc = acc * gl.expand_dims(gl.convert_layout(before, ROWS), 1) + part
-        l = gl.convert_layout(gl.sum(l, 1), gl.SliceLayout(1, SCORES), assert_trivial=True)
+        l = row_sums(l, gl.SliceLayout(1, SCORES))
 
         if HAS_LSE:
             shift = gl.load(shift_ptr + at, mask=rows < q_len, other=0.0)

@@ -32,8 +32,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from vidsparse.kernels.plan import BlockPlan, Pooled
 from vidsparse.kernels.triton.chunk_lists import list_chunks
+from vidsparse.kernels.triton.hopper_rows import over_rows, row_max, row_sums, thread_sums
 from vidsparse.kernels.triton.primitives import LOG2E
 from vidsparse.kernels.triton.query_tiles import query_tiles
+from vidsparse.kernels.triton.ring import phase_of, stage_of
 from vidsparse.kernels.triton.tma import descriptor, suits_tma
 from vidsparse.kernels.triton.turns import allocate, counter, draw, hear, tell
 
@@ -73,8 +75,8 @@ def _halved(rows, number):
 @gluon.jit
 def _hand_on(full, empty, step, STAGES: gl.constexpr):
     """Leave a stage to the other consumer, who alone reads it."""
-    mbarrier.wait(full.index(step % STAGES), (step // STAGES) & 1)
-    mbarrier.arrive(empty.index(step % STAGES), count=1)
+    mbarrier.wait(full.index(stage_of(step, STAGES)), phase_of(step, STAGES))
+    mbarrier.arrive(empty.index(stage_of(step, STAGES)), count=1)
 
 
 @gluon.jit
@@ -136,9 +138,9 @@ def _produce(
         words = _listed(listed, number - 1, SLOTS)
         for n in range(number):
             later = _listed(listed, gl.maximum(number - 2 - n, 0), SLOTS)
-            stage = step % STAGES
+            stage = stage_of(step, STAGES)
             bar = k_full.index(stage)
-            mbarrier.wait(k_empty.index(stage), ((step // STAGES) & 1) ^ 1)
+            mbarrier.wait(k_empty.index(stage), phase_of(step, STAGES) ^ 1)
             mbarrier.expect(bar, SLOTS * kd.block_type.nbytes)
             for x in gl.static_range(SLOTS):
                 to = ks.index(stage).slice(x * CHUNK, CHUNK, dim=2)
@@ -148,9 +150,9 @@ def _produce(
             step += 1
         if MEANS:
             for n in range((lists[5] // (SLOTS * CHUNK)).to(gl.int32)):
-                stage = step % STAGES
+                stage = stage_of(step, STAGES)
                 bar = k_full.index(stage)
-                mbarrier.wait(k_empty.index(stage), ((step // STAGES) & 1) ^ 1)
+                mbarrier.wait(k_empty.index(stage), phase_of(step, STAGES) ^ 1)
                 mbarrier.expect(bar, md.block_type.nbytes)
                 at = [b, h, n * SLOTS * CHUNK, 0]
                 tma.async_copy_global_to_shared(md, at, bar, ks.index(stage))
@@ -185,19 +187,19 @@ def _attend(
     lengths = gl.load(lengths_ptr + gl.maximum(tile - masked, 0))
     lengths = gl.where(tile < masked, -1, lengths)  # whole chunks
     step += first
-    mbarrier.wait(k_full.index(step % STAGES), (step // STAGES) & 1)
-    k = ks.index(step % STAGES).reshape([BN, D]).permute((1, 0))
+    mbarrier.wait(k_full.index(stage_of(step, STAGES)), phase_of(step, STAGES))
+    k = ks.index(stage_of(step, STAGES)).reshape([BN, D]).permute((1, 0))
     s = warpgroup_mma(q, k, blank, use_acc=False, is_async=True)
     s = warpgroup_mma_wait(0, deps=(s,))
-    mbarrier.arrive(k_empty.index(step % STAGES), count=1)
+    mbarrier.arrive(k_empty.index(stage_of(step, STAGES)), count=1)
 
     s = _mask(s, lengths, CHUNK, BITS)
     column = gl.arange(0, BN, gl.SliceLayout(0, SCORES))
     s = gl.where(gl.expand_dims(column < count * CHUNK - tile * BN, 0), s, float("-inf"))
-    m = gl.max(s, 1) * scale_log2
+    m = row_max(s) * scale_log2
     m = gl.where(m == float("-inf"), -1e30, m)  # a row without keys: -inf - -inf is no number
     p = gl.exp2(s * scale_log2 - gl.expand_dims(m, 1))
-    l = gl.sum(p, 1)
+    l = thread_sums(p)
     weights = gl.convert_layout(p.to(dtype), WEIGHTS)
     acc = gl.zeros([64, D], gl.float32, OUT)
     lengths = gl.load(lengths_ptr + gl.maximum(tile - stride - masked, 0))
@@ -206,15 +208,15 @@ def _attend(
         after = step + stride
         if stride > 1:
             _hand_on(k_full, k_empty, step + 1, STAGES)
-        mbarrier.wait(k_full.index(after % STAGES), (after // STAGES) & 1)
-        k = ks.index(after % STAGES).reshape([BN, D]).permute((1, 0))
+        mbarrier.wait(k_full.index(stage_of(after, STAGES)), phase_of(after, STAGES))
+        k = ks.index(stage_of(after, STAGES)).reshape([BN, D]).permute((1, 0))
         s = warpgroup_mma(q, k, blank, use_acc=False, is_async=True)
-        mbarrier.wait(v_full.index(step % STAGES), (step // STAGES) & 1)
-        v = vs.index(step % STAGES).reshape([BN, D])
+        mbarrier.wait(v_full.index(stage_of(step, STAGES)), phase_of(step, STAGES))
+        v = vs.index(stage_of(step, STAGES)).reshape([BN, D])
         acc = warpgroup_mma(weights, v, acc, is_async=True)
         later = gl.load(lengths_ptr + gl.maximum(tile - stride - masked, 0))
         s = warpgroup_mma_wait(1, deps=(s,))
-        mbarrier.arrive(k_empty.index(after % STAGES), count=1)
+        mbarrier.arrive(k_empty.index(stage_of(after, STAGES)), count=1)
 
         if tile >= masked:
             s = _mask(s, lengths, CHUNK, BITS)
@@ -222,20 +224,20 @@ def _attend(
             if tile < 0:
                 s = _biased(s, gl.load(bias_ptr + (n - number) * BN + column))
         lengths = later
-        m_new = gl.maximum(m, gl.max(s, 1) * scale_log2)
+        m_new = gl.maximum(m, row_max(s) * scale_log2)
         alpha = gl.exp2(m - m_new)
         p = gl.exp2(s * scale_log2 - gl.expand_dims(m_new, 1))
-        l = l * alpha + gl.sum(p, 1)
+        l = l * over_rows(alpha, l) + thread_sums(p)
         m = m_new
 
         if stride > 1:
             _hand_on(v_full, v_empty, step + 1, STAGES)
         acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))
-        mbarrier.arrive(v_empty.index(step % STAGES), count=1)
+        mbarrier.arrive(v_empty.index(stage_of(step, STAGES)), count=1)
         weights = gl.convert_layout(p.to(dtype), WEIGHTS)
         acc = acc * gl.expand_dims(gl.convert_layout(alpha, ROWS), 1)
         step = after
-    return acc, weights, m, l, step
+    return acc, weights, m, row_sums(l, gl.SliceLayout(1, SCORES)), step
 
 
 @gluon.jit
@@ -320,10 +322,10 @@ def _consume(
             mbarrier.arrive(q_empty.index(W), count=1)
         elif W == 0:
             mbarrier.arrive(exchange[0], count=1)
-        mbarrier.wait(v_full.index(at % STAGES), (at // STAGES) & 1)
-        acc = warpgroup_mma(weights, vs.index(at % STAGES).reshape([BN, D]), acc, is_async=True)
+        mbarrier.wait(v_full.index(stage_of(at, STAGES)), phase_of(at, STAGES))
+        acc = warpgroup_mma(weights, vs.index(stage_of(at, STAGES)).reshape([BN, D]), acc, is_async=True)
         acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))
-        mbarrier.arrive(v_empty.index(at % STAGES), count=1)
+        mbarrier.arrive(v_empty.index(stage_of(at, STAGES)), count=1)
         step += tiles
         if at + 1 < step:  # the last tile was the other's
             _hand_on(k_full, k_empty, at + 1, STAGES)

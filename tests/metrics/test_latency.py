@@ -39,6 +39,15 @@ def test_a_short_candidate_is_repeated_within_its_turn(pass_time):
     assert timing.median == pytest.approx(2.4)
 
 
+def test_a_candidate_settles_within_its_turn_before_it_is_timed(pass_time):
+    calls = []
+    pauses = iter([9.0, 0.01, *[5.0, 5.0, 0.012] * 2])  # compile, once; then each turn
+    timing = take_turns({"nap": lambda: (calls.append(0), pass_time(next(pauses)))}, rounds=2,
+                        settle_ms=19.0)["nap"]  # fmt: skip
+    assert len(calls) == 2 + 2 * 3
+    assert timing.median == pytest.approx(12)
+
+
 def test_what_is_in_no_stage_is_other_and_stages_add_up():
     stages = Stages(total=10, text_encoder=1, attention=4, planning=0.5, vae=2)
     assert stages.other == 2.5

@@ -68,6 +68,7 @@ CPU_SHAPES = (
 )
 DENSITIES = (1.0, 0.5, 0.25, 0.1, 0.05, 0.02)
 SAMPLED_ROWS = 64
+SETTLE_MS = 200.0 if torch.cuda.is_available() else 0.0  # for a GPU's clock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +112,10 @@ def usual_block() -> int:
     return 128 if device() == "cuda" else 64
 
 
-TURNS = "medians of rounds in which all candidates of a shape and density take turns"
+TURNS = (
+    "medians of rounds in which all candidates of a shape and density take turns, each after "
+    f"{SETTLE_MS:.0f} ms of its own that are not timed"
+)
 
 
 def record(rows: list[dict[str, Any]], command: str, what: str = TURNS) -> dict[str, Any]:
@@ -212,7 +216,9 @@ def _measure(
             yield {**_facts(shape, pattern, plan), "engine": name, "failed": sentence}
             continue
         candidates[name] = call
-    times = take_turns(candidates, rounds=settings.rounds, device=device(), at_least_ms=40.0)
+    times = take_turns(
+        candidates, rounds=settings.rounds, device=device(), at_least_ms=40.0, settle_ms=SETTLE_MS
+    )
     best = min(times[name].median for name in baselines)
     density = plan.density
     flops = 4 * shape.grid.tokens**2 * shape.heads * shape.head_dim
