@@ -133,7 +133,7 @@ def _write_lead(at, lead, exists, first: gl.constexpr):
 @gluon.jit
 def _step(
     n, step, end, later, m, l, acc, weights,
-    q, blank, column, exists, listed, kv_len, num_tiles, margin_ptr, partial_tiles, words,
+    q, blank, column, exists, listed, kv_len, num_tiles, margin_ptr, first_tiles, words,
     ks, vs, bars, scale_log2,
     BN: gl.constexpr, KV: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr,
     CONSUMERS: gl.constexpr, W: gl.constexpr, OBSERVE: gl.constexpr, PARTIAL: gl.constexpr,
@@ -159,7 +159,7 @@ def _step(
         if end < BN:
             s = gl.where(gl.expand_dims(column, 0) < end, s, float("-inf"))
     if PARTIAL:
-        if n < partial_tiles:
+        if n < first_tiles:
             s = masked(s, words, MASKED)
             highest = row_max(s)
         else:
@@ -224,12 +224,12 @@ def _consume(
         pattern = 0
         words = 0
         first = 0
-        partial_tiles = 1  # which come first
+        first_tiles = 1  # which come first
         if PARTIAL:
             _count, _index, _len, count_b, count_h, index_b, index_h, index_m = lists
             row = i // ROW_TILES
             partial = gl.load(partial_ptr + b * count_b + h * count_h + row)
-            partial_tiles = gl.maximum(num_tiles - (count - partial) * KV // BN, 1)
+            first_tiles = gl.maximum(num_tiles - (count - partial) * KV // BN, 1)
             start = b.to(gl.int64) * index_b + h.to(gl.int64) * index_h + row.to(gl.int64) * index_m
             patterns += start
             first = (i % ROW_TILES * CONSUMERS + W) * 64
@@ -260,7 +260,7 @@ def _consume(
         acc = gl.zeros([64, D], gl.float32, OUT)
         for n in range(1, num_tiles):
             if PARTIAL:  # noqa: SIM102 (a branch that is compiled only where there are masks)
-                if n < partial_tiles:
+                if n < first_tiles:
                     tile = num_tiles - 1 - n
                     words = words_of(
                         bits_ptr, pattern, tile, first, WORDS, BN, KV, ROW_TILES * CONSUMERS * 64
@@ -268,7 +268,7 @@ def _consume(
                     pattern = pattern_of(patterns, gl.maximum(tile - 1, 0), count, WORDS, BN, KV)
             step, end, later, m, l, acc, weights = _step(
                 n, step, end, later, m, l, acc, weights,
-                q, blank, column, exists, listed, kv_len, num_tiles, margin_ptr, partial_tiles, words,
+                q, blank, column, exists, listed, kv_len, num_tiles, margin_ptr, first_tiles, words,
                 ks, vs, bars, scale_log2, BN, KV, D, STAGES, CONSUMERS, W, OBSERVE, PARTIAL,
                 MASKED, ROWS, WEIGHTS, dtype,
             )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Masks of partial blocks in a Hopper consumer, in Gluon; ``thread_bits.py`` lays out their bits."""
+"""Masks of partial blocks in a Hopper consumer, in Gluon; ``thread_bits.py`` lays out bits."""
 
 from __future__ import annotations
 

@@ -323,7 +323,9 @@ def _consume(
         elif W == 0:
             mbarrier.arrive(exchange[0], count=1)
         mbarrier.wait(v_full.index(stage_of(at, STAGES)), phase_of(at, STAGES))
-        acc = warpgroup_mma(weights, vs.index(stage_of(at, STAGES)).reshape([BN, D]), acc, is_async=True)
+        acc = warpgroup_mma(
+            weights, vs.index(stage_of(at, STAGES)).reshape([BN, D]), acc, is_async=True
+        )
         acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))
         mbarrier.arrive(v_empty.index(stage_of(at, STAGES)), count=1)
         step += tiles

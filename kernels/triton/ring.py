@@ -15,16 +15,11 @@ def _log2(number):
 @gluon.jit
 def stage_of(step, STAGES: gl.constexpr):
     """Which stage a step has."""
-    if _log2(STAGES) >= 0:
-        return step & (STAGES - 1)
-    else:
-        return step % STAGES
+    return step % STAGES if _log2(STAGES) < 0 else step & (STAGES - 1)
 
 
 @gluon.jit
 def phase_of(step, STAGES: gl.constexpr):
     """The phase in which barriers of that stage complete for the step, 0 or 1."""
-    if _log2(STAGES) >= 0:
-        return (step >> _log2(STAGES)) & 1
-    else:
-        return (step // STAGES) & 1
+    turn = step // STAGES if _log2(STAGES) < 0 else step >> _log2(STAGES)
+    return turn & 1

@@ -52,8 +52,7 @@ def in_order_of_threads(bits: Tensor, *, impl: str = "auto") -> Tensor:
     """
     if use_triton(impl, bits):
         return _launch(bits)
-    number, q_block, words = bits.shape
-    bits = torch.nn.functional.pad(bits, (0, words % 2))
+    bits = torch.nn.functional.pad(bits, (0, bits.shape[-1] % 2))
     column = torch.arange(32, dtype=torch.int32, device=bits.device)
     each = (bits[..., None] >> column & 1).flatten(2)  # (P, q_block, columns)
     each = each.unflatten(2, (-1, 8, 4, 2)).unflatten(1, (-1, 2, 8))

@@ -9,7 +9,8 @@ whether a block does it, and bring its weights.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from vidsparse.errors import BadInputError
 from vidsparse.pipelines import compiled
 from vidsparse.pipelines.running import compiling
 from vidsparse.pipelines.running.caches import MAG, Cache
-from vidsparse.pipelines.running.configs import read_index, read_json
+from vidsparse.pipelines.running.configs import read_config, read_index, read_json
 from vidsparse.pipelines.running.quantized import (
     SAID,
     Quantize,
@@ -49,6 +50,8 @@ class Stack:
             block of a transformer, "sequential" a layer.
         lora: A ``.safetensors`` file, or the folder of one.
         vae_tiling: Whether the VAE decodes in tiles.
+        shift: Of the noise levels of a flow scheduler, in place of that of the folder; the higher,
+            the more of the steps are noisy ones.
         steps: Of every run, which MagCache has to know.
     """
 
@@ -58,6 +61,7 @@ class Stack:
     offload: Offload | None = None
     lora: Path | None = None
     vae_tiling: bool = False
+    shift: float | None = None
     steps: int | None = field(default=None, repr=False)  # of a request, which says it itself
 
     def check(self, device: str, dtype: str) -> None:
@@ -85,6 +89,8 @@ class Stack:
             check_quantize(self.quantize, device, dtype)
         if self.offload is not None and device.startswith("cpu"):
             raise BadInputError(f"--offload {self.offload} needs a GPU: a CPU's weights are there")
+        if self.shift is not None and not 0 < self.shift < math.inf:
+            raise BadInputError(f"--shift must be a number above 0, got {self.shift:g}")
         if self.lora is not None:
             _require("peft", "--lora", "peft")
             _lora_file(self.lora)
@@ -100,6 +106,8 @@ class Stack:
             kind = pipeline_class(read_index(folder).pipeline, folder)
             if not hasattr(kind, "load_lora_weights"):
                 raise BadInputError(f"--lora: diffusers loads no LoRA into {kind.__name__}")
+        if self.shift is not None:
+            _shift_key(read_config(folder / "scheduler" / "scheduler_config.json", "scheduler"))
         own = [name for name in TRANSFORMERS if name in components]
         if self.lora is not None and len(own) > 1:
             raise BadInputError(
@@ -139,6 +147,10 @@ class Stack:
             _load_lora(pipe, self.lora)
         if self.vae_tiling:
             _tile(pipe.vae)
+        if self.shift is not None:
+            config = pipe.scheduler.config
+            shifted = {_shift_key(config): self.shift}
+            pipe.scheduler = type(pipe.scheduler).from_config(config, **shifted)
         within = self.compile and (self.cache is not None or self.offload == "group")
         for transformer in _transformers(pipe):
             if within:
@@ -173,6 +185,7 @@ class Stack:
             f"{self.offload} offload": self.offload,
             f"LoRA {self.lora}": self.lora,
             "VAE in tiles": self.vae_tiling,
+            f"shift {self.shift or 0:g}": self.shift,
         }
         return [text for text, is_done in said.items() if is_done]
 
@@ -227,6 +240,28 @@ def _load_lora(pipe: Any, path: Path) -> None:
         raise BadInputError(
             f"--lora {path} holds nothing for {type(pipe).__name__}: is it of another model?"
         )
+
+
+def _shift_key(config: Mapping[str, Any]) -> str:
+    """Which entry of a scheduler's config shifts its noise levels.
+
+    Raises:
+        BadInputError: Where none does.
+    """
+    kind = config.get("_class_name", "a scheduler")
+    if config.get("use_dynamic_shifting"):
+        raise BadInputError(
+            f"--shift: the scheduler of this model ({kind}) shifts its noise levels by the size of "
+            "the video, leave it out"
+        )
+    if config.get("use_flow_sigmas") and "flow_shift" in config:
+        return "flow_shift"
+    if "shift" in config:
+        return "shift"
+    raise BadInputError(
+        f"--shift: the scheduler of this model ({kind}) has noise levels without a shift, leave it "
+        "out"
+    )
 
 
 def _tile(vae: Any) -> None:

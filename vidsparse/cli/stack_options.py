@@ -48,6 +48,15 @@ class StackOptions:
         bool, option("Decode in tiles, in less memory.", "--vae-tiling", panel="Stack")
     ] = False
 
+    shift: Annotated[
+        float | None,
+        option(
+            "Shift of a flow scheduler's noise levels, in place of the model's own: for Wan 3 at "
+            "480p, 5 at 720p.",
+            panel="Video",
+        ),
+    ] = None
+
     def stack(self, device: str, dtype: str, steps: int, strength: float | None) -> Stack:
         """Check everything that can be checked without the model.
 
@@ -64,6 +73,7 @@ class StackOptions:
             offload=cast("Any", self.offload),
             lora=self.lora and self.lora.expanduser(),
             vae_tiling=self.vae_tiling,
+            shift=self.shift,
             steps=steps,
         )
         found.check(device, dtype)

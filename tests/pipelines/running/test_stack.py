@@ -342,3 +342,33 @@ def test_finished_work_is_of_the_stack_and_of_the_loras_content(tmp_path):
     file.write_bytes(b"ab")
     assert changed(before, facts(lora=file)) == ["weights"]
     assert changed(plain, before) == ["weights", "stack"]
+
+
+def test_a_shift_takes_the_place_of_that_of_the_folder(stored):
+    usual, shifted = loaded(stored), loaded(stored, shift=9.0)
+    assert shifted.scheduler.config.shift == 9.0 != usual.scheduler.config.shift
+    for pipe in (usual, shifted):
+        pipe.scheduler.set_timesteps(STEPS)
+    assert (shifted.scheduler.sigmas[1:-1] > usual.scheduler.sigmas[1:-1]).all()
+    assert Stack(shift=9.0).describe() == ["shift 9"]
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"use_flow_sigmas": False, "flow_shift": 3.0}, "noise levels without a shift"),
+        ({"shift": 1.0, "use_dynamic_shifting": True}, "by the size of the video"),
+    ],
+)
+def test_a_shift_is_refused_before_weights_load_where_there_is_none(stored, config, why):
+    path = stored / "scheduler" / "scheduler_config.json"
+    kind = json.loads(path.read_text())["_class_name"]
+    path.write_text(json.dumps({"_class_name": kind} | config))
+    with pytest.raises(BadInputError, match=f"--shift.*{kind}.*{why}"):
+        Stack(shift=5.0).check_folder(stored)
+
+
+@pytest.mark.parametrize("shift", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_shift_is_a_number_above_zero(shift):
+    with pytest.raises(BadInputError, match="--shift must be a number above 0"):
+        Stack(shift=shift).check("cpu", "float32")
