@@ -227,6 +227,7 @@ class Results(Record):
         inputs: What the pipeline was given beside the prompt: files by what they are to it.
         strength: That of its call, where it was told one.
         negative_prompt: What guidance led away from, where that was told.
+        guidance_2: Scale of the second transformer's guidance, where it has one of its own.
     """
 
     schema_version: Literal[1]
@@ -245,6 +246,7 @@ class Results(Record):
     video: Video
     steps: int
     guidance: float
+    guidance_2: float | None = None
     prompts: list[str]
     seeds: list[int]
     schedule_note: str

@@ -98,10 +98,16 @@ def conditions(results: Results) -> str:
     return (
         f"{count(len(results.prompts), 'prompt')} x {count(len(results.seeds), 'seed')} "
         f"({', '.join(map(str, results.seeds))}), {results.steps} steps, guidance "
-        f"{results.guidance:g}, {video.frames} x {video.height} x {video.width} {rate}, "
+        f"{scales(results)}, {video.frames} x {video.height} x {video.width} {rate}, "
         f"{video.tokens:,} tokens, {ran_in(results)}{given(results)}; "
         f"{ran_on}{noise}; {results.schedule_note}."
     )
+
+
+def scales(results: Results) -> str:
+    """The scale of guidance; of both transformers, where the second has one of its own."""
+    second = "" if results.guidance_2 is None else f" and {results.guidance_2:g}"
+    return f"{results.guidance:g}{second}"
 
 
 def ran_in(results: Results) -> str:

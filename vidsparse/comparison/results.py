@@ -53,6 +53,7 @@ def make_results(finished: Finished, command: str) -> Results:
         video=_video(finished),
         steps=request.steps,
         guidance=request.guidance,
+        guidance_2=request.guidance_2,
         prompts=list(dict.fromkeys(case.request.prompt for case in spec.cases)),
         seeds=list(dict.fromkeys(case.request.seed for case in spec.cases)),
         schedule_note="; ".join(dict.fromkeys(map(_schedule, spec.presets))),

@@ -47,6 +47,12 @@ def test_all_files_are_there_and_nothing_half_written(report):
     assert names == {"clips", "index.html", "report.md", "results.csv", "results.json"}
 
 
+def test_the_second_transformer_s_own_guidance_is_said(results):
+    assert "guidance 4," in words.conditions(results)
+    second = results.model_copy(update={"guidance_2": 3.0})
+    assert "guidance 4 and 3," in words.conditions(second)
+
+
 def test_results_come_back_as_they_were(report):
     assert read_results(report.folder / "results.json") == report.results
 
