@@ -23,26 +23,42 @@ CHUNK, SLOTS = 16, 8  # no tile of keys is narrower than a chunk
 
 
 @triton.jit
+def _rows(ptr, positions, valid, stride_s, stride_d, D: tl.constexpr, BD: tl.constexpr,
+          ALL: tl.constexpr):  # fmt: skip
+    """``load_rows``, of which all are valid with ``ALL``: nothing is masked that is there."""
+    if not ALL:
+        return load_rows(ptr, positions, valid, stride_s, stride_d, D, BD)
+    dims = tl.arange(0, BD)
+    at = ptr + positions.to(tl.int64)[:, None] * stride_s + dims[None, :].to(tl.int64) * stride_d
+    if D == BD:
+        return tl.load(at)
+    return tl.load(at, mask=(dims < D)[None, :], other=0.0)
+
+
+@triton.jit
 def _attend_tile(
     q, acc, m, l, k_ptr, v_ptr, position, valid, row_valid, words,
     k_s, k_d, v_s, v_d, scale_log2,
     D: tl.constexpr, BD: tl.constexpr, WITH_MARGIN: tl.constexpr, MASK: tl.constexpr,
+    ALL: tl.constexpr,
 ):  # fmt: skip
     """Take the keys at those of the ``[BN]`` positions that are valid into the softmax.
 
-    With ``MASK`` only pairs whose lowest bit of ``words``, ``[BM, BN]``, is set.
+    With ``MASK`` only pairs whose lowest bit of ``words``, ``[BM, BN]``, is set; with ``ALL`` every
+    position is valid.
     """
-    k = load_rows(k_ptr, position, valid, k_s, k_d, D, BD)
-    s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2  # [BM, BN]
-    s = tl.where(valid[None, :], s, float("-inf"))
+    k = _rows(k_ptr, position, valid, k_s, k_d, D, BD, ALL)
+    s = tl.dot(q, tl.trans(k), input_precision="ieee")  # [BM, BN]
+    if not ALL:
+        s = tl.where(valid[None, :], s, float("-inf"))
     if MASK:
         s = tl.where((words & 1) != 0, s, float("-inf"))
-    tile_max = tl.max(s, 1)
+    tile_max = tl.max(s, 1) * scale_log2
     m_new = tl.maximum(m, tile_max)
     m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
-    p = tl.exp2(s - m_safe[:, None])
+    p = tl.exp2(s * scale_log2 - m_safe[:, None])
     alpha = tl.exp2(m - m_safe)
-    v = load_rows(v_ptr, position, valid, v_s, v_d, D, BD)
+    v = _rows(v_ptr, position, valid, v_s, v_d, D, BD, ALL)
     acc = acc * alpha[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
     l = l * alpha + tl.sum(p, 1)
     margin = 0.0
@@ -58,7 +74,7 @@ def _attend_tile(
 def forward(
     q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, margin_ptr,
     count_ptr, index_ptr, tile_row_ptr, tile_start_ptr, tile_end_ptr,
-    partial_ptr, pattern_ptr, bits_ptr,
+    whole_ptr, partial_ptr, pattern_ptr, bits_ptr,
     q_b, q_h, q_s, q_d, k_b, k_h, k_s, k_d, v_b, v_h, v_s, v_d, o_b, o_h, o_s, o_d,
     count_b, count_h, index_b, index_h, index_m,
     tile_b, tile_h, heads, rows, width, q_len, kv_len, scale_log2,
@@ -91,27 +107,44 @@ def forward(
     acc = tl.zeros([BM, BD], tl.float32)
     column = tl.arange(0, BN)
     if CHUNK > 0:
-        for n in tl.range(0, count, BN // CHUNK):
+        STEP: tl.constexpr = BN // CHUNK
+        whole = tl.load(whole_ptr + b * count_b + h * count_h + row) // STEP * STEP
+        for n in tl.range(0, whole, STEP):
+            entry = tl.load(listed + n + column // CHUNK)
+            acc, m, l, _ = _attend_tile(
+                q, acc, m, l, k_ptr, v_ptr, entry // (2 * CHUNK) + column % CHUNK, True, row_valid,
+                0, k_s, k_d, v_s, v_d, scale_log2, D, BD, False, False, True,
+            )  # fmt: skip
+        for n in tl.range(whole, count, STEP):
             slot = n + column // CHUNK
             entry = tl.load(listed + slot, mask=slot < count, other=0)
             key = entry // (2 * CHUNK) + column % CHUNK
             acc, m, l, margin = _attend_tile(
                 q, acc, m, l, k_ptr, v_ptr,
                 key, column % CHUNK < entry % (2 * CHUNK), row_valid, 0,
-                k_s, k_d, v_s, v_d, scale_log2, D, BD, False, False,
+                k_s, k_d, v_s, v_d, scale_log2, D, BD, False, False, False,
             )  # fmt: skip
     else:
         SUBS: tl.constexpr = (KV_BLOCK + BN - 1) // BN
         whole = count
         if PARTIAL:
             whole -= tl.load(partial_ptr + b * count_b + h * count_h + row)
-        for n in tl.range(0, whole * SUBS):
+        done = 0
+        if KV_BLOCK % BN == 0 and not WITH_MARGIN:
+            done = tl.maximum(whole - 1, 0) * SUBS  # the last block alone may be short
+            for n in tl.range(0, done):
+                key = tl.load(listed + n // SUBS) * KV_BLOCK + (n % SUBS) * BN + column
+                acc, m, l, _ = _attend_tile(
+                    q, acc, m, l, k_ptr, v_ptr, key, True, row_valid, 0,
+                    k_s, k_d, v_s, v_d, scale_log2, D, BD, False, False, True,
+                )  # fmt: skip
+        for n in tl.range(done, whole * SUBS):
             first = tl.load(listed + n // SUBS) * KV_BLOCK
             key = first + (n % SUBS) * BN + column
             acc, m, l, margin = _attend_tile(
                 q, acc, m, l, k_ptr, v_ptr,
                 key, key < tl.minimum(first + KV_BLOCK, kv_len), row_valid, 0,
-                k_s, k_d, v_s, v_d, scale_log2, D, BD, WITH_MARGIN, False,
+                k_s, k_d, v_s, v_d, scale_log2, D, BD, WITH_MARGIN, False, False,
             )  # fmt: skip
             if WITH_MARGIN:
                 tl.store(margin_ptr + margin_at + n, margin)
@@ -136,17 +169,17 @@ def forward(
                 words = tl.reshape(words[:, :, None] >> bit[None, None, :], [BM, BN])
                 acc, m, l, margin = _attend_tile(
                     q, acc, m, l, k_ptr, v_ptr, key, valid, row_valid, words,
-                    k_s, k_d, v_s, v_d, scale_log2, D, BD, False, True,
+                    k_s, k_d, v_s, v_d, scale_log2, D, BD, False, True, False,
                 )  # fmt: skip
 
-    safe = tl.where(l > 0, l, 1.0)
-    share = tl.where(l > 0, 1.0 / safe, 0.0)  # a row without keys is zero
+    total = tl.where(l > 0, l, 1.0)
+    share = tl.where(l > 0, 1.0 / total, 0.0)  # a row without keys is zero
     out = acc * share[:, None]
     dims = tl.arange(0, BD)
     o_at = o_ptr + b * o_b + h * o_h + position.to(tl.int64)[:, None] * o_s + dims[None, :] * o_d
     tl.store(o_at, out.to(o_ptr.dtype.element_ty), mask=row_valid[:, None] & (dims < D)[None, :])
     if HAS_LSE:
-        lse = tl.where(l > 0, (m + tl.log2(safe)) * LN2, float("-inf"))
+        lse = tl.where(l > 0, (m + tl.log2(total)) * LN2, float("-inf"))
         tl.store(lse_ptr + (b * heads + h) * q_len + position, lse, mask=row_valid)
 
 
@@ -231,14 +264,14 @@ def launch(
         margin = q.new_zeros((batch, heads, rows, width), dtype=torch.float32)
     queries = min(64 if head_dim > 128 else 128, max(16, triton.next_power_of_2(plan.q_block)))
     q_tiles = tiles_of_rows(plan, queries)
-    lists = [plan.kv_count.contiguous(), index]
+    lists = [plan.kv_count.contiguous(), index, plan.kv_count]
     if plan.kv_offsets is not None:
         chunks = list_chunks(plan, CHUNK, SLOTS, impl="triton")
-        lists = [chunks.count, chunks.index]
+        lists = [chunks.count, chunks.index, chunks.whole]
     arguments = [
         q, k, v, out, *(out if x is None else x for x in (lse, margin)),
-        *lists, *(lists[0] if x is None else x for x in q_tiles[:3]),
-        *((lists[0],) * 3 if partial is None else partial.contiguous()),
+        *lists[:2], *(lists[0] if x is None else x for x in q_tiles[:3]),
+        lists[2], *((lists[0],) * 3 if partial is None else partial.contiguous()),
         *(stride for x in (q, k, v, out) for stride in x.stride()),
         *shared_strides(lists[0]), *shared_strides(lists[1]), lists[1].stride(2),
         *shared_strides(q_tiles.row),
