@@ -26,7 +26,8 @@ LOG2_448: tl.constexpr = tl.constexpr(8.807354922057604)
 
 @triton.jit
 def _listed_keys(
-    listed, count, kv_end, first, KEYS: tl.constexpr, KV: tl.constexpr, CHUNK: tl.constexpr
+    listed, count, kv_end, first, KEYS: tl.constexpr, KV: tl.constexpr, CHUNK: tl.constexpr,
+    ALL: tl.constexpr,
 ):  # fmt: skip
     """Keys in the ``KEYS`` columns from ``first`` on of a list, and which of them exist."""
     column = first + tl.arange(0, KEYS)
@@ -35,6 +36,11 @@ def _listed_keys(
         entry = tl.load(listed + slot, mask=slot < count, other=0)
         key = entry // (2 * CHUNK) + column % CHUNK
         valid = column % CHUNK < entry % (2 * CHUNK)
+    elif ALL and KV % KEYS == 0:  # of one block, side by side
+        key = tl.load(listed + first // KV) * KV + first % KV + tl.arange(0, KEYS)
+        # said again, since what a loop hands from one round to the next loses it
+        key = tl.max_contiguous(tl.multiple_of(key, KEYS), KEYS)
+        valid = key < kv_end
     else:
         slot = column // KV
         key = tl.load(listed + slot, mask=slot < count, other=0) * KV + column % KV
@@ -43,9 +49,40 @@ def _listed_keys(
 
 
 @triton.jit
+def _take(
+    q, row_scale, acc, m, l, listed, count, kv_end, first, k_ptr, v_ptr, k_scale_ptr, v_s, v_d,
+    D: tl.constexpr, BD: tl.constexpr, KEYS: tl.constexpr, KV: tl.constexpr, K_BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr, BY_HAND: tl.constexpr, ALL: tl.constexpr,
+):  # fmt: skip
+    """Take the keys of a tile into the softmax; with ``ALL`` every column is one."""
+    key, valid = _listed_keys(listed, count, kv_end, first, KEYS, KV, CHUNK, ALL)
+    k = load_rows(k_ptr, key, valid, D, 1, D, BD, ALL)
+    s = tl.dot(q, tl.trans(k), out_dtype=tl.int32).to(tl.float32)  # [BM, KEYS]
+    if ALL and CHUNK == 0 and KV % KEYS == 0 and K_BLOCK % KEYS == 0:  # one scale
+        at = tl.load(listed + first // KV) * KV + first % KV
+        s = s * (row_scale * tl.load(k_scale_ptr + at // K_BLOCK))[:, None]
+    elif ALL:
+        s = s * (row_scale[:, None] * tl.load(k_scale_ptr + key // K_BLOCK)[None, :])
+    else:
+        k_scale = tl.load(k_scale_ptr + key // K_BLOCK, mask=valid, other=1.0)
+        s = s * (row_scale[:, None] * k_scale[None, :])
+        s = tl.where(valid[None, :], s, float("-inf"))
+    m_new = tl.maximum(m, tl.max(s, 1))
+    m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
+    p = tl.exp2(s - (m_safe - LOG2_448)[:, None])
+    alpha = tl.exp2(m - m_safe)
+    l = l * alpha + tl.sum(p, 1)
+    p = to_values(tl.minimum(p, 448.0), v_ptr.dtype.element_ty, BY_HAND)
+    v = load_rows(v_ptr, key, valid, v_s, v_d, D, BD, ALL)
+    # named, so that the sum of a tile is not made within the accumulator of all tiles
+    part = tl.dot(p, v, max_num_imprecise_acc=KEYS)
+    return acc * alpha[:, None] + part, m_new, l
+
+
+@triton.jit
 def forward(
     q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, q_scale_ptr, k_scale_ptr, v_scale_ptr, shift_ptr,
-    count_ptr, index_ptr, kv_end_ptr, tile_row_ptr, tile_start_ptr, tile_end_ptr,
+    count_ptr, index_ptr, whole_ptr, kv_end_ptr, tile_row_ptr, tile_start_ptr, tile_end_ptr,
     o_b, o_h, o_s, o_d, v_s, v_d,
     count_b, count_h, index_b, index_h, index_m, tile_b, tile_h,
     heads, rows, q_len, kv_len, v_len, k_blocks,
@@ -77,24 +114,23 @@ def forward(
     acc = tl.zeros([BM, BD], tl.float32)
     SPAN: tl.constexpr = CHUNK if CHUNK > 0 else KV
     number = (count * SPAN + KEYS - 1) // KEYS
-    for n in tl.range(0, number):
-        key, valid = _listed_keys(listed, count, kv_end, (number - 1 - n) * KEYS, KEYS, KV, CHUNK)
-        k = load_rows(k_ptr, key, valid, D, 1, D, BD)
-        k_scale = tl.load(k_scale_ptr + key // K_BLOCK, mask=valid, other=1.0)
-        s = tl.dot(q, tl.trans(k), out_dtype=tl.int32).to(tl.float32)  # [BM, KEYS]
-        s = s * (row_scale[:, None] * k_scale[None, :])
-        s = tl.where(valid[None, :], s, float("-inf"))
-        m_new = tl.maximum(m, tl.max(s, 1))
-        m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
-        p = tl.exp2(s - (m_safe - LOG2_448)[:, None])
-        alpha = tl.exp2(m - m_safe)
-        l = l * alpha + tl.sum(p, 1)
-        p = to_values(tl.minimum(p, 448.0), v_ptr.dtype.element_ty, BY_HAND)
-        v = load_rows(v_ptr, key, valid, v_s, v_d, D, BD)
-        # named, so that the sum of a tile is not made within the accumulator of all tiles
-        part = tl.dot(p, v, max_num_imprecise_acc=KEYS)
-        acc = acc * alpha[:, None] + part
-        m = m_new
+    # tiles that hold what is short: chunks from the first short one on, or the last block
+    if CHUNK > 0:
+        whole = tl.load(whole_ptr + b * count_b + h * count_h + row) * CHUNK // KEYS
+        short = tl.maximum(number - whole, 0)
+    else:
+        short = tl.minimum((KV + KEYS - 1) // KEYS, number)
+        short = tl.where(KV % KEYS == 0, short, number)
+    for n in tl.range(0, short):
+        acc, m, l = _take(
+            q, row_scale, acc, m, l, listed, count, kv_end, (number - 1 - n) * KEYS,
+            k_ptr, v_ptr, k_scale_ptr, v_s, v_d, D, BD, KEYS, KV, K_BLOCK, CHUNK, BY_HAND, False,
+        )  # fmt: skip
+    for n in tl.range(short, number):
+        acc, m, l = _take(
+            q, row_scale, acc, m, l, listed, count, kv_end, (number - 1 - n) * KEYS,
+            k_ptr, v_ptr, k_scale_ptr, v_s, v_d, D, BD, KEYS, KV, K_BLOCK, CHUNK, BY_HAND, True,
+        )  # fmt: skip
 
     safe = tl.where(l > 0, l, 1.0)
     share = tl.where(l > 0, 1.0 / safe, 0.0)  # a row without keys is zero
@@ -140,13 +176,14 @@ def launch(
     q_tiles = tiles_of_rows(plan, queries)
     kv_end = torch.full((batch,), plan.kv_len, dtype=torch.int32, device=out.device)
     count, index = plan.kv_count.contiguous(), plan.kv_index.contiguous()
+    whole = count
     if plan.kv_offsets is not None:
         chunks = list_chunks(plan, CHUNK, SLOTS, impl="triton")
-        count, index = chunks.count, chunks.index
+        count, index, whole = chunks.count, chunks.index, chunks.whole
     forward[(q_tiles.number, batch * heads)](
         x.query, x.key, x.value, out, x.shift if lse is None else lse,
         x.query_scale, x.key_scale, x.value_scale, x.shift,
-        count, index, kv_end,
+        count, index, whole, kv_end,
         *(count if t is None else t for t in q_tiles[:3]),
         *out.stride(), *x.value.stride()[2:],
         *shared_strides(count), *shared_strides(index), index.stride(2),

@@ -23,19 +23,6 @@ CHUNK, SLOTS = 16, 8  # no tile of keys is narrower than a chunk
 
 
 @triton.jit
-def _rows(ptr, positions, valid, stride_s, stride_d, D: tl.constexpr, BD: tl.constexpr,
-          ALL: tl.constexpr):  # fmt: skip
-    """``load_rows``, of which all are valid with ``ALL``: nothing is masked that is there."""
-    if not ALL:
-        return load_rows(ptr, positions, valid, stride_s, stride_d, D, BD)
-    dims = tl.arange(0, BD)
-    at = ptr + positions.to(tl.int64)[:, None] * stride_s + dims[None, :].to(tl.int64) * stride_d
-    if D == BD:
-        return tl.load(at)
-    return tl.load(at, mask=(dims < D)[None, :], other=0.0)
-
-
-@triton.jit
 def _attend_tile(
     q, acc, m, l, k_ptr, v_ptr, position, valid, row_valid, words,
     k_s, k_d, v_s, v_d, scale_log2,
@@ -47,7 +34,7 @@ def _attend_tile(
     With ``MASK`` only pairs whose lowest bit of ``words``, ``[BM, BN]``, is set; with ``ALL`` every
     position is valid.
     """
-    k = _rows(k_ptr, position, valid, k_s, k_d, D, BD, ALL)
+    k = load_rows(k_ptr, position, valid, k_s, k_d, D, BD, ALL)
     s = tl.dot(q, tl.trans(k), input_precision="ieee")  # [BM, BN]
     if not ALL:
         s = tl.where(valid[None, :], s, float("-inf"))
@@ -58,7 +45,7 @@ def _attend_tile(
     m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
     p = tl.exp2(s * scale_log2 - m_safe[:, None])
     alpha = tl.exp2(m - m_safe)
-    v = _rows(v_ptr, position, valid, v_s, v_d, D, BD, ALL)
+    v = load_rows(v_ptr, position, valid, v_s, v_d, D, BD, ALL)
     acc = acc * alpha[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
     l = l * alpha + tl.sum(p, 1)
     margin = 0.0

@@ -11,10 +11,20 @@ LN2: tl.constexpr = tl.constexpr(0.6931471805599453)  # and back
 
 
 @triton.jit
-def load_rows(ptr, positions, valid, stride_s, stride_d, D: tl.constexpr, BD: tl.constexpr):
-    """Rows of a ``(seq, head_dim)`` view, zero where not valid: ``[rows, BD]``."""
+def load_rows(
+    ptr, positions, valid, stride_s, stride_d, D: tl.constexpr, BD: tl.constexpr,
+    ALL: tl.constexpr = False,
+):  # fmt: skip
+    """Rows of a ``(seq, head_dim)`` view, zero where not valid: ``[rows, BD]``.
+
+    With ``ALL`` every row is, and nothing is masked that is there.
+    """
     dims = tl.arange(0, BD)
     at = ptr + positions.to(tl.int64)[:, None] * stride_s + dims[None, :].to(tl.int64) * stride_d
+    if ALL and D == BD:
+        return tl.load(at)
+    if ALL:
+        return tl.load(at, mask=(dims < D)[None, :], other=0.0)
     return tl.load(at, mask=valid[:, None] & (dims < D)[None, :], other=0.0)
 
 
