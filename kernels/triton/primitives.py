@@ -22,10 +22,12 @@ def load_rows(
     dims = tl.arange(0, BD)
     at = ptr + positions.to(tl.int64)[:, None] * stride_s + dims[None, :].to(tl.int64) * stride_d
     if ALL and D == BD:
-        return tl.load(at)
-    if ALL:
-        return tl.load(at, mask=(dims < D)[None, :], other=0.0)
-    return tl.load(at, mask=valid[:, None] & (dims < D)[None, :], other=0.0)
+        rows = tl.load(at)
+    elif ALL:
+        rows = tl.load(at, mask=(dims < D)[None, :], other=0.0)
+    else:
+        rows = tl.load(at, mask=valid[:, None] & (dims < D)[None, :], other=0.0)
+    return rows
 
 
 @triton.jit
