@@ -56,9 +56,10 @@ def find_caller(transformer: nn.Module, target: Any = None) -> Caller | None:
         target: A pipeline that has it, of any class; others are pipelines of diffusers.
     """
     pipeline = outer = inner = None
+    own = object() if isinstance(target, nn.Module) else target  # a transformer calls nothing
     for frame in _method_frames(target):
         found = frame.f_locals.get("self")
-        if pipeline is None and (found is target or _has(found, transformer)):
+        if pipeline is None and (found is own or _has(found, transformer)):
             pipeline, inner = found, frame
         if pipeline is not None and found is pipeline:
             outer = frame

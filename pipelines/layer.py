@@ -139,20 +139,21 @@ class Layer:
         """
         if self._call_number == self._forward.number or not self._is_replaced():
             return
-        processor = type(getattr(self.module, "processor", None))
-        can_run = id(self.module) in taps.current.entered or not taps.can_tap(processor.__module__)
-        if can_run:
+        processor = getattr(self.module, "processor", None)
+        can_tap = taps.can_tap(taps.site_of(processor))
+        if id(self.module) in taps.current.entered or not can_tap:
             part = Part.whole(self._forward.clock.branch)
-            reason = f"its processor {processor.__name__} computes attention by itself"
+            reason = f"its processor {type(processor).__name__} computes attention by itself"
             self._attention.passed_by(self._call(part, AttentionRequest(), reason))
 
     def _is_replaced(self) -> bool:
         """Whether what computes attention is not what diffusers put there."""
-        processor = type(getattr(self.module, "processor", None))
+        processor = getattr(self.module, "processor", None)
         if _is_cached(self.module):
             return False
         has_own_forward = "forward" in vars(self.module) and "_hf_hook" not in vars(self.module)
-        is_own = processor is self._processor and processor.__module__.startswith("diffusers.")
+        is_own = type(processor) is self._processor
+        is_own = is_own and taps.site_of(processor).startswith("diffusers.")
         return has_own_forward or not is_own
 
     def _run(

@@ -28,6 +28,10 @@ class _Hook(ModelHook):
         self._clock.finish()
         return module
 
+    def __reduce__(self) -> Any:
+        """What is copied or saved of it does nothing: diffusers keeps it where copies go."""
+        return ModelHook, ()
+
 
 class _Listener(StateManager):
     def __init__(self, clock: Clock) -> None:
@@ -37,6 +41,9 @@ class _Listener(StateManager):
     def set_context(self, context: CacheContext | None) -> None:
         super().set_context(context)
         self._clock.context = context
+
+    def __reduce__(self) -> Any:
+        return StateManager, (BaseState(),)
 
 
 class Mark(nn.Module):
@@ -49,6 +56,9 @@ class Mark(nn.Module):
     def __init__(self, session: Session) -> None:
         super().__init__()
         vars(self)["session"] = session
+
+    def forward(self) -> None:
+        """Never called; diffusers keeps it by its name, which what is saved has too."""
 
     def __deepcopy__(self, memo: Any) -> nn.Module:
         return nn.Module()

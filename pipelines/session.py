@@ -50,6 +50,8 @@ class Session:
         self, target: Any, preset: Preset, *, strict: bool = False, engine: str = "auto"
     ) -> None:
         transformers = find_transformers(target)
+        if isinstance(target, nn.Module):  # as it is, not as compiled
+            (target,) = transformers.values()
         if any(session_in(module) for module in transformers.values()):
             raise BadInputError(
                 "this pipeline already has a vidsparse session: remove() it first "
@@ -230,11 +232,12 @@ def _check_layers(forward: Forward) -> None:
             "its self-attention was: install diffusers 0.42, or report the release you use"
         )
     for layer in forward.layers:
-        processor = type(getattr(layer.module, "processor", None))
-        if not taps.can_tap(processor.__module__):
+        processor = getattr(layer.module, "processor", None)
+        site = taps.site_of(processor)
+        if not taps.can_tap(site):
             raise BadInputError(
                 f"the attention of layer {layer.index} of {name} has the processor "
-                f"{processor.__name__} of {processor.__module__}, which does not call attention "
+                f"{type(processor).__name__} of {site}, which does not call attention "
                 "through diffusers or torch.nn.functional as F: vidsparse could not reach it; set "
                 "the processor of diffusers before sparsify"
             )
@@ -256,7 +259,8 @@ def find_transformers(target: Any) -> Mapping[str, nn.Module]:
         found = {"transformer": target}
     else:
         components = getattr(target, "components", {})
-        found = {name: components[name] for name in TRANSFORMERS if components.get(name)}
+        held = {name: components.get(name) for name in TRANSFORMERS}
+        found = {name: module for name, module in held.items() if module is not None}
     found = {name: getattr(module, "_orig_mod", module) for name, module in found.items()}
     if len({id(module) for module in found.values()}) < len(found):  # one module in both places
         found.popitem()

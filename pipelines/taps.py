@@ -8,6 +8,7 @@ No processor is copied or replaced, and the user's attention backend stays the d
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import sys
 import threading
@@ -79,7 +80,7 @@ def attach(module: nn.Module, layer: Layer, undo: Undo) -> None:
 
     The last layer attached has to go first.
     """
-    site, before = type(module.processor).__module__, layer_of(module)
+    site, before = site_of(module.processor), layer_of(module)
 
     def take() -> None:
         vars(module)[LAYER] = layer
@@ -143,6 +144,12 @@ def untap(module: str, owner: object) -> None:
 def tapped_modules() -> list[str]:
     """The Python modules that hold a tap now."""
     return sorted(_taps)
+
+
+def site_of(processor: object) -> str:
+    """The Python module in which a processor calls attention: a subclass may inherit the call."""
+    call = inspect.unwrap(type(processor).__call__)
+    return getattr(call, "__globals__", {}).get("__name__", type(processor).__module__)
 
 
 def can_tap(module: str) -> bool:

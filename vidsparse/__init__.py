@@ -93,9 +93,14 @@ def sparsify(
             already has a session; the pipeline is then untouched.
     """
     from vidsparse.pipelines.session import Session  # diffusers is imported here, not before
+    from vidsparse.preset import Preset
     from vidsparse.presets import find_preset
 
     found = find_preset(preset) if isinstance(preset, str) else preset
+    if not isinstance(found, Preset):
+        raise BadInputError(
+            f"a preset is a name, such as 'balanced', or a vidsparse.Preset, not {preset!r}"
+        )
     return Session(target, found.override(parameters), strict=strict, engine=engine)
 
 

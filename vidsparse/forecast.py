@@ -60,7 +60,7 @@ class Forecast:
 
     @property
     def dense_steps_share(self) -> float:
-        return sum(density >= 1 for density in self.step_density) / len(self.step_density)
+        return sum(density == 1 for density in self.step_density) / len(self.step_density)
 
     def all_dense(self) -> Forecast:
         """The same run, were every call dense."""

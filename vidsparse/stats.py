@@ -147,9 +147,12 @@ class Stats:
 
     @property
     def dense_steps_share(self) -> float:
-        """Share of the steps in which every call was dense: the warm-up, as it really was."""
+        """Share of the steps in which every call was dense: the warm-up, as it really was.
+
+        A sparse call that keeps everything, and is corrected besides, computes more than that.
+        """
         steps = self.step_density
-        return sum(density >= 1.0 for density in steps.values()) / max(1, len(steps))
+        return sum(density == 1.0 for density in steps.values()) / max(1, len(steps))
 
     def describe_fallbacks(self) -> str:
         """One clause: what fell back to dense, and why."""

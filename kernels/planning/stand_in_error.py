@@ -48,6 +48,7 @@ def stand_in_error(
     Raises:
         BadInputError: For another ``impl``.
     """
+    query, key_means, value_means = query.float(), key_means.float(), value_means.float()
     mean_scores = query @ key_means.mT * scale
     offsets = offsets.expand(*k.shape[:2], -1)
     empty = (offsets.diff(dim=-1) == 0).unsqueeze(-2)

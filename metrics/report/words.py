@@ -48,7 +48,9 @@ def too_short(results: Results) -> list[str]:
         if row.speedup.median >= WORTH or not found:
             continue
         known = [each for each in found if each is not None]
-        if len(known) < len(found):
+        if row.mean_density >= 1:
+            why = "every call was dense"
+        elif len(known) < len(found):
             why = "its attention calls are hardly faster than dense ones, which no length changes"
         elif (needed := statistics.median(known)) > tokens:
             why = f"by these times it gains {AIM:g}x from about {_rounded(needed):,} tokens on"

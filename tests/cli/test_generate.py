@@ -271,3 +271,20 @@ def test_what_libraries_warn_of_a_model_is_shown(cli, small, tmp_path):
     assert "encoder.block.1.layer" in err
     assert "\x1b" not in err
     assert "LOAD REPORT" not in cli("generate", PROMPT, *small, "-o", file).err
+
+
+@pytest.mark.parametrize(
+    "option", [("--preset", "draft"), ("--set", "block=32"), ("--density", "0.3"),
+               ("--precision", "int8")],
+)  # fmt: skip
+def test_a_dense_run_takes_nothing_that_is_of_sparse_ones(cli, tmp_path, option):
+    found = cli("generate", "a red circle", "--dense", *option, "-o", tmp_path / "x.mp4")
+    assert found.code == 2
+    assert f"--dense and {option[0]} cannot go together" in " ".join(found.err.split())
+
+
+def test_eight_bits_on_a_cpu_are_refused_before_weights_load(cli, small, tmp_path):
+    path = tmp_path / "x.mp4"
+    found = cli("generate", PROMPT, *small, "--precision", "int8", "-o", path)
+    assert (found.code, found.out, path.exists()) == (2, "", False)
+    assert "precision=int8 gains on a GPU alone" in found.err

@@ -212,10 +212,10 @@ def test_a_program_is_told_everything_in_one_object(cli, tmp_path, cpu_engine):
 
 
 def test_a_program_is_told_of_a_dense_run_and_of_fallbacks(cli, tmp_path):
-    dense = ["generate", PROMPTS[0], *SMALL[:-2], "--json"]
-    told = json.loads(cli(*dense, "--dense", "-o", tmp_path / "dense.mp4").out)
+    line = ["generate", PROMPTS[0], *SMALL[:-4], "--json"]
+    told = json.loads(cli(*line, "--dense", "-o", tmp_path / "dense.mp4").out)
     assert (told["preset"], told["mean_density"], told["engines"]) == (None, 1.0, {})
-    told = json.loads(cli(*dense, "-o", tmp_path / "short.mp4").out)
+    told = json.loads(cli(*line, "-o", tmp_path / "short.mp4").out)
     assert told["mean_density"] == 1.0
     assert any("too few to gain" in reason for reason in told["fallbacks"])
 

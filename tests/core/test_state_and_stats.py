@@ -71,6 +71,12 @@ def test_a_step_counts_as_dense_only_if_every_call_was(stats):
     assert stats.dense_steps_share == 0
 
 
+def test_a_sparse_step_that_computes_more_than_all_pairs_is_not_dense(stats):
+    stats.record(CallKey(1, 0, "cond"), 0.4, torch.tensor([1.02]))
+    stats.record(CallKey(1, 1, "cond"), 0.4, torch.tensor([1.02]))
+    assert stats.dense_steps_share == 0.5
+
+
 def test_a_new_generation_forgets_calls_and_time_but_not_fallbacks(stats):
     stats.time(Took(2.0), Took(2.0))
     stats.fallbacks["too short"] += 1

@@ -417,3 +417,36 @@ def test_the_summary_names_the_preset_and_the_realised_density(wan):
         wan.generate(pipe)
     assert session.summary().startswith("draft: mean density 0.556 over 3 steps x 2 layers, 33% of")
     assert "nothing fell back to dense" in session.summary()
+
+
+@pytest.mark.parametrize("target", ["pipeline", "transformer"])
+def test_a_transformer_that_was_compiled_and_put_in_its_place_is_found(wan, target):
+    plain = wan.build["one_expert"]()
+    with sparsify(plain) as session:
+        expected = wan.generate(plain)
+    pipe = wan.build["one_expert"]()
+    pipe.transformer = torch.compile(pipe.transformer, backend="eager")
+    with sparsify(pipe if target == "pipeline" else pipe.transformer) as compiled:
+        torch.testing.assert_close(wan.generate(pipe), expected)
+        assert vidsparse.session_of(pipe) is compiled
+    assert compiled.stats.mean_density == session.stats.mean_density < 1
+    assert compiled.stats.generations == session.stats.generations == 1
+    assert compiled.notes == session.notes
+    assert vidsparse.session_of(pipe) is None
+
+
+def test_a_processor_that_inherits_its_call_is_reached(wan):
+    pipe = wan.build["one_expert"]()
+    own = type("Own", (type(pipe.transformer.blocks[0].attn1.processor),), {"__module__": __name__})
+    for block in pipe.transformer.blocks:
+        block.attn1.processor = own()
+    with sparsify(pipe) as session:
+        wan.generate(pipe)
+    assert session.stats.mean_density < 1
+    assert not session.stats.fallbacks
+
+
+@pytest.mark.parametrize("preset", [None, ["draft"], 3])
+def test_what_is_no_preset_is_refused_in_a_sentence(wan, preset):
+    with pytest.raises(vidsparse.BadInputError, match="a preset is a name, such as 'balanced'"):
+        vidsparse.sparsify(wan.build["one_expert"](), preset)

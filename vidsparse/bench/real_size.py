@@ -62,7 +62,8 @@ class RealSize:
 
     def transformers(self) -> list[Any]:
         """One, or two experts."""
-        return [module for name in TRANSFORMERS if (module := self.pipe.components.get(name))]
+        found = map(self.pipe.components.get, TRANSFORMERS)
+        return [module for module in found if module is not None]
 
 
 def build(checkpoint: Checkpoint, *, layers: int | None, device: str, dtype: str) -> RealSize:

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the run failed, 2 what was asked for cannot be done, 130 C
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -96,4 +97,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> None:
     """Entry point of the command ``vidsparse``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a prompt's letters
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 MOST_TEXT = 10_000_000
+PRESET = "balanced"
 
 
 def generate(
@@ -34,7 +35,7 @@ def generate(
     prompt: Prompt = None,
     preset: Annotated[
         str, option("A name of `vidsparse presets`, FILE.py:NAME, or FILE.toml.", panel="Sparsity")
-    ] = "balanced",
+    ] = PRESET,
     dense: Annotated[bool, option("No sparsity at all.", "--dense", panel="Sparsity")] = False,
     prompts: Annotated[
         Path | None,
@@ -54,6 +55,10 @@ def generate(
 
     if prompts is not None and prompt is not None:
         raise BadInputError("give a prompt or --prompts FILE, not both")
+    if dense and (said := [*changes.given(), *(["--preset"] if preset != PRESET else [])]):
+        raise BadInputError(
+            f"--dense and {said[0]} cannot go together: a dense run has nothing to change"
+        )
     chosen = None if dense else changes.preset(preset)
     job = run.job([prompt] if prompts is None else read_prompts(prompts), given, stack)
     chosen = chosen and job.effective(chosen)

@@ -129,9 +129,9 @@ def _check_sparse(job: Job, preset: Preset, steps: list[int], layers: list[int])
             if sparse
             else "no step is sparse"
         )
+        kept = ", ".join(map(str, dict.fromkeys(steps)))
         raise BadInputError(
-            f"the schedule of {preset.name} keeps steps {', '.join(map(str, steps))} dense in "
-            f"these layers: {way_out}"
+            f"the schedule of {preset.name} keeps steps {kept} dense in these layers: {way_out}"
         )
 
 

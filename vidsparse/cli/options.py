@@ -58,6 +58,10 @@ class PresetChanges:
         ),
     ] = None
 
+    def given(self) -> list[str]:
+        """Which of these options were given."""
+        return [f"--{name}" for name in ("density", "precision", "set") if getattr(self, name)]
+
     def preset(self, name: str) -> Preset:
         """Find a preset and change it.
 

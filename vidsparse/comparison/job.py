@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vidsparse.errors import BadInputError
 from vidsparse.versions import VERSION
 
 if TYPE_CHECKING:
@@ -50,11 +51,18 @@ class Job:
         """A preset as it will run on the model, with what is published of it for that.
 
         Raises:
-            BadInputError: When it was calibrated for another model or size.
+            BadInputError: When it was calibrated for another model or size, or is in eight bits
+                on a CPU.
         """
         from vidsparse.pipelines.published import apply
+        from vidsparse.preset import Precision
 
         found = apply(preset, self.checkpoint.release)[0]
+        if found.precision is not Precision.MODEL and self.device.startswith("cpu"):
+            raise BadInputError(
+                f"precision={found.precision} gains on a GPU alone, and this runs on a CPU: leave "
+                "it out"
+            )
         for each in found.of_model:
             each.check_layers(self.checkpoint.layers)
             for request in self.requests:
@@ -128,7 +136,6 @@ def make_request(
     Raises:
         BadInputError: For what the model cannot do.
     """
-    from vidsparse.errors import BadInputError
     from vidsparse.pipelines.running.generate import Request
     from vidsparse.pipelines.running.given import size_from
     from vidsparse.pipelines.running.limits import check_steps

@@ -65,3 +65,12 @@ def test_an_unknown_way_is_refused(oracle, device):
     query, k, v = oracle.qkv(1, 1, 9, 64, 16, device=device)
     with pytest.raises(BadInputError, match="choose auto, triton or reference"):
         errors_of(query, k, v, [0, 64], 1.0, "cuda")
+
+
+def test_models_of_float64_have_them_too(oracle):
+    query, k, v = (x.double() for x in oracle.qkv(1, 2, 5, 40, 16))
+    got = errors_of(query, k, v, [0, 7, 40], 0.3, "reference")
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(
+        got.double(), by_hand(query, k, v, [0, 7, 40], 0.3), rtol=1e-3, atol=2e-4
+    )

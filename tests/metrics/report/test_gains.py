@@ -39,6 +39,13 @@ def test_no_length_helps_where_attention_itself_is_no_faster(results):
     assert line.endswith("hardly faster than dense ones, which no length changes")
 
 
+def test_of_calls_that_were_all_dense_nothing_is_said_by_their_times(results):
+    results.clips[0].time = Stages(total=10, attention=3)
+    results.summary[0].mean_density = 1.0
+    (line,) = words.too_short(results)
+    assert line.endswith("every call was dense")
+
+
 def test_a_gain_that_other_work_hid_is_said_as_such(results):
     results.clips[0].time = Stages(total=10, attention=1)
     (line,) = words.too_short(results)
