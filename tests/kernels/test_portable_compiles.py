@@ -6,7 +6,7 @@ for more fails at its launch.
 
 import pytest
 
-SHARED_KIB = {80: 163, 89: 99, 120: 99}  # of a program, by compute capability
+SHARED_KIB = {80: 163, 86: 99, 89: 99, 100: 227, 120: 99}  # of a program, by compute capability
 STACK = 256  # bytes of what registers do not hold
 
 
@@ -15,6 +15,8 @@ STACK = 256  # bytes of what registers do not hold
     [
         (89, ("balanced", "semantic", "adaspa", "backward", "low-bit")),
         (80, ("low-bit",)),
+        (86, ("draft", "low-bit")),
+        (100, ("draft", "low-bit")),
         (120, ("balanced", "low-bit")),
     ],
     ids=lambda x: x if isinstance(x, int) else "-".join(x),
