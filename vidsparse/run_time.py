@@ -116,6 +116,7 @@ class RunTimes:
         gains_from: Tokens from which on it is worth its while; None where it never is.
         quantized: What the linear layers are in; 16 bits when None.
         stays_dense: Why a session leaves every call dense there; None where it does not.
+        sparse_steps: Steps with a sparse call.
     """
 
     gpu: Gpu
@@ -130,6 +131,7 @@ class RunTimes:
     gains_from: int | None = None
     quantized: str | None = None
     stays_dense: str | None = None
+    sparse_steps: int = 1
 
     @property
     def gain(self) -> float:
@@ -203,6 +205,8 @@ class RunTimes:
         share = f"self-attention is {self.dense.attention_share:.0%} of a dense step"
         if self.stays_dense is not None:
             found.append(f"on the {self.gpu.label} every step runs dense: {self.stays_dense}")
+        elif self.sparse_steps == 0:
+            return found  # of which the forecast says why
         elif self.gain < 1:
             found.append(f"{self.preset} is slower than dense here: planning outweighs it, {share}")
         elif self.gain < WORTH:
@@ -259,6 +263,7 @@ def predict(
         tokens=shapes.tokens,
         gains_from=break_even(found, shapes, where, compiled=compiled, quantized=quantized),
         stays_dense=why,
+        sparse_steps=sum(density != 1 for density in found.step_density),
     )
 
 

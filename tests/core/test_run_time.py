@@ -258,3 +258,10 @@ def test_memory_is_that_of_the_run_whose_peak_was_measured():
 def test_an_unknown_gpu_is_refused_with_the_near_ones():
     with pytest.raises(BadInputError, match="unknown GPU 'h20': did you mean h200"):
         find_gpu("h20")
+
+
+def test_of_a_run_without_a_sparse_step_attention_is_not_blamed():
+    found = forecast(PRESETS["fast"], TokenGrid(21, 45, 80), 1, 40)
+    notes = predict(found, wan(75_600, 40, 40, 13_824), "h200").notes()
+    assert len(notes) == 1
+    assert any("leaves no step" in note for note in found.notes)
