@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import subprocess
@@ -6,7 +7,7 @@ import sys
 import pytest
 
 import vidsparse
-from vidsparse.cli import screen
+from vidsparse.cli import main, screen
 from vidsparse.cli.presets import describe
 from vidsparse.errors import BadInputError
 from vidsparse.presets import find_preset
@@ -193,3 +194,13 @@ def test_parts_are_listed_and_changed_with_their_parameters(cli):
     assert (found["selector"], found["compensation"]) == ("top_p (p=0.3)", "centroid")
     assert found["parameters"]["p"]["part"] == "TopP"
     assert not {"scope", "level2", "tolerance", "choose_every"} & found["parameters"].keys()
+
+
+def test_a_terminal_that_lacks_the_letters_of_a_prompt_loses_nothing(monkeypatch):
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", shown)
+    monkeypatch.setattr("vidsparse.cli.run", lambda arguments: print("a red circle ü") or 0)
+    with pytest.raises(SystemExit):
+        main()
+    shown.flush()
+    assert shown.buffer.getvalue() == b"a red circle \\xfc\n"
