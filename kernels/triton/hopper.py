@@ -36,7 +36,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from vidsparse.kernels.plan import BlockPlan, Partial
-from vidsparse.kernels.triton.hopper_masks import masked, only, pattern_of, words_of
+from vidsparse.kernels.triton.hopper_masks import masked, pattern_of, words_of
 from vidsparse.kernels.triton.hopper_rows import over_rows, row_max, row_sums, thread_sums
 from vidsparse.kernels.triton.primitives import LOG2E, shared_strides
 from vidsparse.kernels.triton.ring import phase_of, stage_of
@@ -205,7 +205,6 @@ def _consume(
     q = qs.index(W).reshape([64, D])
     blank = gl.zeros([64, BN], gl.float32, SCORES)
     MASKED: gl.constexpr = blank.reshape([4, 2, 8, BN // 64, 8, 4, 2]).type.layout
-    WORDS: gl.constexpr = only(MASKED, (0, 2, 3, 5))
     t = gl.program_id(0)
     while t < tiles:
         i, b, h, listed, count, width, num_tiles = _work(
@@ -224,7 +223,7 @@ def _consume(
         pattern = 0
         words = 0
         first = 0
-        first_tiles = 1  # which come first
+        first_tiles = 1  # those with a mask, and the ragged one
         if PARTIAL:
             _count, _index, _len, count_b, count_h, index_b, index_h, index_m = lists
             row = i // ROW_TILES
@@ -233,11 +232,11 @@ def _consume(
             start = b.to(gl.int64) * index_b + h.to(gl.int64) * index_h + row.to(gl.int64) * index_m
             patterns += start
             first = (i % ROW_TILES * CONSUMERS + W) * 64
-            pattern = pattern_of(patterns, num_tiles - 1, count, WORDS, BN, KV)
+            pattern = pattern_of(patterns, num_tiles - 1, count, MASKED, BN, KV)
             words = words_of(
-                bits_ptr, pattern, num_tiles - 1, first, WORDS, BN, KV, ROW_TILES * CONSUMERS * 64
+                bits_ptr, pattern, num_tiles - 1, first, MASKED, BN, KV, ROW_TILES * CONSUMERS * 64
             )
-            pattern = pattern_of(patterns, gl.maximum(num_tiles - 2, 0), count, WORDS, BN, KV)
+            pattern = pattern_of(patterns, gl.maximum(num_tiles - 2, 0), count, MASKED, BN, KV)
         mbarrier.wait(q_full.index(W), done & 1)
         mbarrier.wait(k_full.index(stage_of(step, STAGES)), phase_of(step, STAGES))
         k = ks.index(stage_of(step, STAGES)).reshape([BN, D]).permute((1, 0))
@@ -263,9 +262,9 @@ def _consume(
                 if n < first_tiles:
                     tile = num_tiles - 1 - n
                     words = words_of(
-                        bits_ptr, pattern, tile, first, WORDS, BN, KV, ROW_TILES * CONSUMERS * 64
+                        bits_ptr, pattern, tile, first, MASKED, BN, KV, ROW_TILES * CONSUMERS * 64
                     )
-                    pattern = pattern_of(patterns, gl.maximum(tile - 1, 0), count, WORDS, BN, KV)
+                    pattern = pattern_of(patterns, gl.maximum(tile - 1, 0), count, MASKED, BN, KV)
             step, end, later, m, l, acc, weights = _step(
                 n, step, end, later, m, l, acc, weights,
                 q, blank, column, exists, listed, kv_len, num_tiles, margin_ptr, first_tiles, words,

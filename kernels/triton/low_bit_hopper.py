@@ -171,7 +171,7 @@ def _peak(s, by, SLOTS: gl.constexpr):
     """Largest score of each row; integers are compared, and only the largest becomes a float."""
     ROWS: gl.constexpr = by[0].type.layout
     if SLOTS == 1:
-        peak = gl.convert_layout(row_max(s), ROWS, assert_trivial=True).to(gl.float32) * by[0]
+        peak = row_max(s).to(gl.float32) * by[0]
     else:
         left, right = _halves(s)
         first = gl.convert_layout(row_max(left), ROWS, assert_trivial=True)

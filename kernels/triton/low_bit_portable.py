@@ -26,8 +26,7 @@ LOG2_448: tl.constexpr = tl.constexpr(8.807354922057604)
 
 @triton.jit
 def _listed_keys(
-    listed, count, kv_end, first, KEYS: tl.constexpr, KV: tl.constexpr, CHUNK: tl.constexpr,
-    ALL: tl.constexpr,
+    listed, count, kv_end, first, KEYS: tl.constexpr, KV: tl.constexpr, CHUNK: tl.constexpr
 ):  # fmt: skip
     """Keys in the ``KEYS`` columns from ``first`` on of a list, and which of them exist."""
     column = first + tl.arange(0, KEYS)
@@ -36,11 +35,6 @@ def _listed_keys(
         entry = tl.load(listed + slot, mask=slot < count, other=0)
         key = entry // (2 * CHUNK) + column % CHUNK
         valid = column % CHUNK < entry % (2 * CHUNK)
-    elif ALL and KV % KEYS == 0:  # of one block, side by side
-        key = tl.load(listed + first // KV) * KV + first % KV + tl.arange(0, KEYS)
-        # said again, since what a loop hands from one round to the next loses it
-        key = tl.max_contiguous(tl.multiple_of(key, KEYS), KEYS)
-        valid = key < kv_end
     else:
         slot = column // KV
         key = tl.load(listed + slot, mask=slot < count, other=0) * KV + column % KV
@@ -55,11 +49,17 @@ def _take(
     CHUNK: tl.constexpr, BY_HAND: tl.constexpr, ALL: tl.constexpr,
 ):  # fmt: skip
     """Take the keys of a tile into the softmax; with ``ALL`` every column is one."""
-    key, valid = _listed_keys(listed, count, kv_end, first, KEYS, KV, CHUNK, ALL)
+    ONE: tl.constexpr = ALL and CHUNK == 0 and KV % KEYS == 0  # block, its keys side by side
+    if ONE:
+        at = tl.load(listed + first // KV) * KV + first % KV
+        # said again, since what a loop hands from one round to the next loses it
+        key = tl.max_contiguous(tl.multiple_of(at + tl.arange(0, KEYS), KEYS), KEYS)
+        valid = True
+    else:
+        key, valid = _listed_keys(listed, count, kv_end, first, KEYS, KV, CHUNK)
     k = load_rows(k_ptr, key, valid, D, 1, D, BD, ALL)
     s = tl.dot(q, tl.trans(k), out_dtype=tl.int32).to(tl.float32)  # [BM, KEYS]
-    if ALL and CHUNK == 0 and KV % KEYS == 0 and K_BLOCK % KEYS == 0:  # one scale
-        at = tl.load(listed + first // KV) * KV + first % KV
+    if ONE and K_BLOCK % KEYS == 0:  # one scale
         s = s * (row_scale * tl.load(k_scale_ptr + at // K_BLOCK))[:, None]
     elif ALL:
         s = s * (row_scale[:, None] * tl.load(k_scale_ptr + key // K_BLOCK)[None, :])
@@ -118,9 +118,10 @@ def forward(
     if CHUNK > 0:
         whole = tl.load(whole_ptr + b * count_b + h * count_h + row) * CHUNK // KEYS
         short = tl.maximum(number - whole, 0)
+    elif KV % KEYS == 0:
+        short = tl.minimum(KV // KEYS, number)
     else:
-        short = tl.minimum((KV + KEYS - 1) // KEYS, number)
-        short = tl.where(KV % KEYS == 0, short, number)
+        short = number
     for n in tl.range(0, short):
         acc, m, l = _take(
             q, row_scale, acc, m, l, listed, count, kv_end, (number - 1 - n) * KEYS,

@@ -242,7 +242,8 @@ def launch(
 ) -> Result:
     """Run the kernel, with the given tiles or the best for this GPU; see ``block_sparse.py``."""
     batch, heads, q_len, head_dim = q.shape
-    index, partial = plan.kv_index.contiguous(), plan.partial
+    count, index = plan.kv_count.contiguous(), plan.kv_index.contiguous()
+    partial, whole = plan.partial, count
     rows, width = index.shape[2:]
     out = torch.empty_like(q)
     lse = q.new_empty((batch, heads, q_len), dtype=torch.float32) if return_lse else None
@@ -251,16 +252,15 @@ def launch(
         margin = q.new_zeros((batch, heads, rows, width), dtype=torch.float32)
     queries = min(64 if head_dim > 128 else 128, max(16, triton.next_power_of_2(plan.q_block)))
     q_tiles = tiles_of_rows(plan, queries)
-    lists = [plan.kv_count.contiguous(), index, plan.kv_count]
     if plan.kv_offsets is not None:
         chunks = list_chunks(plan, CHUNK, SLOTS, impl="triton")
-        lists = [chunks.count, chunks.index, chunks.whole]
+        count, index, whole = chunks.count, chunks.index, chunks.whole
     arguments = [
         q, k, v, out, *(out if x is None else x for x in (lse, margin)),
-        *lists[:2], *(lists[0] if x is None else x for x in q_tiles[:3]),
-        lists[2], *((lists[0],) * 3 if partial is None else partial.contiguous()),
+        count, index, *(count if x is None else x for x in q_tiles[:3]),
+        whole, *((count,) * 3 if partial is None else partial.contiguous()),
         *(stride for x in (q, k, v, out) for stride in x.stride()),
-        *shared_strides(lists[0]), *shared_strides(lists[1]), lists[1].stride(2),
+        *shared_strides(count), *shared_strides(index), index.stride(2),
         *shared_strides(q_tiles.row),
         heads, rows, width, q_len, plan.kv_len, scale * LOG2E,
     ]  # fmt: skip

@@ -48,7 +48,7 @@ def too_short(results: Results) -> list[str]:
         if row.speedup.median >= WORTH or not found:
             continue
         known = [each for each in found if each is not None]
-        if row.mean_density >= 1:
+        if row.dense_steps_share == 1:
             why = "every call was dense"
         elif len(known) < len(found):
             why = "its attention calls are hardly faster than dense ones, which no length changes"

@@ -68,7 +68,7 @@ CPU_SHAPES = (
 )
 DENSITIES = (1.0, 0.5, 0.25, 0.1, 0.05, 0.02)
 SAMPLED_ROWS = 64
-SETTLE_MS = 200.0 if torch.cuda.is_available() else 0.0  # for a GPU's clock
+SETTLE_MS = 200.0  # in which the clock of a GPU becomes a candidate's own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,8 +113,8 @@ def usual_block() -> int:
 
 
 TURNS = (
-    "medians of rounds in which all candidates of a shape and density take turns, each after "
-    f"{SETTLE_MS:.0f} ms of its own that are not timed"
+    "medians of rounds in which all candidates of a shape and density take turns, on a GPU each "
+    f"after {SETTLE_MS:.0f} ms of its own that are not timed"
 )
 
 
@@ -217,7 +217,11 @@ def _measure(
             continue
         candidates[name] = call
     times = take_turns(
-        candidates, rounds=settings.rounds, device=device(), at_least_ms=40.0, settle_ms=SETTLE_MS
+        candidates,
+        rounds=settings.rounds,
+        device=device(),
+        at_least_ms=40.0,
+        settle_ms=SETTLE_MS if device() == "cuda" else 0.0,
     )
     best = min(times[name].median for name in baselines)
     density = plan.density

@@ -41,7 +41,7 @@ def test_no_length_helps_where_attention_itself_is_no_faster(results):
 
 def test_of_calls_that_were_all_dense_nothing_is_said_by_their_times(results):
     results.clips[0].time = Stages(total=10, attention=3)
-    results.summary[0].mean_density = 1.0
+    results.summary[0].mean_density = results.summary[0].dense_steps_share = 1.0
     (line,) = words.too_short(results)
     assert line.endswith("every call was dense")
 
