@@ -8,8 +8,9 @@ Random lists at Wan 14B's shape. ``equal`` are blocks of 128 on the kernel that 
 all others run on the kernel for clusters: of one size that fills tiles, then with keys, queries or
 both of sizes whose logarithms are normal, in lists where neighbours are kept no oftener than others
 or in runs, as those of the shipped model are (1.9 clusters in the mean), and with means that stand
-in for what is skipped. Candidates take turns in one process. Beside the time stands what the tiles
-hold: pairs that are computed over pairs that are asked for.
+in for what is skipped. On a GPU that computes them in eight bits, those too, with the quantising.
+Candidates take turns in one process, after .1 s of their own each (``settle_ms``). Beside the time
+stands what the tiles hold: pairs that are computed over pairs that are asked for.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from torch import Tensor
 from vidsparse.bench import kernel_bench
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.attention import attention
+from vidsparse.kernels.engines.case import Case
+from vidsparse.kernels.engines.table import ENGINES
 from vidsparse.kernels.plan import BlockPlan, Pooled
 from vidsparse.kernels.triton.chunk_lists import list_chunks
 from vidsparse.kernels.triton.packed import CHUNK
@@ -35,10 +38,11 @@ from vidsparse.kernels.triton.packed import KEYS as TILE
 from vidsparse.kernels.triton.query_tiles import query_tiles
 from vidsparse.metrics.latency import take_turns
 
+SETTLE_MS = 100
 WHAT = "medians of rounds in which all candidates take turns"
 
 
-class Case(NamedTuple):
+class Kept(NamedTuple):
     """Clusters: how their sizes differ, and how likely the neighbour of a kept one is kept."""
 
     name: str
@@ -49,12 +53,12 @@ class Case(NamedTuple):
 
 
 CASES = (
-    Case("clusters of one size"),
-    Case("keys differ", keys=0.3),
-    Case("queries differ", queries=0.4),
-    Case("both differ", queries=0.4, keys=0.3),
-    Case("both differ, kept in runs", queries=0.4, keys=0.3, runs=0.45),
-    Case("both differ, kept in runs, means", queries=0.4, keys=0.3, runs=0.45, means=True),
+    Kept("clusters of one size"),
+    Kept("keys differ", keys=0.3),
+    Kept("queries differ", queries=0.4),
+    Kept("both differ", queries=0.4, keys=0.3),
+    Kept("both differ, kept in runs", queries=0.4, keys=0.3, runs=0.45),
+    Kept("both differ, kept in runs, means", queries=0.4, keys=0.3, runs=0.45, means=True),
 )
 
 
@@ -72,9 +76,14 @@ def main() -> None:
     calls: dict[str, Callable[[], object]] = {
         name: partial(attention, q, k, v, plan) for name, plan in plans.items()
     }
-    times = take_turns(calls, rounds=args.rounds, device=args.device)
+    eight = [name for name, plan in plans.items() if not why_not_in_eight_bits(q, k, v, plan)]
+    calls |= {f"{n}, int8": partial(attention, q, k, v, plans[n], engine="int8") for n in eight}
+    times = take_turns(calls, rounds=args.rounds, device=args.device, settle_ms=SETTLE_MS)
     rows = [row(name, plan, times[name].median) for name, plan in plans.items()]
     for each in rows:
+        if each["case"] in eight:
+            each["int8_ms"] = times[f"{each['case']}, int8"].median
+            print(f"{'in eight bits':34s} {each['int8_ms']:24.2f} ms")
         print(
             f"{each['case']:34s} density {each['density']:.4f} {each['ms']:8.2f} ms, "
             f"{each['ms'] / each['density'] / 100:.3f} a hundredth, computed {each['computed']:.3f}"
@@ -84,7 +93,11 @@ def main() -> None:
         kernel_bench.write(args.output, record)
 
 
-def clusters(case: Case, k: Tensor, v: Tensor, args: argparse.Namespace) -> BlockPlan:
+def why_not_in_eight_bits(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> list[str]:
+    return ENGINES["int8"].why_not(Case.of(q, k, v, plan, False))
+
+
+def clusters(case: Kept, k: Tensor, v: Tensor, args: argparse.Namespace) -> BlockPlan:
     """A random plan of clusters; those of one size fill tiles."""
     rows = args.q_clusters if case.queries else max(1, args.tokens // (4 * TILE))
     columns = args.kv_clusters if case.keys else max(1, args.tokens // TILE)

@@ -158,6 +158,9 @@ SETS: dict[str, dict[str, dict[str, Any]]] = {
             "balanced": {"preset": "balanced", "block": 128},
             "balanced .45": TILES | mean_of(0.45) | ramp(0.3),
             "fast": {"preset": "fast", "block": 128},
+            "semantic": CLUSTERS,
+            "quality": CLUSTERS | {"preset": "quality"},
+            "clusters": CLUSTERS | NONE,  # without exact rows, for timing calls
         }.items()
         for precision in ("model", "int8")
     },

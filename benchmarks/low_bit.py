@@ -92,8 +92,8 @@ def times(shape: Shape, repeats: int) -> dict[str, Any]:
         note("flash-attn-4", 1.0, median(lambda: flash_dense(q, k, v, scale=scale), repeats))
     except BadInputError as error:
         print(error)
-    x = quantize(q, k, v, scale=scale, interleaved=True)
-    quantizing = median(lambda: quantize(q, k, v, scale=scale, interleaved=True), repeats)
+    x = quantize(q, k, v, scale=scale, layout="interleaved")
+    quantizing = median(lambda: quantize(q, k, v, scale=scale, layout="interleaved"), repeats)
     print(f"{shape.name:14} quantising {quantizing:.3f} ms")
     out = torch.empty_like(q)
     for asked in DENSITIES:

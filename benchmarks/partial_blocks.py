@@ -2,12 +2,13 @@
 
     python benchmarks/partial_blocks.py -o partial_blocks.json
     python benchmarks/partial_blocks.py --device cpu --tokens 700 --heads 1 --image 48x48 \\
-        --text 20 --image-heads 1 --rounds 2
+        --text 20 --image-heads 1 --video 6x34x56 --rounds 2
 
-Random lists at Wan 14B's shape, of which a share is partial with all bits set, and the rules of
-CLEAR and GNA on an image of FLUX at 2048 x 2048, each beside the same lists of whole blocks. Each
-kernel runs three times in turn, the last two timed; the order turns every round, since a card near
-its power limit favours what comes after a rest. Median, least and most milliseconds.
+Random lists at Wan 14B's shape, of which a share is partial with all bits set; the rules of CLEAR
+and GNA on an image of FLUX at 2048 x 2048, and those of Radial and FreeSwim on the video of Wan at
+720p; each beside the same lists of whole blocks. Plans take turns of 20 ms, after .1 s of their
+own: the clock of a card near its power limit is then that which a plan has in a run. Median
+milliseconds and the distance of the quartiles.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from vidsparse.grid import TokenGrid
 from vidsparse.kernels.attention import attention
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.kernels.planning.partial import plan_of_patterns, with_whole
+from vidsparse.metrics.latency import take_turns
 from vidsparse.planner import Planner
 from vidsparse.policies.blocks import Blocks
 from vidsparse.policies.estimator import Inputs
@@ -35,6 +36,7 @@ from vidsparse.presets import PRESETS
 from vidsparse.versions import versions
 
 BLOCK, WORDS, PATTERNS = 128, 4, 64
+AT_LEAST_MS, SETTLE_MS = 20, 100
 SHARES = (0.1, 0.5, 1.0)
 RULES = {
     "clear": ("clear", {}),
@@ -43,7 +45,10 @@ RULES = {
         "window_height": 40, "window_width": 40, "stride_height": 16, "stride_width": 16,
         "tile_frames": 1, "tile_height": 16, "tile_width": 8,
     }),
+    "radial": ("radial", {"masks": "token"}),
+    "freeswim": ("freeswim", {"masks": "token"}),
 }  # fmt: skip
+VIDEOS = {"radial", "freeswim"}
 
 
 def main() -> None:
@@ -82,8 +87,9 @@ def lists(args: argparse.Namespace) -> dict[str, object]:
 
 def rule(args: argparse.Namespace, name: str) -> dict[str, object]:
     """The plan of a rule of the geometry, exact and with all its blocks whole."""
-    height, width = (int(side) for side in args.image.split("x"))
-    grid = TokenGrid(1, height, width, prefix=args.text)
+    video = name in VIDEOS
+    frames, height, width = map(int, (args.video if video else f"1x{args.image}").split("x"))
+    grid = TokenGrid(frames, height, width, prefix=0 if video else args.text)
     preset = PRESETS[RULES[name][0]].override(RULES[name][1])
     block = preset.policy.block_on(args.device, grid.tokens, args.head_dim)
     inputs = Inputs(blocks=Blocks(grid, block, torch.device(args.device)))
@@ -103,7 +109,8 @@ def rule(args: argparse.Namespace, name: str) -> dict[str, object]:
         "patterns": len(exact.partial.bits),
         "seconds to make the plan": seconds,
     }
-    return told | compared({"whole": whole, "exact": exact}, args.image_heads, args)
+    heads = args.heads if video else args.image_heads
+    return told | compared({"whole": whole, "exact": exact}, heads, args)
 
 
 def compared(
@@ -116,38 +123,14 @@ def compared(
     runs: dict[str, Callable[[], object]] = {
         name: partial(attention, q, k, v, plan, engine=args.engine) for name, plan in plans.items()
     }
-    times = clock(runs, args)
-    first = times["whole"][0]
+    times = take_turns(
+        runs, rounds=args.rounds, device=args.device, at_least_ms=AT_LEAST_MS, settle_ms=SETTLE_MS
+    )
+    first = times["whole"].median
     return {
-        "milliseconds": times,
-        "times whole": {name: each[0] / first for name, each in times.items()},
+        "milliseconds": {name: (each.median, each.spread) for name, each in times.items()},
+        "times whole": {name: each.median / first for name, each in times.items()},
     }
-
-
-def clock(
-    kernels: dict[str, Callable[[], object]], args: argparse.Namespace
-) -> dict[str, tuple[float, float, float]]:
-    times: dict[str, list[float]] = {name: [] for name in kernels}
-    for turn in range(args.rounds):
-        for name in list(kernels)[:: -1 if turn % 2 else 1]:
-            kernels[name]()
-            times[name].append(of_two(kernels[name], args.device))
-    return {name: (median(each), min(each), max(each)) for name, each in times.items()}
-
-
-def of_two(kernel: Callable[[], object], device: str) -> float:
-    if device != "cuda":
-        start = time.perf_counter()
-        kernel()
-        kernel()
-        return (time.perf_counter() - start) * 500
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    kernel()
-    kernel()
-    end.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(end) / 2
 
 
 def parse() -> argparse.Namespace:
@@ -159,6 +142,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--density", type=float, default=0.25, help="of the random lists")
     parser.add_argument("--image", default="128x128", help="tokens of the image, HEIGHTxWIDTH")
     parser.add_argument("--text", type=int, default=512, help="tokens before the image")
+    parser.add_argument("--video", default="21x45x80", help="tokens, FRAMESxHEIGHTxWIDTH")
     parser.add_argument("--image-heads", type=int, default=24)
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=6)

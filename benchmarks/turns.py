@@ -137,7 +137,7 @@ def in_16_bits(module: Any, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) ->
 
 def in_8_bits(module: Any, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> Any:
     x = quantize(
-        q, k, v, scale=q.shape[-1] ** -0.5, key_block=key_block_of(plan), interleaved=True,
+        q, k, v, scale=q.shape[-1] ** -0.5, key_block=key_block_of(plan), layout="interleaved",
         impl="triton",
     )  # fmt: skip
     out = torch.empty_like(q)

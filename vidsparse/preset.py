@@ -202,8 +202,6 @@ class Preset:
             idle["replan"] = "the plan is the same at every step"
         if policy.any_density is None:
             idle["budgets"] = "they stand in for a density, and there is none"
-        if policy.order.makes_clusters:
-            idle["precision"] = "clusters are blocks of unequal size, which are fastest in 16 bits"
         if policy.estimator.observes:
             idle["precision"] = "blocks are observed in the model's own dtype"
         if is_exact(policy):

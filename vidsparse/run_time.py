@@ -9,9 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vidsparse.errors import BadInputError
 from vidsparse.forecast import Forecast
 from vidsparse.gpus import GPUS, MEASURED, Gpu, find_gpu
 from vidsparse.kernels.dense import FLASH
+from vidsparse.kernels.engines.case import Case
+from vidsparse.kernels.engines.int8 import unfit_for
 from vidsparse.policies.block_size import WIDE
 from vidsparse.policies.policy import Policy
 from vidsparse.preset import Dense, Precision, Preset
@@ -21,6 +24,7 @@ EIGHT_BITS = {  # what rounding takes of a dense call in 16 bits, a pair of one,
     True: (0.011, 0.68, 0.642),  # heads of 128 numbers
     False: (0.063, 0.85, 0.92),  # of 64
 }
+MASKED = 0.009, 1.09  # clusters in eight bits: more to round, and more tiles to mask in each pair
 MOST = 4_000_000  # tokens; no model is meant for more
 WORTH = 1.03  # times as fast: less is next to nothing
 PLANNING = 0.8, 0.006  # ms, and a share of the dense call, of an order and a plan made of data
@@ -55,21 +59,23 @@ class CallCost:
 def call_cost(preset: Preset, block: int, head_dim: int = WIDE) -> CallCost:
     """By the kind of plan: clusters, means that stand in, blocks of 128 or of 64, a mask.
 
-    Lines through calls of 75,600 tokens and 40 heads (benchmarks/results/ladder_calls_h200.json);
-    in eight bits by benchmarks/results/low_bit_h200.json, where heads of 64 hardly gain. What an
-    estimator alone costs is the same for all that look at data here.
+    Lines through calls of 75,600 tokens and 40 heads (benchmarks/results/ladder_calls_h200.json,
+    of clusters ladder_calls_clusters_h200.json); in eight bits by low_bit_h200.json there, where
+    heads of 64 hardly gain. What an estimator alone costs is the same for all that look at data.
     """
     cost = _cost_in_16_bits(preset.policy, block)
     if preset.precision is Precision.MODEL:
         return cost if preset.dense is Dense.MODEL else replace(cost, dense=1.0)
     rounding, pair, whole = EIGHT_BITS[head_dim >= WIDE]
+    if preset.policy.order.makes_clusters:
+        rounding, pair = rounding + MASKED[0], pair * MASKED[1]
     return CallCost(cost.fixed, cost.start + rounding, pair * cost.slope, whole, cost.least)
 
 
 def _cost_in_16_bits(policy: Policy, block: int) -> CallCost:
     fixed, start = PLANNING
     if policy.order.makes_clusters:
-        return CallCost(fixed, start + 0.045, 1.32, least=LAUNCHES)
+        return CallCost(fixed, start + 0.035, 1.164, least=LAUNCHES)
     slope = 0.935 if block >= 128 else 1.16
     if policy.static:
         return CallCost(0.0, 0.0, slope)
@@ -241,10 +247,11 @@ def predict(
         quantized: What the linear layers are in, as ``--quantize`` has it; 16 bits when None.
 
     Raises:
-        BadInputError: For an unknown GPU, or layers of which nothing was measured
-            (``check_quantized``).
+        BadInputError: For an unknown GPU, layers of which nothing was measured
+            (``check_quantized``), or eight bits that do not fit the GPU.
     """
     where = find_gpu(gpu)
+    _check_eight_bits(found.preset, found.block, shapes.head_dim, where)
     dense = dense_step(shapes, where, compiled=compiled, quantized=quantized)
     cost = call_cost(found.preset, found.block, shapes.head_dim)
     why = why_dense(found, shapes, where)
@@ -265,6 +272,21 @@ def predict(
         stays_dense=why,
         sparse_steps=sum(density != 1 for density in found.step_density),
     )
+
+
+def _check_eight_bits(preset: Preset, block: int, head_dim: int, gpu: Gpu) -> None:
+    if preset.precision is Precision.MODEL:
+        return
+    clusters = preset.policy.order.makes_clusters
+    case = Case(
+        device_type="cuda", arch=gpu.arch, head_dim=head_dim, q_block=block, kv_block=block,
+        offsets=clusters,
+    )  # fmt: skip
+    if reasons := unfit_for(case):
+        raise BadInputError(
+            f"{preset.name} cannot run with precision={preset.precision} on the {gpu.label}: "
+            f"{'; '.join(reasons)}"
+        )
 
 
 def why_dense(found: Forecast, shapes: Shapes, gpu: Gpu) -> str | None:

@@ -22,39 +22,47 @@ MOST_HEAD_DIM = 256
 
 
 def int8_unsupported(case: Case) -> list[str]:
-    """Why the ``int8`` engine cannot run a case, as sentences; empty when it can.
-
-    Unequal blocks and, on Hopper, small ones would run, but on a kernel that is slower than the
-    16-bit one: that is refused too.
-    """
+    """Why the ``int8`` engine cannot run a case, as sentences; empty when it can."""
     reasons = []
     if case.device_type != "cuda":
         reasons.append(f"eight bits gain on a GPU alone, the tensors are on {case.device_type}")
     elif problem := why_no_triton(case.device_type):
         reasons.append(problem)
-    if case.arch is not None and case.arch < OLDEST:
+    if case.needs_grad:
+        reasons.append("eight-bit attention gives no gradients")
+    return reasons + unfit_for(case)
+
+
+def unfit_for(case: Case) -> list[str]:
+    """What of a case eight bits do not fit on its GPU, whether or not it is here.
+
+    On Hopper small blocks, and elsewhere clusters, would run, but on a kernel that is slower than
+    the 16-bit one: that is refused too.
+    """
+    reasons = []
+    if case.head_dim > MOST_HEAD_DIM:
+        reasons.append(f"it takes a head_dim up to {MOST_HEAD_DIM}, not {case.head_dim}")
+    if case.arch is None:
+        return reasons
+    if case.arch < OLDEST:
         reasons.append(
             f"this GPU (compute capability {case.arch[0]}.{case.arch[1]}) multiplies no INT8 in "
             "tensor cores; those from 8.0 on do"
         )
-    if case.head_dim > MOST_HEAD_DIM:
-        reasons.append(f"it takes a head_dim up to {MOST_HEAD_DIM}, not {case.head_dim}")
-    if case.needs_grad:
-        reasons.append("eight-bit attention gives no gradients")
+    if case.arch[0] == HOPPER:
+        return reasons + _unfit_for_hopper(case)
     if case.offsets:
         reasons.append(
-            "clusters are blocks of unequal size, which run faster in 16 bits: choose a preset "
-            "of equal blocks, such as balanced"
+            "clusters run in eight bits on Hopper GPUs alone: choose a preset of equal blocks, "
+            "such as balanced"
         )
-    elif case.arch is not None and case.arch[0] == HOPPER:
-        reasons += _unfit_for_hopper(case)
     return reasons
 
 
 def _unfit_for_hopper(case: Case) -> list[str]:
     if case.head_dim > 128 or case.head_dim % 16:
         return [f"on this GPU it takes a head_dim in sixteens up to 128, not {case.head_dim}"]
-    if case.q_block % 128 or case.kv_block % 64:
+    if not case.offsets and (case.q_block % 128 or case.kv_block % 64):
         return [
             f"on this GPU it takes query blocks of 128 tokens, not {case.q_block}, and key blocks "
             f"in 64s, not {case.kv_block}: give block=128"
@@ -100,8 +108,7 @@ def low_bit_attention(
         q: ``(batch, heads, q_len, head_dim)``, any strides, float16, bfloat16 or float32.
         k: ``(batch, heads, kv_len, head_dim)``.
         v: ``(batch, heads, kv_len, head_dim)``.
-        plan: What to compute, or None for everything. Pooled stand-ins take no part: add them by
-            the log-sum-exp.
+        plan: What to compute, stand-ins included, or None for everything.
         scale: Score scale, positive; ``head_dim ** -0.5`` when None.
         return_lse: Whether to return the log-sum-exp.
         impl: "triton", "reference", or "auto": Triton on CUDA.

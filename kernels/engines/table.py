@@ -86,6 +86,7 @@ ENGINES: dict[str, Engine] = {
             name="int8",
             run=low_bit_attention,
             unsupported=int8_unsupported,
+            takes_pooled=True,
             automatic=False,  # it rounds: that is asked for, by a preset's precision
         ),
         Engine(name="flash", run=flash_attention, unsupported=flash_unsupported),

@@ -7,7 +7,7 @@ from triton.experimental.gluon import language as gl
 
 
 @gluon.constexpr_function
-def _only(layout, kept):
+def only(layout, kept):
     """A layout of the dimensions ``kept``: ``layout`` without the others."""
     for dim in reversed(range(layout.rank)):
         if dim not in kept:
@@ -16,9 +16,9 @@ def _only(layout, kept):
 
 
 @gluon.jit
-def _along(size: gl.constexpr, dim: gl.constexpr, rank: gl.constexpr, layout: gl.constexpr):
+def along(size: gl.constexpr, dim: gl.constexpr, rank: gl.constexpr, layout: gl.constexpr):
     """0, 1, ... along one dimension of a tensor of such a layout."""
-    x = gl.arange(0, size, _only(layout, (dim,)))
+    x = gl.arange(0, size, only(layout, (dim,)))
     for other in gl.static_range(rank):
         if other != dim:
             x = gl.expand_dims(x, other)
@@ -28,12 +28,12 @@ def _along(size: gl.constexpr, dim: gl.constexpr, rank: gl.constexpr, layout: gl
 @gluon.jit
 def pattern_of(patterns, tile, count, SCORES: gl.constexpr, BN: gl.constexpr, KV: gl.constexpr):
     """Which pattern a tile has: one number, or where it holds several blocks one for each word."""
-    WORDS: gl.constexpr = _only(SCORES, (0, 2, 3, 5))
+    WORDS: gl.constexpr = only(SCORES, (0, 2, 3, 5))
     last = gl.maximum(count - 1, 0)
     if KV % BN == 0:
         entry = tile // (KV // BN)
     else:
-        entry = (tile * (BN // 64) + _along(BN // 64, 2, 4, WORDS)) // (KV // 64)
+        entry = (tile * (BN // 64) + along(BN // 64, 2, 4, WORDS)) // (KV // 64)
     return gl.load(patterns + gl.minimum(entry, last), mask=count > 0, other=0)
 
 
@@ -41,9 +41,9 @@ def pattern_of(patterns, tile, count, SCORES: gl.constexpr, BN: gl.constexpr, KV
 def words_of(bits, pattern, tile, first, SCORES: gl.constexpr, BN: gl.constexpr, KV: gl.constexpr,
              Q_BLOCK: gl.constexpr):  # fmt: skip
     """The words of a tile, ``[warp, row, 64 columns, lane]``, for 64 rows from ``first`` on."""
-    WORDS: gl.constexpr = _only(SCORES, (0, 2, 3, 5))
-    word = (tile * (BN // 64) + _along(BN // 64, 2, 4, WORDS)) % (KV // 64)
-    thread = (_along(4, 0, 4, WORDS) * 8 + _along(8, 1, 4, WORDS)) * 4 + _along(4, 3, 4, WORDS)
+    WORDS: gl.constexpr = only(SCORES, (0, 2, 3, 5))
+    word = (tile * (BN // 64) + along(BN // 64, 2, 4, WORDS)) % (KV // 64)
+    thread = (along(4, 0, 4, WORDS) * 8 + along(8, 1, 4, WORDS)) * 4 + along(4, 3, 4, WORDS)
     return gl.load(bits + ((pattern * (KV // 64) + word) * Q_BLOCK + first) * 2 + thread)
 
 
@@ -57,8 +57,8 @@ def masked(s, words, SCORES: gl.constexpr):
     BN: gl.constexpr = s.shape[1]
     tile = s.reshape([4, 2, 8, BN // 64, 8, 4, 2])
     words = gl.expand_dims(gl.expand_dims(gl.expand_dims(words, 1), 4), 6)
-    PLACES: gl.constexpr = _only(SCORES, (1, 4, 6))
-    place = _along(8, 1, 3, PLACES) * 4 + _along(2, 0, 3, PLACES) * 2 + _along(2, 2, 3, PLACES)
+    PLACES: gl.constexpr = only(SCORES, (1, 4, 6))
+    place = along(8, 1, 3, PLACES) * 4 + along(2, 0, 3, PLACES) * 2 + along(2, 2, 3, PLACES)
     bit = 1 << place
     bit = gl.expand_dims(gl.expand_dims(gl.expand_dims(gl.expand_dims(bit, 0), 2), 3), 5)
     # as one piece: where the compiler may test bits before scores are there, it packs the answers

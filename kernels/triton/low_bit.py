@@ -1,11 +1,18 @@
-"""Which eight-bit kernel runs a call: ``low_bit_hopper.py`` where it can, the portable one else."""
+"""Which of three eight-bit kernels of one meaning runs a block plan.
+
+``low_bit_hopper.py`` for blocks of equal size and ``low_bit_packed.py`` for others where they can
+run, ``low_bit_portable.py`` everywhere else.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vidsparse.kernels.engines.low_bit import key_block_of, quantize
+from vidsparse.kernels.engines.stand_ins import add_skipped
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.kernels.triton import low_bit_portable
 from vidsparse.kernels.triton.block_sparse import runs_gluon_on_hopper
@@ -20,19 +27,20 @@ def launch(
     scale: float,
     return_lse: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Quantise and attend; see ``low_bit_reference``."""
+    """Quantise and attend, stand-ins included; see ``low_bit_reference``."""
     out = torch.empty_like(q)
-    hopper = _hopper(q, out, plan)
+    kernel = _kernel(q, out, plan)
+    key_block = key_block_of(plan)
+    within = plan.pooled if kernel.TAKES_POOLED else None
+    apart = plan.pooled is not None and within is None
     x = quantize(
-        q, k, v, scale=scale, key_block=key_block_of(plan),
-        value_dtype=value_dtype_of(q.device), interleaved=hopper, impl="triton",
+        q, k, v, scale=scale, key_block=key_block, value_dtype=value_dtype_of(q.device),
+        layout=kernel.LAYOUT, pooled=within, impl="triton",
     )  # fmt: skip
-    if hopper:
-        from vidsparse.kernels.triton import low_bit_hopper
-
-        lse = low_bit_hopper.launch(x, plan, out, return_lse=return_lse)
-    else:
-        lse = low_bit_portable.launch(x, plan, out, return_lse=return_lse)
+    lse = kernel.launch(x, plan, out, return_lse=return_lse or apart)
+    if apart:
+        assert lse is not None
+        return add_skipped(q, out, lse, plan, scale=scale, impl="triton")
     return out, lse
 
 
@@ -43,10 +51,12 @@ def value_dtype_of(device: torch.device) -> torch.dtype:
     return torch.float16
 
 
-def _hopper(q: Tensor, out: Tensor, plan: BlockPlan) -> bool:
-    """Whether the Hopper kernel can run a call."""
-    if not runs_gluon_on_hopper(q):
-        return False
-    from vidsparse.kernels.triton import low_bit_hopper
+def _kernel(q: Tensor, out: Tensor, plan: BlockPlan) -> Any:
+    """The module whose kernel runs a call."""
+    if runs_gluon_on_hopper(q):
+        from vidsparse.kernels.triton import low_bit_hopper, low_bit_packed
 
-    return low_bit_hopper.refuses(out, plan) is None
+        for kernel in (low_bit_hopper, low_bit_packed):
+            if kernel.refuses(out, plan) is None:
+                return kernel
+    return low_bit_portable

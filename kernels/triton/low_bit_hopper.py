@@ -45,6 +45,7 @@ from vidsparse.kernels.triton.ring import phase_of, stage_of
 from vidsparse.kernels.triton.tma import suits_tma
 from vidsparse.kernels.triton.turns import allocate, counter, draw, hear, tell
 
+TAKES_POOLED, LAYOUT = False, "interleaved"
 KEYS = 128  # in a tile
 STAGES = 4  # tiles in flight, a power of two
 LOG2_448 = gl.constexpr(8.807354922057604)
@@ -412,11 +413,12 @@ def launch(
     """Attend into ``out`` and return the log-sum-exp.
 
     Args:
-        x: Interleaved, with ``key_block`` 64 or 128 as ``key_block_of`` says.
+        x: In ``LAYOUT``, with ``key_block`` 64 or 128 as ``key_block_of`` says.
         plan: One that the kernel does not refuse.
         out: ``(batch, heads, q_len, head_dim)``.
         return_lse: Whether to return the log-sum-exp.
     """
+    assert x.key_block is not None
     batch, heads, q_len, head_dim = out.shape
     wide = 64 if head_dim <= 64 else 128
     lse = x.shift.new_empty((batch, heads, q_len)) if return_lse else None

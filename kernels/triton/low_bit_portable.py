@@ -20,6 +20,7 @@ from vidsparse.kernels.triton.primitives import LN2, load_rows, shared_strides
 from vidsparse.kernels.triton.quantize import by_hand, to_values
 from vidsparse.kernels.triton.query_tiles import tiles_of_rows
 
+TAKES_POOLED, LAYOUT = False, "plain"
 CHUNK, SLOTS = 16, 8
 LOG2_448: tl.constexpr = tl.constexpr(8.807354922057604)
 
@@ -59,13 +60,16 @@ def _take(
         key, valid = _listed_keys(listed, count, kv_end, first, KEYS, KV, CHUNK)
     k = load_rows(k_ptr, key, valid, D, 1, D, BD, ALL)
     s = tl.dot(q, tl.trans(k), out_dtype=tl.int32).to(tl.float32)  # [BM, KEYS]
-    if ONE and K_BLOCK % KEYS == 0:  # one scale
+    if K_BLOCK == 0:  # one scale
+        s = s * (row_scale * tl.load(k_scale_ptr))[:, None]
+    elif ONE and K_BLOCK % KEYS == 0:
         s = s * (row_scale * tl.load(k_scale_ptr + at // K_BLOCK))[:, None]
     elif ALL:
         s = s * (row_scale[:, None] * tl.load(k_scale_ptr + key // K_BLOCK)[None, :])
     else:
         k_scale = tl.load(k_scale_ptr + key // K_BLOCK, mask=valid, other=1.0)
         s = s * (row_scale[:, None] * k_scale[None, :])
+    if not ALL:
         s = tl.where(valid[None, :], s, float("-inf"))
     m_new = tl.maximum(m, tl.max(s, 1))
     m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
@@ -161,8 +165,8 @@ def launch(
     """Attend into ``out`` and return the log-sum-exp.
 
     Args:
-        x: Not interleaved.
-        plan: What to compute.
+        x: Plain.
+        plan: What to compute, stand-ins apart.
         out: ``(batch, heads, q_len, head_dim)``, any strides.
         return_lse: Whether to return the log-sum-exp.
         keys: In a tile.
@@ -191,7 +195,7 @@ def launch(
         *shared_strides(q_tiles.row),
         heads, plan.num_q_blocks, q_len, plan.kv_len, x.value.shape[2], x.key_scale.shape[-1],
         D=head_dim, BD=max(16, triton.next_power_of_2(head_dim)), BM=queries, KEYS=keys,
-        Q_BLOCK=plan.q_block, KV=plan.kv_block, K_BLOCK=x.key_block,
+        Q_BLOCK=plan.q_block, KV=plan.kv_block, K_BLOCK=x.key_block or 0,
         CHUNK=0 if plan.kv_offsets is None else CHUNK,
         HAS_Q_TILES=q_tiles.row is not None, HAS_LSE=return_lse,
         BY_HAND=by_hand(x.value.dtype), num_warps=num_warps, num_stages=num_stages,

@@ -89,9 +89,9 @@ def _mask(s, lengths, CHUNK: gl.constexpr, BITS: gl.constexpr):
 
 @gluon.jit
 def _biased(s, bias):
-    """Scores and a number for each column; not pure, so that tiles without it branch around it."""
+    """Scores and a number for each; not pure, so that tiles without it branch around it."""
     return gl.inline_asm_elementwise(
-        "add.f32 $0, $1, $2;", "=f,f,f", [s, gl.expand_dims(bias, 0)],
+        "add.f32 $0, $1, $2;", "=f,f,f", [s, bias],
         dtype=gl.float32, is_pure=False, pack=1,
     )  # fmt: skip
 
@@ -109,12 +109,13 @@ def _listed(listed, tile, SLOTS: gl.constexpr):
 def _produce(
     qd, kd, md, tiles_ptr, lists, total, heads, turns, counter_ptr, qs, ks,
     q_full, q_empty, k_full, k_empty,
-    SLOTS: gl.constexpr, CHUNK: gl.constexpr, BITS: gl.constexpr,
+    SLOTS: gl.constexpr, CHUNK: gl.constexpr, SHIFT: gl.constexpr,
     STAGES: gl.constexpr, QUERIES_TOO: gl.constexpr, MEANS: gl.constexpr,
 ):  # fmt: skip
     """Copy the keys, and queries before them, or the values, a few stages ahead of their use.
 
-    A tile's list is read while the tile before it is copied.
+    A tile's list is read while the tile before it is copied. The bits of an entry above the lowest
+    ``SHIFT`` say where a chunk starts.
     """
     step = 0
     turn = 0
@@ -144,7 +145,7 @@ def _produce(
             mbarrier.expect(bar, SLOTS * kd.block_type.nbytes)
             for x in gl.static_range(SLOTS):
                 to = ks.index(stage).slice(x * CHUNK, CHUNK, dim=2)
-                key = ((words[x // 2] >> (x % 2 * 32)) & 0x7FFFFFFF).to(gl.int32) >> (BITS + 1)
+                key = ((words[x // 2] >> (x % 2 * 32)) & 0x7FFFFFFF).to(gl.int32) >> SHIFT
                 tma.async_copy_global_to_shared(kd, [b, h, key, 0], bar, to)
             words = later
             step += 1
@@ -222,7 +223,8 @@ def _attend(
             s = _mask(s, lengths, CHUNK, BITS)
         if MEANS:  # noqa: SIM102 (a branch that is compiled only where there are means)
             if tile < 0:
-                s = _biased(s, gl.load(bias_ptr + (n - number) * BN + column))
+                bias = gl.load(bias_ptr + (n - number) * BN + column)
+                s = _biased(s, gl.expand_dims(bias, 0))
         lengths = later
         m_new = gl.maximum(m, row_max(s) * scale_log2)
         alpha = gl.exp2(m - m_new)
@@ -409,10 +411,10 @@ def forward(
                         SLOTS, CHUNK, BITS, STAGES, 1, HAS_LSE, MEANS)),
             (_produce, (qd, kd, mean_kd, tiles_ptr, lists, total, heads, turns, counter_ptr, qs, ks,
                         q_full, q_empty, k_full, k_empty,
-                        SLOTS, CHUNK, BITS, STAGES, True, MEANS)),
+                        SLOTS, CHUNK, BITS + 1, STAGES, True, MEANS)),
             (_produce, (qd, vd, mean_vd, tiles_ptr, lists, total, heads, turns, counter_ptr, qs, vs,
                         q_full, q_empty, v_full, v_empty,
-                        SLOTS, CHUNK, BITS, STAGES, False, MEANS)),
+                        SLOTS, CHUNK, BITS + 1, STAGES, False, MEANS)),
         ],
         [4, 1, 1],
         [CONSUMER_REGISTERS, PRODUCER_REGISTERS, PRODUCER_REGISTERS],
@@ -449,7 +451,7 @@ def launch(
     chunks = list_chunks(plan, CHUNK, KEYS // CHUNK, impl="triton")
     words = chunks.index.view(torch.int64)
     tiles, total = query_tiles(plan, chunks, batch, heads, QUERIES)
-    bias = chunks.lengths if plan.pooled is None else _bias(plan, chunks.count.shape, scale)
+    bias = chunks.masks if plan.pooled is None else bias_of(plan, chunks.count.shape, scale)
     means = [k, v] if plan.pooled is None else _means(plan.pooled, k)
     programs = torch.cuda.get_device_properties(q.device).multi_processor_count
     forward[(min(programs, tiles.shape[0]),)](
@@ -464,10 +466,10 @@ def launch(
         total,
         counter(q.device),
         words,
-        chunks.lengths,
+        chunks.masks,
         bias,
         words.shape[-1],
-        chunks.lengths.shape[-1],
+        chunks.masks.shape[-1],
         bias.shape[-1],
         heads,
         q_len,
@@ -497,7 +499,7 @@ def _shares_sizes(plan: BlockPlan) -> bool:
     return torch.broadcast_shapes(sizes, listed) == listed
 
 
-def _bias(plan: BlockPlan, shape: torch.Size, scale: float) -> Tensor:
+def bias_of(plan: BlockPlan, shape: torch.Size, scale: float) -> Tensor:
     """What is added to the scores of stand-ins before they are scaled: ``ln(size) / scale``.
 
     Float32 ``(B|1, H|1, M, whole tiles)``, ``-inf`` for blocks that a row lists or are not there.

@@ -343,8 +343,12 @@ def test_what_the_rest_of_the_stack_is_worth_is_said_where_nobody_asked(cli):
         assert f"({each['time']['over_stock']:.2f}x)" in sentence
         assert not [note for note in each["notes"] if note.startswith("with --compile ")]
     assert "--quantize fp8 --precision int8 besides" in sentence
-    for more in ("--preset quality", "--gpu a100"):  # clusters, and a GPU without FP8
+    clusters = "--preset quality --gpu rtx4090"
+    for more in (clusters, "--gpu a100"):  # clusters on no Hopper, and a GPU without FP8
         [sentence] = [n for n in read(cli(f"{line} {more}"))["notes"] if n.startswith("with --com")]
         assert "besides" not in sentence
+    refused = cli(f"{line} {clusters} --precision int8")
+    assert refused.code == 2
+    assert "clusters run in eight bits on Hopper GPUs alone" in refused.err
     short = read(cli("plan --model flux.1-dev --json"))["notes"]
     assert not [note for note in short if note.startswith("with --compile ")]

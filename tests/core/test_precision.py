@@ -92,10 +92,25 @@ def test_an_engine_beside_a_precision_is_refused():
         SparseAttention(eight_bits(), engine="triton")
 
 
-@pytest.mark.parametrize(("name", "said"), [("lite", "observed"), ("semantic", "unequal size")])
-def test_a_preset_that_is_no_faster_in_eight_bits_has_no_such_parameter(name, said):
-    with pytest.raises(vidsparse.BadInputError, match=f"precision does nothing .*{said}"):
-        PRESETS[name].override({"precision": "int8"})
+def test_a_preset_that_is_no_faster_in_eight_bits_has_no_such_parameter():
+    with pytest.raises(vidsparse.BadInputError, match=r"precision does nothing .*observed"):
+        PRESETS["lite"].override({"precision": "int8"})
+
+
+def test_clusters_and_their_stand_ins_run_in_eight_bits(int8_on_cpu):
+    changes = {"density": 0.4, "q_clusters": 4, "kv_clusters": 12, "min_tokens": 0}
+    changes |= {"correction": "none"}
+    q, k, v = qkv()
+    out, same = (
+        run(SparseAttention(PRESETS["semantic"].override(changes | more)), q, k, v, at=9)
+        for more in ({"precision": "int8"}, {})
+    )
+    assert 0.001 < float((out - same).norm() / same.norm()) < 0.08
+
+
+def test_clusters_fit_hopper_whatever_their_blocks_are_tiled_by():
+    case = dataclasses.replace(HOPPER, offsets=True, pooled=True, q_block=64, kv_block=64)
+    assert not int8_unsupported(case)
 
 
 def test_another_precision_is_refused():
@@ -113,7 +128,7 @@ def test_auto_never_rounds_to_eight_bits():
         ({"arch": (7, 5)}, "multiplies no INT8"),
         ({"head_dim": 320}, "head_dim up to 256"),
         ({"needs_grad": True}, "no gradients"),
-        ({"offsets": True}, "unequal size"),
+        ({"arch": (8, 9), "offsets": True}, "on Hopper GPUs alone"),
         ({"q_block": 64}, "give block=128"),
         ({"head_dim": 192}, "in sixteens up to 128"),
     ],

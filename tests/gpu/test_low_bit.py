@@ -58,14 +58,14 @@ def check(out, lse, q, k, v, plan):
 
 
 @pytest.mark.parametrize("value_dtype", [torch.float16, torch.float8_e4m3fn], ids=str)
-@pytest.mark.parametrize("interleaved", [False, True])
-def test_the_quantising_pass(value_dtype, interleaved):
+@pytest.mark.parametrize("layout", ["plain", "interleaved"])
+def test_the_quantising_pass(value_dtype, layout):
     if value_dtype != value_dtype_of(torch.device("cuda")) == torch.float16:
         pytest.skip("this GPU has no FP8")
     q, k, v = qkv(2, 3, 1000, 1301, 96)
     options = {"scale": 0.2, "value_dtype": value_dtype}
-    ours = quantize(q, k, v, interleaved=interleaved, impl="triton", **options)
-    same = quantize(q, k, v, interleaved=interleaved, impl="reference", **options)
+    ours = quantize(q, k, v, layout=layout, impl="triton", **options)
+    same = quantize(q, k, v, layout=layout, impl="reference", **options)
     for name in ("query_scale", "shift", "key_scale", "value_scale"):
         mine, theirs = getattr(ours, name), getattr(same, name)
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))

@@ -19,7 +19,7 @@ from no_gpu import bytes_of_stack, pretend
 from vidsparse.kernels.engines.low_bit import key_block_of, quantize
 from vidsparse.kernels.plan import BlockPlan, Pooled
 from vidsparse.kernels.planning.partial import plan_of_pairs
-from vidsparse.kernels.triton import hopper, low_bit_hopper, packed
+from vidsparse.kernels.triton import hopper, low_bit_hopper, low_bit_packed, packed
 
 TOKENS, HEADS = 2048, 2
 
@@ -45,26 +45,34 @@ def partial_plan_of(q_block, kv_block):
     )  # fmt: skip
 
 
+MODULES: dict[str, Any] = {
+    "packed": packed, "means": packed, "low_bit": low_bit_hopper,
+    "low_bit_packed": low_bit_packed, "low_bit_means": low_bit_packed,
+}  # fmt: skip
+
+
 def launch(what, head_dim, q_block, kv_block):
-    module: Any = {"packed": packed, "means": packed, "low_bit": low_bit_hopper}.get(what, hopper)
+    module = MODULES.get(what, hopper)
     q = torch.zeros(1, HEADS, TOKENS, head_dim, dtype=torch.bfloat16)
     if what == "partial":
         plan = partial_plan_of(q_block, kv_block)
     else:
-        plan = plan_of(q_block, kv_block, unequal=module is packed)
-    if what == "low_bit":
+        plan = plan_of(q_block, kv_block, unequal=module in (packed, low_bit_packed))
+    if what.endswith("means"):
+        mean = q[:, :, ::kv_block]
+        pooled = Pooled(key=mean, value=mean, size=plan.kv_sizes)
+        plan = dataclasses.replace(plan, pooled=pooled)
+    if what.startswith("low_bit"):
         x = quantize(
-            q, q, q, scale=1.0, key_block=key_block_of(plan), interleaved=True, impl="reference"
-        )
-        x = dataclasses.replace(x, value=x.value.mT.contiguous().mT)  # as the fused pass lays it
-        low_bit_hopper.launch(x, plan, torch.empty_like(q), return_lse=True)
+            q, q, q, scale=1.0, key_block=key_block_of(plan), layout=module.LAYOUT,
+            pooled=plan.pooled, impl="reference",
+        )  # fmt: skip
+        if module is low_bit_hopper:  # as the fused pass lays it
+            x = dataclasses.replace(x, value=x.value.mT.contiguous().mT)
+        module.launch(x, plan, torch.empty_like(q), return_lse=True)
     elif what == "observe":
         module.observe(q, q, q, plan, scale=1.0)
     else:
-        if what == "means":
-            mean = q[:, :, ::kv_block]
-            pooled = Pooled(key=mean, value=mean, size=plan.kv_sizes)
-            plan = dataclasses.replace(plan, pooled=pooled)
         module.launch(q, q, q, plan, scale=1.0, return_lse=True)
 
 

@@ -7,6 +7,11 @@ import pytest
 EIGHT_BITS = [
     ("low_bit", dim, 128, kv_block) for dim, kv_block in itertools.product((64, 128), repeat=2)
 ]
+CLUSTERS_IN_EIGHT_BITS = [
+    ("low_bit_packed", 128, 128, 64),
+    ("low_bit_packed", 64, 64, 64),
+    ("low_bit_means", 128, 128, 64),
+]
 SIXTEEN_BITS = [
     ("hopper", 128, 128, 128),
     ("hopper", 64, 64, 64),
@@ -23,7 +28,10 @@ SIXTEEN_BITS = [
 @pytest.fixture(scope="module")
 def compiled(run_compiled):
     """Counts of wgmma in what a launch compiles; all are compiled by one process."""
-    cases = {case: ",".join(map(str, case)) for case in EIGHT_BITS + SIXTEEN_BITS}
+    cases = {
+        case: ",".join(map(str, case))
+        for case in EIGHT_BITS + CLUSTERS_IN_EIGHT_BITS + SIXTEEN_BITS
+    }
     found = run_compiled("compile_for_hopper.py", *cases.values())
 
     def counts(case):
@@ -42,6 +50,14 @@ def test_eight_bits(compiled, case):
     consumers, sites = 2, 3  # the first scores, the first product, the loop
     assert found[".s32.s8.s8"] == consumers * sites * head_dim // 32
     assert found[".f32.e4m3.e4m3"] == consumers * 2 * 128 // 32
+
+
+@pytest.mark.parametrize("case", CLUSTERS_IN_EIGHT_BITS, ids=str)
+def test_clusters_in_eight_bits(compiled, case):
+    found, head_dim = compiled(case), case[1]
+    consumers, sites = 2, 2  # the first scores, the loop
+    assert found[".s32.s8.s8"] == consumers * sites * head_dim // 32
+    assert found[".f32.e4m3.e4m3"] == consumers * 128 // 32
 
 
 @pytest.mark.parametrize("case", SIXTEEN_BITS, ids=str)

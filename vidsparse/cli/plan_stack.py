@@ -46,7 +46,7 @@ def _in_eight_bits(run: Run, preset: Preset, shapes: Shapes) -> RunTimes | None:
     try:
         found = run.forecast(preset.override({"precision": "int8"}))
         return run.predict(found, shapes)
-    except BadInputError:  # clusters, or a GPU without FP8
+    except BadInputError:  # a GPU without FP8, or clusters on one that is no Hopper
         return None
 
 

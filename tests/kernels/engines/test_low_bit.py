@@ -15,7 +15,8 @@ from vidsparse.kernels.engines.low_bit import (
     low_bit_reference,
     quantize,
 )
-from vidsparse.kernels.plan import BlockPlan
+from vidsparse.kernels.engines.reference import reference_attention
+from vidsparse.kernels.plan import BlockPlan, Pooled, block_of_token
 
 FIELDS = ("query", "query_scale", "shift", "key", "key_scale", "value", "value_scale")
 VALUES = [torch.float8_e4m3fn, torch.float16]
@@ -48,15 +49,13 @@ def run_kernel(x, plan, dtype=torch.float32, keys=64):
 
 
 @pytest.mark.parametrize("value_dtype", VALUES, ids=str)
-@pytest.mark.parametrize("interleaved", [False, True])
-@pytest.mark.parametrize("key_block", [64, 128])
-def test_the_quantising_pass_equals_the_reference(
-    draw, device, value_dtype, interleaved, key_block
-):
+@pytest.mark.parametrize("layout", ["plain", "interleaved"])
+@pytest.mark.parametrize("key_block", [64, 128, None])
+def test_the_quantising_pass_equals_the_reference(draw, device, value_dtype, layout, key_block):
     q, k, v = draw(2, 2, 70, 203, 48)
     options = {
         "scale": 0.2, "key_block": key_block, "value_dtype": value_dtype,
-        "interleaved": interleaved,
+        "layout": layout,
     }  # fmt: skip
     ours = quantize(q, k, v, impl="triton", **options)
     exact = quantize(q, k, v, impl="reference", **options)
@@ -64,6 +63,38 @@ def test_the_quantising_pass_equals_the_reference(
         mine, theirs = getattr(ours, name).float(), getattr(exact, name).float()
         assert mine.shape == theirs.shape
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("head_dim", [48, 112])
+@pytest.mark.parametrize("means", [0, 37])
+def test_panels_equal_the_reference(draw, oracle, device, head_dim, means):
+    q, k, v = draw(2, 2, 70, 203, head_dim)
+    pooled = None
+    if means:
+        mean_key, mean_value = 3 * torch.randn(2, 2, 2, means, head_dim, device=device)
+        size = torch.ones(means, device=device)
+        pooled = Pooled(key=mean_key, value=mean_value, size=size)
+    options = {"scale": 0.2, "key_block": None, "layout": "panels", "pooled": pooled}
+    ours = quantize(q, k, v, impl="triton", **options)
+    exact = quantize(q, k, v, impl="reference", **options)
+    for name in (*FIELDS, *(("mean_key", "mean_value") if means else ())):
+        mine, theirs = getattr(ours, name).float(), getattr(exact, name).float()
+        assert mine.shape == theirs.shape
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_panels_hold_a_channels_values_side_by_side_once_tma_has_swizzled_them(draw, head_dim):
+    q, k, v = draw(1, 1, 16, 100, head_dim)
+    options = {"scale": 1.0, "key_block": None, "impl": "reference"}
+    mixed = quantize(q, k, v, layout="interleaved", **options).value[0, 0].float()
+    panels = quantize(q, k, v, layout="panels", **options).value[0, 0].float().flatten()
+    at = torch.arange(panels.numel())
+    row, sixteen = at // head_dim, at // 16 % (head_dim // 16)
+    turn = row % 8 if head_dim == 128 else row % 8 // 2  # rows of 128 bytes, and of 64
+    landed = torch.empty_like(panels)
+    landed[row * head_dim + (sixteen ^ turn) * 16 + at % 16] = panels
+    assert torch.equal(landed.view(-1, head_dim, 16).mT.flatten(0, 1), mixed)
 
 
 def test_what_was_quantised_is_near_what_it_was(draw):
@@ -85,8 +116,8 @@ def test_interleaved_values_lie_where_the_products_accumulator_has_their_weights
     ]
     q, k, v = draw(1, 1, 16, 64, 16)
     plain, mixed = (
-        quantize(q, k, v, scale=1.0, key_block=64, interleaved=mix, impl="reference").value
-        for mix in (False, True)
+        quantize(q, k, v, scale=1.0, key_block=64, layout=layout, impl="reference").value
+        for layout in ("plain", "interleaved")
     )
     assert torch.equal(mixed[0, 0, 16:32].float(), plain[0, 0, 16:32].float()[list(INTERLEAVED)])
 
@@ -229,13 +260,39 @@ def test_zeros_and_tiny_numbers_are_no_trouble(draw, device):
     assert lse.isfinite().all()
 
 
-def test_pooled_stand_ins_are_left_to_the_caller(oracle, draw, device):
-    q, k, v = draw(1, 1, 64, 128, 32)
-    plan = oracle.plan(1, 1, 64, 128, 64, 64, device=device)
-    with_pooled = dataclasses.replace(plan, pooled=oracle.pooled(k, v, 64))
-    assert torch.equal(
-        low_bit_attention(q, k, v, plan)[0], low_bit_attention(q, k, v, with_pooled)[0]
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+@pytest.mark.parametrize("blocks", [None, 9])
+def test_stand_ins_take_part(oracle, draw, device, impl, blocks):
+    q, k, v = draw(1, 2, 64, 300, 32)
+    plan = oracle.plan(1, 2, 64, 300, 64, 64, kv_blocks=blocks, share=0.4, device=device)
+    pooled = oracle.pooled(k, v, 64) if blocks is None else clusters_pooled(plan, k, v)
+    plan = dataclasses.replace(plan, pooled=pooled)
+    out, lse = low_bit_attention(q, k, v, plan, return_lse=True, impl=impl)
+    exact, exact_lse = reference_attention(*(x.double() for x in (q, k, v)), plan, return_lse=True)
+    assert relative(out, exact) < 0.045
+    assert float((lse - exact_lse).abs().max()) < 0.03
+
+
+def clusters_pooled(plan, k, v):
+    """Means of the clusters of a plan."""
+    owner = block_of_token(plan.kv_len, 64, plan.kv_offsets).to(k.device)
+    owner = owner.expand(*k.shape[:2], -1)[..., None].expand_as(k)
+    size = plan.kv_sizes
+    blank = torch.zeros(*k.shape[:2], size.shape[-1], k.shape[-1], device=k.device)
+    key, value = (
+        blank.scatter_add(2, owner, x.float()) / size.clamp(min=1)[..., None] for x in (k, v)
     )
+    return Pooled(key=key, value=value, size=size)
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+def test_queries_of_nearly_nothing_weigh_keys_alike(oracle, draw, device, impl):
+    q, k, v = draw(1, 2, 64, 300, 32)
+    plan = oracle.plan(1, 2, 64, 300, 64, 64, kv_blocks=9, share=0.4, device=device)
+    for tiny in (0.0, 1e-30, 1e-9):
+        out, _ = low_bit_attention(q * tiny, k, v, plan, impl=impl)
+        exact, _ = oracle.attention(q * 0, k, v, plan)
+        assert relative(out, exact) < 0.04
 
 
 def test_bad_input(draw):
