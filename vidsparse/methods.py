@@ -527,7 +527,7 @@ METHODS: tuple[Preset, ...] = (
         # its branch with the whole field is no attention of one call: Session.full_field
         source="FreeSwim, arXiv 2511.14712, without its dense pass: session.full_field()",
         policy=Policy(
-            order=Tile(),
+            order=Tile(tile_frames=16, tile_height=4),  # long as the window: its edge cuts few
             estimator=Neighbourhood(window_frames=4096, window_height=31, window_width=53),
             selector=Threshold(),
         ),

@@ -111,7 +111,7 @@ def quantize(
         from vidsparse.kernels.triton.quantize import launch as run
     query, query_scale, shift, key, key_scale, value, value_scale, means = run(
         q, k, v, scale=scale, block=key_block, value_dtype=value_dtype, layout=layout,
-        pooled=pooled,
+        pooled=pooled, floor=FLOOR,
     )  # fmt: skip
     return Quantized(
         query=query, query_scale=query_scale, shift=shift, key=key, key_scale=key_scale,
@@ -130,6 +130,7 @@ def _quantize_reference(
     value_dtype: torch.dtype,
     layout: Layout,
     pooled: Pooled | None,
+    floor: float,
 ) -> tuple[Any, ...]:
     """The same in plain torch."""
     query, key, value = q.float(), k.float(), v.float()
@@ -150,7 +151,7 @@ def _quantize_reference(
     most_key, most_value = most_key.clamp(min=LEAST), most_value.clamp(min=LEAST)
     most = query.abs().amax(dim=-1).clamp(min=LEAST)
     if block is None:
-        most = torch.maximum(most, _over(FLOOR * 16129, scale * LOG2E * most_key))
+        most = torch.maximum(most, _over(floor * 16129, scale * LOG2E * most_key))
     query = (query * _over(127, most)[..., None]).round().to(torch.int8).contiguous()
     query_scale = most * (scale * LOG2E / 127)
     made = []

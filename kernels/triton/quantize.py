@@ -15,8 +15,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vidsparse.kernels.engines import low_bit
-from vidsparse.kernels.engines.low_bit import Layout
 from vidsparse.kernels.plan import Pooled
 from vidsparse.kernels.triton.primitives import load_rows
 
@@ -27,7 +25,6 @@ ROUND: tl.constexpr = tl.constexpr(
     12582912.0
 )  # 1.5 * 2**23: adding it leaves no bits for a fraction
 LEAST: tl.constexpr = tl.constexpr(1e-10)  # no block's largest magnitude is taken for less
-FLOOR: tl.constexpr = tl.constexpr(low_bit.FLOOR)
 
 
 @triton.jit
@@ -159,7 +156,7 @@ def _quantize(
     q_ptr, k_ptr, v_ptr, mean_ptr, most_ptr, kv_end_ptr,
     q8_ptr, q_scale_ptr, shift_ptr, k8_ptr, k_scale_ptr, v8_ptr,
     q_b, q_h, q_s, q_d, k_b, k_h, k_s, k_d, v_b, v_h, v_s, v_d,
-    heads, q_len, kv_len, q_blocks, kv_blocks, width, wide, v8_s, v8_d, scale,
+    heads, q_len, kv_len, q_blocks, kv_blocks, width, wide, v8_s, v8_d, scale, floor,
     D: tl.constexpr, BD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
     ONE_SCALE: tl.constexpr, LAYOUT: tl.constexpr, BY_HAND: tl.constexpr,
 ):  # fmt: skip
@@ -174,7 +171,7 @@ def _quantize(
         least = LEAST
         if ONE_SCALE:
             unit = tl.load(k_scale_ptr + bh) * scale * (LOG2E / 16129)  # of a query of one
-            least = tl.maximum(tl.div_rn(1.0, unit) * FLOOR, LEAST)
+            least = tl.maximum(tl.div_rn(1.0, unit) * floor, LEAST)
         _quantize_queries(
             q_ptr + b * q_b + h * q_h, mean, q8_ptr + bh * q_len * D, q_scale_ptr + bh * q_len,
             shift_ptr + bh * q_len, least, block, q_len, q_s, q_d, scale, dims, D, BD, ROWS,
@@ -208,8 +205,9 @@ def launch(
     scale: float,
     block: int | None,
     value_dtype: torch.dtype,
-    layout: Layout,
+    layout: str,
     pooled: Pooled | None,
+    floor: float,
 ) -> tuple[Any, ...]:
     """Run both kernels; see ``quantize`` in ``kernels/engines/low_bit.py``."""
     mean, most_key, most = _surveyed(k, v, pooled, one_scale=block is None)
@@ -239,7 +237,7 @@ def launch(
         _quantize[(q_blocks + 2 * kv_blocks, q.shape[0] * q.shape[1])](
             q, k, v, mean, most, kv_end, q8, q_scale, shift, k8, k_scale, value,
             *q.stride(), *k.stride(), *v.stride(), q.shape[1], q_len, kv_len, q_blocks, kv_blocks,
-            width, value.shape[3], *value.stride()[2:], scale,
+            width, value.shape[3], *value.stride()[2:], scale, floor,
             D=head_dim, BD=wide, ROWS=QUERIES, BLOCK=rows, ONE_SCALE=block is None, LAYOUT=layout,
             BY_HAND=by_hand(value_dtype), num_warps=8,
         )  # fmt: skip

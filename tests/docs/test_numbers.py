@@ -82,9 +82,48 @@ def test_the_ladder_of_the_readme(rung):
     if rung in ("balanced", "fast"):
         compiled = {row["name"]: row for row in record("pipeline_wan14b_compiled")}
         assert cells[2:4] == [runs["eager", rung], f"{compiled[rung]['over_stock']:.2f}x"]
+    elif rung == "quality":
+        assert cells[2:4] == [
+            f"{row['over_stock']:.2f}x"
+            for name in ("clusters", "clusters_compiled")
+            for row in record(f"pipeline_wan14b_{name}")
+            if row["name"] == rung
+        ]
     else:
         assert "predicted" in cells[2]
         assert cells[3] == ""
+
+
+def test_whole_runs_of_clusters():
+    _, rows = table_after("docs/performance.md", "**Clusters**: the 14B at 720p")
+    runs = record("pipeline_wan14b_clusters") + record("pipeline_wan14b_clusters_compiled")
+    found = [run for run in runs if "preset" in run]
+    assert len(rows) == len(found)
+    for (name, cells), run in zip(rows.items(), found, strict=True):
+        assert run["name"] in name
+        ratios = [f"{run[key]:.2f}x" for key in ("over_stock", "over_best_dense")]
+        seconds = [f"{run['seconds']:.2f} s", f"{run['whole_seconds']:.0f} s"]
+        assert [cell.strip("*") for cell in cells] == seconds + ratios
+
+
+def test_calls_of_clusters():
+    _, rows = table_after("docs/performance.md", "[numbers](../benchmarks/results/clusters_h200")
+    found = record("clusters")
+    assert len(rows) == len(found)
+    for row in found:
+        ms = row["ms"]
+        assert rows[row["case"]] == [
+            f"{row['density']:.4f}", f"{ms:.1f}", f"{ms / row['density'] / 100:.2f}",
+            f"{row['computed']:.2f}", f"{row['int8_ms']:.1f}",
+        ]  # fmt: skip
+
+
+def test_the_fidelity_of_clusters_in_eight_bits():
+    _, rows = table_after("docs/performance.md", "**Clusters** are near enough to dense")
+    found = {row["candidate"]: psnr(row) for row in record("ladder_precision_clusters")}
+    for name, cells in rows.items():
+        preset = name.partition("`")[2]
+        assert cells == [f"{found[f'{preset}, {bits}']} dB" for bits in ("model", "int8")]
 
 
 def test_predicted_seconds_beside_measured_ones():

@@ -268,7 +268,8 @@ def test_stand_ins_take_part(oracle, draw, device, impl, blocks):
     pooled = oracle.pooled(k, v, 64) if blocks is None else clusters_pooled(plan, k, v)
     plan = dataclasses.replace(plan, pooled=pooled)
     out, lse = low_bit_attention(q, k, v, plan, return_lse=True, impl=impl)
-    exact, exact_lse = reference_attention(*(x.double() for x in (q, k, v)), plan, return_lse=True)
+    q, k, v = (x.double() for x in (q, k, v))
+    exact, exact_lse = reference_attention(q, k, v, plan, return_lse=True)
     assert relative(out, exact) < 0.045
     assert float((lse - exact_lse).abs().max()) < 0.03
 
