@@ -44,7 +44,9 @@ from vidsparse.kernels.triton.packed import (
     _shares_sizes,
     _work,
     _write,
+    barriers,
     bias_of,
+    exchange_by,
 )
 from vidsparse.kernels.triton.query_tiles import query_tiles
 from vidsparse.kernels.triton.ring import phase_of, stage_of
@@ -270,32 +272,12 @@ def forward(
     qs = gl.allocate_shared_memory(gl.int8, [2, 1, 1, 64, D], qd.layout)
     ks = gl.allocate_shared_memory(gl.int8, [STAGES, 1, 1, BN, D], kd.layout)
     vs = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, 1, 1, BN, D], vd.layout)
-    q_full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    q_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for w in gl.static_range(2):
-        mbarrier.init(q_full.index(w), count=1)
-        mbarrier.init(q_empty.index(w), count=1)
-    for s in gl.static_range(STAGES):
-        mbarrier.init(k_full.index(s), count=1)
-        mbarrier.init(k_empty.index(s), count=2)
-        mbarrier.init(v_full.index(s), count=1)
-        mbarrier.init(v_empty.index(s), count=2)
+    bars = barriers(STAGES)
     turns = allocate()
-    first_done = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-    found = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-    mbarrier.init(first_done, count=1)
-    mbarrier.init(found, count=1)
     spread: gl.constexpr = gl.SwizzledSharedLayout(4, 1, 8, [1, 0])
-    memory = gl.allocate_shared_memory(gl.float32, [64, D], spread)
-    flat: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
-    numbers = gl.allocate_shared_memory(gl.float32, [2, 64], flat)
-    exchange = (first_done, found, memory, numbers)
+    exchange = exchange_by(gl.allocate_shared_memory(gl.float32, [64, D], spread))
     fence_async_shared()
-    bars = (q_full, q_empty, k_full, k_empty, v_full, v_empty)
+    q_full, q_empty, k_full, k_empty, v_full, v_empty = bars
     lists = (index_ptr, masks_ptr, bias_ptr, capacity, most, means)
     scale_ptrs = (q_scale_ptr, k_scale_ptr, v_scale_ptr, shift_ptr)
     total = gl.load(total_ptr)

@@ -357,6 +357,38 @@ INTEGERS = (
 )  # fmt: skip
 
 
+@gluon.jit
+def barriers(STAGES: gl.constexpr):
+    """Of queries, keys and values: full, and empty again."""
+    q_full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    q_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for w in gl.static_range(2):
+        mbarrier.init(q_full.index(w), count=1)
+        mbarrier.init(q_empty.index(w), count=1)
+    for s in gl.static_range(STAGES):
+        mbarrier.init(k_full.index(s), count=1)
+        mbarrier.init(k_empty.index(s), count=2)
+        mbarrier.init(v_full.index(s), count=1)
+        mbarrier.init(v_empty.index(s), count=2)
+    return q_full, q_empty, k_full, k_empty, v_full, v_empty
+
+
+@gluon.jit
+def exchange_by(memory):
+    """What the second consumer hands over to the first, and through which memory."""
+    first_done = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    found = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    mbarrier.init(first_done, count=1)
+    mbarrier.init(found, count=1)
+    flat: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+    numbers = gl.allocate_shared_memory(gl.float32, [2, 64], flat)
+    return first_done, found, memory, numbers
+
+
 # a size of one must stay a number: a partition cannot be handed a constant inside a tuple
 @gluon.jit(do_not_specialize=INTEGERS)
 def forward(
@@ -373,32 +405,13 @@ def forward(
     qs = gl.allocate_shared_memory(dtype, [2, 1, 1, 64, D], rows)
     ks = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, SLOTS * CHUNK, D], rows)
     vs = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, SLOTS * CHUNK, D], rows)
-    q_full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    q_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for w in gl.static_range(2):
-        mbarrier.init(q_full.index(w), count=1)
-        mbarrier.init(q_empty.index(w), count=1)
-    for s in gl.static_range(STAGES):
-        mbarrier.init(k_full.index(s), count=1)
-        mbarrier.init(k_empty.index(s), count=2)
-        mbarrier.init(v_full.index(s), count=1)
-        mbarrier.init(v_empty.index(s), count=2)
+    bars = barriers(STAGES)
     turns = allocate()
-    first_done = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-    found = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-    mbarrier.init(first_done, count=1)
-    mbarrier.init(found, count=1)
     spread: gl.constexpr = gl.SwizzledSharedLayout(4, 1, 8, [1, 0])
     memory = qs._reinterpret(gl.float32, [64, D], spread)  # as many bytes as all queries
-    flat: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
-    numbers = gl.allocate_shared_memory(gl.float32, [2, 64], flat)
-    exchange = (first_done, found, memory, numbers)
+    exchange = exchange_by(memory)
     fence_async_shared()
-    bars = (q_full, q_empty, k_full, k_empty, v_full, v_empty)
+    q_full, q_empty, k_full, k_empty, v_full, v_empty = bars
     lists = (index_ptr, lengths_ptr, bias_ptr, capacity, most, means)
     total = gl.load(total_ptr)
     gl.warp_specialize(
