@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from vidsparse.errors import BadInputError
+from vidsparse.kernels.engines.case import Case
 from vidsparse.of_model import OfModel
 from vidsparse.own_code import digest
 from vidsparse.parameters import (
@@ -140,6 +141,20 @@ class Preset:
         if self.policy.block is None and self.precision is not Precision.MODEL and device == "cuda":
             return EIGHT_BIT_BLOCK
         return self.policy.block_on(device, tokens, head_dim)
+
+    def case(self, head_dim: int, device: str, arch: tuple[int, int] | None) -> Case:
+        """What an engine has to run of a long sequence.
+
+        Args:
+            head_dim: Numbers of a head.
+            device: Type of the device.
+            arch: Compute capability of a CUDA device.
+        """
+        block = self.block_on(device, 1 << 20, head_dim)
+        return Case(
+            device_type=device, arch=arch, head_dim=head_dim, q_block=block, kv_block=block,
+            offsets=self.policy.order.makes_clusters,
+        )  # fmt: skip
 
     def _why_layers_do_not_share(self) -> str | None:
         """Why neighbouring layers cannot share a plan, in one clause; None if they can."""

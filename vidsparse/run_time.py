@@ -13,7 +13,6 @@ from vidsparse.errors import BadInputError
 from vidsparse.forecast import Forecast
 from vidsparse.gpus import GPUS, MEASURED, Gpu, find_gpu
 from vidsparse.kernels.dense import FLASH
-from vidsparse.kernels.engines.case import Case
 from vidsparse.kernels.engines.int8 import unfit_for
 from vidsparse.policies.block_size import WIDE
 from vidsparse.policies.policy import Policy
@@ -251,7 +250,7 @@ def predict(
             (``check_quantized``), or eight bits that do not fit the GPU.
     """
     where = find_gpu(gpu)
-    _check_eight_bits(found.preset, found.block, shapes.head_dim, where)
+    _check_eight_bits(found.preset, shapes.head_dim, where)
     dense = dense_step(shapes, where, compiled=compiled, quantized=quantized)
     cost = call_cost(found.preset, found.block, shapes.head_dim)
     why = why_dense(found, shapes, where)
@@ -274,15 +273,10 @@ def predict(
     )
 
 
-def _check_eight_bits(preset: Preset, block: int, head_dim: int, gpu: Gpu) -> None:
+def _check_eight_bits(preset: Preset, head_dim: int, gpu: Gpu) -> None:
     if preset.precision is Precision.MODEL:
         return
-    clusters = preset.policy.order.makes_clusters
-    case = Case(
-        device_type="cuda", arch=gpu.arch, head_dim=head_dim, q_block=block, kv_block=block,
-        offsets=clusters,
-    )  # fmt: skip
-    if reasons := unfit_for(case):
+    if reasons := unfit_for(preset.case(head_dim, "cuda", gpu.arch)):
         raise BadInputError(
             f"{preset.name} cannot run with precision={preset.precision} on the {gpu.label}: "
             f"{'; '.join(reasons)}"

@@ -386,6 +386,7 @@ class SparseAttention:
             state=state,
             shared=shared,
             remember=call.known and schedule.remembers,
+            eight_bits=self.preset.precision is not Precision.MODEL,
         )
 
     def _shared_state(

@@ -25,7 +25,9 @@ def int8_unsupported(case: Case) -> list[str]:
     """Why the ``int8`` engine cannot run a case, as sentences; empty when it can."""
     reasons = []
     if case.device_type != "cuda":
-        reasons.append(f"eight bits gain on a GPU alone, the tensors are on {case.device_type}")
+        reasons.append(
+            f"eight bits gain on a GPU alone, this is on {case.device_type}: leave precision out"
+        )
     elif problem := why_no_triton(case.device_type):
         reasons.append(problem)
     if case.needs_grad:

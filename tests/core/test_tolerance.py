@@ -8,6 +8,7 @@ import torch
 
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
+from vidsparse.kernels.engines.int8 import low_bit_attention
 from vidsparse.kernels.engines.reference import reference_attention
 from vidsparse.kernels.plan import dense_plan
 from vidsparse.planner import Planner
@@ -113,6 +114,28 @@ def test_the_plan_meets_its_tolerance_and_is_not_much_dearer_than_it_must_be(tol
         policy.estimator.estimate(arranged.inputs), arranged.inputs, density=0.75 * plan.density
     )
     assert relative_error(arranged.inputs, cheaper) > tolerance
+
+
+def low_bit_error(inputs, plan):
+    """Relative error of a plan in eight bits, against exact attention in floats."""
+    q, k, v = inputs.qkv
+    exact, _ = attend(inputs, dense_plan(plan))
+    out, _ = low_bit_attention(q, k, v, with_centroids(plan, inputs), scale=inputs.scale)
+    return float((out - exact).norm() / exact.norm())
+
+
+def test_what_eight_bits_round_leaves_less_for_what_is_skipped():
+    policy, grid = auto(), TokenGrid(6, 12, 12)
+    floats, eight = make(grid), make(grid, eight_bits=True)
+    arranged, plan = plan_within(policy, floats, 0.1)
+    tolerance = 1.5 * low_bit_error(arranged.inputs, dense_plan(plan))
+    arranged, plan = plan_within(policy, floats, tolerance, sampled_rows=10_000)
+    assert low_bit_error(arranged.inputs, plan) > tolerance
+    arranged, dearer = plan_within(policy, eight, tolerance, sampled_rows=10_000)
+    assert low_bit_error(arranged.inputs, dearer) <= 1.02 * tolerance
+    assert dearer.density > plan.density
+    _, everything = plan_within(policy, eight, tolerance / 4)
+    assert everything.density == 1
 
 
 def test_more_tolerance_is_less_density():

@@ -52,17 +52,12 @@ class Job:
 
         Raises:
             BadInputError: When it was calibrated for another model or size, or is in eight bits
-                on a CPU.
+                that its device has no kernel for.
         """
         from vidsparse.pipelines.published import apply
-        from vidsparse.preset import Precision
 
         found = apply(preset, self.checkpoint.release)[0]
-        if found.precision is not Precision.MODEL and self.device.startswith("cpu"):
-            raise BadInputError(
-                f"precision={found.precision} gains on a GPU alone, and this runs on a CPU: leave "
-                "it out"
-            )
+        self._check_precision(found)
         for each in found.of_model:
             each.check_layers(self.checkpoint.layers)
             for request in self.requests:
@@ -70,6 +65,24 @@ class Job:
                 grid = self.checkpoint.geometry.sequence(*size)
                 each.check_grid(grid.frames, grid.height, grid.width)
         return found
+
+    def _check_precision(self, preset: Preset) -> None:
+        """Before weights load: a call would say the same."""
+        import torch
+
+        from vidsparse.kernels.engines.table import ENGINES
+        from vidsparse.preset import Precision
+
+        if preset.precision is Precision.MODEL:
+            return
+        device = torch.device(self.device)
+        arch = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+        case = preset.case(self.checkpoint.head_dim, device.type, arch)
+        if reasons := ENGINES[str(preset.precision)].why_not(case):
+            raise BadInputError(
+                f"{preset.name} cannot run with precision={preset.precision} here: "
+                f"{'; '.join(reasons)}"
+            )
 
     def write(
         self, path: Path, frames: np.ndarray, request: Request, preset: Preset | None

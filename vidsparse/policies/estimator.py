@@ -71,6 +71,7 @@ class Inputs:
             None where no order says so.
         copies: Whose output each place takes in the end, int64 ``(batch, heads, seq)``, -1 for what
             is no number; None where each keeps its own.
+        eight_bits: Whether what is planned will be computed in eight bits.
     """
 
     blocks: Blocks
@@ -92,6 +93,7 @@ class Inputs:
     way: float = 1.0
     kept: int | None = None
     copies: Tensor | None = None
+    eight_bits: bool = False
 
     @property
     def all_heads(self) -> int:

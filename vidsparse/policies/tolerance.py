@@ -4,7 +4,8 @@ For a few query rows of a call exact attention is known, so the true error of an
 known too. Each head takes the order in which its plan errs least; estimated costs are scaled, head
 by head, to the error that was measured; and the layer gets the lowest density at which the relative
 error of its output on the sampled rows stays under the tolerance. A plan is used again as long as
-its error on freshly drawn rows stays there. Nothing waits for the device.
+its error on freshly drawn rows stays there. What eight bits round is measured on the same rows, and
+leaves so much less for what is skipped. Nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from vidsparse.errors import BadInputError
 from vidsparse.head_sharing import all_of, own_of
+from vidsparse.kernels.engines.int8 import low_bit_attention
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.kernels.planning.select import Lists, Ranking
 from vidsparse.policies.choice import (
@@ -115,7 +117,7 @@ class Tolerance(Selector):
         candidate = samples.under(arranged, centroids=policy.compensation.through_means)
         search = _Search(scores, policy.always(arranged.inputs), arranged.inputs, candidate)
         search.scale_to_measured()
-        density = search.lowest_density(self._allowed(inputs, way))
+        density = search.lowest_density(self._allowed(candidate, inputs, way))
         if inputs.purse is not None:
             means = arranged.inputs.blocks.columns / inputs.blocks.grid.tokens
             besides = policy.pairs([1.0], [0.0], replan=1, means=means)[0]
@@ -137,16 +139,31 @@ class Tolerance(Selector):
         samples = Samples.draw(inputs, self.sampled_rows)
         candidate = samples.under(arranged, centroids=policy.compensation.through_means)
         error = all_of(inputs.share, candidate.error(plan.to_block_mask())).sum(dim=-1)
-        return (
-            error <= (SLACK * self._allowed(inputs, way)) ** 2 * _power(candidate, inputs)
-        ).all()
+        return (error <= self._allowed(candidate, inputs, SLACK * way)).all()
 
-    def _allowed(self, inputs: Inputs, way: float) -> float | Tensor:
-        """The relative error that is allowed, of the tolerance or of a run's purse."""
+    def _allowed(self, candidate: Candidate, inputs: Inputs, way: float) -> Tensor:
+        """The squared error of what is skipped that is allowed, mean over rows, ``(batch,)``.
+
+        That of the tolerance less what eight bits round, or that of a run's purse, whose tolerance
+        is whatever the mean density takes.
+        """
+        power = _power(candidate, inputs)
         if inputs.purse is not None:
-            return inputs.purse.tolerance * way
+            return (inputs.purse.tolerance * way) ** 2 * power
         assert self.tolerance is not None
-        return self.tolerance * way
+        allowed = (self.tolerance * way) ** 2 * power
+        if inputs.eight_bits:
+            allowed = (allowed - _rounding(candidate, inputs)).clamp(min=0)
+        return allowed
+
+
+def _rounding(candidate: Candidate, inputs: Inputs) -> Tensor:
+    """Squared error of all keys in eight bits, of all heads, mean over rows, ``(batch,)``."""
+    samples = candidate.samples
+    _, k, v = inputs.qkv
+    out, _ = low_bit_attention(samples.query, k, v, scale=inputs.scale)
+    squares = (out.float() - samples.out).square().sum(dim=-1).mean(dim=-1)
+    return all_of(inputs.share, squares).sum(dim=-1)
 
 
 def _power(candidate: Candidate, inputs: Inputs) -> Tensor:
@@ -187,15 +204,15 @@ class _Search:
         ratio = torch.where(ratio > 0, ratio, 1.0)  # a head that lost nothing has nothing to scale
         self._scores = self._scores * ratio[..., None, None]
 
-    def lowest_density(self, tolerance: float | Tensor) -> Tensor:
-        """The lowest density whose relative error stays under the tolerance, ``(batch,)``."""
-        ranking, power = self._ranking(), _power(self._candidate, self._inputs)
-        low = torch.full_like(power, LEAST)
-        high = torch.ones_like(power)
+    def lowest_density(self, allowed: Tensor) -> Tensor:
+        """The lowest density whose squared error stays under what is allowed, ``(batch,)``."""
+        ranking = self._ranking()
+        low = torch.full_like(allowed, LEAST)
+        high = torch.ones_like(allowed)
         for _ in range(HALVINGS):
             middle = (low * high).sqrt()
             error = self._candidate.error(self._keep(ranking, middle))
-            fine = all_of(self._inputs.share, error).sum(dim=-1) <= tolerance**2 * power
+            fine = all_of(self._inputs.share, error).sum(dim=-1) <= allowed
             low, high = torch.where(fine, low, middle), torch.where(fine, middle, high)
         return high
 
