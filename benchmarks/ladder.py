@@ -164,6 +164,10 @@ SETS: dict[str, dict[str, dict[str, Any]]] = {
         }.items()
         for precision in ("model", "int8")
     },
+    "boxes": {  # of 128 tokens, frames x height x width
+        f"boxes {f}x{h}x{w}": TILES | {"tile_frames": f, "tile_height": h, "tile_width": w}
+        for f, h, w in ((1, 8, 16), (2, 8, 8), (4, 4, 8), (8, 4, 4))
+    },
     "shift 3": {  # before: dense above sigma .95, full below .8, blocks of 64
         "before .45": TILES_64 | mean_of(0.45) | ramp(0.45, 0.15),
         "before .35": TILES_64 | mean_of(0.35) | ramp(0.45, 0.15),

@@ -247,7 +247,8 @@ def launch(
     k_scale = k_scale if most_key is None else most_key / 127
     means = (None, None)
     if pooled is not None:
-        means = pass_over(pooled.key, pooled.value, 0)[::2]
+        means = (x.expand(*q.shape[:2], -1, -1) for x in (pooled.key, pooled.value))
+        means = pass_over(*means, 0)[::2]
     return q8, q_scale, shift, k8, k_scale, value, most / 448, means
 
 

@@ -274,6 +274,18 @@ def test_stand_ins_take_part(oracle, draw, device, impl, blocks):
     assert float((lse - exact_lse).abs().max()) < 0.03
 
 
+def test_a_batch_may_share_its_means(draw, device):
+    q, k, v = draw(2, 2, 16, 130, 64)
+    mean_key, mean_value = torch.randn(2, 1, 2, 20, 64, device=device)
+    pooled = Pooled(key=mean_key, value=mean_value, size=torch.ones(20, device=device))
+    options = {"scale": 0.2, "key_block": None, "layout": "panels", "pooled": pooled}
+    ours, same = (quantize(q, k, v, impl=impl, **options) for impl in ("triton", "reference"))
+    assert ours.mean_key is not None
+    assert same.mean_key is not None
+    assert torch.equal(ours.mean_key, same.mean_key)
+    assert not torch.equal(ours.mean_key[0], ours.mean_key[1])  # each has a scale of its own
+
+
 def clusters_pooled(plan, k, v):
     """Means of the clusters of a plan."""
     owner = block_of_token(plan.kv_len, 64, plan.kv_offsets).to(k.device)
