@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -142,19 +142,39 @@ class Preset:
             return EIGHT_BIT_BLOCK
         return self.policy.block_on(device, tokens, head_dim)
 
-    def case(self, head_dim: int, device: str, arch: tuple[int, int] | None) -> Case:
-        """What an engine has to run of a long sequence.
+    def check_precision(
+        self,
+        why_not: Callable[[Case], list[str]],
+        where: str,
+        *,
+        head_dim: int,
+        device: str,
+        arch: tuple[int, int] | None,
+    ) -> None:
+        """Refuse eight bits that a GPU has no kernel for, before a call does.
 
         Args:
+            why_not: Reasons against a case.
+            where: It would run, in the user's words.
             head_dim: Numbers of a head.
             device: Type of the device.
             arch: Compute capability of a CUDA device.
+
+        Raises:
+            BadInputError: With every reason.
         """
-        block = self.block_on(device, 1 << 20, head_dim)
-        return Case(
+        if self.precision is Precision.MODEL:
+            return
+        block = self.block_on(device, 1 << 20, head_dim)  # of a long sequence
+        case = Case(
             device_type=device, arch=arch, head_dim=head_dim, q_block=block, kv_block=block,
             offsets=self.policy.order.makes_clusters,
         )  # fmt: skip
+        if reasons := why_not(case):
+            raise BadInputError(
+                f"{self.name} cannot run with precision={self.precision} {where}: "
+                f"{'; '.join(reasons)}"
+            )
 
     def _why_layers_do_not_share(self) -> str | None:
         """Why neighbouring layers cannot share a plan, in one clause; None if they can."""

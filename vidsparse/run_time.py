@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vidsparse.errors import BadInputError
 from vidsparse.forecast import Forecast
 from vidsparse.gpus import GPUS, MEASURED, Gpu, find_gpu
 from vidsparse.kernels.dense import FLASH
@@ -250,7 +249,10 @@ def predict(
             (``check_quantized``), or eight bits that do not fit the GPU.
     """
     where = find_gpu(gpu)
-    _check_eight_bits(found.preset, shapes.head_dim, where)
+    found.preset.check_precision(
+        unfit_for, f"on the {where.label}",
+        head_dim=shapes.head_dim, device="cuda", arch=where.arch,
+    )  # fmt: skip
     dense = dense_step(shapes, where, compiled=compiled, quantized=quantized)
     cost = call_cost(found.preset, found.block, shapes.head_dim)
     why = why_dense(found, shapes, where)
@@ -271,16 +273,6 @@ def predict(
         stays_dense=why,
         sparse_steps=sum(density != 1 for density in found.step_density),
     )
-
-
-def _check_eight_bits(preset: Preset, head_dim: int, gpu: Gpu) -> None:
-    if preset.precision is Precision.MODEL:
-        return
-    if reasons := unfit_for(preset.case(head_dim, "cuda", gpu.arch)):
-        raise BadInputError(
-            f"{preset.name} cannot run with precision={preset.precision} on the {gpu.label}: "
-            f"{'; '.join(reasons)}"
-        )
 
 
 def why_dense(found: Forecast, shapes: Shapes, gpu: Gpu) -> str | None:

@@ -39,7 +39,6 @@ FLOOR = 2**-25
 # the order in which FP8 values stand for Hopper, in every 16 tokens: see triton/quantize.py
 INTERLEAVED = tuple(8 * a + 2 * t + c for t in range(4) for a in range(2) for c in range(2))
 
-
 Layout = Literal["plain", "interleaved", "panels"]
 
 
@@ -137,17 +136,17 @@ def _quantize_reference(
     mean = (key.sum(dim=2) / k.shape[2])[:, :, None]
     shift = (query * mean).sum(dim=-1) * scale
 
-    sides = [(key - mean, value)]
-    if pooled is not None:
-        sides += [(pooled.key.float() - mean, pooled.value.float())]
+    key = key - mean
     whole = block or k.shape[2]
     pad = -k.shape[2] % whole
-    blocks = torch.nn.functional.pad(sides[0][0], (0, 0, 0, pad)).unflatten(2, (-1, whole))
-    most_key = blocks.abs().amax(dim=(-2, -1))
-    most_value = value.abs().amax(dim=2)
-    for mean_key, mean_value in sides[1:]:
-        most_key = torch.maximum(most_key, mean_key.abs().amax(dim=(-2, -1))[..., None])
-        most_value = torch.maximum(most_value, mean_value.abs().amax(dim=2))
+    blocks = torch.nn.functional.pad(key, (0, 0, 0, pad)).unflatten(2, (-1, whole))
+    most_key, most_value = blocks.abs().amax(dim=(-2, -1)), value.abs().amax(dim=2)
+    sides = [(key, value)]
+    if pooled is not None:
+        key, value = pooled.key.float() - mean, pooled.value.float()
+        most_key = torch.maximum(most_key, key.abs().amax(dim=(-2, -1))[..., None])
+        most_value = torch.maximum(most_value, value.abs().amax(dim=2))
+        sides.append((key, value))
     most_key, most_value = most_key.clamp(min=LEAST), most_value.clamp(min=LEAST)
     most = query.abs().amax(dim=-1).clamp(min=LEAST)
     if block is None:
@@ -160,7 +159,7 @@ def _quantize_reference(
         value = value * _over(448, most_value)[:, :, None]
         value = torch.nn.functional.pad(value, (0, 0, 0, -value.shape[2] % (block or 128)))
         value = _laid_out(value.clamp(-448, 448), layout).to(value_dtype).contiguous()
-        made += [((key * by).round().to(torch.int8).contiguous(), value)]
+        made.append(((key * by).round().to(torch.int8).contiguous(), value))
     key, value = made[0]
     means = made[1] if pooled is not None else (None, None)
     return query, query_scale, shift, key, most_key / 127, value, most_value / 448, means
@@ -176,11 +175,11 @@ def _laid_out(value: Tensor, layout: Layout) -> Tensor:
     wide = 64 if value.shape[-1] <= 64 else 128
     groups = torch.nn.functional.pad(groups, (0, wide - value.shape[-1]))
     at = torch.arange(PANEL * wide, device=value.device)
-    panels = groups.mT.flatten(-2)[..., swizzled(at, wide)]
+    panels = groups.mT.flatten(-2)[..., _swizzled(at, wide)]
     return panels.unflatten(-1, (PANEL, wide)).flatten(2, 3)
 
 
-def swizzled(at: Any, wide: int) -> Any:
+def _swizzled(at: Tensor, wide: int) -> Tensor:
     """Where TMA puts byte ``at`` of rows of ``wide`` bytes: sixteens change places within eight."""
     return at ^ ((at >> 7) % (wide // 16) << 4)
 

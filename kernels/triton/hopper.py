@@ -38,7 +38,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from vidsparse.kernels.plan import BlockPlan, Partial
 from vidsparse.kernels.triton.hopper_masks import masked, pattern_of, words_of
 from vidsparse.kernels.triton.hopper_rows import over_rows, row_max, row_sums, thread_sums
-from vidsparse.kernels.triton.primitives import LOG2E, shared_strides
+from vidsparse.kernels.triton.primitives import LOG2E, first_unmet, shared_strides
 from vidsparse.kernels.triton.ring import phase_of, stage_of
 from vidsparse.kernels.triton.thread_bits import in_order_of_threads
 from vidsparse.kernels.triton.tma import descriptor, suits_tma
@@ -378,7 +378,7 @@ def refuses(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None:
         "partial blocks need keys in 64s": plan.partial is None or plan.kv_block % 64 == 0,
         "memory is not laid out for TMA": all(suits_tma(x) for x in (q, k, v)),
     }
-    return next((reason for reason, holds in reasons.items() if not holds), None)
+    return first_unmet(reasons)
 
 
 def cannot_observe(q: Tensor, plan: BlockPlan) -> str | None:

@@ -30,11 +30,10 @@ def launch(
     """Quantise and attend, stand-ins included; see ``low_bit_reference``."""
     out = torch.empty_like(q)
     kernel = _kernel(q, out, plan)
-    key_block = key_block_of(plan)
     within = plan.pooled if kernel.TAKES_POOLED else None
     apart = plan.pooled is not None and within is None
     x = quantize(
-        q, k, v, scale=scale, key_block=key_block, value_dtype=value_dtype_of(q.device),
+        q, k, v, scale=scale, key_block=key_block_of(plan), value_dtype=value_dtype_of(q.device),
         layout=kernel.LAYOUT, pooled=within, impl="triton",
     )  # fmt: skip
     lse = kernel.launch(x, plan, out, return_lse=return_lse or apart)

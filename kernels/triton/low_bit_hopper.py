@@ -40,7 +40,7 @@ from vidsparse.kernels.engines.low_bit import Quantized
 from vidsparse.kernels.plan import BlockPlan
 from vidsparse.kernels.triton.hopper import INTEGERS, _work, lists_of
 from vidsparse.kernels.triton.hopper_rows import over_rows, row_max, row_sums, thread_sums
-from vidsparse.kernels.triton.primitives import shared_strides
+from vidsparse.kernels.triton.primitives import first_unmet, shared_strides
 from vidsparse.kernels.triton.ring import phase_of, stage_of
 from vidsparse.kernels.triton.tma import suits_tma
 from vidsparse.kernels.triton.turns import allocate, counter, draw, hear, tell
@@ -389,18 +389,24 @@ def forward(
     )  # fmt: skip
 
 
-def refuses(out: Tensor, plan: BlockPlan) -> str | None:
-    """Why this kernel cannot run a call on a Hopper GPU, or None; needs no device sync."""
+def fits(out: Tensor) -> dict[str, bool]:
+    """Reasons not to write such an output, and whether what each asks for holds."""
     head_dim = out.shape[-1]
-    reasons = {
+    return {
         "it writes fp16 or bf16": out.dtype in (torch.float16, torch.bfloat16),
         "head_dim is above 128 or no multiple of 16": head_dim <= 128 and head_dim % 16 == 0,
+    }
+
+
+def refuses(out: Tensor, plan: BlockPlan) -> str | None:
+    """Why this kernel cannot run a call on a Hopper GPU, or None; needs no device sync."""
+    reasons = fits(out) | {
         "blocks are of unequal size": plan.q_offsets is None and plan.kv_offsets is None,
         "the query block is no multiple of 128": plan.q_block % 128 == 0,
         "the key block is no multiple of 64": plan.kv_block % 64 == 0,
         "memory is not laid out for TMA": suits_tma(out),
     }
-    return next((reason for reason, holds in reasons.items() if not holds), None)
+    return first_unmet(reasons)
 
 
 def launch(

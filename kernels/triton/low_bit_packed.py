@@ -31,16 +31,16 @@ from vidsparse.kernels.plan import BlockPlan
 from vidsparse.kernels.triton.chunk_lists import list_chunks
 from vidsparse.kernels.triton.hopper_masks import along, only
 from vidsparse.kernels.triton.hopper_rows import over_rows, row_max, row_sums, thread_sums
-from vidsparse.kernels.triton.low_bit_hopper import LN2, LOG2_448, _to_operand, descriptor
+from vidsparse.kernels.triton.low_bit_hopper import LN2, LOG2_448, _to_operand, descriptor, fits
 from vidsparse.kernels.triton.packed import (
     INTEGERS,
     KEYS,
     QUERIES,
-    _give,
     _halved,
     _hand_on,
-    _join,
+    _let_go,
     _produce,
+    _settle,
     _shares_sizes,
     _work,
     _write,
@@ -48,6 +48,7 @@ from vidsparse.kernels.triton.packed import (
     bias_of,
     exchange_by,
 )
+from vidsparse.kernels.triton.primitives import first_unmet
 from vidsparse.kernels.triton.query_tiles import query_tiles
 from vidsparse.kernels.triton.ring import phase_of, stage_of
 from vidsparse.kernels.triton.turns import allocate, counter, hear
@@ -217,7 +218,6 @@ def _consume(
             tiles += (lists[5] // BN).to(gl.int32)
         half = _halved(rows, number)
         start = rows[0] + W * (64 - 64 * half)
-        end = rows[1]
         at = bh.to(gl.int64) * q_len + start + gl.arange(0, 64, ROWS)
         there = start + gl.arange(0, 64, ROWS) < q_len
         by = gl.load(q_scale_ptr + at, mask=there, other=1.0) * gl.load(k_scale_ptr + bh)
@@ -230,28 +230,18 @@ def _consume(
             ks, vs, (k_full, k_empty, v_full, v_empty), STAGES, MEANS,
         )  # fmt: skip
         step += tiles
-        if half == 0:
-            mbarrier.arrive(q_empty.index(W), count=1)
-        elif W == 0:
-            mbarrier.arrive(exchange[0], count=1)
+        _let_go(half, q_empty, exchange, W)
         if not MEANS:
             l = gl.where(count > 0, l, 0.0)
 
-        if half > 0:
-            if W == 0:
-                acc, m, l = _join(acc, m, l, halves, exchange, q_empty)
-            else:
-                _give(acc, m, l, halves, exchange)
-                end = start  # the first writes all rows
+        acc, m, l, end = _settle(acc, m, l, start, rows[1], half, halves, exchange, q_empty, W)
         halves += half
         v_scale = gl.load(v_scale_ptr + bh * head_dim + dims, mask=dims < head_dim, other=0.0)
+        acc *= gl.expand_dims(v_scale, 0)
         if HAS_LSE:
             m += gl.load(shift_ptr + at, mask=there, other=0.0) / LN2 - LOG2_448
-        _write(
-            acc * gl.expand_dims(v_scale, 0), m, l,
-            o_ptr + (bh // heads).to(gl.int64) * o_b + (bh % heads).to(gl.int64) * o_h,
-            o_s, lse_ptr + bh.to(gl.int64) * q_len, start, end, head_dim, HAS_LSE,
-        )  # fmt: skip
+        out = (o_ptr, o_b, o_h, o_s)
+        _write(acc, m, l, out, lse_ptr, bh, heads, q_len, start, end, head_dim, HAS_LSE)
         turn += 1
         t = hear(turns, turn, 4)
 
@@ -303,14 +293,11 @@ def forward(
 
 def refuses(out: Tensor, plan: BlockPlan) -> str | None:
     """Why this kernel cannot run a call on a Hopper GPU, or None; needs no device sync."""
-    head_dim = out.shape[-1]
-    reasons = {
-        "it writes fp16 or bf16": out.dtype in (torch.float16, torch.bfloat16),
-        "head_dim is above 128 or no multiple of 16": head_dim <= 128 and head_dim % 16 == 0,
+    reasons = fits(out) | {
         "blocks are of equal size": plan.q_offsets is not None or plan.kv_offsets is not None,
         "stand-ins differ where plans are shared": plan.pooled is None or _shares_sizes(plan),
     }
-    return next((reason for reason, holds in reasons.items() if not holds), None)
+    return first_unmet(reasons)
 
 
 def launch(

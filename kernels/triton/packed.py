@@ -33,7 +33,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from vidsparse.kernels.plan import BlockPlan, Pooled
 from vidsparse.kernels.triton.chunk_lists import list_chunks
 from vidsparse.kernels.triton.hopper_rows import over_rows, row_max, row_sums, thread_sums
-from vidsparse.kernels.triton.primitives import LOG2E
+from vidsparse.kernels.triton.primitives import LOG2E, first_unmet
 from vidsparse.kernels.triton.query_tiles import query_tiles
 from vidsparse.kernels.triton.ring import phase_of, stage_of
 from vidsparse.kernels.triton.tma import descriptor, suits_tma
@@ -275,8 +275,32 @@ def _join(acc, m, l, halves, exchange, q_empty):
 
 
 @gluon.jit
-def _write(acc, m, l, o_ptr, o_s, lse_ptr, start, end, head_dim, HAS_LSE: gl.constexpr):
-    """Rows from ``start`` to ``end``, 64 at most, and their log-sum-exp."""
+def _let_go(half, q_empty, exchange, W: gl.constexpr):
+    """Give back the queries: their memory is the exchange's first where the rows are both's."""
+    if half == 0:
+        mbarrier.arrive(q_empty.index(W), count=1)
+    elif W == 0:
+        mbarrier.arrive(exchange[0], count=1)
+
+
+@gluon.jit
+def _settle(acc, m, l, start, end, half, halves, exchange, q_empty, W: gl.constexpr):
+    """What a consumer writes, and the end of its rows: where the rows are both's the first all."""
+    if half > 0:
+        if W == 0:
+            acc, m, l = _join(acc, m, l, halves, exchange, q_empty)
+        else:
+            _give(acc, m, l, halves, exchange)
+            end = start
+    return acc, m, l, end
+
+
+@gluon.jit
+def _write(acc, m, l, out, lse_ptr, bh, heads, q_len, start, end, head_dim, HAS_LSE: gl.constexpr):
+    """Rows of a head from ``start`` to ``end``, 64 at most, and their log-sum-exp."""
+    o_ptr, o_b, o_h, o_s = out
+    o_ptr = o_ptr + (bh // heads).to(gl.int64) * o_b + (bh % heads).to(gl.int64) * o_h
+    lse_ptr += bh.to(gl.int64) * q_len
     OUT: gl.constexpr = acc.type.layout
     ROWS: gl.constexpr = gl.SliceLayout(1, OUT)
     if HAS_LSE:
@@ -320,10 +344,7 @@ def _consume(
             q, scale_log2, lengths_ptr, bias_ptr, count, number, masked, half * W, 1 + half, tiles,
             step, ks, vs, k_full, k_empty, v_full, v_empty, CHUNK, BITS, STAGES, MEANS,
         )  # fmt: skip
-        if half == 0:
-            mbarrier.arrive(q_empty.index(W), count=1)
-        elif W == 0:
-            mbarrier.arrive(exchange[0], count=1)
+        _let_go(half, q_empty, exchange, W)
         mbarrier.wait(v_full.index(stage_of(at, STAGES)), phase_of(at, STAGES))
         acc = warpgroup_mma(
             weights, vs.index(stage_of(at, STAGES)).reshape([BN, D]), acc, is_async=True
@@ -336,18 +357,10 @@ def _consume(
             _hand_on(v_full, v_empty, at + 1, STAGES)
 
         start = rows[0] + W * 64
-        end = rows[1]
-        if half > 0:
-            if W == 0:
-                acc, m, l = _join(acc, m, l, halves, exchange, q_empty)
-            else:
-                _give(acc, m, l, halves, exchange)
-                end = start  # the first writes all rows
+        acc, m, l, end = _settle(acc, m, l, start, rows[1], half, halves, exchange, q_empty, W)
         halves += half
-        _write(
-            acc, m, l, o_ptr + (bh // heads).to(gl.int64) * o_b + (bh % heads).to(gl.int64) * o_h,
-            o_s, lse_ptr + bh.to(gl.int64) * q_len, start, end, head_dim, HAS_LSE,
-        )  # fmt: skip
+        out = (o_ptr, o_b, o_h, o_s)
+        _write(acc, m, l, out, lse_ptr, bh, heads, q_len, start, end, head_dim, HAS_LSE)
         turn += 1
         t = hear(turns, turn, 4)
 
@@ -444,7 +457,7 @@ def refuses(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None:
         "memory is not laid out for TMA": all(suits_tma(x) for x in (q, k, v)),
         "stand-ins differ where plans are shared": plan.pooled is None or _shares_sizes(plan),
     }
-    return next((reason for reason, holds in reasons.items() if not holds), None)
+    return first_unmet(reasons)
 
 
 def launch(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -41,3 +43,8 @@ def shared_strides(x: Tensor | None) -> tuple[int, int]:
     if x is None:
         return 0, 0
     return tuple(0 if x.shape[i] == 1 else x.stride(i) for i in (0, 1))  # pyright: ignore
+
+
+def first_unmet(reasons: Mapping[str, bool]) -> str | None:
+    """The first reason not to run whose condition does not hold; None if all do."""
+    return next((reason for reason, holds in reasons.items() if not holds), None)

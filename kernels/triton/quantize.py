@@ -134,9 +134,7 @@ def _quantize_values(
         token = (slot // 16) * 16 + (slot // 2) % 2 * 8 + (slot // 4) % 4 * 2 + slot % 2
     token += block * BLOCK
     v = load_rows(v_ptr, token, token < kv_end, v_s, v_d, D, BD).to(tl.float32)
-    v8 = to_values(
-        v * tl.div_rn(448.0, tl.maximum(most, LEAST))[None, :], v8_ptr.dtype.element_ty, BY_HAND
-    )
+    v8 = to_values(v * tl.div_rn(448.0, most)[None, :], v8_ptr.dtype.element_ty, BY_HAND)
     slot += block * BLOCK
     if LAYOUT == "panels":  # BD channels, whose rows TMA swizzles
         v8 = tl.permute(tl.reshape(v8, [BLOCK // 16, 16, BD]), [0, 2, 1])
@@ -272,12 +270,12 @@ def _surveyed(
         ONE_SCALE=one_scale, num_warps=8,
     )  # fmt: skip
     mean, most = sums.sum(dim=2) / kv_len, most.amax(dim=2)
-    most_key = None
-    if one_scale:
-        low, high = least.amin(dim=2).unbind(dim=-1)
-        most_key = torch.maximum(mean - low, -high - mean).amax(dim=-1, keepdim=True)
-    if pooled is not None and most_key is not None:
+    if not one_scale:
+        return mean, None, most.clamp(min=LEAST.value)
+    low, high = least.amin(dim=2).unbind(dim=-1)
+    most_key = torch.maximum(mean - low, -high - mean).amax(dim=-1, keepdim=True)
+    if pooled is not None:
         means = (pooled.key.float() - mean[:, :, None]).abs().amax(dim=(2, 3))
         most_key = torch.maximum(most_key, means[..., None])
         most = torch.maximum(most, pooled.value.abs().amax(dim=2))
-    return mean, None if most_key is None else most_key.clamp(min=1e-10), most.clamp(min=1e-10)
+    return mean, most_key.clamp(min=LEAST.value), most.clamp(min=LEAST.value)

@@ -14,6 +14,7 @@ from vidsparse.kernels.engines.int8 import low_bit_attention
 from vidsparse.kernels.engines.low_bit import attend_quantized, quantize
 from vidsparse.kernels.engines.reference import reference_attention
 from vidsparse.kernels.plan import BlockPlan, Pooled
+from vidsparse.kernels.planning.pooling import pool_ragged
 from vidsparse.kernels.triton import block_sparse, low_bit_packed, packed
 from vidsparse.kernels.validate import validated
 
@@ -234,18 +235,8 @@ def test_the_quantising_pass_in_panels(means, head_dim):
 
 def means_of(plan, k, v):
     """The plan with the means of its own clusters."""
-    owner = torch.searchsorted(
-        plan.kv_offsets[..., 1:].expand(*k.shape[:2], -1).contiguous(),
-        torch.arange(plan.kv_len, device="cuda").int().expand(*k.shape[:3]).contiguous(),
-        right=True,
-    )[..., None].expand_as(k)
-    size = plan.kv_sizes
-    blank = torch.zeros(*k.shape[:2], plan.num_kv_blocks, k.shape[-1], device="cuda")
-    key, value = (
-        (blank.scatter_add(2, owner, x.float()) / size.clamp(min=1)[..., None]).to(k.dtype)
-        for x in (k, v)
-    )
-    return dataclasses.replace(plan, pooled=Pooled(key=key, value=value, size=size))
+    key, value = (pool_ragged(x, plan.kv_offsets).to(x.dtype) for x in (k, v))
+    return dataclasses.replace(plan, pooled=Pooled(key=key, value=value, size=plan.kv_sizes))
 
 
 @pytest.mark.parametrize("head_dim", [48, 64, 128])

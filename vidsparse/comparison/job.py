@@ -74,15 +74,13 @@ class Job:
         from vidsparse.preset import Precision
 
         if preset.precision is Precision.MODEL:
-            return
+            return  # and nothing asks the driver
         device = torch.device(self.device)
         arch = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-        case = preset.case(self.checkpoint.head_dim, device.type, arch)
-        if reasons := ENGINES[str(preset.precision)].why_not(case):
-            raise BadInputError(
-                f"{preset.name} cannot run with precision={preset.precision} here: "
-                f"{'; '.join(reasons)}"
-            )
+        preset.check_precision(
+            ENGINES["int8"].why_not, "here",
+            head_dim=self.checkpoint.head_dim, device=device.type, arch=arch,
+        )  # fmt: skip
 
     def write(
         self, path: Path, frames: np.ndarray, request: Request, preset: Preset | None

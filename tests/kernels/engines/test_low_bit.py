@@ -16,7 +16,8 @@ from vidsparse.kernels.engines.low_bit import (
     quantize,
 )
 from vidsparse.kernels.engines.reference import reference_attention
-from vidsparse.kernels.plan import BlockPlan, Pooled, block_of_token
+from vidsparse.kernels.plan import BlockPlan, Pooled
+from vidsparse.kernels.planning.pooling import pool_ragged
 
 FIELDS = ("query", "query_scale", "shift", "key", "key_scale", "value", "value_scale")
 VALUES = [torch.float8_e4m3fn, torch.float16]
@@ -288,14 +289,8 @@ def test_a_batch_may_share_its_means(draw, device):
 
 def clusters_pooled(plan, k, v):
     """Means of the clusters of a plan."""
-    owner = block_of_token(plan.kv_len, 64, plan.kv_offsets).to(k.device)
-    owner = owner.expand(*k.shape[:2], -1)[..., None].expand_as(k)
-    size = plan.kv_sizes
-    blank = torch.zeros(*k.shape[:2], size.shape[-1], k.shape[-1], device=k.device)
-    key, value = (
-        blank.scatter_add(2, owner, x.float()) / size.clamp(min=1)[..., None] for x in (k, v)
-    )
-    return Pooled(key=key, value=value, size=size)
+    key, value = (pool_ragged(x, plan.kv_offsets, impl="reference") for x in (k, v))
+    return Pooled(key=key, value=value, size=plan.kv_sizes)
 
 
 @pytest.mark.parametrize("impl", ["reference", "triton"])
