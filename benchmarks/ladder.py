@@ -17,7 +17,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any, NamedTuple
@@ -54,7 +54,7 @@ TILES: dict[str, Any] = {"preset": "balanced", "block": 128}
 TILES_64: dict[str, Any] = {"preset": "balanced", "block": 64}
 DRAFT: dict[str, Any] = {"preset": "draft", "block": 128}
 DRAFT_64: dict[str, Any] = {"preset": "draft", "block": 64}
-CLUSTERS: dict[str, Any] = {"preset": "semantic", "clusters": (200, 1000)}
+CLUSTERS: dict[str, Any] = {"preset": "semantic", "clusters": (200, 1000), "ramp_until": 0.3}
 
 
 NO_DIAL = {"quality", "fast", "turbo", "lite", "lite-attention"}  # rungs of others, or no dial
@@ -92,7 +92,19 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
     "clusters 100 x 500": CLUSTERS | NONE | {"clusters": (100, 500)},
     "clusters 100 x 500, agreed": CLUSTERS | AGREED | {"clusters": (100, 500)},
 }
+COUNTS: dict[str, dict[str, Any]] = {
+    f"clusters {q} x {k}": CLUSTERS | {"clusters": (q, k)}
+    for q, k in (
+        (200, 1000), (600, 500), (600, 700), (600, 1000), (800, 500), (800, 700), (800, 1000),
+        (1000, 500), (1000, 1000), (1400, 1000),
+    )
+} | {
+    "boxes x 1000": CLUSTERS | {"sides": "keys", "block": 128},
+    "clusters 600 x 1000, 8 iterations": CLUSTERS | {"clusters": (600, 1000), "iterations": 8},
+    "clusters 600 x 1000, 2 iterations": CLUSTERS | {"clusters": (600, 1000), "iterations": 2},
+}  # fmt: skip
 SETS: dict[str, dict[str, dict[str, Any]]] = {
+    "counts": COUNTS,
     "calls": {
         "tiles 128": TILES,
         "clusters": CLUSTERS,
@@ -150,7 +162,15 @@ SETS: dict[str, dict[str, dict[str, Any]]] = {
         for said, changes in ((", uncorrected", NONE), ("", {}))
         for name in ("balanced", "fast")
     },
-    "rungs": {name: {"preset": name} for name in ("balanced", "fast", "turbo", "quality")},
+    "rungs": {  # in blocks, and clusters, of as many tokens as in a long sequence
+        name: {"preset": name, "block": 128}
+        for name in ("quality", "semantic", "balanced", "fast", "turbo")
+    },
+    "rung calls": {
+        "boxes": TILES,
+        "clusters": {"preset": "semantic", "block": 128},
+        "clusters, int8": {"preset": "semantic", "block": 128, "precision": "int8"},
+    },
     "precision": {
         f"{name}, {precision}": parts | {"precision": precision}
         for name, parts in {
@@ -158,8 +178,8 @@ SETS: dict[str, dict[str, dict[str, Any]]] = {
             "balanced": {"preset": "balanced", "block": 128},
             "balanced .45": TILES | mean_of(0.45) | ramp(0.3),
             "fast": {"preset": "fast", "block": 128},
-            "semantic": CLUSTERS,
-            "quality": CLUSTERS | {"preset": "quality"},
+            "semantic": {"preset": "semantic", "block": 128},
+            "quality": {"preset": "quality", "block": 128},
             "clusters": CLUSTERS | NONE,  # without exact rows, for timing calls
         }.items()
         for precision in ("model", "int8")
@@ -167,6 +187,11 @@ SETS: dict[str, dict[str, dict[str, Any]]] = {
     "boxes": {  # of 128 tokens, frames x height x width
         f"boxes {f}x{h}x{w}": TILES | {"tile_frames": f, "tile_height": h, "tile_width": w}
         for f, h, w in ((1, 8, 16), (2, 8, 8), (4, 4, 8), (8, 4, 4))
+    },
+    "clusters": {  # how many, of queries and of keys
+        f"{name} {density:g}": parts | mean_of(density) | ramp(until)
+        for density, until in ((0.35, 0.3), (0.25, 0.2), (0.15, 0.1))
+        for name, parts in COUNTS.items()
     },
     "shift 3": {  # before: dense above sigma .95, full below .8, blocks of 64
         "before .45": TILES_64 | mean_of(0.45) | ramp(0.45, 0.15),
@@ -221,7 +246,9 @@ def changes_of(candidate: dict[str, Any], tokens: int, **more: Any) -> tuple[str
     preset, clusters = changes.pop("preset"), changes.pop("clusters", None)
     if clusters:
         queries, keys = (max(1, round(number * tokens / LONG)) for number in clusters)
-        changes |= {"q_clusters": queries, "kv_clusters": keys}
+        changes |= {"kv_clusters": keys}
+        if changes.get("sides") != "keys":
+            changes |= {"q_clusters": queries}
     return preset, changes | more
 
 
@@ -366,24 +393,34 @@ def timed_dense(branches: list[list[torch.Tensor]]) -> float:
 
 
 def clock(function: Any) -> float:
-    """Milliseconds."""
+    """Milliseconds, of a device that waits for nothing before."""
+    return clock_behind(function)()
+
+
+def clock_behind(function: Any) -> Callable[[], float]:
+    """Milliseconds, to be asked for once much has been started: the host runs ahead meanwhile."""
     if DEVICE == "cpu":
         start = time.perf_counter()
         function()
-        return 1000 * (time.perf_counter() - start)
+        end = time.perf_counter()
+        return lambda: 1000 * (end - start)
     events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
     events[0].record()
     function()
     events[1].record()
-    torch.cuda.synchronize()
-    return events[0].elapsed_time(events[1])
+
+    def milliseconds() -> float:
+        events[1].synchronize()
+        return events[0].elapsed_time(events[1])
+
+    return milliseconds
 
 
 def timed(
     candidate: dict[str, Any], shape: Shape, branches: list[list[torch.Tensor]], density: float,
     steps: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """Mean over two branches and some steps, after as many steps of warm-up."""
+    """Mean over two branches and some steps, after as many of warm-up; the host does not wait."""
     name, changes = changes_of(
         candidate, shape.grid.tokens, density=density, warmup=0.0, ramp_until=0.0, min_tokens=0
     )
@@ -394,21 +431,21 @@ def timed(
     def no_dense(*qkv: Any) -> Any:
         raise AssertionError("a call ran dense")
 
-    found = []
+    found: list[Callable[[], float]] = []
     for at, progress in enumerate(run.steps()):
         for branch, (q, k, v) in enumerate(branches):
             call = Call(
                 grid=shape.grid, layer=0, step=at, branch=str(branch), progress=progress, layers=40
             )
-            found.append(clock(lambda q=q, k=k, v=v, c=call: engine(q, k, v, c, no_dense)))
+            found.append(clock_behind(lambda q=q, k=k, v=v, c=call: engine(q, k, v, c, no_dense)))
         if at == steps - 1:
             found.clear()
             engine.stats.start_generation()
-    number = 2 * steps
+    each, number = [milliseconds() for milliseconds in found], 2 * steps
     return {
-        "ms": mean(found),
+        "ms": mean(each),
         "plan_ms": 1000 * engine.stats.plan_seconds / number,
-        "each_ms": found,
+        "each_ms": each,
         "realised": engine.stats.mean_density,
         "engines": dict(engine.stats.engines),
         "settings": {"preset": name} | changes,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -56,6 +57,13 @@ class Partial:
     count: Tensor
     pattern: Tensor
     bits: Tensor
+
+    @cached_property
+    def in_order_of_threads(self) -> Tensor:
+        """The bits as a Hopper consumer reads them, kept with the plan: see ``thread_bits.py``."""
+        from vidsparse.kernels.triton.thread_bits import in_order_of_threads
+
+        return in_order_of_threads(self.bits)
 
     def contiguous(self) -> tuple[Tensor, Tensor, Tensor]:
         """Its tensors without gaps: the first two then have the strides of such lists."""

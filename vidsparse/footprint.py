@@ -70,11 +70,11 @@ def layer_state_bytes(
             rows, columns = order.block_counts(grid, block, policy.key_block)
             mask = rows * -(-columns // 8)
         orders = {each.order for each in policy.candidates}
-        labels = sum(each.label_bytes(grid) for each in orders) * batch if remembers else 0
-        common += order.parked_bytes(grid, head_dim) + policy.estimator.parked_bytes(grid)
+        labels = sum(each.label_bytes(grid, block) for each in orders) * batch if remembers else 0
+        common += order.parked_bytes(grid, block, head_dim) + policy.estimator.parked_bytes(grid)
     else:
         own += policy.estimator.state_bytes(number)
-        common += order.state_bytes(grid)
+        common += order.state_bytes(grid, block)
         common += policy.alternatives is not None
     own, common = own * heads * batch, common * heads * batch
     same = all(each.order.same_in_heads for each in policy.candidates)

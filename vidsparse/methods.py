@@ -71,7 +71,11 @@ def _dense_until(share: float, layers: int = 0, replan: int = 1) -> Schedule:
 def _clusters(mean_density: float) -> Policy:
     return Policy(
         order=Semantic(
-            q_clusters=200, kv_clusters=1000, start=Start.TILES, first_iterations=5, iterations=4
+            q_clusters=None,
+            kv_clusters=None,
+            start=Start.TILES,
+            first_iterations=5,
+            iterations=4,
         ),
         estimator=Routing(),
         selector=Budget(scope=Scope.HEAD),
@@ -88,9 +92,9 @@ NEVER = 10_000  # steps until a plan is made anew: no run is as long
 METHODS: tuple[Preset, ...] = (
     Preset(
         name="quality",
-        summary="The ladder's first rung: semantic, which stays nearest to dense",
+        summary="The ladder's first rung: semantic at a third of the attention",
         source="ours, as semantic",
-        policy=_clusters(0.45),
+        policy=_clusters(0.35),
         schedule=Schedule(replan=4),
     ),
     Preset(
@@ -129,8 +133,8 @@ METHODS: tuple[Preset, ...] = (
         name="semantic",
         summary="Clusters as blocks; means stand in for those where that errs least",
         source="ours: the clusters of SVG2, the stand-ins of SVG-EAR, one budget a head",
-        policy=_clusters(0.35),
-        schedule=Schedule(replan=4),
+        policy=_clusters(0.25),
+        schedule=Schedule(ramp_until=0.2, replan=4),
     ),
     Preset(
         name="draft",

@@ -22,6 +22,10 @@ EIGHT_BITS = {  # what rounding takes of a dense call in 16 bits, a pair of one,
     True: (0.011, 0.68, 0.642),  # heads of 128 numbers
     False: (0.063, 0.85, 0.92),  # of 64
 }
+CLUSTERS = {  # share of a dense call beside planning, and what all pairs cost
+    True: (0.050, 1.396),  # as many as there would be blocks: tiles of queries are less full
+    False: (0.035, 1.164),  # 200 of queries
+}
 MASKED = 0.009, 1.09  # clusters in eight bits: more to round, and more tiles to mask in each pair
 MOST = 4_000_000  # tokens; no model is meant for more
 WORTH = 1.03  # times as fast: less is next to nothing
@@ -58,8 +62,9 @@ def call_cost(preset: Preset, block: int, head_dim: int = WIDE) -> CallCost:
     """By the kind of plan: clusters, means that stand in, blocks of 128 or of 64, a mask.
 
     Lines through calls of 75,600 tokens and 40 heads (benchmarks/results/ladder_calls_h200.json,
-    of clusters ladder_calls_clusters_h200.json); in eight bits by low_bit_h200.json there, where
-    heads of 64 hardly gain. What an estimator alone costs is the same for all that look at data.
+    of clusters ladder_calls_clusters_h200.json, as many as blocks ladder_calls_rungs_h200.json); in
+    eight bits by low_bit_h200.json there, where heads of 64 hardly gain. What an estimator alone
+    costs is the same for all that look at data.
     """
     cost = _cost_in_16_bits(preset.policy, block)
     if preset.precision is Precision.MODEL:
@@ -73,7 +78,8 @@ def call_cost(preset: Preset, block: int, head_dim: int = WIDE) -> CallCost:
 def _cost_in_16_bits(policy: Policy, block: int) -> CallCost:
     fixed, start = PLANNING
     if policy.order.makes_clusters:
-        return CallCost(fixed, start + 0.035, 1.164, least=LAUNCHES)
+        more, slope = CLUSTERS[policy.order.counts_blocks]
+        return CallCost(fixed, start + more, slope, least=LAUNCHES)
     slope = 0.935 if block >= 128 else 1.16
     if policy.static:
         return CallCost(0.0, 0.0, slope)

@@ -40,7 +40,6 @@ from vidsparse.kernels.triton.hopper_masks import masked, pattern_of, words_of
 from vidsparse.kernels.triton.hopper_rows import over_rows, row_max, row_sums, thread_sums
 from vidsparse.kernels.triton.primitives import LOG2E, first_unmet, shared_strides
 from vidsparse.kernels.triton.ring import phase_of, stage_of
-from vidsparse.kernels.triton.thread_bits import in_order_of_threads
 from vidsparse.kernels.triton.tma import descriptor, suits_tma
 from vidsparse.kernels.triton.turns import allocate, counter, draw, hear, tell
 
@@ -472,8 +471,7 @@ def _launch(
 
 def _masks_of(partial: Partial) -> tuple[Tensor, Tensor, Tensor]:
     """How many blocks of each list are partial, their patterns, and the bits of patterns."""
-    count, pattern, bits = partial.contiguous()
-    return count, pattern, in_order_of_threads(bits)
+    return partial.count.contiguous(), partial.pattern.contiguous(), partial.in_order_of_threads
 
 
 def lists_of(plan: BlockPlan) -> tuple[Tensor, Tensor]:

@@ -82,7 +82,9 @@ def launch(
     bias = bias.view(*(plan.pooled.size.shape[:-1] or (1, 1)), blocks)
     keep = plan.to_block_mask().to(torch.uint8)
     small = head_dim > 128 or q.dtype == torch.float32  # shared memory is 99 KiB on many GPUs
-    queries = min(64 if small else 128, max(16, triton.next_power_of_2(plan.q_block)))
+    # clusters fill tiles of 64 better, and 128 rows keep more than the registers of most GPUs hold
+    most = 64 if small or plan.q_offsets is not None else 128
+    queries = min(most, max(16, triton.next_power_of_2(plan.q_block)))
     tiles = tiles_of_rows(plan, queries)
     result, new_lse = torch.empty_like(q), torch.empty_like(lse)
     _continue[(tiles.number, batch * heads)](

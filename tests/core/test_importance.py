@@ -64,7 +64,7 @@ def test_another_branch_finds_the_order_of_the_first(make_inputs, segment):
     )
     assert torch.equal(again.kv_order[..., :143], made.kv_order[..., :143])
     assert again.kv_order[0, 0, 143:].tolist() == list(range(143, 154))
-    expected = order.label_bytes(grid) * 2
+    expected = order.label_bytes(grid, 16) * 2
     assert inputs.state.host_nbytes() == expected == 140 * 2 * (1 if segment == 32 else 2)
 
 

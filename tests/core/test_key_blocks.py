@@ -190,8 +190,8 @@ def test_a_plan_of_an_earlier_step_is_used_with_these_keys():
         ("semantic", {"sides": "keys", "key_block": 16}, "key_block does nothing"),
         ("semantic", {"sides": "keys", "q_clusters": 16}, "q_clusters does nothing .* keys alone"),
         ("semantic", {"sides": "queries", "kv_clusters": 16}, "kv_clusters does nothing"),
-        ("semantic", {"block": 32}, "block does nothing .* sizes of their own"),
-        ("semantic", {"sides": "queries", "key_block": 16, "block": 32}, "block does nothing"),
+        ("svg2", {"block": 32}, "block does nothing .* sizes of their own"),
+        ("svg2", {"sides": "queries", "key_block": 16, "block": 32}, "block does nothing"),
         ("semantic", {"tile_width": 4}, "tile_width does nothing .* both stand in clusters"),
         (
             "semantic",
@@ -217,7 +217,8 @@ def test_parameters_are_listed_where_they_act():
         "balanced": {"block", "key_block"},
         "adaspa": {"block"},
         "radial": {"block"},
-        "semantic": {"sides", "q_clusters", "kv_clusters"},
+        "svg2": {"sides", "q_clusters", "kv_clusters"},
+        "semantic": {"block", "sides", "q_clusters", "kv_clusters"},
     }
     every = {"block", "key_block", "sides", "q_clusters", "kv_clusters"}
     for name, names in listed.items():

@@ -58,6 +58,8 @@ def other_values(name, value):
         return [0.15, 1.0]
     if name in ("block", "key_block"):
         return [32, 64]
+    if value is None and name in ("q_clusters", "kv_clusters"):
+        return [5, 7]
     if name == "min_tokens":
         return [10_000]
     if name in ("density", "p", "tolerance"):
@@ -126,6 +128,8 @@ def test_every_parameter_that_is_listed_acts(name):
         settings |= {"tile_frames": 4, "unit_frames": 4, "most_loss": 2.0}
     if name == "rainfusion":  # bands that hold about enough
         settings |= {"density": 0.6, "recall": 0.6}
+    if name in ("quality", "semantic"):  # as many clusters as blocks
+        settings |= {"q_clusters": None, "kv_clusters": None, "mean_density": 0.5}
     if name == "turbo":
         settings["mean_density"] = 0.5  # a row of this grid would keep but one block
     preset = preset.override({key: value for key, value in settings.items() if key in known})
@@ -170,7 +174,7 @@ def test_a_parameter_of_parts_that_are_not_there_is_unknown(name, changes, near)
         ("svg2", {"scope": "head"}, "scope does nothing .*: it is of a density, and here p says"),
         ("auto", {"density": 0.3}, "this preset has no density: change its tolerance"),
         ("auto", {"floor": 0.3}, "floor does nothing .*: the error is measured of a whole layer"),
-        ("semantic", {"block": 32}, "block does nothing .*: the clusters .* of sizes of their own"),
+        ("svg2", {"block": 32}, "block does nothing .*: the clusters .* of sizes of their own"),
         ("clear", {"density": 0.3, "radius": 4}, "radius does nothing .*: the density sets"),
         ("radial", {"replan": 4}, "replan does nothing .*: the plan is the same at every step"),
         ("svg", {"replan": 4}, "replan does nothing .*: the plan is the same at every step"),

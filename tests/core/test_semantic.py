@@ -102,7 +102,7 @@ def test_later_steps_start_where_the_clusters_were(make_inputs):
     cold = once.arrange(make_inputs(grid, 16, q=k, k=k, v=k))
     assert spreads[1] < 1.05 * spreads[0]
     assert spreads[1] < spread_within(k, cold.kv_order, cold.inputs.blocks.kv_offsets)
-    assert order.state_bytes(grid) * 2 == inputs.state.nbytes()
+    assert order.state_bytes(grid, 16) * 2 == inputs.state.nbytes()
 
 
 @pytest.mark.parametrize("grid", ["2x12x12", "5+3x13x11+2", "1x1x1"])
@@ -164,8 +164,8 @@ def test_clusters_of_groups_start_where_they_were_and_serve_another_step(make_in
     assert spread_within(k, second.kv_order, second.inputs.blocks.kv_offsets) < 1.05 * spread
     again: Any = order.again(inputs)
     assert torch.equal(second.kv_order, again.kv_order)
-    assert order.state_bytes(grid) * 2 == inputs.state.nbytes()
-    assert order.label_bytes(grid) * 2 == inputs.state.host_nbytes()
+    assert order.state_bytes(grid, 16) * 2 == inputs.state.nbytes()
+    assert order.label_bytes(grid, 16) * 2 == inputs.state.host_nbytes()
 
 
 @pytest.mark.parametrize("name", ["svg2", "svg2-ear"])
@@ -220,3 +220,34 @@ def test_svg2_keeps_the_likeliest_clusters_by_size_weighted_softmax(make_inputs)
 def test_what_clusters_cannot_do_is_refused(make, message):
     with pytest.raises(BadInputError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("grid", "block", "numbers"),
+    [
+        ("21x45x80", 128, (591, 1182)),  # Wan 14B at 720p
+        ("512+1x64x64", 64, (64, 128)),  # text is not counted
+        ("2x5x7", 64, (2, 4)),
+        ("2x5x7", 16, (4, 4)),  # no more than one for 16 tokens
+        ("1x1024x1024", 128, (4096, 4096)),  # nor than there may be
+    ],
+)
+def test_unnamed_numbers_of_clusters_follow_blocks(grid, block, numbers):
+    grid = TokenGrid.parse(grid)
+    order = Semantic(q_clusters=None, kv_clusters=None)
+    assert order.counts_blocks
+    assert order.clusters(grid, block) == numbers
+    text = (grid.prefix > 0) + (grid.suffix > 0)
+    assert order.block_counts(grid, block) == tuple(number + text for number in numbers)
+    assert not Semantic(q_clusters=5, kv_clusters=9).counts_blocks
+    assert Semantic(q_clusters=5, kv_clusters=None).clusters(grid, block)[0] == min(5, numbers[1])
+
+
+def test_an_order_makes_as_many_clusters_as_blocks(make_inputs):
+    grid = TokenGrid(2, 12, 13)
+    k = torch.randn(1, 2, grid.tokens, 8)
+    order = Semantic(q_clusters=None, kv_clusters=None, start=Start.TILES)
+    for block, rows in ((32, 10), (64, 5)):
+        made: Any = order.arrange(make_inputs(grid, block, q=k, k=k, v=k))
+        assert made.inputs.blocks.rows == rows
+        assert made.inputs.blocks.columns == min(2 * rows, 19)  # 16 tokens each

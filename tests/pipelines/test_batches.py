@@ -189,6 +189,6 @@ CHANGES = {
 def test_a_sample_is_what_it_is_alone_under_every_preset(preset, model):
     """Two samples of two branches: whoever mistakes one for the other gives other results."""
     changes = {"dense_layers": 0} | CHANGES.get(preset, {})
-    if "block" in PRESETS[preset].parameters() and preset not in ("psa",):
+    if "block" in PRESETS[preset].override(changes).parameters() and preset not in ("psa",):
         changes |= {"block": 16}
     check(model, True, preset, sizes=(2,), **changes)

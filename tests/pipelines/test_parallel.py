@@ -130,7 +130,7 @@ CASES: dict[str, Any] = {
     "static": ("wan", "sta", ULYSSES, {}),
     "random": ("wan", "random", ULYSSES, {}),
     "one budget for a layer": ("wan", "balanced", ULYSSES, {}),
-    "semantic": ("wan", "semantic", ULYSSES, {"q_clusters": 5, "kv_clusters": 9}),
+    "semantic": ("wan", "semantic", ULYSSES, {"q_clusters": 5}),
     "auto": ("wan", "auto", ULYSSES, {"tolerance": 0.3}),
     "plans kept": ("wan", "draft", ULYSSES, {"replan": 3, "budgets": "uneven.json"}),
     "uneven heads": ("wan", "draft", ULYSSES, {"budgets": "uneven.json"}),

@@ -84,7 +84,7 @@ class Coreset(PruningOrder):
         video = boxes.members.flatten()[boxes.start + places.long()].index_select(-1, perm)
         return kept_first(inputs, video, source[None, None], kept)
 
-    def label_bytes(self, grid: TokenGrid) -> int:
+    def label_bytes(self, grid: TokenGrid, block: int) -> int:
         """Bytes a head remembers in host memory: the place of each token in its box."""
         return grid.video_tokens
 

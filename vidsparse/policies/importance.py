@@ -102,6 +102,6 @@ class Importance(Order):
     def _type(self) -> torch.dtype:
         return torch.uint8 if self.segment <= 256 else torch.int16
 
-    def label_bytes(self, grid: TokenGrid) -> int:
+    def label_bytes(self, grid: TokenGrid, block: int) -> int:
         """Bytes a head remembers in host memory: the place of each key."""
         return self._type.itemsize * grid.video_tokens

@@ -137,7 +137,7 @@ class Merged(PruningOrder):
                 of_frames[:, frame] = torch.where(of_frame < 0, of_frames[:, frame], of_frame)
         return merged
 
-    def label_bytes(self, grid: TokenGrid) -> int:
+    def label_bytes(self, grid: TokenGrid, block: int) -> int:
         """Bytes that all heads remember in host memory: where each token went, and how many."""
         return 4 * (grid.video_tokens + 1)
 

@@ -81,6 +81,11 @@ class Order(Part, ABC):
         return self.clusters_queries or self.clusters_keys
 
     @property
+    def counts_blocks(self) -> bool:
+        """Whether the size of blocks says how many clusters there are."""
+        return False
+
+    @property
     def learns_while_dense(self) -> bool:
         """Whether ``learn`` is to be called at dense steps."""
         return False
@@ -102,15 +107,15 @@ class Order(Part, ABC):
         """How many blocks of queries and of keys there are, of so many tokens."""
         return -(-grid.tokens // block), -(-grid.tokens // (key_block or block))
 
-    def state_bytes(self, grid: TokenGrid) -> int:
-        """Bytes a head remembers on the device."""
+    def state_bytes(self, grid: TokenGrid, block: int) -> int:
+        """Bytes a head remembers on the device, with blocks of so many tokens."""
         return 0
 
-    def parked_bytes(self, grid: TokenGrid, head_dim: int) -> int:
+    def parked_bytes(self, grid: TokenGrid, block: int, head_dim: int) -> int:
         """Bytes a head always remembers in host memory."""
         return 0
 
-    def label_bytes(self, grid: TokenGrid) -> int:
+    def label_bytes(self, grid: TokenGrid, block: int) -> int:
         """Bytes a head remembers in host memory, where a plan is used again."""
         return 0
 

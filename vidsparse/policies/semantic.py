@@ -27,6 +27,7 @@ from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.orders import Arranged, Order, Tile, cached_positions
 
 MEMBERS = 4  # tokens that a cluster is remembered by
+MOST, FEWEST_TOKENS = 4096, 16  # clusters of a side, and tokens in one in the mean
 
 
 class Sides(StrEnum):
@@ -86,8 +87,9 @@ class Semantic(Order):
     in host memory.
 
     Attributes:
-        q_clusters: Of queries; fewer where there are not 16 tokens for each.
-        kv_clusters: Of keys, likewise. Key clusters cost little, query clusters speed.
+        q_clusters: Of queries; None takes as many as there would be blocks. Fewer where there are
+            not 16 tokens for each.
+        kv_clusters: Of keys, likewise; None takes twice as many as there would be blocks.
         first_iterations: Of k-means at the first call.
         iterations: Of k-means at later calls.
         seed: Of the first draw.
@@ -104,8 +106,8 @@ class Semantic(Order):
         tile_width: Columns of a box, in tokens; None takes as many as fill a block.
     """
 
-    q_clusters: int = 100
-    kv_clusters: int = 500
+    q_clusters: int | None = 100
+    kv_clusters: int | None = 500
     first_iterations: int = 50
     iterations: int = 2
     seed: int = 0
@@ -123,8 +125,9 @@ class Semantic(Order):
     def __post_init__(self) -> None:
         _ = self.tile  # checks its sizes
         for name in ("q_clusters", "kv_clusters"):
-            if not 1 <= getattr(self, name) <= 4096:
-                raise BadInputError(f"{name} must be from 1 to 4096, got {getattr(self, name)}")
+            number = getattr(self, name)
+            if number is not None and not 1 <= number <= MOST:
+                raise BadInputError(f"{name} must be from 1 to {MOST}, got {number}")
         if self.group not in GROUPS:
             raise BadInputError(f"group must be 1, 2, 4 or 8, got {self.group}")
         check_sizes(self, "first_iterations", "iterations")
@@ -159,6 +162,12 @@ class Semantic(Order):
         return found | {other: f"clusters are of {self.sides} alone (sides={self.sides})"}
 
     @property
+    def counts_blocks(self) -> bool:
+        """Whether there are as many clusters of a side as there would be blocks, or twice."""
+        queries = self.clusters_queries and self.q_clusters is None
+        return queries or (self.clusters_keys and self.kv_clusters is None)
+
+    @property
     def learns_while_dense(self) -> bool:
         """Whether ``learn`` is to be called at dense steps."""
         return self.while_dense
@@ -166,7 +175,7 @@ class Semantic(Order):
     def learn(self, inputs: Inputs) -> None:
         """Cluster, once a step: what the next call starts from."""
         q, k, _ = inputs.qkv
-        numbers = self.clusters(inputs.blocks.grid)
+        numbers = self.clusters(inputs.blocks.grid, inputs.blocks.block)
         for name, x, number in zip("qk", (q, k), numbers, strict=True):
             if number and inputs.common.age(self._kept(name), inputs.step) != 0:
                 self._side(name, x, number, inputs)
@@ -197,7 +206,7 @@ class Semantic(Order):
             None,
             None,
         )
-        numbers = self.clusters(grid)
+        numbers = self.clusters(grid, inputs.blocks.block)
         queries = side("q", numbers[0]) if self.clusters_queries else boxes
         keys = side("k", numbers[1]) if self.clusters_keys else boxes
         (q_order, q_offsets, q_means), (kv_order, kv_offsets, k_means) = queries, keys
@@ -208,12 +217,20 @@ class Semantic(Order):
         ).knowing_means(q=q_means, k=k_means)
         return Arranged(arranged, q_order, kv_order)
 
-    def clusters(self, grid: TokenGrid) -> tuple[int, int]:
-        """How many clusters of queries and of keys there are on a grid, text not counted."""
-        most = max(1, grid.video_tokens // 16)
+    def clusters(self, grid: TokenGrid, block: int) -> tuple[int, int]:
+        """How many clusters of queries and of keys there are on a grid, text not counted.
+
+        Args:
+            grid: The tokens.
+            block: Tokens that a block has there.
+        """
+        most = max(1, min(MOST, grid.video_tokens // FEWEST_TOKENS))
+        blocks = -(-grid.video_tokens // block)
+        queries = blocks if self.q_clusters is None else self.q_clusters
+        keys = 2 * blocks if self.kv_clusters is None else self.kv_clusters
         return (
-            min(self.q_clusters, most) if self.clusters_queries else 0,
-            min(self.kv_clusters, most) if self.clusters_keys else 0,
+            min(queries, most) if self.clusters_queries else 0,
+            min(keys, most) if self.clusters_keys else 0,
         )
 
     def block_counts(
@@ -221,26 +238,26 @@ class Semantic(Order):
     ) -> tuple[int, int]:
         """How many blocks of queries and of keys there are, text among them."""
         text = (grid.prefix > 0) + (grid.suffix > 0)
-        clusters, equal = self.clusters(grid), (block, key_block or block)
+        clusters, equal = self.clusters(grid, block), (block, key_block or block)
         queries, keys = (
             number + text if number else -(-grid.tokens // size)
             for number, size in zip(clusters, equal, strict=True)
         )
         return queries, keys
 
-    def state_bytes(self, grid: TokenGrid) -> int:
+    def state_bytes(self, grid: TokenGrid, block: int) -> int:
         """Bytes a head remembers on the device: the members of its clusters."""
         is_here = self.remembered is Remembered.MEMBERS
-        return sum(self.clusters(grid)) * MEMBERS * 4 if is_here else 0
+        return sum(self.clusters(grid, block)) * MEMBERS * 4 if is_here else 0
 
-    def parked_bytes(self, grid: TokenGrid, head_dim: int) -> int:
+    def parked_bytes(self, grid: TokenGrid, block: int, head_dim: int) -> int:
         """Bytes a head always remembers in host memory: centroids in float32."""
         is_here = self.remembered is Remembered.MEMBERS
-        return 0 if is_here else sum(self.clusters(grid)) * head_dim * 4
+        return 0 if is_here else sum(self.clusters(grid, block)) * head_dim * 4
 
-    def label_bytes(self, grid: TokenGrid) -> int:
+    def label_bytes(self, grid: TokenGrid, block: int) -> int:
         """Bytes a head remembers in host memory: the labels of its tokens."""
-        sides = [_label_type(number).itemsize for number in self.clusters(grid) if number]
+        sides = [_label_type(number).itemsize for number in self.clusters(grid, block) if number]
         return sum(sides) * grid.video_tokens
 
     def _side(self, name: str, x: Tensor, number: int, inputs: Inputs) -> Side:

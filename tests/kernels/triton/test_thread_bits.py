@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from vidsparse.kernels.plan import Partial
 from vidsparse.kernels.triton.thread_bits import in_order_of_threads
 
 
@@ -33,3 +34,10 @@ def test_columns_behind_the_last_word_are_not_computed():
     made = in_order_of_threads(torch.full((1, 16, 1), -1, dtype=torch.int32), impl="triton")
     assert torch.equal(made & 0xFFFF, torch.full_like(made, 0xFFFF))
     assert torch.equal(made >> 16, torch.zeros_like(made))
+
+
+def test_a_plan_keeps_them_in_order():
+    bits, none = random_bits(3, 64, 2), torch.zeros(1, 1, 1, dtype=torch.int32)
+    partial = Partial(count=none, pattern=none[..., None], bits=bits)
+    assert torch.equal(partial.in_order_of_threads, in_order_of_threads(bits))
+    assert partial.in_order_of_threads is partial.in_order_of_threads
