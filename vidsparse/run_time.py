@@ -31,6 +31,7 @@ MOST = 4_000_000  # tokens; no model is meant for more
 WORTH = 1.03  # times as fast: less is next to nothing
 PLANNING = 0.8, 0.006  # ms, and a share of the dense call, of an order and a plan made of data
 LAYER = 12  # weights of a layer over its squared width: four projections, and twice four of an MLP
+HOPPER = 9  # compute capability of the kernels whose prices these are
 LAUNCHES = 4.7  # ms that a layer with such a call takes at least, whatever the GPU: its launches
 
 
@@ -127,6 +128,7 @@ class RunTimes:
         quantized: What the linear layers are in; 16 bits when None.
         stays_dense: Why a session leaves every call dense there; None where it does not.
         sparse_steps: Steps with a sparse call.
+        unpriced: Whether its kernel is slower there than the one that was timed.
     """
 
     gpu: Gpu
@@ -142,6 +144,7 @@ class RunTimes:
     quantized: str | None = None
     stays_dense: str | None = None
     sparse_steps: int = 1
+    unpriced: bool = False
 
     @property
     def gain(self) -> float:
@@ -207,7 +210,13 @@ class RunTimes:
             )
         else:
             basis = "predicted, within 10 % of every whole run that was measured on this GPU"
-        return [f"times are {basis}; text encoder and VAE are left out"]
+        found = [f"times are {basis}; text encoder and VAE are left out"]
+        if self.unpriced:
+            found.append(
+                f"clusters run on the portable kernel on the {self.gpu.label}, which took about "
+                "twice as long as for boxes where both were timed: expect less than is predicted"
+            )
+        return found
 
     def notes(self) -> list[str]:
         """Sentences the user should read."""
@@ -278,6 +287,7 @@ def predict(
         gains_from=break_even(found, shapes, where, compiled=compiled, quantized=quantized),
         stays_dense=why,
         sparse_steps=sum(density != 1 for density in found.step_density),
+        unpriced=found.preset.policy.order.makes_clusters and where.arch[0] != HOPPER,
     )
 
 

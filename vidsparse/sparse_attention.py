@@ -365,7 +365,7 @@ class SparseAttention:
             where = (call.expert, call.sample, call.turn, q.shape[0], str(q.device))
             own = call.layer, q.shape[1]
             state = self._planner.state((call.branch, call.grid, own, *where))
-            shared = self._shared_state(call, own, where)
+            shared = self._shared_state(call, own, (block, *where))
         for each in (state, shared):
             if each is not None:
                 each.follow(call.share)

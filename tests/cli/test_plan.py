@@ -219,6 +219,20 @@ def test_other_gpus_are_estimates_and_small_runs_gain_nothing(cli):
     assert "is slower than dense here: planning outweighs it" in small.err
 
 
+@pytest.mark.parametrize(
+    ("gpu", "preset", "is_said"),
+    [
+        ("a100", "semantic", True),
+        ("a100", "balanced", False),
+        ("h200", "semantic", False),
+        ("h100", "quality", False),
+    ],
+)
+def test_what_was_timed_of_another_kernel_is_said(cli, gpu, preset, is_said):
+    said = cli(f"plan --model wan2.1-14b --gpu {gpu} --preset {preset}").err
+    assert ("clusters run on the portable kernel on the NVIDIA" in said) == is_said
+
+
 def test_a_grid_has_no_time(cli):
     assert "time" not in read(cli("plan --grid 21x45x80 --json"))
     outcome = cli("plan --grid 21x45x80 --gpu h200")

@@ -145,6 +145,26 @@ def test_a_plan_serves_a_branch_whose_text_after_the_video_is_longer(name, chang
         assert bool((pairs[:, :, :video, :video] | ~first.to_dense_mask()).all())
 
 
+@pytest.mark.parametrize("name", ["balanced", "semantic", "draft"])
+def test_a_branch_in_other_blocks_plans_for_itself(monkeypatch, name):
+    """Text may make one branch a long sequence, with larger blocks, and leave the other a short."""
+    long = 230
+    monkeypatch.setattr(
+        "vidsparse.policies.policy.usual_block",
+        lambda device, tokens, dim: 64 if tokens >= long else 32,
+    )
+    grids = [TokenGrid(2, 8, 14, 0, text) for text in (0, 20)]
+    assert grids[0].tokens < long <= grids[1].tokens
+    settings = {"density": 0.4, "replan": 2, "min_tokens": 0, "correction": "none"}
+    preset = PRESETS[name].override(settings)
+    together, alone = (SparseAttention(preset, strict=True) for _ in range(2))
+    given = [qkv(grid) for grid in grids]
+    for grid, tensors in zip(grids, given, strict=True):
+        out = together(*tensors, call_on(grid, branch=str(grid)), dense)
+    assert torch.equal(out, alone(*given[1], call_on(grids[1], branch=str(grids[1])), dense))
+    assert together.stats.plans == {"made": 2}
+
+
 @pytest.mark.parametrize("share_branches", [True, False])
 @pytest.mark.parametrize(("name", "changes"), CASES)
 def test_what_is_remembered_is_what_shapes_say(name, changes, share_branches):

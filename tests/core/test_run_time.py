@@ -99,8 +99,8 @@ def test_whole_runs_dense_and_sparse(file):
     [
         ("compiled", ["balanced", "fast"]),
         ("fp8", ["balanced", "fast"]),
-        ("clusters", ["semantic", "quality"]),
-        ("clusters_compiled", ["quality"]),
+        ("clusters", ["semantic", "quality", "balanced"]),
+        ("clusters_compiled", ["semantic", "quality"]),
     ],
 )
 def test_whole_runs_of_all_blocks(file, presets):
