@@ -255,7 +255,7 @@ class Preset:
         A part, ``order``, ``estimator``, ``selector``, ``compensation`` or ``correction``, is given
         by its name, or as the object itself; its own parameters may be given in the same call. A
         parameter that replaces another, as ``p`` does ``density``, puts the preset's own out of
-        action.
+        action; a ``mean_density`` brings the ramp that it pays for (``Schedule.paid_by``).
 
         Raises:
             BadInputError: For a parameter that the preset does not have, with the near matches,
@@ -315,6 +315,8 @@ class Preset:
             of_policy |= {name: asked.get(name) for name in DENSITIES}
         policy = dataclasses.replace(policy, **parts, alternatives=alternatives, **of_policy)
         schedule = with_values(self.schedule, values)
+        if "mean_density" in asked and "ramp_until" not in self.told | values.keys():
+            schedule = schedule.paid_by(asked["mean_density"])
         if "replan" not in values and not policy.can_reuse_plans:
             schedule = dataclasses.replace(schedule, replan=1)
         if "share_layers" not in values and schedule.share_layers > 1:

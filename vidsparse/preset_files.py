@@ -169,6 +169,8 @@ def changed_parameters(preset: Preset, base: Preset) -> dict[str, Any]:
         for name, value in now.items()
         if name != "budgets" and value is not None and before.get(name) != value
     }
+    if "mean_density" in changes and "ramp_until" in now:
+        changes["ramp_until"] = now["ramp_until"]  # or the density would bring its own
     made = base.override(changes | {"budgets": preset.schedule.budgets} if preset.schedule.budgets
                          else changes)  # fmt: skip
     if dataclasses.replace(made, name="", summary="", source="") != dataclasses.replace(

@@ -203,3 +203,31 @@ def test_a_choice_of_orders_compares_at_the_density_that_runs():
         q, k, v = torch.randn(3, 1, GRID.tokens, 2, 8)
         outs.append(engine(q, k, v, Call(grid=GRID, layer=0, step=0, progress=run), dense))
     torch.testing.assert_close(*outs)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "ramp_until"),
+    [
+        ("balanced", {"mean_density": 0.25}, 0.2),
+        ("balanced", {"mean_density": "0.5"}, 0.3),  # no ramp is longer
+        ("semantic", {"mean_density": 0.08}, 0.05),  # a switch is the least
+        ("balanced", {"mean_density": 0.25, "warmup": 0.1}, 0.15),
+        ("balanced", {"mean_density": 0.25, "ramp_until": 0.3}, 0.3),  # what is told stays
+        ("balanced", {"density": 0.25}, 0.3),
+        ("adaspa", {"mean_density": 0.25}, 0.2),  # its paper's switch stays one
+    ],
+)
+def test_a_mean_density_brings_the_ramp_that_it_pays_for(name, changes, ramp_until):
+    assert PRESETS[name].override(changes).schedule.ramp_until == ramp_until
+
+
+def test_what_was_told_before_stays():
+    told = PRESETS["balanced"].override({"ramp_until": 0.3})
+    assert told.override({"mean_density": 0.2}).schedule.ramp_until == 0.3
+
+
+def test_the_rungs_are_one_dial():
+    for method, rung in (("balanced", "fast"), ("semantic", "quality")):
+        turned = PRESETS[method].override({"mean_density": PRESETS[rung].policy.mean_density})
+        assert turned.policy == PRESETS[rung].policy
+        assert turned.schedule == PRESETS[rung].schedule

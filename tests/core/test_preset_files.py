@@ -24,6 +24,8 @@ def same(preset):
         ("semantic", {"density": 0.2, "dense_layers": 2, "share_branches": False}),
         ("radial", {"decay": 0.7, "block": 64}),
         ("fast", {}),
+        ("balanced", {"mean_density": 0.2, "ramp_until": 0.3}),  # not the ramp it would bring
+        ("balanced", {"mean_density": 0.2}),
     ],
 )
 def test_a_preset_comes_back_as_it_was_written(base, changes, tmp_path):
