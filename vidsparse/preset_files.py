@@ -164,7 +164,7 @@ def changed_parameters(preset: Preset, base: Preset) -> dict[str, Any]:
         BadInputError: When they do not.
     """
     before, now = base.plain_parameters(), preset.plain_parameters()
-    changes = {
+    changes: dict[str, Any] = {
         name: value
         for name, value in now.items()
         if name != "budgets" and value is not None and before.get(name) != value

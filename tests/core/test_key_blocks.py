@@ -155,13 +155,11 @@ def test_a_branch_in_other_blocks_plans_for_itself(monkeypatch, name):
     )
     grids = [TokenGrid(2, 8, 14, 0, text) for text in (0, 20)]
     assert grids[0].tokens < long <= grids[1].tokens
-    settings = {"density": 0.4, "replan": 2, "min_tokens": 0, "correction": "none"}
-    preset = PRESETS[name].override(settings)
-    together, alone = (SparseAttention(preset, strict=True) for _ in range(2))
+    together, alone = (make(name, density=0.4, replan=2) for _ in range(2))
     given = [qkv(grid) for grid in grids]
-    for grid, tensors in zip(grids, given, strict=True):
-        out = together(*tensors, call_on(grid, branch=str(grid)), dense)
-    assert torch.equal(out, alone(*given[1], call_on(grids[1], branch=str(grids[1])), dense))
+    calls = [call_on(grid, branch=str(grid)) for grid in grids]
+    outs = [together(*x, call, dense) for x, call in zip(given, calls, strict=True)]
+    assert torch.equal(outs[1], alone(*given[1], calls[1], dense))
     assert together.stats.plans == {"made": 2}
 
 
