@@ -111,7 +111,7 @@ class Layer:
     """One layer of a run: makes a plan at a new step, and uses it again."""
 
     def __init__(self, qkv: tuple[Tensor, ...], name: str, changes: dict[str, Any]) -> None:
-        block = {"block": 128} if "block" in PRESETS[name].parameters() else {}
+        block = {"block": 128} if "block" in PRESETS[name].override(changes).parameters() else {}
         self.preset = PRESETS[name].override(block | changes)
         self.block = self.preset.policy.block_on("cuda", GRID.tokens, qkv[0].shape[-1])
         policy, run = self.preset.policy, Progress.first(50)

@@ -48,7 +48,7 @@ def make(name, **changes):
     settings: dict[str, Any] = {"min_tokens": 0, "warmup": 0.0, "ramp_until": 0.0}
     if PRESETS[name].policy.mean_density is not None:
         settings["density"] = 0.25
-    if "block" in PRESETS[name].parameters():
+    if "block" in PRESETS[name].override(CASES[name] | changes).parameters():
         settings["block"] = 64
     return SparseAttention(PRESETS[name].override(settings | CASES[name] | changes), strict=True)
 
