@@ -17,7 +17,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any, NamedTuple
@@ -35,6 +35,7 @@ from vidsparse.metrics.fidelity import fidelity
 from vidsparse.pipelines.running.checkpoints import TINY
 from vidsparse.progress import Progress
 from vidsparse.sparse_attention import Call, SparseAttention
+from vidsparse.stats import Stopwatch
 
 GUIDANCE = 4.0
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -73,6 +74,15 @@ def ramp(until: float, warmup: float = 0.05) -> dict[str, Any]:
 
 def mean_of(density: float) -> dict[str, Any]:
     return {"mean_density": density}
+
+
+def curves(families: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Each at three mean densities, under the ramps that these bring."""
+    return {
+        f"{name} {density:g}": parts | mean_of(density) | ramp(until)
+        for density, until in ((0.35, 0.3), (0.25, 0.2), (0.15, 0.1))
+        for name, parts in families.items()
+    }
 
 
 WHOLE: dict[str, Any] = {"correction": "delta"}
@@ -147,11 +157,7 @@ SETS: dict[str, dict[str, dict[str, Any]]] = {
         if name != "semantic" or part in ("as it is", "corrected", "2 layers share")
     },
     "corrections": CORRECTIONS,
-    "corrections, curves": {
-        f"{name} {density:g}": parts | mean_of(density) | ramp(until)
-        for density, until in ((0.35, 0.3), (0.25, 0.2), (0.15, 0.1))
-        for name, parts in CORRECTIONS.items()
-    },
+    "corrections, curves": curves(CORRECTIONS),
     "corrected rungs": {
         f"{name}{said}": {"preset": name, "block": 128} | changes
         for said, changes in ((", uncorrected", NONE), ("", {}), (", of 256", {"exact_every": 256}))
@@ -188,11 +194,7 @@ SETS: dict[str, dict[str, dict[str, Any]]] = {
         f"boxes {f}x{h}x{w}": TILES | {"tile_frames": f, "tile_height": h, "tile_width": w}
         for f, h, w in ((1, 8, 16), (2, 8, 8), (4, 4, 8), (8, 4, 4))
     },
-    "clusters": {  # how many, of queries and of keys
-        f"{name} {density:g}": parts | mean_of(density) | ramp(until)
-        for density, until in ((0.35, 0.3), (0.25, 0.2), (0.15, 0.1))
-        for name, parts in COUNTS.items()
-    },
+    "clusters": curves(COUNTS),  # how many, of queries and of keys
     "shift 3": {  # before: dense above sigma .95, full below .8, blocks of 64
         "before .45": TILES_64 | mean_of(0.45) | ramp(0.45, 0.15),
         "before .35": TILES_64 | mean_of(0.35) | ramp(0.45, 0.15),
@@ -393,27 +395,10 @@ def timed_dense(branches: list[list[torch.Tensor]]) -> float:
 
 
 def clock(function: Any) -> float:
-    """Milliseconds, of a device that waits for nothing before."""
-    return clock_behind(function)()
-
-
-def clock_behind(function: Any) -> Callable[[], float]:
-    """Milliseconds, to be asked for once much has been started: the host runs ahead meanwhile."""
-    if DEVICE == "cpu":
-        start = time.perf_counter()
+    """Milliseconds, waited for."""
+    with Stopwatch(torch.device(DEVICE)) as watch:
         function()
-        end = time.perf_counter()
-        return lambda: 1000 * (end - start)
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-    events[0].record()
-    function()
-    events[1].record()
-
-    def milliseconds() -> float:
-        events[1].synchronize()
-        return events[0].elapsed_time(events[1])
-
-    return milliseconds
+    return 1000 * watch.seconds
 
 
 def timed(
@@ -431,17 +416,19 @@ def timed(
     def no_dense(*qkv: Any) -> Any:
         raise AssertionError("a call ran dense")
 
-    found: list[Callable[[], float]] = []
+    found: list[Stopwatch] = []
     for at, progress in enumerate(run.steps()):
         for branch, (q, k, v) in enumerate(branches):
             call = Call(
                 grid=shape.grid, layer=0, step=at, branch=str(branch), progress=progress, layers=40
             )
-            found.append(clock_behind(lambda q=q, k=k, v=v, c=call: engine(q, k, v, c, no_dense)))
+            with Stopwatch(q.device) as watch:
+                engine(q, k, v, call, no_dense)
+            found.append(watch)
         if at == steps - 1:
             found.clear()
             engine.stats.start_generation()
-    each, number = [milliseconds() for milliseconds in found], 2 * steps
+    each, number = [1000 * watch.seconds for watch in found], 2 * steps
     return {
         "ms": mean(each),
         "plan_ms": 1000 * engine.stats.plan_seconds / number,

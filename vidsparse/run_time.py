@@ -12,7 +12,7 @@ from typing import Any
 from vidsparse.forecast import Forecast
 from vidsparse.gpus import GPUS, MEASURED, Gpu, find_gpu
 from vidsparse.kernels.dense import FLASH
-from vidsparse.kernels.engines.int8 import unfit_for
+from vidsparse.kernels.engines.int8 import HOPPER, unfit_for
 from vidsparse.policies.block_size import WIDE
 from vidsparse.policies.policy import Policy
 from vidsparse.preset import Dense, Precision, Preset
@@ -31,7 +31,6 @@ MOST = 4_000_000  # tokens; no model is meant for more
 WORTH = 1.03  # times as fast: less is next to nothing
 PLANNING = 0.8, 0.006  # ms, and a share of the dense call, of an order and a plan made of data
 LAYER = 12  # weights of a layer over its squared width: four projections, and twice four of an MLP
-HOPPER = 9  # compute capability of the kernels whose prices these are
 LAUNCHES = 4.7  # ms that a layer with such a call takes at least, whatever the GPU: its launches
 
 

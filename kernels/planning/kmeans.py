@@ -18,6 +18,7 @@ from vidsparse.kernels.dispatch import use_triton
 from vidsparse.kernels.planning.permute import order_by_label, permute_tokens
 from vidsparse.kernels.planning.pooling import only_finite, pool_ragged
 
+MOST = 4096  # clusters
 AT_ONCE = 1024  # tokens whose scores are made together, so that they stay in a CPU's cache
 
 
@@ -71,8 +72,8 @@ def kmeans(
     Raises:
         BadInputError: For numbers out of range, or centroids of another shape.
     """
-    if not 1 <= clusters <= 4096:
-        raise BadInputError(f"clusters must be from 1 to 4096, got {clusters}")
+    if not 1 <= clusters <= MOST:
+        raise BadInputError(f"clusters must be from 1 to {MOST}, got {clusters}")
     if iterations < 1:
         raise BadInputError(f"iterations must be at least 1, got {iterations}")
     shape = (*x.shape[:2], clusters, x.shape[3])

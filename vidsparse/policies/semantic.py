@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vidsparse.errors import BadInputError
 from vidsparse.grid import TokenGrid
-from vidsparse.kernels.planning.kmeans import Clusters, kmeans
+from vidsparse.kernels.planning.kmeans import MOST, Clusters, kmeans
 from vidsparse.kernels.planning.permute import (
     in_token_order,
     inverse_order,
@@ -27,7 +27,7 @@ from vidsparse.policies.estimator import Inputs
 from vidsparse.policies.orders import Arranged, Order, Tile, cached_positions
 
 MEMBERS = 4  # tokens that a cluster is remembered by
-MOST, FEWEST_TOKENS = 4096, 16  # clusters of a side, and tokens in one in the mean
+FEWEST_TOKENS = 16  # in a cluster, in the mean
 
 
 class Sides(StrEnum):
