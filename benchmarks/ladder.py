@@ -57,6 +57,8 @@ DRAFT: dict[str, Any] = {"preset": "draft", "block": 128}
 DRAFT_64: dict[str, Any] = {"preset": "draft", "block": 64}
 CLUSTERS: dict[str, Any] = {"preset": "semantic", "clusters": (200, 1000), "ramp_until": 0.3}
 
+RUNG: dict[str, Any] = {"preset": "semantic", "block": 128}
+RAGGED: dict[str, Any] = RUNG | {"fill_tiles": False}
 
 NO_DIAL = {"quality", "fast", "turbo", "lite", "lite-attention"}  # rungs of others, or no dial
 PARTS: dict[str, dict[str, Any]] = {
@@ -173,9 +175,14 @@ SETS: dict[str, dict[str, dict[str, Any]]] = {
         for name in ("quality", "semantic", "balanced", "fast", "turbo")
     },
     "rung calls": {
-        "boxes": TILES,
-        "clusters": {"preset": "semantic", "block": 128},
-        "clusters, int8": {"preset": "semantic", "block": 128, "precision": "int8"},
+        f"{name}{said}": parts | precision
+        for said, precision in (("", {}), (", int8", {"precision": "int8"}))
+        for name, parts in {"boxes": TILES, "clusters": RUNG, "clusters, ragged": RAGGED}.items()
+    },
+    "filled": {
+        f"{name} {density:g}": parts | mean_of(density)
+        for density in (0.25, 0.15)
+        for name, parts in {"semantic": RUNG, "ragged": RAGGED}.items()
     },
     "precision": {
         f"{name}, {precision}": parts | {"precision": precision}

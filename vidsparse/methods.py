@@ -76,6 +76,7 @@ def _clusters(mean_density: float) -> Policy:
             start=Start.TILES,
             first_iterations=5,
             iterations=4,
+            fill_tiles=True,
         ),
         estimator=Routing(),
         selector=Budget(scope=Scope.HEAD),

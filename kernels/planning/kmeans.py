@@ -9,13 +9,15 @@ are enough.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
 from vidsparse.kernels.dispatch import use_triton
-from vidsparse.kernels.planning.permute import order_by_label, permute_tokens
+from vidsparse.kernels.planning.multiples import Some, to_multiples
+from vidsparse.kernels.planning.permute import inverse_order, order_by_label, permute_tokens
 from vidsparse.kernels.planning.pooling import only_finite, pool_ragged
 
 MOST = 4096  # clusters
@@ -54,6 +56,7 @@ def kmeans(
     centroids: Tensor | None = None,
     generator: torch.Generator | None = None,
     finite: bool = False,
+    multiple_of: int | None = None,
     impl: str = "auto",
 ) -> Clusters:
     """Cluster the tokens of each head.
@@ -67,6 +70,8 @@ def kmeans(
         generator: Draws them, on the CPU.
         finite: Take what is no number or infinite for zero; its token belongs where a token of
             zeros does.
+        multiple_of: In the last iteration clusters are moved to sizes of such multiples, as
+            ``to_multiples`` has it; those that are not come last, so that all others start at one.
         impl: "triton", "reference", or "auto": Triton on CUDA.
 
     Raises:
@@ -81,14 +86,28 @@ def kmeans(
         centroids = _draw(x, clusters, generator)
     elif tuple(centroids.shape) != shape:
         raise BadInputError(f"centroids must be {shape}, got {tuple(centroids.shape)}")
-    step = _step_reference
     if use_triton(impl, x):
-        from vidsparse.kernels.triton.kmeans import step
+        from vidsparse.kernels.triton.kmeans import assign, average
+    else:
+        assign, average = _assign, _average
     centroids = only_finite(centroids.float()) if finite else centroids.float()
-    labels, order, offsets, centroids = step(x, centroids, finite)
-    for _ in range(iterations - 1):
-        labels, order, offsets, centroids = step(x, centroids, finite)
+    for left in reversed(range(iterations)):
+        labels, scores = assign(x, centroids, finite)
+        if multiple_of is not None and not left:
+            nearest = partial(assign, x, centroids, finite)
+            labels = to_multiples(labels, scores, clusters, multiple_of, nearest, impl=impl)
+            labels, centroids = _whole_first(labels, centroids, multiple_of, impl)
+        order, offsets = order_by_label(labels, clusters, impl=impl)
+        centroids = average(x, order, offsets, centroids, finite)
     return Clusters(labels=labels, centroids=centroids, order=order, offsets=offsets)
+
+
+def _whole_first(labels: Tensor, centroids: Tensor, of: int, impl: str) -> tuple[Tensor, Tensor]:
+    """Clusters numbered anew: those of whole multiples, then the others, each as they were."""
+    _, offsets = order_by_label(labels, centroids.shape[2], impl=impl)
+    old = (offsets.diff(dim=-1) % of > 0).byte().argsort(dim=-1, stable=True)
+    labels = inverse_order(old.int()).gather(-1, labels.long())
+    return labels, centroids.gather(2, old[..., None].expand_as(centroids))
 
 
 def _draw(x: Tensor, clusters: int, generator: torch.Generator | None) -> Tensor:
@@ -98,20 +117,32 @@ def _draw(x: Tensor, clusters: int, generator: torch.Generator | None) -> Tensor
     return x[:, :, positions.to(x.device, non_blocking=True)]
 
 
-def _step_reference(
-    x: Tensor, centroids: Tensor, finite: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Labels under the centroids, the tokens' order and offsets by label, and new centroids."""
+def _assign(
+    x: Tensor, centroids: Tensor, finite: bool, some: Some | None = None
+) -> tuple[Tensor, Tensor]:
+    """The nearest centroid of each token, of all or of some, and its score.
+
+    A score is ``x . c - |c|^2 / 2``: the more, the nearer.
+    """
     clean = only_finite(x) if finite else x
     broken = None if clean is x else ~x.isfinite().all(dim=-1)
-    x = clean
     rounded = centroids.to(x.dtype).float()  # as the kernel has them
     half = rounded.square().sum(dim=-1)[..., None, :] / 2
-    parts = x.split(AT_ONCE, dim=2)
-    labels = torch.cat([(p.float() @ rounded.mT - half).argmax(dim=-1) for p in parts], dim=2)
+    if some is not None:
+        half = half.masked_fill(~some.clusters[..., None, :], torch.inf)
+    parts = clean.split(AT_ONCE, dim=2)
+    found = [(part.float() @ rounded.mT - half).max(dim=-1) for part in parts]
+    scores, labels = (torch.cat(each, dim=2) for each in zip(*found, strict=True))
     if broken is not None:
-        labels = torch.where(broken, half.argmin(dim=-1), labels)
-    order, offsets = order_by_label(labels.int(), centroids.shape[2], impl="reference")
-    means = pool_ragged(permute_tokens(x, order, impl="reference"), offsets, impl="reference")
+        least, of_zero = half.min(dim=-1)
+        labels = torch.where(broken, of_zero, labels)
+        scores = torch.where(broken, -least, scores)
+    return labels.int(), scores
+
+
+def _average(x: Tensor, order: Tensor, offsets: Tensor, centroids: Tensor, finite: bool) -> Tensor:
+    """The mean of each cluster's tokens; one without any keeps its centroid."""
+    clean = only_finite(x) if finite else x
+    means = pool_ragged(permute_tokens(clean, order, impl="reference"), offsets, impl="reference")
     filled = offsets.diff(dim=-1)[..., None] > 0
-    return labels.int(), order, offsets, torch.where(filled, means, centroids)
+    return torch.where(filled, means, centroids)

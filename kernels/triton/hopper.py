@@ -9,11 +9,8 @@ The keys a query tile reads are laid end to end: ``width`` columns in tiles of `
 blocks of any multiple of 16 fill whole tiles. Only the last tile can be ragged; it goes first,
 masked, and the loop over the others has no mask.
 
-Partial blocks stand last in a list, so tiles with one come first too. Each thread reads its bits
-(``hopper_masks.py``) while the scores are under way; tiles of whole blocks branch around that, with
-maxima of their own: a branch that ends before them has the compiler wait for the values first. (In
-two loops, one after the other, weights that pass from the first to the second are taken apart and
-packed again in each.)
+Partial blocks stand last in a list, so tiles with one come first too, in a loop of their own. Each
+thread reads its bits (``hopper_masks.py``) a tile ahead.
 
 Where blocks are observed a tile is a block, in the order of its list, so that any may be the ragged
 one. Each warp writes its own largest lead of a tile: no warp waits for another.
@@ -36,8 +33,15 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from vidsparse.kernels.plan import BlockPlan, Partial
-from vidsparse.kernels.triton.hopper_masks import masked, pattern_of, words_of
-from vidsparse.kernels.triton.hopper_rows import over_rows, row_max, row_sums, thread_sums
+from vidsparse.kernels.triton.hopper_masks import UNSEEN, masked, pattern_of, words_of
+from vidsparse.kernels.triton.hopper_rows import (
+    over_rows,
+    paired,
+    row_max,
+    row_sums,
+    thread_sums,
+    weights_of,
+)
 from vidsparse.kernels.triton.primitives import LOG2E, first_unmet, shared_strides
 from vidsparse.kernels.triton.ring import phase_of, stage_of
 from vidsparse.kernels.triton.tma import descriptor, suits_tma
@@ -130,16 +134,27 @@ def _write_lead(at, lead, exists, first: gl.constexpr):
 
 
 @gluon.jit
+def _bits_of(masks, tile, pattern, count, MASKED: gl.constexpr, BN: gl.constexpr, KV: gl.constexpr,
+             Q_BLOCK: gl.constexpr):  # fmt: skip
+    """The bits of a tile, whose pattern is known, and the pattern of the tile that comes next."""
+    patterns, bits_ptr, first = masks
+    tile = gl.maximum(tile, 0)
+    words = words_of(bits_ptr, pattern, tile, first, MASKED, BN, KV, Q_BLOCK)
+    return words, pattern_of(patterns, gl.maximum(tile - 1, 0), count, MASKED, BN, KV)
+
+
+@gluon.jit
 def _step(
-    n, step, end, later, m, l, acc, weights,
-    q, blank, column, exists, listed, kv_len, num_tiles, margin_ptr, first_tiles, words,
+    n, step, end, later, m, l, acc, pairs,
+    q, blank, column, exists, listed, kv_len, num_tiles, margin_ptr, words,
     ks, vs, bars, scale_log2,
     BN: gl.constexpr, KV: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr,
     CONSUMERS: gl.constexpr, W: gl.constexpr, OBSERVE: gl.constexpr, PARTIAL: gl.constexpr,
-    MASKED: gl.constexpr, ROWS: gl.constexpr, WEIGHTS: gl.constexpr, DTYPE: gl.constexpr,
+    MASKED: gl.constexpr, OUT: gl.constexpr, DTYPE: gl.constexpr,
 ):  # fmt: skip
     """Scores of the ``n``-th tile, and the output of the one before."""
     _q_full, _q_empty, k_full, k_empty, v_full, v_empty = bars
+    weights = weights_of(pairs, DTYPE, gl.DotOperandLayout(0, OUT, 2))
     if OBSERVE:
         end = later
         later = kv_len - gl.load(listed + gl.minimum(n + 1, num_tiles - 1)) * KV
@@ -158,30 +173,21 @@ def _step(
         if end < BN:
             s = gl.where(gl.expand_dims(column, 0) < end, s, float("-inf"))
     if PARTIAL:
-        if n < first_tiles:
-            s = masked(s, words, MASKED)
-            highest = row_max(s)
-        else:
-            highest = row_max(s)
-    else:
-        highest = row_max(s)
-    highest *= scale_log2
+        s = masked(s, words, MASKED)
+    highest = row_max(s) * scale_log2
     if OBSERVE:
         _write_lead(margin_ptr + n * (4 * CONSUMERS), highest - m, exists, 4 * W)
     m_new = gl.maximum(m, highest)
-    base = m_new
-    if PARTIAL:  # a row that has seen no key yet: -inf - -inf is no number
-        base = gl.where(m_new == float("-inf"), 0.0, m_new)
-    alpha = gl.exp2(m - base)
-    p = gl.exp2(s * scale_log2 - gl.expand_dims(base, 1))
+    alpha = gl.exp2(m - m_new)
+    p = gl.exp2(s * scale_log2 - gl.expand_dims(m_new, 1))
     l = l * over_rows(alpha, l) + thread_sums(p)
 
     # weights are overwritten and acc is scaled only once the tensor cores have read them
     acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))
     mbarrier.arrive(v_empty.index(now), count=1)
-    weights = gl.convert_layout(p.to(DTYPE), WEIGHTS)
-    acc = acc * gl.expand_dims(gl.convert_layout(alpha, ROWS), 1)
-    return step + 1, end, later, m_new, l, acc, weights
+    pairs = paired(p, DTYPE)
+    acc = acc * gl.expand_dims(gl.convert_layout(alpha, gl.SliceLayout(1, OUT)), 1)
+    return step + 1, end, later, m_new, l, acc, pairs
 
 
 @gluon.jit
@@ -197,8 +203,7 @@ def _consume(
     dtype: gl.constexpr = od.dtype
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
     OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
-    WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, OUT, 2)
-    ROWS: gl.constexpr = gl.SliceLayout(1, OUT)
+    Q_BLOCK: gl.constexpr = ROW_TILES * CONSUMERS * 64
     step = 0
     done = 0
     q = qs.index(W).reshape([64, D])
@@ -218,24 +223,19 @@ def _consume(
             margin_ptr += t.to(gl.int64) * most * (4 * CONSUMERS)
             end = gl.where(count > 0, kv_len - gl.load(listed) * KV, 0)
             later = kv_len - gl.load(listed + gl.minimum(1, num_tiles - 1)) * KV
-        partial_ptr, patterns, bits_ptr = masks
-        pattern = 0
         words = 0
-        first = 0
+        pattern = 0
         first_tiles = 1  # those with a mask, and the ragged one
         if PARTIAL:
+            partial_ptr, patterns, bits_ptr = masks
             _count, _index, _len, count_b, count_h, index_b, index_h, index_m = lists
             row = i // ROW_TILES
             partial = gl.load(partial_ptr + b * count_b + h * count_h + row)
             first_tiles = gl.maximum(num_tiles - (count - partial) * KV // BN, 1)
             start = b.to(gl.int64) * index_b + h.to(gl.int64) * index_h + row.to(gl.int64) * index_m
-            patterns += start
-            first = (i % ROW_TILES * CONSUMERS + W) * 64
-            pattern = pattern_of(patterns, num_tiles - 1, count, MASKED, BN, KV)
-            words = words_of(
-                bits_ptr, pattern, num_tiles - 1, first, MASKED, BN, KV, ROW_TILES * CONSUMERS * 64
-            )
-            pattern = pattern_of(patterns, gl.maximum(num_tiles - 2, 0), count, MASKED, BN, KV)
+            bits = (patterns + start, bits_ptr, (i % ROW_TILES * CONSUMERS + W) * 64)
+            pattern = pattern_of(patterns + start, num_tiles - 1, count, MASKED, BN, KV)
+            words, pattern = _bits_of(bits, num_tiles - 1, pattern, count, MASKED, BN, KV, Q_BLOCK)
         mbarrier.wait(q_full.index(W), done & 1)
         mbarrier.wait(k_full.index(stage_of(step, STAGES)), phase_of(step, STAGES))
         k = ks.index(stage_of(step, STAGES)).reshape([BN, D]).permute((1, 0))
@@ -243,49 +243,56 @@ def _consume(
         s = warpgroup_mma_wait(0, deps=(s,))
         mbarrier.arrive(k_empty.index(stage_of(step, STAGES)), count=1)
 
-        s = gl.where(gl.expand_dims(column, 0) < end, s, float("-inf"))
+        s = gl.where(gl.expand_dims(column, 0) < end, s, UNSEEN if PARTIAL else float("-inf"))
         if PARTIAL:
             s = masked(s, words, MASKED)
+            words, pattern = _bits_of(bits, num_tiles - 2, pattern, count, MASKED, BN, KV, Q_BLOCK)
         m = row_max(s) * scale_log2
         if OBSERVE:
             _write_lead(margin_ptr, float("inf") + 0 * m, exists, 4 * W)
-        base = gl.where(m == float("-inf"), 0.0, m)  # without keys: -inf - -inf is no number
-        p = gl.exp2(s * scale_log2 - gl.expand_dims(base, 1))
-        l = thread_sums(p)
         if not PARTIAL:
-            m = base
-        weights = gl.convert_layout(p.to(dtype), WEIGHTS)
+            m = gl.where(m == float("-inf"), 0.0, m)  # without keys: -inf - -inf is no number
+        p = gl.exp2(s * scale_log2 - gl.expand_dims(m, 1))
+        l = thread_sums(p)
+        pairs = paired(p, dtype)
         acc = gl.zeros([64, D], gl.float32, OUT)
-        for n in range(1, num_tiles):
-            if PARTIAL:  # noqa: SIM102 (a branch that is compiled only where there are masks)
-                if n < first_tiles:
-                    tile = num_tiles - 1 - n
-                    words = words_of(
-                        bits_ptr, pattern, tile, first, MASKED, BN, KV, ROW_TILES * CONSUMERS * 64
-                    )
-                    pattern = pattern_of(patterns, gl.maximum(tile - 1, 0), count, MASKED, BN, KV)
-            step, end, later, m, l, acc, weights = _step(
-                n, step, end, later, m, l, acc, weights,
-                q, blank, column, exists, listed, kv_len, num_tiles, margin_ptr, first_tiles, words,
+        for n in range(1, first_tiles):
+            step, end, later, m, l, acc, pairs = _step(
+                n, step, end, later, m, l, acc, pairs,
+                q, blank, column, exists, listed, kv_len, num_tiles, margin_ptr, words,
                 ks, vs, bars, scale_log2, BN, KV, D, STAGES, CONSUMERS, W, OBSERVE, PARTIAL,
-                MASKED, ROWS, WEIGHTS, dtype,
+                MASKED, OUT, dtype,
+            )  # fmt: skip
+            if PARTIAL:
+                words, pattern = _bits_of(
+                    bits, num_tiles - 2 - n, pattern, count, MASKED, BN, KV, Q_BLOCK
+                )
+        for n in range(first_tiles, num_tiles):
+            step, end, later, m, l, acc, pairs = _step(
+                n, step, end, later, m, l, acc, pairs,
+                q, blank, column, exists, listed, kv_len, num_tiles, margin_ptr, words,
+                ks, vs, bars, scale_log2, BN, KV, D, STAGES, CONSUMERS, W, OBSERVE, False,
+                MASKED, OUT, dtype,
             )  # fmt: skip
         mbarrier.arrive(q_empty.index(W), count=1)
         mbarrier.wait(v_full.index(stage_of(step, STAGES)), phase_of(step, STAGES))
         v = vs.index(stage_of(step, STAGES)).reshape([BN, D])
+        weights = weights_of(pairs, dtype, gl.DotOperandLayout(0, OUT, 2))
         acc = warpgroup_mma(weights, v, acc, is_async=True)
         acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))
         mbarrier.arrive(v_empty.index(stage_of(step, STAGES)), count=1)
         step += 1
 
         l = row_sums(l, gl.SliceLayout(1, SCORES))
+        if PARTIAL:
+            l = gl.where(m > 0.5 * UNSEEN * scale_log2, l, 0.0)  # it has seen no key
         row = (i * CONSUMERS + W) * 64
         if HAS_LSE:
             rows = row + gl.arange(0, 64, gl.SliceLayout(1, SCORES))
             lse = (m + gl.log2(l)) * 0.6931471805599453
             at = lse_ptr + (b.to(gl.int64) * heads + h) * q_len + rows
             gl.store(at, lse, mask=rows < q_len)
-        l = gl.convert_layout(l, ROWS)
+        l = gl.convert_layout(l, gl.SliceLayout(1, OUT))
         share = gl.where(l > 0, 1.0 / l, 0.0)
         acc = gl.where(gl.expand_dims(l, 1) > 0, acc * gl.expand_dims(share, 1), 0.0)
         tma.store_wait(0)  # the output of the tile before has left this memory

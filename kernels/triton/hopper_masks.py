@@ -5,6 +5,10 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+# less than any score, and a power of two, so that its product with a scale is exact: the weights of
+# a row that has seen no key yet are 1, and count for nothing beside the first key that it sees
+UNSEEN = gl.constexpr(-(2.0**100))
+
 
 @gluon.constexpr_function
 def only(layout, kept):
@@ -49,9 +53,10 @@ def words_of(bits, pattern, tile, first, SCORES: gl.constexpr, BN: gl.constexpr,
 
 @gluon.jit
 def masked(s, words, SCORES: gl.constexpr):
-    """Scores with ``-inf`` where the bit of a pair is not set; they must be finite.
+    """Scores with ``UNSEEN`` where the bit of a pair is not set.
 
-    It is added, and not selected, since the unit that selects has the maxima to do. ``SCORES`` is
+    It is added, which leaves nothing of a score, and not selected, since the unit that selects has
+    the maxima to do; in place, or the compiler selects after all. ``SCORES`` is
     the layout of ``[warp, of two rows, row, 64 columns, of eight, lane, of two]``.
     """
     BN: gl.constexpr = s.shape[1]
@@ -61,16 +66,14 @@ def masked(s, words, SCORES: gl.constexpr):
     place = along(8, 1, 3, PLACES) * 4 + along(2, 0, 3, PLACES) * 2 + along(2, 2, 3, PLACES)
     bit = 1 << place
     bit = gl.expand_dims(gl.expand_dims(gl.expand_dims(gl.expand_dims(bit, 0), 2), 3), 5)
-    # as one piece: where the compiler may test bits before scores are there, it packs the answers
     tile = gl.inline_asm_elementwise(
         """{
         .reg .pred seen;
         .reg .b32 bit;
         and.b32 bit, $2, $3;
         setp.ne.b32 seen, bit, 0;
-        mov.f32 $0, $1;
-        @!seen add.f32 $0, $1, 0fFF800000;
+        @!seen add.f32 $0, $0, 0fF1800000;
         }""",
-        "=f,f,r,r", [tile, words, bit], dtype=gl.float32, is_pure=True, pack=1,
+        "=f,0,r,r", [tile, words, bit], dtype=gl.float32, is_pure=True, pack=1,
     )  # fmt: skip
     return gl.convert_layout(tile.reshape([64, BN]), s.type.layout, assert_trivial=True)

@@ -100,6 +100,22 @@ def test_kmeans(clusters):
     assert torch.equal(again.centroids, got.centroids)
 
 
+@pytest.mark.parametrize(("clusters", "of"), [(160, 128), (300, 16), (7, 128)])
+def test_kmeans_of_multiples(clusters, of):
+    # small integers: scores are exact, and equal ones many
+    x = torch.randint(-3, 4, (1, 20_001, 2, 128), device="cuda").bfloat16().transpose(1, 2)
+    start = x[:, :, :clusters].float()
+    got, truth = (
+        kmeans(x, clusters, iterations=1, centroids=start, multiple_of=of, finite=True, impl=i)
+        for i in IMPLS
+    )
+    assert torch.equal(got.labels, truth.labels)
+    assert torch.equal(got.order, truth.order)
+    plain = kmeans(x, clusters, iterations=1, centroids=start)
+    wasted, before = (float((-each.sizes % of).sum()) for each in (got, plain))
+    assert wasted < 0.7 * before
+
+
 def test_sorting_and_permuting():
     labels = torch.randint(0, 500, (1, 4, 75_600), device="cuda", dtype=torch.int32)
     got, truth = (order_by_label(labels, 500, impl=impl) for impl in IMPLS)

@@ -28,6 +28,7 @@ from vidsparse.policies.orders import Arranged, Order, Tile, cached_positions
 
 MEMBERS = 4  # tokens that a cluster is remembered by
 FEWEST_TOKENS = 16  # in a cluster, in the mean
+KEYS_AT_ONCE = 16  # that kernels copy together
 
 
 class Sides(StrEnum):
@@ -99,6 +100,8 @@ class Semantic(Order):
             8 in a cube. k-means then costs as many times less.
         sides: What is clustered; the other side stands box by box and is cut into equal blocks.
         remembered: What later calls start from.
+        fill_tiles: Clusters give tokens to one another until most fill what kernels compute and
+            copy at once: blocks of queries, and 16 keys.
         while_dense: Cluster at the dense steps before too, so that the many iterations of the first
             call are behind the run when it becomes sparse.
         tile_frames: Latent frames of a box of that other side.
@@ -115,6 +118,7 @@ class Semantic(Order):
     group: int = 1
     sides: Sides = Sides.BOTH
     remembered: Remembered = Remembered.MEMBERS
+    fill_tiles: bool = False
     while_dense: bool = False
     tile_frames: int = 1
     tile_height: int = 8
@@ -268,15 +272,18 @@ class Semantic(Order):
         if box is not None:
             means = pool_blocks(permute_tokens(video, box), self.group, finite=True)
             grouped = means.to(video.dtype)
+        full = inputs.blocks.block if name == "q" else KEYS_AT_ONCE
+        tile = max(1, full // self.group) if self.fill_tiles else None
         kept = inputs.common.get(self._kept(name))
         if kept is None:
-            clusters = self._first(grouped, number, grid)
+            clusters = self._first(grouped, number, grid, tile)
         else:
             is_mean = self.remembered is Remembered.CENTROIDS
             start = kept if is_mean else mean_of(grouped, kept)
             clusters = kmeans(
-                grouped, number, iterations=self.iterations, centroids=start, finite=True
-            )
+                grouped, number, iterations=self.iterations, centroids=start, finite=True,
+                multiple_of=tile,
+            )  # fmt: skip
         if self.remembered is Remembered.CENTROIDS:
             inputs.common.park(self._kept(name), clusters.centroids, inputs.step)
         else:
@@ -299,7 +306,7 @@ class Semantic(Order):
         tile = Tile(tile_frames=frames, tile_height=height, tile_width=width)
         return cached_positions(tile, dataclasses.replace(grid, prefix=0, suffix=0), device)
 
-    def _first(self, x: Tensor, number: int, grid: TokenGrid) -> Clusters:
+    def _first(self, x: Tensor, number: int, grid: TokenGrid, tile: int | None) -> Clusters:
         """The clusters of a first call."""
         generator, centroids = None, None
         if self.start is Start.TOKENS:
@@ -308,7 +315,7 @@ class Semantic(Order):
             centroids = self._means_of_boxes(x, number, grid)
         return kmeans(
             x, number, iterations=self.first_iterations, centroids=centroids, generator=generator,
-            finite=True,
+            finite=True, multiple_of=tile,
         )  # fmt: skip
 
     def _means_of_boxes(self, x: Tensor, number: int, grid: TokenGrid) -> Tensor:
