@@ -50,6 +50,8 @@ def leaves(**options) -> Any:
 def test_gradients_are_the_slope_of_the_output_under_one_plan(name):
     """Along a direction, the difference of two outputs over their distance."""
     attention, take, qkv = engine(name), Take(), leaves(dtype=torch.float64)
+    with torch.no_grad():  # exact rows agree: where they hardly do, the root of that has a kink
+        qkv[2] += 10 * torch.linspace(-1, 1, GRID.tokens)[:, None, None]
     first = attend(attention, qkv, CALL, take)
     weight = torch.randn_like(first)
     (first * weight).sum().backward()
