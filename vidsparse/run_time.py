@@ -14,6 +14,7 @@ from vidsparse.gpus import GPUS, MEASURED, Gpu, find_gpu
 from vidsparse.kernels.dense import FLASH
 from vidsparse.kernels.engines.int8 import HOPPER, unfit_for
 from vidsparse.policies.block_size import WIDE
+from vidsparse.policies.orders import Order
 from vidsparse.policies.policy import Policy
 from vidsparse.preset import Dense, Precision, Preset
 from vidsparse.step_time import Shapes, StepTime, by_engine, dense_step
@@ -22,11 +23,13 @@ EIGHT_BITS = {  # what rounding takes of a dense call in 16 bits, a pair of one,
     True: (0.011, 0.68, 0.642),  # heads of 128 numbers
     False: (0.063, 0.85, 0.92),  # of 64
 }
-CLUSTERS = {  # share of a dense call beside planning, and what all pairs cost
-    True: (0.050, 1.396),  # as many as there would be blocks: tiles of queries are less full
-    False: (0.035, 1.164),  # 200 of queries
+FILLED = 0.056, 1.146, 1.055  # clusters that fill tiles: share of a dense call beside planning,
+# what all pairs cost, and a pair in eight bits over one of boxes
+CLUSTERS = {  # others
+    True: (0.050, 1.396, 1.09),  # as many as there would be blocks: tiles of queries are less full
+    False: (0.035, 1.164, 1.09),  # 200 of queries
 }
-MASKED = 0.009, 1.09  # clusters in eight bits: more to round, and more tiles to mask in each pair
+MORE = 0.009  # of a dense call, what clusters in eight bits have more to round
 MOST = 4_000_000  # tokens; no model is meant for more
 WORTH = 1.03  # times as fast: less is next to nothing
 PLANNING = 0.8, 0.006  # ms, and a share of the dense call, of an order and a plan made of data
@@ -61,24 +64,28 @@ class CallCost:
 def call_cost(preset: Preset, block: int, head_dim: int = WIDE) -> CallCost:
     """By the kind of plan: clusters, means that stand in, blocks of 128 or of 64, a mask.
 
-    Lines through calls of 75,600 tokens and 40 heads (benchmarks/results/ladder_calls_h200.json,
-    of clusters ladder_calls_clusters_h200.json, as many as blocks ladder_calls_rungs_h200.json); in
-    eight bits by low_bit_h200.json there, where heads of 64 hardly gain. What an estimator alone
-    costs is the same for all that look at data.
+    Lines through calls of 75,600 tokens and 40 heads (benchmarks/results/ladder_calls_h200.json, of
+    clusters that fill tiles ladder_calls_filled_h200.json, of others ladder_calls_clusters_h200.json
+    and ladder_calls_rungs_h200.json); in eight bits by low_bit_h200.json there, where heads of 64
+    hardly gain. What an estimator alone costs is the same for all that look at data.
     """
     cost = _cost_in_16_bits(preset.policy, block)
     if preset.precision is Precision.MODEL:
         return cost if preset.dense is Dense.MODEL else replace(cost, dense=1.0)
     rounding, pair, whole = EIGHT_BITS[head_dim >= WIDE]
     if preset.policy.order.makes_clusters:
-        rounding, pair = rounding + MASKED[0], pair * MASKED[1]
+        rounding, pair = rounding + MORE, pair * _of_clusters(preset.policy.order)[2]
     return CallCost(cost.fixed, cost.start + rounding, pair * cost.slope, whole, cost.least)
+
+
+def _of_clusters(order: Order) -> tuple[float, float, float]:
+    return FILLED if order.fills_tiles else CLUSTERS[order.counts_blocks]
 
 
 def _cost_in_16_bits(policy: Policy, block: int) -> CallCost:
     fixed, start = PLANNING
     if policy.order.makes_clusters:
-        more, slope = CLUSTERS[policy.order.counts_blocks]
+        more, slope, _ = _of_clusters(policy.order)
         return CallCost(fixed, start + more, slope, least=LAUNCHES)
     slope = 0.935 if block >= 128 else 1.16
     if policy.static:

@@ -99,7 +99,7 @@ def test_whole_runs_dense_and_sparse(file):
     [
         ("compiled", ["balanced", "fast"]),
         ("fp8", ["balanced", "fast"]),
-        ("clusters", ["semantic", "quality", "balanced"]),
+        ("clusters", ["semantic", "quality", "balanced", "semantic"]),
         ("clusters_compiled", ["semantic", "quality"]),
     ],
 )

@@ -20,7 +20,7 @@ from vidsparse.step_time import Shapes
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 RUNGS = {
-    "quality": ("ladder_rungs", "semantic .35"),
+    "quality": ("ladder_rungs", "quality"),
     "semantic": ("ladder_rungs", "semantic"),
     "balanced": ("ladder_corrected", "balanced"),
     "fast": ("ladder_corrected", "fast"),
@@ -79,7 +79,7 @@ def test_the_ladder_of_the_readme(rung):
     eight = together.get(f"{rung}-int8")
     if eight is not None:
         assert cells[4] == f"{eight['over_stock']:.2f}x"
-    elif rung == "semantic":
+    elif rung in ("semantic", "quality"):
         assert cells[4] == f"{everything_together(rung):.2f}x predicted"
     else:
         assert cells[4] == ""
@@ -109,7 +109,8 @@ def test_whole_runs_of_clusters():
     found = [run for run in runs if "preset" in run]
     assert len(rows) == len(found)
     for (name, cells), run in zip(rows.items(), found, strict=True):
-        assert run["name"] in name
+        assert run["preset"].partition("-")[0] in name
+        assert ("eight bits" in name) == run["preset"].endswith("int8")
         ratios = [f"{run[key]:.2f}x" for key in ("over_stock", "over_best_dense")]
         seconds = [f"{run['seconds']:.2f} s", f"{run['whole_seconds']:.0f} s"]
         assert [cell.strip("*") for cell in cells] == seconds + ratios
@@ -151,18 +152,56 @@ def test_how_many_clusters():
 
 def test_clusters_beside_boxes():
     _, rows = table_after("docs/methods.md", "The rungs beside boxes, from one process")
-    found = {row["candidate"]: row for row in record("ladder_rungs")}
+    found = {row["candidate"]: row for row in record("ladder_filled") + record("ladder_rungs")}
     shifted = {row["candidate"]: row for row in record("ladder_rungs_shift12")}
     runs = {row["name"]: row for row in record("pipeline_wan14b_clusters")}
-    names = {"quality": "semantic .35"} | {
-        f"semantic` at {level}, ramp until {until}": f"semantic {level[1:]}"
-        for level, until in (("0.15", "0.1"), ("0.1", "0.05"))
-    }
+    assert set(rows) == {"quality", "semantic", "balanced", "semantic` at 0.15", "fast"}
     for label, cells in rows.items():
-        name = names.get(label, label)
-        row, there = found[name], shifted.get(name)
+        name = label.replace("` at", "")
+        row, there = found[name], shifted.get(name.replace(" 0.", " ."))
         assert cells[:3] == [f"{row['mean_density']:.2f}", psnr(row), psnr(there) if there else ""]
         assert cells[3] == (f"{runs[label]['over_stock']:.2f}x" if label in runs else "")
+
+
+def test_how_full_tiles_are():
+    _, rows = table_after("docs/methods.md", "### Clusters that fill tiles")
+    found = {row["side"]: row for row in record("filled_tiles", "cpu")}
+    for name, cells in rows.items():
+        row = found[name.partition(",")[0]]
+        plain, filled = (
+            [
+                f"{row[f'empty, {how}']:.1%}",
+                f"{row[f'whole, {how}']:.0%}",
+                f"{row[f'distance, {how}']:.3f}",
+            ]
+            for how in ("plain", "filled")
+        )
+        assert cells == [*plain, f"{row['moved']:.1%}", *filled]
+
+
+def test_calls_of_filled_clusters():
+    _, rows = table_after("docs/performance.md", "of which fewer clusters can be filled")
+    found = {(row["candidate"], row["density"]): row for row in record("ladder_calls_filled")}
+    dense = json.loads((RESULTS / "ladder_calls_filled_h200.json").read_text())["dense"]
+    names = {"clusters as k-means leaves them": "clusters, ragged", "filled": "clusters"}
+    assert len(rows) == 3
+    for label, cells in rows.items():
+        name = names.get(label, "boxes")
+        ms = [found[f"{name}{bits}", at]["ms"] for at in (0.21, 0.06) for bits in ("", ", int8")]
+        share = ms[0] / dense["wan-14b-720p"]
+        planning = found[name, 0.06]["plan_ms"]
+        floats, eight, *rest = (f"{x:.1f}" for x in (*ms, planning))
+        assert cells == [floats, f"{share:.1%}", eight, *rest]
+
+
+def test_partial_blocks_beside_whole_ones():
+    text = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+    found = json.loads((RESULTS / "partial_blocks_h200.json").read_text())
+    lists = [f"{found['lists']['times whole'][f'{n}% partial']:.2f}" for n in (10, 50, 100)]
+    assert "takes {}, {} and {} times as long".format(*lists) in text
+    rules = {row["rule"]: f"{row['times whole']['exact']:.2f}" for row in found["rules"]}
+    assert f"are partial, {rules['clear']} and {rules['gna']} times" in text
+    assert f"(38% and 26%) {rules['radial']} and {rules['freeswim']} times" in text
 
 
 def test_the_fidelity_of_clusters_in_eight_bits():
@@ -171,6 +210,17 @@ def test_the_fidelity_of_clusters_in_eight_bits():
     for name, cells in rows.items():
         preset = name.partition("`")[2]
         assert cells == [f"{found[f'{preset}, {bits}']} dB" for bits in ("model", "int8")]
+
+
+def test_the_fidelity_of_filled_clusters_in_eight_bits():
+    _, rows = table_after("docs/performance.md", "As they are now, 8 prompts x 2 seeds")
+    floats = {row["candidate"]: row for row in record("ladder_rungs")}
+    eight = {row["candidate"]: row for row in record("ladder_precision_filled")}
+    for name, cells in rows.items():
+        preset = name.partition("`")[2]
+        pair = floats[preset], eight[f"{preset}, int8"]
+        each = [a - b for b, a in zip(*(row["psnr_each"] for row in pair), strict=True)]
+        assert cells == [*(f"{psnr(row)} dB" for row in pair), psnr({"psnr_each": each})]
 
 
 def test_predicted_seconds_beside_measured_ones():

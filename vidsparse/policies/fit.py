@@ -141,7 +141,8 @@ def idle(policy: Policy) -> dict[str, str]:
             found["mean_density"] = found["density"]
     own = "the clusters of a semantic order are of sizes of their own"
     by_key_block = policy.order.clusters_keys or policy.key_block is not None
-    if policy.order.clusters_queries and by_key_block and not policy.order.counts_blocks:
+    read = policy.order.counts_blocks or policy.order.fills_tiles
+    if policy.order.clusters_queries and by_key_block and not read:
         found["block"] = own
     if policy.order.clusters_keys:
         found["key_block"] = own

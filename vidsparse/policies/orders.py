@@ -86,6 +86,11 @@ class Order(Part, ABC):
         return False
 
     @property
+    def fills_tiles(self) -> bool:
+        """Whether clusters are moved to sizes of whole blocks."""
+        return False
+
+    @property
     def learns_while_dense(self) -> bool:
         """Whether ``learn`` is to be called at dense steps."""
         return False

@@ -172,6 +172,11 @@ class Semantic(Order):
         return queries or (self.clusters_keys and self.kv_clusters is None)
 
     @property
+    def fills_tiles(self) -> bool:
+        """Whether clusters are moved to sizes of whole blocks, and of 16 keys."""
+        return self.fill_tiles
+
+    @property
     def learns_while_dense(self) -> bool:
         """Whether ``learn`` is to be called at dense steps."""
         return self.while_dense
