@@ -81,6 +81,8 @@ def kmeans(
         raise BadInputError(f"clusters must be from 1 to {MOST}, got {clusters}")
     if iterations < 1:
         raise BadInputError(f"iterations must be at least 1, got {iterations}")
+    if multiple_of is not None and multiple_of < 1:
+        raise BadInputError(f"multiple_of must be at least 1, got {multiple_of}")
     shape = (*x.shape[:2], clusters, x.shape[3])
     if centroids is None:
         centroids = _draw(x, clusters, generator)
@@ -91,14 +93,17 @@ def kmeans(
     else:
         assign, average = _assign, _average
     centroids = only_finite(centroids.float()) if finite else centroids.float()
-    for left in reversed(range(iterations)):
-        labels, scores = assign(x, centroids, finite)
-        if multiple_of is not None and not left:
-            nearest = partial(assign, x, centroids, finite)
-            labels = to_multiples(labels, scores, clusters, multiple_of, nearest, impl=impl)
-            labels, centroids = _whole_first(labels, centroids, multiple_of, impl)
+    labels, scores = assign(x, centroids, finite)
+    for _ in range(iterations - 1):
         order, offsets = order_by_label(labels, clusters, impl=impl)
         centroids = average(x, order, offsets, centroids, finite)
+        labels, scores = assign(x, centroids, finite)
+    if multiple_of is not None:
+        nearest = partial(assign, x, centroids, finite)
+        labels = to_multiples(labels, scores, clusters, multiple_of, nearest, impl=impl)
+        labels, centroids = _whole_first(labels, centroids, multiple_of, impl)
+    order, offsets = order_by_label(labels, clusters, impl=impl)
+    centroids = average(x, order, offsets, centroids, finite)
     return Clusters(labels=labels, centroids=centroids, order=order, offsets=offsets)
 
 

@@ -83,6 +83,8 @@ def test_numbers_out_of_range_are_refused():
         kmeans(x, 0, iterations=1)
     with pytest.raises(BadInputError, match="iterations must be at least 1, got 0"):
         kmeans(x, 2, iterations=0)
+    with pytest.raises(BadInputError, match="multiple_of must be at least 1, got 0"):
+        kmeans(x, 2, iterations=1, multiple_of=0)
     with pytest.raises(BadInputError, match=r"centroids must be \(1, 1, 2, 16\)"):
         kmeans(x, 2, iterations=1, centroids=torch.zeros(1, 1, 3, 16))
 
