@@ -134,10 +134,10 @@ def _write_lead(at, lead, exists, first: gl.constexpr):
 
 
 @gluon.jit
-def _bits_of(masks, tile, pattern, count, MASKED: gl.constexpr, BN: gl.constexpr, KV: gl.constexpr,
+def _bits_of(bits, tile, pattern, count, MASKED: gl.constexpr, BN: gl.constexpr, KV: gl.constexpr,
              Q_BLOCK: gl.constexpr):  # fmt: skip
     """The bits of a tile, whose pattern is known, and the pattern of the tile that comes next."""
-    patterns, bits_ptr, first = masks
+    patterns, bits_ptr, first = bits
     tile = gl.maximum(tile, 0)
     words = words_of(bits_ptr, pattern, tile, first, MASKED, BN, KV, Q_BLOCK)
     return words, pattern_of(patterns, gl.maximum(tile - 1, 0), count, MASKED, BN, KV)

@@ -53,11 +53,11 @@ def words_of(bits, pattern, tile, first, SCORES: gl.constexpr, BN: gl.constexpr,
 
 @gluon.jit
 def masked(s, words, SCORES: gl.constexpr):
-    """Scores with ``UNSEEN`` where the bit of a pair is not set.
+    """Scores with ``UNSEEN`` where the bit of a pair is not set; they must be finite.
 
     It is added, which leaves nothing of a score, and not selected, since the unit that selects has
-    the maxima to do; in place, or the compiler selects after all. ``SCORES`` is
-    the layout of ``[warp, of two rows, row, 64 columns, of eight, lane, of two]``.
+    the maxima to do; in place, or the compiler selects after all. ``SCORES`` is the layout of
+    ``[warp, of two rows, row, 64 columns, of eight, lane, of two]``.
     """
     BN: gl.constexpr = s.shape[1]
     tile = s.reshape([4, 2, 8, BN // 64, 8, 4, 2])
