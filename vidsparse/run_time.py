@@ -65,7 +65,7 @@ def call_cost(preset: Preset, block: int, head_dim: int = WIDE) -> CallCost:
     """By the kind of plan: clusters, means that stand in, blocks of 128 or of 64, a mask.
 
     Lines through calls of 75,600 tokens and 40 heads (benchmarks/results/ladder_calls_h200.json; of
-    clusters ladder_calls_filled_h200.json, and where they fill no tiles ladder_calls_rungs_h200.json
+    clusters ladder_calls_filled_h200.json, where they fill no tiles ladder_calls_rungs_h200.json
     and ladder_calls_clusters_h200.json); in eight bits by low_bit_h200.json there, where heads of
     64 hardly gain. What an estimator alone costs is the same for all that look at data.
     """
