@@ -33,6 +33,7 @@ import vidsparse
 from vidsparse.grid import TokenGrid
 from vidsparse.metrics.fidelity import fidelity
 from vidsparse.pipelines.running.checkpoints import TINY
+from vidsparse.policies.semantic import Semantic
 from vidsparse.progress import Progress
 from vidsparse.sparse_attention import Call, SparseAttention
 from vidsparse.stats import Stopwatch
@@ -115,7 +116,21 @@ COUNTS: dict[str, dict[str, Any]] = {
     "clusters 600 x 1000, 8 iterations": CLUSTERS | {"clusters": (600, 1000), "iterations": 8},
     "clusters 600 x 1000, 2 iterations": CLUSTERS | {"clusters": (600, 1000), "iterations": 2},
 }  # fmt: skip
+
+
+def at_length(name: str) -> dict[str, Any]:
+    """A preset as it is on a long sequence: blocks of 128, clusters of as many tokens as there."""
+    preset = vidsparse.PRESETS[name]
+    order = preset.policy.order
+    if isinstance(order, Semantic) and not order.counts_blocks:
+        return {"preset": name, "clusters": (order.q_clusters, order.kv_clusters)}
+    return {"preset": name} | ({"block": 128} if "block" in preset.parameters() else {})
+
+
 SETS: dict[str, dict[str, dict[str, Any]]] = {
+    "presets at length": {
+        name: at_length(name) for name in vidsparse.PRESETS if name not in NO_DIAL
+    },
     "counts": COUNTS,
     "calls": {
         "tiles 128": TILES,
@@ -414,7 +429,13 @@ def timed(
 ) -> dict[str, Any]:  # fmt: skip
     """Mean over two branches and some steps, after as many of warm-up; the host does not wait."""
     name, changes = changes_of(
-        candidate, shape.grid.tokens, density=density, warmup=0.0, ramp_until=0.0, min_tokens=0
+        candidate,
+        shape.grid.tokens,
+        density=density,
+        warmup=0.0,
+        ramp_until=0.0,
+        dense_layers=0,
+        min_tokens=0,
     )
     preset = vidsparse.PRESETS[name].override(changes)
     engine = SparseAttention(preset, strict=True)
@@ -483,14 +504,26 @@ def table(args: argparse.Namespace) -> None:
         family = row["candidate"].rsplit(" ", 1)[0]
         if "error" in row or family not in lines:
             continue
-        start, slope = lines[family]
-        share = row["dense_steps_share"]
-        sparse = (row["mean_density"] - share) / (1 - share)
-        attention = share * dense + (1 - share) * (start + slope * sparse)
+        ms = layer_ms(row, lines[family], dense, stock)
         print(
-            f"| {row['mean_density']:.2f} | {family} | {stock / (stock - dense + attention):.2f}x "
+            f"| {row['mean_density']:.2f} | {family} | {stock / ms:.2f}x "
             f"| {row['psnr']:.1f} +- {half(row):.1f} | {row['ssim']:.3f} | {row['temporal']:.2f} |"
         )
+
+
+def layer_ms(row: dict[str, Any], line: tuple[float, float], dense: float, stock: float) -> float:
+    """Milliseconds of a layer of the whole run, mean of its steps, with a row's clips' densities.
+
+    Args:
+        row: Of ``quality``.
+        line: Of its calls: milliseconds at density 0, and what density 1 adds.
+        dense: A dense call's milliseconds.
+        stock: A layer's, unmodified.
+    """
+    start, slope = line
+    share = row["dense_steps_share"]
+    sparse = (row["mean_density"] - share) / (1 - share)
+    return stock - dense + share * dense + (1 - share) * (start + slope * sparse)
 
 
 def half(row: dict[str, Any]) -> float:
@@ -505,7 +538,8 @@ def _lines(record: dict[str, Any], shape: str) -> Iterator[tuple[str, tuple[floa
         rows = [r for r in record["rows"] if r["candidate"] == name and r["shape"] == shape]
         if len(rows) < 2:
             continue
-        slope = (rows[-1]["ms"] - rows[0]["ms"]) / (rows[-1]["realised"] - rows[0]["realised"])
+        apart = rows[-1]["realised"] - rows[0]["realised"]
+        slope = (rows[-1]["ms"] - rows[0]["ms"]) / apart if apart else 0.0  # it has but one
         yield name, (rows[0]["ms"] - slope * rows[0]["realised"], slope)
 
 
