@@ -51,7 +51,7 @@ def main() -> None:
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    dist.init_process_group("nccl" if on_gpu else "cpu:gloo")
     pipe = load_pipeline()
     pipe.to("cuda" if on_gpu else "cpu")
     pipe.set_progress_bar_config(disable=dist.get_rank() > 0)

@@ -107,8 +107,9 @@ def splitter(rank, **degrees):
 def work(rank, folder, cases):
     try:
         torch.set_num_threads(1)
+        # diffusers gathers sizes on "cpu" if the backend says so: a torch built for CUDA has none here
         dist.init_process_group(
-            "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS
+            "cpu:gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS
         )
         found = {}
         for label, (name, preset, degrees, changes) in cases.items():
