@@ -107,7 +107,7 @@ def splitter(rank, **degrees):
 def work(rank, folder, cases):
     try:
         torch.set_num_threads(1)
-        # diffusers gathers sizes on "cpu" if the backend says so: a torch built for CUDA has none here
+        # named with its device, or diffusers asks a torch that is built for CUDA for a GPU
         dist.init_process_group(
             "cpu:gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS
         )
