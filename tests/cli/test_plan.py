@@ -368,3 +368,16 @@ def test_what_the_rest_of_the_stack_is_worth_is_said_where_nobody_asked(cli):
     assert "clusters run in eight bits on Hopper GPUs alone" in refused.err
     short = read(cli("plan --model flux.1-dev --json"))["notes"]
     assert not [note for note in short if note.startswith("with --compile ")]
+
+
+def test_a_rung_that_is_nearer_to_dense_in_the_same_time_is_said(cli):
+    def said(line):
+        return [n for n in read(cli(f"plan --json --model {line}"))["notes"] if "nearer" in n]
+
+    [sentence] = said("wan2.1-14b")
+    gain = read(cli("plan --json --model wan2.1-14b --preset semantic"))["time"]["gain"]
+    assert sentence.startswith("semantic takes ")
+    assert f"({gain:.2f}x) and is nearer to dense: 33.8 dB PSNR for 28.2" in sentence
+    for more in ("--preset fast", "--density 0.2", "--gpu rtx4090", "--size 640x480"):
+        assert not said(f"wan2.1-14b {more}"), more
+    assert not said("hunyuanvideo")  # text among its tokens

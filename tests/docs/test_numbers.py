@@ -9,6 +9,7 @@ from statistics import mean, stdev
 import pytest
 from scipy import stats
 
+from vidsparse.cli.plan_nearer import PSNR
 from vidsparse.forecast import forecast
 from vidsparse.grid import TokenGrid
 from vidsparse.metrics.report.results import read_results
@@ -75,6 +76,7 @@ def test_the_ladder_of_the_readme(rung):
     name, candidate = RUNGS[rung]
     row = next(row for row in record(name) if row["candidate"] == candidate)
     assert cells[5:] == [f"{psnr(row)} dB", f"{row['ssim']:.3f}"]
+    assert PSNR[rung] == round(mean(row["psnr_each"]), 1)
     together = {row["name"]: row for row in record("pipeline_wan14b_fp8")}
     eight = together.get(f"{rung}-int8")
     if eight is not None:

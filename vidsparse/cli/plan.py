@@ -61,6 +61,7 @@ def plan(
 ) -> None:
     """Say how much a preset computes on a grid, and how long a run takes."""
     from vidsparse.cli.plan_all import Run, plan_all, read_shapes
+    from vidsparse.cli.plan_nearer import nearer_rung
     from vidsparse.cli.plan_stack import with_the_stack
     from vidsparse.pipelines.published import apply
     from vidsparse.pipelines.running.checkpoints import find_checkpoint
@@ -98,6 +99,7 @@ def plan(
         *found.notes,
         *([] if grid else _about_text(checkpoint.geometry)),
         *(why_none if times is None else times.notes()),
+        *(nearer_rung(run, chosen, shapes, times) if shapes and times else []),
         *(with_the_stack(run, chosen, found, shapes, times) if shapes and times else []),
         *([ABOUT_MEMORY.format(bits=IN_FP8 if fp8 else "16 bits")] if memory else []),
     ]
