@@ -25,7 +25,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from ladder import Studio, about, half, scores, write
+from intervals import half_interval
+from ladder import Studio, about, scores, write
 
 import vidsparse
 from vidsparse.gpus import GPUS
@@ -108,7 +109,7 @@ def row(
     print(
         f"{facts['preset']:13s} {cache:18s} after skips {share:g} blocks {shares['ffn']:.2f} "
         f"attention {shares['to_q']:.2f} density {density:.3f} gain {facts['gain']:.2f}x "
-        f"psnr {facts['psnr']:.2f} +- {half(facts):.2f} ssim {facts['ssim']:.3f}",
+        f"psnr {facts['psnr']:.2f} +- {half_interval(found['psnr']):.2f} ssim {facts['ssim']:.3f}",
         flush=True,
     )
     return facts

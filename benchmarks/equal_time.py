@@ -18,11 +18,11 @@ import argparse
 import json
 from itertools import pairwise
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import ladder
-from scipy import stats
+from intervals import half_interval
 
 SHAPE = "wan-14b-720p"
 Curve = list[tuple[float, list[float]]]
@@ -43,7 +43,7 @@ def main() -> None:
 
 def curves_of(rows: list[dict[str, Any]], calls: dict[str, Any], stock: float) -> dict[str, Curve]:
     """Every preset whose calls were timed."""
-    lines = dict(ladder._lines(calls, SHAPE))
+    lines = dict(ladder.lines(calls, SHAPE))
     dense = calls["dense"][SHAPE]
     found: dict[str, Curve] = {}
     for row in rows:
@@ -92,10 +92,7 @@ def show(curves: dict[str, Curve], ms: float, stock: float) -> None:
 
 def interval(each: list[float], sign: str = "") -> str:
     """The mean and half of its 95 % t-interval."""
-    spread = 0.0
-    if len(each) > 1:
-        spread = stats.t.ppf(0.975, len(each) - 1) * stdev(each) / len(each) ** 0.5
-    return f"{mean(each):{sign}.1f} ± {spread:.1f}"
+    return f"{mean(each):{sign}.1f} ± {half_interval(each):.1f}"
 
 
 if __name__ == "__main__":

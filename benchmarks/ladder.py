@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median
 from typing import Any, NamedTuple
 
 import diffusers
@@ -27,6 +27,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from intervals import half_interval
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import vidsparse
@@ -371,8 +372,9 @@ def show(row: dict[str, Any]) -> None:
     if "error" in row:
         print(f"{name} {row['error']}", flush=True)
         return
+    half = half_interval(row["psnr_each"])
     print(
-        f"{name} realised {row['mean_density']:.3f} psnr {row['psnr']:5.2f} +- {half(row):.2f} "
+        f"{name} realised {row['mean_density']:.3f} psnr {row['psnr']:5.2f} +- {half:.2f} "
         f"ssim {row['ssim']:.3f} temporal {row['temporal']:.2f} {row['seconds']:.1f} s"
         f"{' ' + str(row['fallbacks']) if row['fallbacks'] else ''}",
         flush=True,
@@ -495,19 +497,20 @@ def table(args: argparse.Namespace) -> None:
     named after those of ``calls``, with a mean density behind.
     """
     quality_of, calls_of, whole = (json.loads(path.read_text()) for path in args.files)
-    lines = dict(_lines(calls_of, "wan-14b-720p"))
+    timed_lines = dict(lines(calls_of, "wan-14b-720p"))
     dense = calls_of["dense"]["wan-14b-720p"]
     stock = whole["rows"][0]["ms_a_layer"]
     print("| mean density | candidate | whole run | PSNR, dB | SSIM | temporal error |")
     print("|---|---|---|---|---|---|")
     for row in quality_of["rows"]:
         family = row["candidate"].rsplit(" ", 1)[0]
-        if "error" in row or family not in lines:
+        if "error" in row or family not in timed_lines:
             continue
-        ms = layer_ms(row, lines[family], dense, stock)
+        ms = layer_ms(row, timed_lines[family], dense, stock)
+        half = half_interval(row["psnr_each"])
         print(
             f"| {row['mean_density']:.2f} | {family} | {stock / ms:.2f}x "
-            f"| {row['psnr']:.1f} +- {half(row):.1f} | {row['ssim']:.3f} | {row['temporal']:.2f} |"
+            f"| {row['psnr']:.1f} +- {half:.1f} | {row['ssim']:.3f} | {row['temporal']:.2f} |"
         )
 
 
@@ -526,13 +529,7 @@ def layer_ms(row: dict[str, Any], line: tuple[float, float], dense: float, stock
     return stock - dense + share * dense + (1 - share) * (start + slope * sparse)
 
 
-def half(row: dict[str, Any]) -> float:
-    """Half of the 95 % interval of a row's PSNR."""
-    each = row["psnr_each"]
-    return 1.96 * stdev(each) / len(each) ** 0.5 if len(each) > 1 else 0.0
-
-
-def _lines(record: dict[str, Any], shape: str) -> Iterator[tuple[str, tuple[float, float]]]:
+def lines(record: dict[str, Any], shape: str) -> Iterator[tuple[str, tuple[float, float]]]:
     """Of each candidate, milliseconds of a call at density 0, and what density 1 adds."""
     for name in dict.fromkeys(row["candidate"] for row in record["rows"]):
         rows = [r for r in record["rows"] if r["candidate"] == name and r["shape"] == shape]

@@ -11,11 +11,11 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
-from scipy import stats
+from intervals import half_interval
 
 TOKENS = {"49x256x256": "13,312", "25x160x160": "2,800"}
 LABEL = 1.1  # dB from one label to the next
@@ -90,8 +90,7 @@ def lines(rows: Iterable[dict[str, Any]]) -> dict[str, list[Point]]:
 def point(row: dict[str, Any]) -> Point:
     """A row of the record as a point."""
     each = row["psnr_each"]
-    quantile = stats.t.ppf(0.975, len(each) - 1)
-    return Point(row["mean_density"], mean(each), float(quantile * stdev(each) / len(each) ** 0.5))
+    return Point(row["mean_density"], mean(each), half_interval(each))
 
 
 def parse() -> argparse.Namespace:

@@ -17,7 +17,12 @@ from torch import Tensor
 from vidsparse.errors import BadInputError
 from vidsparse.kernels.dispatch import use_triton
 from vidsparse.kernels.planning.multiples import Some, to_multiples
-from vidsparse.kernels.planning.permute import inverse_order, order_by_label, permute_tokens
+from vidsparse.kernels.planning.permute import (
+    inverse_order,
+    order_by_label,
+    permute_tokens,
+    sizes_by_label,
+)
 from vidsparse.kernels.planning.pooling import only_finite, pool_ragged
 
 MOST = 4096  # clusters
@@ -101,16 +106,16 @@ def kmeans(
     if multiple_of is not None:
         nearest = partial(assign, x, centroids, finite)
         labels = to_multiples(labels, scores, clusters, multiple_of, nearest, impl=impl)
-        labels, centroids = _whole_first(labels, centroids, multiple_of, impl)
+        labels, centroids = _whole_first(labels, centroids, multiple_of)
     order, offsets = order_by_label(labels, clusters, impl=impl)
     centroids = average(x, order, offsets, centroids, finite)
     return Clusters(labels=labels, centroids=centroids, order=order, offsets=offsets)
 
 
-def _whole_first(labels: Tensor, centroids: Tensor, of: int, impl: str) -> tuple[Tensor, Tensor]:
+def _whole_first(labels: Tensor, centroids: Tensor, of: int) -> tuple[Tensor, Tensor]:
     """Clusters numbered anew: those of whole multiples, then the others, each as they were."""
-    _, offsets = order_by_label(labels, centroids.shape[2], impl=impl)
-    old = (offsets.diff(dim=-1) % of > 0).byte().argsort(dim=-1, stable=True)
+    sizes = sizes_by_label(labels, centroids.shape[2])
+    old = (sizes % of > 0).byte().argsort(dim=-1, stable=True)
     labels = inverse_order(old.int()).gather(-1, labels.long())
     return labels, centroids.gather(2, old[..., None].expand_as(centroids))
 
@@ -147,7 +152,7 @@ def _assign(
 
 def _average(x: Tensor, order: Tensor, offsets: Tensor, centroids: Tensor, finite: bool) -> Tensor:
     """The mean of each cluster's tokens; one without any keeps its centroid."""
-    clean = only_finite(x) if finite else x
-    means = pool_ragged(permute_tokens(clean, order, impl="reference"), offsets, impl="reference")
+    tokens = permute_tokens(x, order, impl="reference")
+    means = pool_ragged(tokens, offsets, finite=finite, impl="reference")
     filled = offsets.diff(dim=-1)[..., None] > 0
     return torch.where(filled, means, centroids)

@@ -114,11 +114,19 @@ def order_by_label(labels: Tensor, clusters: int, *, impl: str = "auto") -> tupl
 
         return counting_sort(labels, clusters)
     order = labels.argsort(dim=-1, stable=True).to(torch.int32)
-    sizes = torch.zeros(
-        (*labels.shape[:2], clusters), dtype=torch.int32, device=labels.device
-    ).scatter_add_(-1, labels.long(), torch.ones_like(labels, dtype=torch.int32))
-    ends = sizes.cumsum(dim=-1, dtype=torch.int32)
+    ends = sizes_by_label(labels, clusters).cumsum(dim=-1, dtype=torch.int32)
     return order, torch.cat([torch.zeros_like(ends[..., :1]), ends], dim=-1)
+
+
+def sizes_by_label(labels: Tensor, clusters: int) -> Tensor:
+    """How many tokens have each label, int32 ``(batch, heads, clusters)``; they are not sorted.
+
+    Example:
+        >>> sizes_by_label(torch.tensor([[[2, 0, 2]]]), 4)
+        tensor([[[1, 0, 2, 0]]], dtype=torch.int32)
+    """
+    none = torch.zeros((*labels.shape[:2], clusters), dtype=torch.int32, device=labels.device)
+    return none.scatter_add_(-1, labels.long(), torch.ones_like(labels, dtype=torch.int32))
 
 
 def _taken(x: Tensor, order: Tensor) -> Tensor:

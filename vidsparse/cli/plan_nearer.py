@@ -29,12 +29,13 @@ def nearer_rung(run: Run, preset: Preset, shapes: Shapes, times: RunTimes) -> li
         shapes: What it works on.
         times: Of the run as it is planned.
     """
+    from vidsparse.policies.block_size import WIDE
     from vidsparse.presets import PRESETS
     from vidsparse.run_time import minutes
 
     own = PSNR.get(preset.name)
     text = run.grid.prefix + run.grid.suffix
-    timed = run.grid.tokens >= LONG and not text and shapes.head_dim >= 128
+    timed = run.grid.tokens >= LONG and not text and shapes.head_dim >= WIDE
     if own is None or preset != PRESETS[preset.name] or not timed or times.gain <= 1:
         return []
     for name, psnr in sorted(PSNR.items(), key=lambda rung: -rung[1]):
