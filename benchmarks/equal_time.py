@@ -1,10 +1,10 @@
 """Presets at equal time: fidelity where a whole run of each takes as long as one of ``draft``.
 
-    python benchmarks/ladder.py quality --set "presets at length" --levels 0.45,0.35,0.25,0.15 \\
-        --schedule '{"warmup":0.05,"ramp_until":0.25,"dense_layers":0}' -o quality.json
+    python benchmarks/ladder.py quality --set "presets at length" --levels 0.35,0.25,0.15 \\
+        --ramps 0.3,0.2,0.1 --schedule '{"warmup":0.05,"dense_layers":0}' -o quality.json
     python benchmarks/ladder.py calls --set "presets at length" --densities 0.1,0.3 -o calls.json
     python benchmarks/equal_time.py quality.json calls.json \\
-        benchmarks/results/whole_run_wan-14b_h200.json --as-long-as 0.35,0.25
+        benchmarks/results/whole_run_wan-14b_h200.json --as-long-as 0.3,0.25
 
 A run's time is predicted as ``ladder.py table`` does it, by the line through the calls that were
 timed. Between two densities a clip's PSNR is taken to be linear in the time; outside of those that
@@ -22,6 +22,7 @@ from statistics import mean
 from typing import Any
 
 import ladder
+import numpy as np
 from intervals import half_interval
 
 SHAPE = "wan-14b-720p"
@@ -32,13 +33,13 @@ Curve = list[tuple[float, list[float]]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", type=Path, nargs="+", help="quality (several), calls, whole run")
-    parser.add_argument("--as-long-as", default="0.35", help="mean densities of draft")
+    parser.add_argument("--as-long-as", default="0.3", help="mean densities of draft")
     args = parser.parse_args()
     *quality, calls, whole = (json.loads(path.read_text()) for path in args.files)
     stock = whole["rows"][0]["ms_a_layer"]
     curves = curves_of([row for each in quality for row in each["rows"]], calls, stock)
     for level in (float(text) for text in args.as_long_as.split(",")):
-        show(curves, time_of(quality, calls, stock, level), stock)
+        show(curves, time_of(quality, curves["draft"], level), stock)
 
 
 def curves_of(rows: list[dict[str, Any]], calls: dict[str, Any], stock: float) -> dict[str, Curve]:
@@ -53,13 +54,11 @@ def curves_of(rows: list[dict[str, Any]], calls: dict[str, Any], stock: float) -
     return {name: sorted(curve) for name, curve in found.items()}
 
 
-def time_of(
-    quality: list[dict[str, Any]], calls: dict[str, Any], stock: float, level: float
-) -> float:
+def time_of(quality: list[dict[str, Any]], draft: Curve, level: float) -> float:
     """Milliseconds of a layer of ``draft`` at a mean density."""
-    rows = [row for each in quality for row in each["rows"] if row["asked"] == level]
-    (ms, _), *_ = curves_of([r for r in rows if r["candidate"] == "draft"], calls, stock)["draft"]
-    return ms
+    rows = [row for each in quality for row in each["rows"] if row["candidate"] == "draft"]
+    densities = sorted(row["mean_density"] for row in rows)
+    return float(np.interp(level, densities, [ms for ms, _ in draft]))
 
 
 def at(curve: Curve, ms: float) -> list[float] | str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import sys
 import time
@@ -62,6 +63,7 @@ CLUSTERS: dict[str, Any] = {"preset": "semantic", "clusters": (200, 1000), "ramp
 RUNG: dict[str, Any] = {"preset": "semantic", "block": 128}
 RAGGED: dict[str, Any] = RUNG | {"fill_tiles": False}
 
+WHOLE_RUN = 20  # steps
 NO_DIAL = {"quality", "fast", "turbo", "lite", "lite-attention"}  # rungs of others, or no dial
 PARTS: dict[str, dict[str, Any]] = {
     "as it is": {},
@@ -92,6 +94,17 @@ def curves(families: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 WHOLE: dict[str, Any] = {"correction": "delta"}
 AGREED: dict[str, Any] = WHOLE | {"exact_gain": "agreed", "exact_at": "middle"}
 NONE: dict[str, Any] = {"correction": "none"}
+PUBLISHED = WHOLE | {"exact_every": 64, "exact_at": "first", "exact_gain": "whole"}
+LENGTHY: dict[str, dict[str, Any]] = {  # what can be put on a preset, on a long sequence
+    "as it is": {},
+    "uncorrected": NONE,
+    "delta": PUBLISHED,
+    "delta, agreed": AGREED | {"exact_every": 128},
+    "twilight": {"selector": "refined"},
+    "proxyattn": {"estimator": "strided_peak", "scoring_heads": 4},
+    "4 scoring heads": {"scoring_heads": 4},
+    "permuted": {"order": "importance"},
+}
 CORRECTIONS: dict[str, dict[str, Any]] = {
     "tiles 128": TILES | NONE,
     "tiles 128, agreed": TILES | AGREED,
@@ -125,6 +138,8 @@ def at_length(name: str) -> dict[str, Any]:
     order = preset.policy.order
     if isinstance(order, Semantic) and not order.counts_blocks:
         return {"preset": name, "clusters": (order.q_clusters, order.kv_clusters)}
+    if "most_gigabytes" in preset.parameters():  # of Wan 14B it would be more than is allowed
+        return {"preset": name, "most_gigabytes": 64.0, "replan": WHOLE_RUN}
     return {"preset": name} | ({"block": 128} if "block" in preset.parameters() else {})
 
 
@@ -167,12 +182,20 @@ SETS: dict[str, dict[str, dict[str, Any]]] = {
         "clusters .25, ramp .3": CLUSTERS | mean_of(0.25) | ramp(0.3),
     },
     "presets": {name: {"preset": name} for name in vidsparse.PRESETS if name not in NO_DIAL}
-    | {"re-ttention": {"preset": "re-ttention", "replan": 20}},  # else dense at each fifth step
+    | {"re-ttention": {"preset": "re-ttention", "replan": WHOLE_RUN}},  # else dense at each fifth
     "parts": {
         f"{name}, {part}": {"preset": name} | changes
         for name in ("draft", "balanced", "semantic")
         for part, changes in PARTS.items()
         if name != "semantic" or part in ("as it is", "corrected", "2 layers share")
+    },
+    "parts at length": {
+        f"{name}, {part}": {"preset": name, "block": 128} | LENGTHY[part]
+        for name, parts in {
+            "draft": [part for part in LENGTHY if part != "uncorrected"],  # it is
+            "semantic": ["as it is", "uncorrected", "delta"],  # each head has clusters of its own
+        }.items()
+        for part in parts
     },
     "corrections": CORRECTIONS,
     "corrections, curves": curves(CORRECTIONS),
@@ -315,23 +338,27 @@ def quality(args: argparse.Namespace) -> None:
         floor = mean(scores(again, dense)["psnr"])
         record["floors"][setting] = floor
         print(f"shift {shift:g}, {steps:g} steps: dense against dense {floor:.1f} dB", flush=True)
-        for level in (float(text) for text in args.levels.split(",")):
+        levels = [float(text) for text in args.levels.split(",")]
+        schedules = [json.loads(args.schedule)] * len(levels)
+        if args.ramps:
+            ramps = [float(text) for text in args.ramps.split(",")]
+            schedules = [schedules[0] | {"ramp_until": until} for until in ramps]
+        for level, schedule in zip(levels, schedules, strict=True):
             for name, candidate in chosen(args).items():
                 if time.perf_counter() - started > args.seconds:
                     break
                 row = {"candidate": name, "setting": setting, "asked": level}
-                row |= drawn(studio, candidate, args, shift, int(steps), level, dense)
+                row |= drawn(studio, candidate, schedule, shift, int(steps), level, dense)
                 record["rows"].append(row)
                 show(row)
                 write(args.output, record)
 
 
 def drawn(
-    studio: Studio, candidate: dict[str, Any], args: argparse.Namespace, shift: float, steps: int,
+    studio: Studio, candidate: dict[str, Any], schedule: dict[str, Any], shift: float, steps: int,
     level: float, dense: np.ndarray,
 ) -> dict[str, Any]:  # fmt: skip
     """One row: what a candidate's clips are like."""
-    schedule = json.loads(args.schedule)
     frames, height, width = studio.size.values()
     tokens = ((frames - 1) // 4 + 1) * (height // 8) * (width // 8)
     more = {"mean_density": level} if level else {}
@@ -398,8 +425,8 @@ def calls(args: argparse.Namespace) -> None:
                 row = {"candidate": candidate, "shape": name, "density": density}
                 try:
                     row |= timed(settings, shape, branches, density, args.steps)
-                except vidsparse.BadInputError as error:  # by a tolerance
-                    print(f"  {candidate:28s} {error}", flush=True)
+                except (vidsparse.VidsparseError, torch.OutOfMemoryError, AssertionError) as error:
+                    print(f"  {candidate:28s} {error}", flush=True)  # by a tolerance, too large
                     continue
                 record["rows"].append(row)
                 print(
@@ -429,7 +456,10 @@ def timed(
     candidate: dict[str, Any], shape: Shape, branches: list[list[torch.Tensor]], density: float,
     steps: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """Mean over two branches and some steps, after as many of warm-up; the host does not wait."""
+    """Mean over two branches and some steps, after as many of warm-up; the host does not wait.
+
+    The steps are whole cycles of one that plans and those that use its plan again.
+    """
     name, changes = changes_of(
         candidate,
         shape.grid.tokens,
@@ -440,6 +470,8 @@ def timed(
         min_tokens=0,
     )
     preset = vidsparse.PRESETS[name].override(changes)
+    cycle = min(preset.schedule.replan, WHOLE_RUN)
+    steps = math.ceil(steps / cycle) * cycle
     engine = SparseAttention(preset, strict=True)
     run = Progress.first(2 * steps)
 
@@ -448,6 +480,11 @@ def timed(
 
     found: list[Stopwatch] = []
     for at, progress in enumerate(run.steps()):
+        if at == steps:
+            found.clear()
+            engine.stats.start_generation()
+            if cycle == WHOLE_RUN:  # what it does once a run is a part of it
+                engine = SparseAttention(preset, strict=True)
         for branch, (q, k, v) in enumerate(branches):
             call = Call(
                 grid=shape.grid, layer=0, step=at, branch=str(branch), progress=progress, layers=40
@@ -455,9 +492,6 @@ def timed(
             with Stopwatch(q.device) as watch:
                 engine(q, k, v, call, no_dense)
             found.append(watch)
-        if at == steps - 1:
-            found.clear()
-            engine.stats.start_generation()
     each, number = [1000 * watch.seconds for watch in found], 2 * steps
     return {
         "ms": mean(each),
@@ -530,14 +564,28 @@ def layer_ms(row: dict[str, Any], line: tuple[float, float], dense: float, stock
 
 
 def lines(record: dict[str, Any], shape: str) -> Iterator[tuple[str, tuple[float, float]]]:
-    """Of each candidate, milliseconds of a call at density 0, and what density 1 adds."""
-    for name in dict.fromkeys(row["candidate"] for row in record["rows"]):
-        rows = [r for r in record["rows"] if r["candidate"] == name and r["shape"] == shape]
-        if len(rows) < 2:
+    """Of each candidate, milliseconds of a call at density 0, and what density 1 adds.
+
+    A candidate to which a density says nothing on data that are random has the slope of ``random``.
+    """
+    found = {}
+    for row in record["rows"]:
+        if row["shape"] == shape:
+            found.setdefault(row["candidate"], []).append((row["realised"], row["ms"]))
+    plain = slope_of(found["random"]) if "random" in found else None
+    for name, points in found.items():
+        if len(points) < 2:
             continue
-        apart = rows[-1]["realised"] - rows[0]["realised"]
-        slope = (rows[-1]["ms"] - rows[0]["ms"]) / apart if apart else 0.0  # it has but one
-        yield name, (rows[0]["ms"] - slope * rows[0]["realised"], slope)
+        slope = slope_of(points)
+        slope = plain if slope is None else slope
+        if slope is not None:
+            yield name, (points[0][1] - slope * points[0][0], slope)
+
+
+def slope_of(points: list[tuple[float, float]]) -> float | None:
+    """Milliseconds that a density of 1 adds to one of 0; None where both points are one."""
+    (first, fast), *_, (last, slow) = points
+    return (slow - fast) / (last - first) if abs(last - first) > 0.01 else None
 
 
 def parse() -> argparse.Namespace:
@@ -550,6 +598,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--levels", default="0", help="mean densities; 0 is a candidate's own")
     parser.add_argument("--settings", default="5x20", help="SHIFTxSTEPS, separated by commas")
     parser.add_argument("--schedule", default="{}", help="JSON of schedule parameters")
+    parser.add_argument("--ramps", default="", help="ramp_until of each of the levels")
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--shapes", default="wan-14b-720p")

@@ -7,6 +7,7 @@ from vidsparse.kernels.plan import block_sizes
 from vidsparse.kernels.planning.antidiagonal import antidiagonal_scores
 from vidsparse.kernels.planning.block_scores import block_mass, block_value_error
 from vidsparse.kernels.planning.density import density_of_lists
+from vidsparse.kernels.planning.exact_mass import exact_mass, largest_shares, listed_mass
 from vidsparse.kernels.planning.kmeans import kmeans
 from vidsparse.kernels.planning.permute import order_by_label, permute_tokens, unpermute_tokens
 from vidsparse.kernels.planning.pooling import part_sizes, pool_blocks, pool_ragged
@@ -137,3 +138,19 @@ def test_errors_of_stand_ins():
         stand_in_error(query, k, v, key, value, offsets, scale=0.09, impl=impl) for impl in IMPLS
     ]
     torch.testing.assert_close(got[0], got[1], atol=1e-6, rtol=1e-2)
+
+
+@pytest.mark.parametrize("block", [32, 80, 128])
+def test_shares_from_exact_scores(block):
+    q, k = tokens(3_001), tokens(2_900)
+    sizes = {"q_block": block, "kv_block": block, "scale": 0.09}
+    rows, columns = -(-3_001 // block), -(-2_900 // block)
+    count = torch.randint(1, columns + 1, (1, 4, rows), device="cuda", dtype=torch.int32)
+    index = torch.rand(1, 4, rows, columns, device="cuda").argsort(dim=-1).int()
+    rules = (
+        lambda impl: exact_mass(q, k, **sizes, impl=impl)[0],
+        lambda impl: largest_shares(q, k, **sizes, impl=impl),
+        lambda impl: listed_mass(q, k, count, index, **sizes, impl=impl),
+    )
+    for rule in rules:
+        torch.testing.assert_close(*(rule(impl) for impl in IMPLS), atol=1e-5, rtol=1e-2)

@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
 from vidsparse.head_sharing import own_of
+from vidsparse.kernels.planning.exact_mass import largest_shares
 from vidsparse.kernels.planning.pooling import only_finite
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
-
-AT_ONCE = 1 << 26  # scores held at a time: 256 MiB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,29 +64,7 @@ def peaks(inputs: Inputs, places: Tensor) -> Tensor:
 
     def drawn(x: Tensor) -> Tensor:
         index = at.flatten(1)[None, :, :, None].expand(x.shape[0], -1, -1, x.shape[3])
-        return x.gather(2, index).float()
+        return x.gather(2, index)
 
-    number = places.shape[1]
-    return largest_shares(only_finite(drawn(q)), drawn(k), number, number, inputs.scale)
-
-
-def largest_shares(query: Tensor, key: Tensor, rows: int, columns: int, scale: float) -> Tensor:
-    """Largest attention in each tile of a map, float32 ``(batch, heads, M, N)``.
-
-    Args:
-        query: ``(batch, heads, q_len, head_dim)``.
-        key: ``(batch, heads, kv_len, head_dim)``.
-        rows: Queries in a tile; the last may have fewer.
-        columns: Keys in a tile, likewise.
-        scale: Score scale.
-    """
-    of_a_row = query.shape[0] * query.shape[1] * rows * key.shape[2]
-    found = []
-    for part in query.split(rows * max(1, AT_ONCE // of_a_row), dim=2):
-        share = (part @ key.mT).float().mul_(scale).softmax(dim=-1)
-        missing = -key.shape[2] % columns, -part.shape[2] % rows
-        if any(missing):  # else padding would copy
-            share = F.pad(share, (0, missing[0], 0, missing[1]))
-        share = share.unflatten(3, (-1, columns)).amax(dim=-1)
-        found.append(share.unflatten(2, (-1, rows)).amax(dim=3))
-    return torch.cat(found, dim=2)
+    size = {"q_block": places.shape[1], "kv_block": places.shape[1]}
+    return largest_shares(only_finite(drawn(q)), drawn(k), **size, scale=inputs.scale)

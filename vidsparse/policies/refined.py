@@ -7,17 +7,15 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from vidsparse.errors import BadInputError
+from vidsparse.kernels.planning.exact_mass import listed_mass
 from vidsparse.kernels.planning.pooling import only_finite
 from vidsparse.kernels.planning.select import Lists, select_top_k
 from vidsparse.policies.estimator import Estimate, Inputs, Measure
 from vidsparse.policies.scope import Scope
 from vidsparse.policies.selectors import OfShare, Selection, TopP
-
-AT_ONCE = 1 << 24  # numbers of gathered keys at a time: 64 MiB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,64 +49,35 @@ class Refined(OfShare):
     def select(self, these: Selection) -> Lists:
         """Keep the likeliest candidates."""
         scores, inputs = these.estimate.scores, these.inputs
-        shape = (*inputs.qkv[0].shape[:2], *scores.shape[-2:])
+        columns = scores.shape[-1]
         share = 1 - these.way * (1 - self.shortlist)
-        least = round((these.density or 0.0) * shape[-1])
-        number = min(shape[-1], max(these.least, least, math.ceil(share * shape[-1])))
-        count, index = select_top_k(scores.expand(shape), number, always=these.always)
-        mass = candidate_mass(inputs, index.long(), count, self.bits)
+        least = round((these.density or 0.0) * columns)
+        number = min(columns, max(these.least, least, math.ceil(share * columns)))
+        lists = select_top_k(scores, number, always=these.always)
+        mass = candidate_mass(inputs, *lists, self.bits)
         refined = dataclasses.replace(
             these, estimate=Estimate(scores=mass.log()), measure=Measure.LOG_MASS
         )
         return TopP(p=self.p, scope=Scope.HEAD).select(refined)
 
 
-def candidate_mass(inputs: Inputs, index: Tensor, count: Tensor, bits: int) -> Tensor:
+def candidate_mass(inputs: Inputs, count: Tensor, index: Tensor, bits: int) -> Tensor:
     """Mean attention of query blocks to key blocks, none of which sees but its candidates.
 
     Args:
         inputs: Of equal blocks.
-        index: Candidates of each row, int64 ``(batch, heads, M, K)``.
-        count: How many they are, ``(batch, heads, M)``.
+        count: How many candidates each row has, ``(B|1, H|1, M)``.
+        index: Which, ``(B|1, H|1, M, K)``.
         bits: Of the keys.
 
     Returns:
         Float32 ``(batch, heads, M, N)``; rows sum to one.
     """
     blocks, (q, k, _) = inputs.blocks, inputs.qkv
-    block, tokens = blocks.kv_block, blocks.grid.tokens
-    missing = -tokens % block
-    keys = torch.nn.functional.pad(in_bits(k.float(), bits), (0, 0, 0, missing))
-    keys = keys.unflatten(2, (-1, block)).flatten(3)  # (B, H, N, block * D)
-    first_of_head = torch.arange(keys.shape[0] * keys.shape[1], device=k.device) * keys.shape[2]
-    first_of_head = first_of_head.view(*keys.shape[:2], 1, 1)
-    there = torch.nn.functional.pad(torch.ones(tokens, device=k.device), (0, missing)) > 0
-    there = there.unflatten(0, (-1, block))
-    query = torch.nn.functional.pad(only_finite(q).float(), (0, 0, 0, -tokens % blocks.block))
-    query = query.unflatten(2, (-1, blocks.block))
-    used = torch.arange(index.shape[-1], device=k.device) < count[..., None]
-    listed = index.where(used, 0)
-    mass = torch.zeros(*index.shape[:3], blocks.columns, device=k.device)
-    step = max(1, AT_ONCE // (q.shape[0] * q.shape[1] * index.shape[-1] * keys.shape[-1]))
-    for first in range(0, blocks.rows, step):
-        at = slice(first, first + step)
-        some = listed[:, :, at]
-        place = (some + first_of_head).flatten()  # whole blocks: their numbers lie side by side
-        near = keys.flatten(0, 2).index_select(0, place).view(*some.shape[:3], -1, k.shape[3])
-        scores = (query[:, :, at] @ near.mT).mul_(inputs.scale)
-        inside = (used[:, :, at, :, None] & there[some]).flatten(3)
-        share = scores.masked_fill_(~inside.unsqueeze(3), -math.inf).softmax(dim=-1)
-        sums = share.unflatten(-1, (-1, block)).sum(dim=-1)
-        sums = (sums * _row_weights(inputs, at)[..., None]).sum(dim=3)
-        mass[:, :, at] = mass[:, :, at].scatter_add(-1, some, sums.where(used[:, :, at], 0.0))
-    return mass
-
-
-def _row_weights(inputs: Inputs, at: slice) -> Tensor:
-    """One over the tokens of each query block, zero for rows beyond the last, ``(rows, block)``."""
-    blocks = inputs.blocks
-    inside = torch.arange(blocks.block, device=blocks.device) < blocks.sizes[at, None]
-    return inside / blocks.sizes[at, None]
+    return listed_mass(
+        only_finite(q), in_bits(k.float(), bits).to(k.dtype), count, index,
+        q_block=blocks.block, kv_block=blocks.kv_block, scale=inputs.scale,
+    )  # fmt: skip
 
 
 def in_bits(x: Tensor, bits: int) -> Tensor:

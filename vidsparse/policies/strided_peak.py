@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from vidsparse.errors import BadInputError
+from vidsparse.kernels.planning.exact_mass import largest_shares
 from vidsparse.kernels.planning.pooling import only_finite
 from vidsparse.policies.estimator import Estimate, Estimator, Inputs, Measure
-from vidsparse.policies.peak import largest_shares
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,5 +35,5 @@ class StridedPeak(Estimator):
         """Score each block by its largest sampled share, ``(batch, heads, M, N)``."""
         blocks, (q, k, _) = inputs.blocks, inputs.qkv
         query, key = (x[:, :, :: self.stride] for x in (only_finite(q), k))
-        rows, columns = blocks.block // self.stride, blocks.kv_block // self.stride
-        return Estimate(scores=largest_shares(query, key, rows, columns, inputs.scale).log())
+        size = {"q_block": blocks.block // self.stride, "kv_block": blocks.kv_block // self.stride}
+        return Estimate(scores=largest_shares(query, key, **size, scale=inputs.scale).log())
