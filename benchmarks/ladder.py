@@ -216,7 +216,12 @@ SETS: dict[str, dict[str, dict[str, Any]]] = {
     "rung calls": {
         f"{name}{said}": parts | precision
         for said, precision in (("", {}), (", int8", {"precision": "int8"}))
-        for name, parts in {"boxes": TILES, "clusters": RUNG, "clusters, ragged": RAGGED}.items()
+        for name, parts in {
+            "boxes": TILES,
+            "clusters": RUNG,
+            "clusters, ragged": RAGGED,
+            "clusters 200 x 1000": RUNG | {"clusters": (200, 1000)},
+        }.items()
     },
     "filled": {
         f"{name} {density:g}": parts | mean_of(density)
@@ -458,16 +463,18 @@ def timed(
 ) -> dict[str, Any]:  # fmt: skip
     """Mean over two branches and some steps, after as many of warm-up; the host does not wait.
 
-    The steps are whole cycles of one that plans and those that use its plan again.
+    The steps are whole cycles of one that plans and those that use its plan again. What has a
+    tolerance for a density gets that number as its tolerance.
     """
+    dial = vidsparse.PRESETS[candidate["preset"]].policy.in_place_of_density or "density"
     name, changes = changes_of(
         candidate,
         shape.grid.tokens,
-        density=density,
         warmup=0.0,
         ramp_until=0.0,
         dense_layers=0,
         min_tokens=0,
+        **{dial: density},
     )
     preset = vidsparse.PRESETS[name].override(changes)
     cycle = min(preset.schedule.replan, WHOLE_RUN)

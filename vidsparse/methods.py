@@ -36,7 +36,7 @@ from vidsparse.policies.refined import Refined
 from vidsparse.policies.rows import Rounding, Rows
 from vidsparse.policies.sampled_p import SampledP
 from vidsparse.policies.scope import Scope
-from vidsparse.policies.selectors import Budget, Threshold, TopP
+from vidsparse.policies.selectors import Budget, Selector, Threshold, TopP
 from vidsparse.policies.semantic import Remembered, Semantic, Start
 from vidsparse.policies.strided_peak import StridedPeak
 from vidsparse.policies.stripes import Stripes
@@ -68,7 +68,7 @@ def _dense_until(share: float, layers: int = 0, replan: int = 1) -> Schedule:
     return Schedule(warmup=share, ramp_until=share, dense_layers=layers, replan=replan)
 
 
-def _clusters(mean_density: float) -> Policy:
+def _clusters(selector: Selector, mean_density: float | None = None) -> Policy:
     return Policy(
         order=Semantic(
             q_clusters=None,
@@ -79,7 +79,7 @@ def _clusters(mean_density: float) -> Policy:
             fill_tiles=True,
         ),
         estimator=Routing(),
-        selector=Budget(scope=Scope.HEAD),
+        selector=selector,
         compensation=Centroid(),
         correction=CORRECTED,
         mean_density=mean_density,
@@ -95,7 +95,7 @@ METHODS: tuple[Preset, ...] = (
         name="quality",
         summary="The ladder's first rung: semantic at a third of the attention",
         source="ours, as semantic",
-        policy=_clusters(0.35),
+        policy=_clusters(Budget(scope=Scope.HEAD), 0.35),
         schedule=Schedule(replan=4),
     ),
     Preset(
@@ -122,19 +122,14 @@ METHODS: tuple[Preset, ...] = (
         name="auto",
         summary="The clusters of semantic at the least density whose measured error is tolerable",
         source="ours",
-        policy=Policy(
-            order=Semantic(q_clusters=200, kv_clusters=1000),
-            estimator=Routing(),
-            selector=Tolerance(tolerance=0.05),
-            compensation=Centroid(),
-        ),
+        policy=_clusters(Tolerance(tolerance=0.05)),
         schedule=Schedule(replan=4),
     ),
     Preset(
         name="semantic",
         summary="Clusters as blocks; means stand in for those where that errs least",
         source="ours: the clusters of SVG2, the stand-ins of SVG-EAR, one budget a head",
-        policy=_clusters(0.25),
+        policy=_clusters(Budget(scope=Scope.HEAD), 0.25),
         schedule=Schedule(ramp_until=0.2, replan=4),
     ),
     Preset(
