@@ -228,6 +228,19 @@ SETS: dict[str, dict[str, dict[str, Any]]] = {
         for density in (0.25, 0.15)
         for name, parts in {"semantic": RUNG, "ragged": RAGGED}.items()
     },
+    "auto": {  # as it was, and with the clusters of the ladder, in as many tokens as on Wan
+        "before": {
+            "preset": "auto",
+            "clusters": (200, 1000),
+            "start": "tokens",
+            "first_iterations": 50,
+            "iterations": 2,
+            "fill_tiles": False,
+        }
+        | NONE,
+        "auto": {"preset": "auto", "block": 128},
+        "semantic": RUNG,
+    },
     "precision": {
         f"{name}, {precision}": parts | {"precision": precision}
         for name, parts in {
@@ -573,16 +586,15 @@ def layer_ms(row: dict[str, Any], line: tuple[float, float], dense: float, stock
 def lines(record: dict[str, Any], shape: str) -> Iterator[tuple[str, tuple[float, float]]]:
     """Of each candidate, milliseconds of a call at density 0, and what density 1 adds.
 
-    A candidate to which a density says nothing on data that are random has the slope of ``random``.
+    A candidate to which a density says nothing on data that are random, or which was timed at one,
+    has the slope of ``random``.
     """
-    found = {}
+    found: dict[str, list[tuple[float, float]]] = {}
     for row in record["rows"]:
         if row["shape"] == shape:
             found.setdefault(row["candidate"], []).append((row["realised"], row["ms"]))
     plain = slope_of(found["random"]) if "random" in found else None
     for name, points in found.items():
-        if len(points) < 2:
-            continue
         slope = slope_of(points)
         slope = plain if slope is None else slope
         if slope is not None:
@@ -590,8 +602,8 @@ def lines(record: dict[str, Any], shape: str) -> Iterator[tuple[str, tuple[float
 
 
 def slope_of(points: list[tuple[float, float]]) -> float | None:
-    """Milliseconds that a density of 1 adds to one of 0; None where both points are one."""
-    (first, fast), *_, (last, slow) = points
+    """Milliseconds that a density of 1 adds to one of 0; None where the points are one."""
+    (first, fast), (last, slow) = points[0], points[-1]
     return (slow - fast) / (last - first) if abs(last - first) > 0.01 else None
 
 

@@ -3,6 +3,8 @@
 import json
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -297,6 +299,36 @@ def test_the_presets_under_one_schedule():
             there = other[name]
             expected += [f"{there['mean_density']:.3f}", psnr(there), above_draft(name, other)]
         assert cells == expected, name
+
+
+PRESETS_AT = [f"ladder_presets_length{level}" for level in (35, 25, 15)]
+PARTS = [
+    "draft", "draft, delta", "draft, delta, agreed", "draft, proxyattn", "draft, permuted",
+    "twilight", "semantic", "semantic, uncorrected", "semantic, delta",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("records", "arguments"),
+    [
+        ([*PRESETS_AT, "ladder_calls_presets"], ["--as-long-as", "draft:0.3,draft:0.25"]),
+        (
+            [*PRESETS_AT, "ladder_parts_length", "ladder_calls_presets", "ladder_calls_parts"],
+            [
+                *("--as-long-as", "draft:0.3,draft:0.25,semantic:0.25"),
+                *("--beside", "draft,semantic", "--only", ";".join(PARTS)),
+            ],
+        ),
+    ],
+    ids=["presets", "parts"],
+)
+def test_presets_and_parts_at_equal_time(records, arguments):
+    files = [RESULTS / f"{name}_h200.json" for name in [*records, "whole_run_wan-14b"]]
+    script = ROOT / "benchmarks" / "equal_time.py"
+    made = subprocess.run(
+        [sys.executable, script, *files, *arguments], capture_output=True, text=True, check=True
+    )
+    assert made.stdout in (ROOT / "docs" / "methods.md").read_text()
 
 
 def above_draft(name, found):
