@@ -223,7 +223,8 @@ AS_PUBLISHED: tuple[AsPublished, ...] = (
         "candidates the fewest that hold .85 of their mass; the first two layers dense",
         rounded="a query's choice, to blocks of queries: the mean of their probabilities",
         differs="a method for decoding language, where one query chooses among pages of 16 and a "
-        "budget of 8,192: here half of the blocks are candidates; scores are made in plain torch",
+        "budget of 8,192: here half of the blocks are candidates; keys of 4 bits are read "
+        "in the model's dtype",
     ),
     AsPublished(
         preset="clear",

@@ -198,6 +198,31 @@ def test_calls_of_filled_clusters():
         assert cells == [floats, f"{share:.1%}", eight, *rest]
 
 
+def test_what_exact_scores_cost():
+    _, rows = table_after("docs/performance.md", "**Exact scores**")
+    took = {}
+    for row in record("exact_shares"):
+        took.setdefault((row["candidate"], row["kernel"]), []).append(row["plan_ms"])
+    for name, cells in rows.items():
+        preset = re.split("[` ]", name)[0]
+        kernels = ("gathered keys, scores in memory", "exact mass")
+        assert cells == [f"{mean(took[preset, kernel]):.0f}" for kernel in kernels], preset
+
+
+def test_calls_of_fewer_clusters():
+    page = (ROOT / "docs" / "performance.md").read_text()
+    found = {}
+    for row in record("ladder_calls_200x1000"):
+        found.setdefault(row["candidate"], []).append(row)
+    at = {}
+    for name, (low, high) in found.items():
+        slope = (high["ms"] - low["ms"]) / (high["realised"] - low["realised"])
+        at[name] = f"{high['ms'] + slope * (0.21 - high['realised']):.1f}"
+    more, fewer = "clusters", "clusters 200 x 1000"
+    assert f"filled clusters take {at[more]} ms and in eight bits {at[f'{more}, int8']};" in page
+    assert f"200 x 1,000 of them {at[fewer]} and {at[f'{fewer}, int8']}" in page
+
+
 def test_partial_blocks_beside_whole_ones():
     text = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
     found = json.loads((RESULTS / "partial_blocks_h200.json").read_text())
