@@ -29,10 +29,10 @@ from intervals import half_interval
 from ladder import Studio, about, scores, write
 
 import vidsparse
+from vidsparse.call_cost import call_cost
 from vidsparse.gpus import GPUS
 from vidsparse.pipelines.running.caches import read_cache
 from vidsparse.presets import PRESETS
-from vidsparse.run_time import call_cost
 from vidsparse.sparse_attention import Call, SparseAttention
 from vidsparse.step_time import Shapes, dense_step
 

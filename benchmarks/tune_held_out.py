@@ -26,6 +26,7 @@ from caches import WAN_14B
 from ladder import DEVICE, PROMPTS, Studio, about, scores, write
 
 import vidsparse
+from vidsparse.call_cost import call_cost
 from vidsparse.comparison.attention_error import ErrorMeter
 from vidsparse.dial import LEAST, full_density, mean_density
 from vidsparse.errors import OutOfReachError
@@ -34,7 +35,6 @@ from vidsparse.metrics.statistics import Paired, Summary, paired, summarize
 from vidsparse.preset import Preset
 from vidsparse.presets import PRESETS
 from vidsparse.progress import Progress
-from vidsparse.run_time import call_cost
 from vidsparse.step_time import dense_step
 from vidsparse.tuning.curves import Errors
 from vidsparse.tuning.search import Base, Measure, Target, Trial

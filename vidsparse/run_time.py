@@ -1,7 +1,7 @@
 """How long a run takes: predicted from a dense step (``step_time.py``) and what a preset computes.
 
 A sparse step takes what a dense one takes besides self-attention, and the share of that which the
-line through timed calls says (benchmarks/results/ladder_calls_h200.json, ladder_shapes_h200.json).
+line through timed calls says (``call_cost.py``).
 """
 
 from __future__ import annotations
@@ -9,90 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vidsparse.call_cost import CallCost, call_cost, untimed
 from vidsparse.forecast import Forecast
 from vidsparse.gpus import GPUS, MEASURED, Gpu, find_gpu
 from vidsparse.kernels.dense import FLASH
 from vidsparse.kernels.engines.int8 import HOPPER, unfit_for
-from vidsparse.policies.block_size import WIDE
-from vidsparse.policies.orders import Order
-from vidsparse.policies.policy import Policy
-from vidsparse.preset import Dense, Precision, Preset
+from vidsparse.preset import Preset
 from vidsparse.step_time import Shapes, StepTime, by_engine, dense_step
 
-EIGHT_BITS = {  # what rounding takes of a dense call in 16 bits, a pair of one, and all pairs
-    True: (0.011, 0.68, 0.642),  # heads of 128 numbers
-    False: (0.063, 0.85, 0.92),  # of 64
-}
-FILLED = 0.056, 1.146, 1.055  # clusters that fill tiles: share of a dense call beside planning,
-# what all pairs cost, and a pair in eight bits over one of boxes
-CLUSTERS = {  # others
-    True: (0.050, 1.396, 1.09),  # as many as there would be blocks: tiles of queries are less full
-    False: (0.035, 1.164, 1.09),  # 200 of queries
-}
-MORE = 0.009  # of a dense call, what clusters in eight bits have more to round
 MOST = 4_000_000  # tokens; no model is meant for more
 WORTH = 1.03  # times as fast: less is next to nothing
-PLANNING = 0.8, 0.006  # ms, and a share of the dense call, of an order and a plan made of data
 LAYER = 12  # weights of a layer over its squared width: four projections, and twice four of an MLP
-LAUNCHES = 4.7  # ms that a layer with such a call takes at least, whatever the GPU: its launches
-
-
-@dataclass(frozen=True, slots=True)
-class CallCost:
-    """A sparse call beside a dense one: ``fixed + (start + slope * density) * dense``.
-
-    Attributes:
-        fixed: Milliseconds.
-        start: Share of the dense call that passes whatever is kept.
-        slope: What all pairs would cost, as a share of the dense call.
-        dense: What a dense call costs within the session, as a share of one without a mask; None
-            where it is the model's own.
-        least: Milliseconds that a layer takes at least, with all that it does besides.
-    """
-
-    fixed: float
-    start: float
-    slope: float
-    dense: float | None = None
-    least: float = 0.0
-
-    def share(self, density: float) -> float:
-        """What a sparse call takes of a dense one's time, besides what is fixed."""
-        return self.start + self.slope * density
-
-
-def call_cost(preset: Preset, block: int, head_dim: int = WIDE) -> CallCost:
-    """By the kind of plan: clusters, means that stand in, blocks of 128 or of 64, a mask.
-
-    Lines through calls of 75,600 tokens and 40 heads (benchmarks/results/ladder_calls_h200.json; of
-    clusters ladder_calls_filled_h200.json, where they fill no tiles ladder_calls_rungs_h200.json
-    and ladder_calls_clusters_h200.json); in eight bits by low_bit_h200.json there, where heads of
-    64 hardly gain. What an estimator alone costs is the same for all that look at data.
-    """
-    cost = _cost_in_16_bits(preset.policy, block)
-    if preset.precision is Precision.MODEL:
-        return cost if preset.dense is Dense.MODEL else replace(cost, dense=1.0)
-    rounding, pair, whole = EIGHT_BITS[head_dim >= WIDE]
-    if preset.policy.order.makes_clusters:
-        rounding, pair = rounding + MORE, pair * _of_clusters(preset.policy.order)[2]
-    return CallCost(cost.fixed, cost.start + rounding, pair * cost.slope, whole, cost.least)
-
-
-def _of_clusters(order: Order) -> tuple[float, float, float]:
-    return FILLED if order.fills_tiles else CLUSTERS[order.counts_blocks]
-
-
-def _cost_in_16_bits(policy: Policy, block: int) -> CallCost:
-    fixed, start = PLANNING
-    if policy.order.makes_clusters:
-        more, slope, _ = _of_clusters(policy.order)
-        return CallCost(fixed, start + more, slope, least=LAUNCHES)
-    slope = 0.935 if block >= 128 else 1.16
-    if policy.static:
-        return CallCost(0.0, 0.0, slope)
-    start += 0.033 if policy.compensation.through_means else 0.0
-    start += 0.0 if block >= 128 else 0.016
-    return CallCost(fixed, start, slope, least=LAUNCHES)
 
 
 def sparse_run(dense: StepTime, shapes: Shapes, cost: CallCost, step_density: list[float]) -> float:
@@ -135,6 +62,7 @@ class RunTimes:
         stays_dense: Why a session leaves every call dense there; None where it does not.
         sparse_steps: Steps with a sparse call.
         unpriced: Whether its kernel is slower there than the one that was timed.
+        untimed: Parts of it whose cost is not known.
     """
 
     gpu: Gpu
@@ -151,6 +79,7 @@ class RunTimes:
     stays_dense: str | None = None
     sparse_steps: int = 1
     unpriced: bool = False
+    untimed: tuple[str, ...] = ()
 
     @property
     def gain(self) -> float:
@@ -222,6 +151,11 @@ class RunTimes:
                 f"clusters run on the portable kernel on the {self.gpu.label}, which took about "
                 "twice as long as for boxes where both were timed: expect less than is predicted"
             )
+        if self.untimed:
+            found.append(
+                f"calls with {' and '.join(self.untimed)} were not timed: they are taken to cost "
+                "what most do, and may cost more"
+            )
         return found
 
     def notes(self) -> list[str]:
@@ -267,13 +201,15 @@ def predict(
 
     Raises:
         BadInputError: For an unknown GPU, layers of which nothing was measured
-            (``check_quantized``), or eight bits that do not fit the GPU.
+            (``check_quantized``), eight bits that do not fit the GPU, or a run that a session
+            would refuse for its memory.
     """
     where = find_gpu(gpu)
     found.preset.check_precision(
         unfit_for, f"on the {where.label}",
         head_dim=shapes.head_dim, device="cuda", arch=where.arch,
     )  # fmt: skip
+    check_host_memory(found, shapes)
     dense = dense_step(shapes, where, compiled=compiled, quantized=quantized)
     cost = call_cost(found.preset, found.block, shapes.head_dim)
     why = why_dense(found, shapes, where)
@@ -294,7 +230,19 @@ def predict(
         stays_dense=why,
         sparse_steps=sum(density != 1 for density in found.step_density),
         unpriced=found.preset.policy.order.makes_clusters and where.arch[0] != HOPPER,
+        untimed=tuple(untimed(found.preset)),
     )
+
+
+def check_host_memory(found: Forecast, shapes: Shapes) -> None:
+    """Refuse what a session of a model in 16 bits would refuse at its first call.
+
+    Raises:
+        BadInputError: With the number of gigabytes.
+    """
+    compensation = found.preset.policy.compensation
+    of_head = compensation.state_bytes(found.grid, shapes.head_dim, 2)
+    compensation.check_memory(of_head * shapes.heads * shapes.layers)
 
 
 def why_dense(found: Forecast, shapes: Shapes, gpu: Gpu) -> str | None:

@@ -112,8 +112,8 @@ def listed_mass(
     if use_triton(impl, q):
         from vidsparse.kernels.triton.exact_mass import launch
 
-        blocks = {"q_block": q_block, "kv_block": kv_block}
-        listed, _ = launch(q, k, **blocks, scale=scale, lists=(count, index))
+        lists = count, index
+        listed, _ = launch(q, k, q_block=q_block, kv_block=kv_block, scale=scale, lists=lists)
     else:
         listed = _listed(q, k, count, index, q_block, kv_block, scale)
     mass = torch.zeros(*shape, -(-k.shape[2] // kv_block), device=q.device)

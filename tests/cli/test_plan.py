@@ -324,6 +324,17 @@ def test_all_presets_are_shown_to_choose_from(cli):
     assert any("at 2,800 tokens this model gains nothing" in note for note in found["notes"])
 
 
+def test_a_preset_that_a_session_would_refuse_has_no_time_and_does_not_lead_the_list(cli):
+    line = "plan --model wan2.1-14b --size 1280x720 --frames 81 --gpu h200 --all --json"
+    found = read(cli(line))
+    seconds = {each["preset"]: each["seconds"] for each in found["presets"]}
+    assert seconds["re-ttention"] is None
+    assert seconds["balanced"] > 0
+    assert found["presets"][0]["seconds"] == min(each for each in seconds.values() if each)
+    (said,) = [note for note in found["notes"] if note.startswith("re-ttention: ")]
+    assert "would keep 31.2 GB in host memory" in said
+
+
 def test_all_of_a_grid_has_densities_and_no_times(cli):
     outcome = cli("plan --grid 7x20x20 --all")
     assert outcome.code == 0

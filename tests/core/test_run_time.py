@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from vidsparse.call_cost import call_cost
 from vidsparse.dial import full_density
 from vidsparse.errors import BadInputError
 from vidsparse.forecast import forecast
@@ -17,7 +18,6 @@ from vidsparse.run_memory import estimate
 from vidsparse.run_time import (
     WORTH,
     break_even,
-    call_cost,
     one_layer,
     predict,
     sparse_run,

@@ -168,25 +168,30 @@ def plan_all(run: Run, changes: PresetChanges, preset: str, *, json: bool) -> No
 
 def _plan(preset: Preset, run: Run, shapes: Shapes | None) -> tuple[Choice, list[str]]:
     from vidsparse.pipelines.published import apply
+    from vidsparse.run_time import check_host_memory
 
     preset, said = apply(preset, run.checkpoint.release)
     notes = [said] if said else []
     if preset.policy.any_density is None and not preset.policy.static:
         return Choice(preset, None, None), notes
     found = run.forecast(preset)
-    times = shapes and run.predict(found, shapes)
-    if times is None:
+    if shapes is None:
         return Choice(preset, found, None), notes
+    try:
+        check_host_memory(found, shapes)
+    except BadInputError as error:
+        return Choice(preset, found, None), [*notes, f"{preset.name}: {error}"]
+    times = run.predict(found, shapes)
     found = found.all_dense() if times.stays_dense else found
     nothing = times.nothing_to_gain() if preset.name == DEFAULT else []
     return Choice(preset, found, times), [*notes, *times.basis(), *nothing]
 
 
-def _order(choice: Choice) -> tuple[bool, float, str]:
-    if choice.times is not None:
-        return False, choice.times.sparse, choice.preset.name
-    density = choice.found.mean_density if choice.found else 2.0
-    return choice.found is None, density, choice.preset.name
+def _order(choice: Choice) -> tuple[bool, bool, float, str]:
+    """The fastest first, or the least dense; then what no time, and no density, is known of."""
+    found, times = choice.found, choice.times
+    value = times.sparse if times else found.mean_density if found else 0.0
+    return times is None, found is None, value, choice.preset.name
 
 
 def _table(choices: list[Choice]) -> Any:

@@ -141,7 +141,7 @@ def _head(preset: Preset) -> dict[str, Any]:
 
 def read_parts(preset: Preset) -> dict[str, str | list[str]]:
     """Say what the policy is made of; alternatives are what a head may take instead."""
-    from vidsparse.policies.parts import ESTIMATORS, ORDERS, PARTS
+    from vidsparse.policies.parts import ESTIMATORS, ORDERS, PARTS, part_name
 
     policy = preset.policy
     parts: dict[str, str | list[str]] = {
@@ -153,18 +153,3 @@ def read_parts(preset: Preset) -> dict[str, str | list[str]]:
             for each in policy.alternatives.candidates
         ]
     return parts
-
-
-def part_name(table: Mapping[str, type], part: Any) -> str:
-    """Name a part as ``--set`` does, with the parameters that differ from its defaults.
-
-    One that has no name there, of somebody's own, is called as its class.
-    """
-    kind = type(part)
-    name = next((name for name, known in table.items() if known is kind), kind.__name__)
-    changed = [
-        f"{field.name}={getattr(part, field.name)}"
-        for field in dataclasses.fields(part)
-        if getattr(part, field.name) != field.default
-    ]
-    return f"{name} ({', '.join(changed)})" if changed else name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -144,6 +145,21 @@ KINDS: Mapping[str, type[Part]] = {
     "compensation": Compensation,
     "correction": Correction,
 }
+
+
+def part_name(table: Mapping[str, type], part: Any) -> str:
+    """Name a part as ``--set`` does, with the parameters that differ from its defaults.
+
+    One that has no name there, of somebody's own, is called as its class.
+    """
+    kind = type(part)
+    name = next((name for name, known in table.items() if known is kind), kind.__name__)
+    changed = [
+        f"{field.name}={getattr(part, field.name)}"
+        for field in dataclasses.fields(part)
+        if getattr(part, field.name) != field.default
+    ]
+    return f"{name} ({', '.join(changed)})" if changed else name
 
 
 def register_part(name: str, part: type[Part]) -> None:

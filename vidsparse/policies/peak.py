@@ -66,5 +66,6 @@ def peaks(inputs: Inputs, places: Tensor) -> Tensor:
         index = at.flatten(1)[None, :, :, None].expand(x.shape[0], -1, -1, x.shape[3])
         return x.gather(2, index)
 
-    size = {"q_block": places.shape[1], "kv_block": places.shape[1]}
-    return largest_shares(only_finite(drawn(q)), drawn(k), **size, scale=inputs.scale)
+    n = places.shape[1]
+    query = only_finite(drawn(q))
+    return largest_shares(query, drawn(k), q_block=n, kv_block=n, scale=inputs.scale)

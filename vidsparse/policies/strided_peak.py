@@ -35,5 +35,8 @@ class StridedPeak(Estimator):
         """Score each block by its largest sampled share, ``(batch, heads, M, N)``."""
         blocks, (q, k, _) = inputs.blocks, inputs.qkv
         query, key = (x[:, :, :: self.stride] for x in (only_finite(q), k))
-        size = {"q_block": blocks.block // self.stride, "kv_block": blocks.kv_block // self.stride}
-        return Estimate(scores=largest_shares(query, key, **size, scale=inputs.scale).log())
+        shares = largest_shares(
+            query, key, q_block=blocks.block // self.stride,
+            kv_block=blocks.kv_block // self.stride, scale=inputs.scale,
+        )  # fmt: skip
+        return Estimate(scores=shares.log())
