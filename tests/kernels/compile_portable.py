@@ -48,7 +48,8 @@ def preset(name, head_dim):
     """Two steps: what a step remembers may be read by the next."""
     takes = PRESETS[name].plain_parameters()
     block = {"block": 128} if "block" in takes else {}
-    sparse = SparseAttention(PRESETS[name].override({"min_tokens": 0} | block), engine="triton")
+    changes = {"min_tokens": 0, "dense_layers": 0} | block
+    sparse = SparseAttention(PRESETS[name].override(changes), engine="triton")
     for at, progress in list(enumerate(Progress.first(10).steps()))[-2:]:
         call = Call(grid=GRID, layer=0, step=at, progress=progress, layers=1)
         q, k, v = qkv(head_dim)

@@ -15,7 +15,7 @@ STACK = 256  # bytes of what registers do not hold
     [
         (89, ("balanced", "semantic", "adaspa", "backward", "low-bit")),
         (80, ("low-bit",)),
-        (86, ("draft", "low-bit")),
+        (86, ("draft", "twilight", "psa", "low-bit")),
         (100, ("draft", "low-bit")),
         (120, ("balanced", "low-bit")),
     ],
