@@ -228,6 +228,9 @@ SETS: dict[str, dict[str, dict[str, Any]]] = {
         for density in (0.25, 0.15)
         for name, parts in {"semantic": RUNG, "ragged": RAGGED}.items()
     },
+    "replans": {  # how long plans of clusters are kept
+        f"semantic, replan {number}": RUNG | {"replan": number} for number in (1, 2, 3, 4, 6, 8)
+    },
     "auto": {  # as it was, and with the clusters of the ladder, in as many tokens as on Wan
         "before": {
             "preset": "auto",
