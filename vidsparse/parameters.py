@@ -11,6 +11,8 @@ from os import PathLike
 from types import MappingProxyType
 from typing import Any, get_args, get_type_hints
 
+import numpy as np
+
 from vidsparse.budgets import Budgets
 from vidsparse.calibrated import Calibrated
 from vidsparse.errors import BadInputError
@@ -80,6 +82,7 @@ def read_value(name: str, value: Any, kind: Any) -> Any:
 
 
 def _of_type(name: str, value: Any, options: tuple[Any, ...]) -> Any:
+    value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, int) and not isinstance(value, bool) and float in options:
         return float(value)
     is_switch = isinstance(value, bool) and bool not in options

@@ -3,6 +3,7 @@
 from enum import StrEnum
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -265,3 +266,15 @@ def test_a_compensation_that_is_none_leaves_nothing_of_its_own():
     plain = PRESETS["psa"].override({"compensation": "none"})
     assert plain.policy.compensation == NoCompensation()
     assert not [name for name in plain.parameters() if name.startswith("level")]
+
+
+def test_numbers_of_numpy_are_numbers():
+    made = PRESETS["draft"].override(
+        {"density": np.float32(0.25), "block": np.int64(64), "replan": np.int32(2)}
+    )
+    assert (made.policy.density, made.policy.block, made.schedule.replan) == (0.25, 64, 2)
+    assert type(made.policy.density) is float
+    with pytest.raises(BadInputError, match="replan takes a whole number, got 1.5"):
+        PRESETS["draft"].override({"replan": np.float32(1.5)})
+    with pytest.raises(BadInputError, match="density takes a number, got True"):
+        PRESETS["draft"].override({"density": np.bool_(True)})
