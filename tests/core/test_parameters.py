@@ -274,7 +274,7 @@ def test_numbers_of_numpy_are_numbers():
     )
     assert (made.policy.density, made.policy.block, made.schedule.replan) == (0.25, 64, 2)
     assert type(made.policy.density) is float
-    with pytest.raises(BadInputError, match="replan takes a whole number, got 1.5"):
+    with pytest.raises(BadInputError, match=r"replan takes a whole number, got 1\.5"):
         PRESETS["draft"].override({"replan": np.float32(1.5)})
     with pytest.raises(BadInputError, match="density takes a number, got True"):
         PRESETS["draft"].override({"density": np.bool_(True)})
