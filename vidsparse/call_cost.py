@@ -29,7 +29,8 @@ PLANNING = 0.8, 0.006  # ms, and a share of the dense call, of an order and a pl
 LAUNCHES = 4.7  # ms that a layer with such a call takes at least, whatever the GPU: its launches
 LARGE = 128  # tokens in the blocks that the lines are of
 SMALL = 0.016, 1.24  # blocks of 64: more to plan, and a pair over one in a larger block
-OWN = {  # presets that decide or attend in ways of their own: as of FILLED, planning included
+OWN = {  # presets that decide or attend in ways of their own: as of FILLED, with all of planning
+    # but its milliseconds
     "draft-attention": (0.005, 0.983),
     "sta": (0.047, 0.937),
     "svg": (0.012, 0.842),
